@@ -1,0 +1,233 @@
+"""From a config to the objects that a job works with. The config goes no further than here."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from ddae_jax.data.augment import augment_on_device
+from ddae_jax.data.pipeline import Augmentation, TrainLoader, batches_per_epoch, eval_batches
+from ddae_jax.data.sources import Source, make_source
+from ddae_jax.evaluation.classify import LabelledImages, Predict
+from ddae_jax.evaluation.features import Encode, make_encode
+from ddae_jax.evaluation.knn import knn_predict
+from ddae_jax.evaluation.linear_probe import linear_predict
+from ddae_jax.masking import block_mask, num_masked_patches, random_mask
+from ddae_jax.methods import Method, find_method
+from ddae_jax.methods.supervision import supervised_depths
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.vit import SIZES, ViT
+from ddae_jax.training.optimizer import make_optimizer
+from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
+from ddae_jax.training.step import PrepareImages
+
+_MASKS = {"random": random_mask, "block": block_mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A run's length in steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def steps(self, epochs: float) -> int:
+        """Steps of so many epochs, at least 1."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
+
+def build_schedule(config: ConfigDict, source: Source) -> Schedule:
+    """Steps an epoch, and of the whole run."""
+    steps_per_epoch = batches_per_epoch(source, config.batch_size)
+    return Schedule(steps_per_epoch, max(1, round(config.epochs * steps_per_epoch)))
+
+
+def build_encoder(config: ConfigDict) -> ViT:
+    """The encoder that the config describes."""
+    model = config.model
+    return ViT(
+        image_size=tuple(model.image_size),
+        patch_size=model.patch_size,
+        positions=model.positions,
+        use_class_token=model.use_class_token,
+        drop_path_rate=model.drop_path_rate,
+        **SIZES[model.size]._asdict(),
+        **_computation(config),
+    )
+
+
+def build_method(config: ConfigDict) -> Method:
+    """The method that the config describes, around its encoder."""
+    encoder = build_encoder(config)
+    decoder = None
+    if config.model.encoder_input == "visible":
+        decoder = Decoder(encoder.grid, **config.decoder, **_computation(config))
+    num_masked = num_masked_patches(encoder.grid, config.mask.ratio)
+    supervision = config.supervision
+    return find_method(config.method)(
+        encoder,
+        decoder,
+        sample_mask=functools.partial(
+            _MASKS[config.mask.kind], grid=encoder.grid, num_masked=num_masked
+        ),
+        num_masked=num_masked,
+        depths=supervised_depths(supervision.mode, encoder.depth, tuple(supervision.depths)),
+        channels=config.data.channels,
+        mode=supervision.mode,
+        weighting=supervision.weighting,
+        depth_weights=tuple(supervision.depth_weights) or None,
+        beta_init=supervision.beta_init,
+        **config.targets,
+    )
+
+
+def build_optimizer(
+    config: ConfigDict, schedule: Schedule
+) -> tuple[optax.GradientTransformation, optax.Schedule, optax.Schedule]:
+    """The optimizer, its learning rate by step, and the teacher's momentum by step."""
+    options = config.optimizer
+    learning_rate = learning_rate_schedule(
+        options.learning_rate,
+        config.batch_size,
+        round(options.warmup_epochs * schedule.steps_per_epoch),
+        schedule.total_steps,
+        options.end_learning_rate,
+    )
+    optimizer = make_optimizer(
+        learning_rate,
+        total_steps=schedule.total_steps,
+        weight_decay=options.weight_decay,
+        b1=options.b1,
+        b2=options.b2,
+        clip_norm=options.clip_norm or None,
+        beta_step=config.supervision.beta_step,
+        beta_range=tuple(config.supervision.beta_range),
+    )
+    momentum = momentum_schedule(
+        config.teacher.momentum_start, config.teacher.momentum_end, schedule.total_steps
+    )
+    return optimizer, learning_rate, momentum
+
+
+def build_source(config: ConfigDict, split: str) -> Source:
+    """The images of a split."""
+    data = config.data
+    return make_source(
+        data.source,
+        name=data.name,
+        data_dir=data.data_dir,
+        split=split,
+        channels=data.channels,
+    )
+
+
+def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
+    """This process's share of the training batches."""
+    return TrainLoader(
+        source,
+        Augmentation(
+            image_size=tuple(config.model.image_size),
+            place=config.data.augment_in,
+            **_crops(config),
+        ),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+        num_threads=config.data.num_threads,
+        max_corrupt_share=config.data.max_corrupt_share,
+    )
+
+
+def build_labelled_images(
+    config: ConfigDict, mesh: Mesh, limit: int | None = None
+) -> LabelledImages:
+    """The labelled training and test images of the config, to evaluate frozen features on.
+
+    Raises ``ValueError`` if the source has no labels.
+    """
+    train, test = (
+        build_source(config, split) for split in (config.data.train_split, config.data.test_split)
+    )
+    if train.num_classes is None or test.num_classes != train.num_classes:
+        raise ValueError(
+            f"evaluation needs labelled images: the {config.data.train_split!r} split has "
+            f"{train.num_classes} classes, {config.data.test_split!r} has {test.num_classes}. Set "
+            "evaluation.knn_every_epochs=0 to pretrain without"
+        )
+    batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
+    walk = functools.partial(
+        eval_batches,
+        image_size=tuple(config.model.image_size),
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        limit=limit,
+        num_threads=config.data.num_threads,
+    )
+    return LabelledImages(
+        train_batches=functools.partial(walk, train),
+        test_batches=functools.partial(walk, test),
+        num_classes=train.num_classes,
+        mesh=mesh,
+    )
+
+
+def build_encode(config: ConfigDict, mesh: Mesh, *, depth: int, pool: str) -> Encode:
+    """From images to frozen features, read after block ``depth``, or the last one if it is 0."""
+    encoder = build_encoder(config)
+    return make_encode(
+        encoder, build_normalize(config), mesh, depth=depth or encoder.depth, pool=pool
+    )
+
+
+def build_predict(config: ConfigDict, task: str) -> Predict:
+    """The classifier of a task, ``knn`` or ``linear``."""
+    if task == "linear":
+        return linear_predict
+    return functools.partial(
+        knn_predict, k=config.evaluation.k, temperature=config.evaluation.temperature
+    )
+
+
+def build_normalize(
+    config: ConfigDict,
+) -> Callable[[UInt8[Array, "*b c"]], Float[Array, "*b c"]]:
+    """Pixel values 0..255 to zero mean and unit deviation, by the config's statistics; float32."""
+    mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
+    return lambda images: (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def build_prepare_images(config: ConfigDict) -> PrepareImages:
+    """What the step does to images first: augmentation, if on the device, and normalisation."""
+    normalize = build_normalize(config)
+    if config.data.augment_in == "workers":
+        return lambda key, images: normalize(images)
+    options = {"size": tuple(config.model.image_size)} | {
+        name.removeprefix("crop_"): value for name, value in _crops(config).items()
+    }
+    return lambda key, images: normalize(augment_on_device(key, images, **options))
+
+
+def _crops(config: ConfigDict) -> dict:
+    data = config.data
+    return {
+        "crop_scale": tuple(data.crop_scale),
+        "crop_ratio": tuple(data.crop_ratio),
+        "flip": data.flip,
+    }
+
+
+def _computation(config: ConfigDict) -> dict:
+    return {
+        "rematerialization": config.model.rematerialization,
+        "attention_form": config.model.attention_form,
+        "dtype": jnp.dtype(config.model.dtype),
+    }

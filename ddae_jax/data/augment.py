@@ -1,0 +1,224 @@
+"""Random resized crop and flip: on the host with Pillow, or on the device with JAX.
+
+Both draw boxes as Inception and torchvision's `RandomResizedCrop` do: ten tries at a box of random
+area and aspect ratio, then the largest central box within the ratio's range; and both resize that
+box in one pass with Keys's cubic kernel (a = -0.5), widened when shrinking. It reads a few pixels
+around the box where the image has them.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from PIL import Image
+
+from ddae_jax.data.sources import LazyImage, Pixels
+
+# As everywhere in the field: evaluation sees the central 87.5 % (224 of 256) of the shorter side.
+EVAL_CROP = 0.875
+_TRIES = 10
+
+
+class Box(NamedTuple):
+    """A crop, in pixels of the image."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def random_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """Draws a crop of an image of `width` x `height` pixels.
+
+    **Arguments:**
+
+    - `scale`: range of the crop's share of the image's area, drawn uniformly.
+    - `ratio`: range of the crop's width / height, drawn uniformly in the logarithm.
+    """
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_TRIES):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width + 1))
+            top = int(rng.integers(height - crop_height + 1))
+            return Box(left, top, crop_width, crop_height)
+    return _central_box(width, height, ratio)
+
+
+def _central_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
+    crop_width = max(min(width, round(height * ratio[1])), 1)
+    crop_height = max(min(height, round(width / ratio[0])), 1)
+    return Box((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
+
+
+def random_resized_crop(
+    image: Image.Image | LazyImage,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: bool = True,
+) -> Pixels:
+    """Crops a random box, resizes it to `size` and mirrors it left to right half of the time.
+
+    A JPEG that is not decoded yet is decoded at a half, a quarter or an eighth of its size where
+    the crop remains at least as large as `size`.
+
+    **Arguments:**
+
+    - `image`: of mode `L` or `RGB`.
+    - `size`: (height, width) of the result, pixels.
+    - `scale`, `ratio`: see `random_box`.
+
+    Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
+    """
+    width, height = image.size
+    box = random_box(rng, width, height, scale, ratio)
+    is_flipped = flip and rng.random() < 0.5
+    decoded = _decode(image, reduction=min(box.height // size[0], box.width // size[1]))
+    # JPEG shrinks by a power of two and rounds the sides up: the last pixel may be a partial one.
+    shrunk = 2 ** math.ceil(math.log2(width / decoded.width))
+    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+    pixels = _resize(decoded, size, tuple(edge / shrunk for edge in edges))
+    return np.ascontiguousarray(pixels[:, ::-1]) if is_flipped else pixels
+
+
+def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]) -> Pixels:
+    """The view of an image that evaluation sees: the central 87.5 %, in the aspect of `size`.
+
+    An image that has the wanted size already is returned as it is.
+
+    **Arguments:**
+
+    - `image`: of mode `L` or `RGB`.
+    - `size`: (height, width) of the result, pixels.
+
+    Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
+    """
+    decoded = _decode(image)
+    if decoded.size == (size[1], size[0]):
+        return _to_pixels(decoded)
+    # Source pixels per pixel of the result.
+    step = EVAL_CROP * min(decoded.height / size[0], decoded.width / size[1])
+    half_width, half_height = size[1] * step / 2, size[0] * step / 2
+    centre_x, centre_y = decoded.width / 2, decoded.height / 2
+    bounds = (
+        centre_x - half_width,
+        centre_y - half_height,
+        centre_x + half_width,
+        centre_y + half_height,
+    )
+    return _resize(decoded, size, bounds)
+
+
+def _decode(image: Image.Image | LazyImage, reduction: int = 1) -> Image.Image:
+    return image if isinstance(image, Image.Image) else image.decode(max(reduction, 1))
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], bounds: tuple[float, float, float, float]
+) -> Pixels:
+    resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=bounds)
+    return _to_pixels(resized)
+
+
+def _to_pixels(image: Image.Image) -> Pixels:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+# ---- on the device
+
+
+def augment_on_device(
+    key: PRNGKeyArray,
+    images: UInt8[Array, "batch in_height in_width channel"],
+    size: tuple[int, int],
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: bool = True,
+) -> Float[Array, "batch height width channel"]:
+    """`random_resized_crop` of a batch, inside `jax.jit`; all but `key` and `images` is static.
+
+    **Arguments:**
+
+    - `key`: one key; the same key and images give the same result.
+    - `size`: (height, width) of the result, pixels.
+    - `scale`, `ratio`: see `random_box`.
+
+    Returns float32 in 0..255.
+    """
+
+    def augment(key: PRNGKeyArray, image: UInt8[Array, "in_height in_width channel"]) -> Array:
+        box_key, flip_key = jax.random.split(key)
+        height, width, _ = image.shape
+        box = _random_box_on_device(box_key, width, height, scale, ratio)
+        crop = crop_and_resize_on_device(image, box, size)
+        is_flipped = flip & jax.random.bernoulli(flip_key)
+        return jnp.where(is_flipped, crop[:, ::-1], crop)
+
+    return jax.vmap(augment)(jax.random.split(key, len(images)), images)
+
+
+def crop_and_resize_on_device(
+    image: UInt8[Array, "in_height in_width channel"],
+    box: Int[Array, "4"],
+    size: tuple[int, int],
+) -> Float[Array, "height width channel"]:
+    """Resizes a box of an image to `size` (height, width); float32 in 0..255.
+
+    **Arguments:**
+
+    - `box`: left, top, width and height in pixels, as in `Box`; may be traced.
+    """
+    left, top, crop_width, crop_height = box
+    zoom = jnp.stack([size[0] / crop_height, size[1] / crop_width])
+    crop = jax.image.scale_and_translate(
+        image.astype(jnp.float32),
+        (*size, image.shape[-1]),
+        spatial_dims=(0, 1),
+        scale=zoom,
+        translation=-jnp.stack([top, left]) * zoom,
+        method="cubic",
+        antialias=True,
+    )
+    return crop.clip(0, 255)
+
+
+def _random_box_on_device(
+    key: PRNGKeyArray,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Int[Array, "4"]:
+    """`random_box` without a loop: all tries are drawn, the first that fits is taken."""
+    area_key, aspect_key, left_key, top_key = jax.random.split(key, 4)
+    uniform: Callable[..., Float[Array, " tries"]] = jax.random.uniform
+    area = width * height * uniform(area_key, (_TRIES,), minval=scale[0], maxval=scale[1])
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    aspect = jnp.exp(uniform(aspect_key, (_TRIES,), minval=log_ratio[0], maxval=log_ratio[1]))
+    crop_width = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    crop_height = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits: Bool[Array, " tries"] = (
+        (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
+    )
+    first = jnp.argmax(fits)
+    crop_width, crop_height = crop_width[first], crop_height[first]
+    left = jax.random.randint(left_key, (), 0, width - crop_width + 1)
+    top = jax.random.randint(top_key, (), 0, height - crop_height + 1)
+    drawn = jnp.stack([left, top, crop_width, crop_height])
+    return jnp.where(fits[first], drawn, jnp.array(_central_box(width, height, ratio)))

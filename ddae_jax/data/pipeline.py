@@ -1,0 +1,393 @@
+"""Batches: which examples a step sees, in which order, and how a run continues where it stopped.
+
+Global batch k is a pure function of (seed, k): the shuffled order of each epoch and the crop of
+each example depend on the example's global position only. So the state of a loader is a step,
+however many processes, workers and threads read; and the batches of P processes, one after the
+other, are the global batch that one process would see.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Int, Int32, UInt8
+
+from ddae_jax.data import augment
+from ddae_jax.data.sources import (
+    NO_LABEL,
+    CorruptImage,
+    LazyImage,
+    Pixels,
+    Source,
+    reading_threads,
+)
+
+# So many unreadable images in a row are no accident: a disk or a whole folder is gone.
+_MOST_CORRUPT_IN_A_ROW = 100
+
+_logger = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+
+class TooManyCorruptImages(RuntimeError):
+    """More images cannot be decoded than the run allows. The message counts and names them."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random resized crop and flip, and where they happen.
+
+    **Arguments:**
+
+    - `image_size`: (height, width) that the model sees, pixels.
+    - `crop_scale`: range of the crop's share of the image's area.
+    - `crop_ratio`: range of the crop's width / height.
+    - `flip`: whether half of the crops are mirrored left to right.
+    - `place`: "workers" crops on the host; with "device" the loader hands out the source's images
+      as they are, and the training step calls `augment_on_device`.
+
+    Raises `ValueError` for sizes and ranges that make no crop.
+    """
+
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    place: Literal["workers", "device"] = "workers"
+
+    def __post_init__(self):
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size={self.image_size}; (height, width), both at least 1")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale={self.crop_scale}; a range of shares within (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio={self.crop_ratio}; a range of width / height above 0")
+        if self.place not in ("workers", "device"):
+            raise ValueError(f"place={self.place!r}; 'workers' or 'device'")
+
+
+def batches_per_epoch(source: Source, batch_size: int) -> int:
+    """How many whole global batches an epoch has; 1 if the source is smaller than a batch.
+
+    Raises `ValueError` if `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; at least 1")
+    return max(len(source) // batch_size, 1)
+
+
+class TrainLoader:
+    """An endless iterator over this process's part of the shuffled, augmented global batches.
+
+    Each batch is {"image": uint8[b, height, width, channel], "label": int32[b]} with
+    b = batch_size / process_count. Epochs follow each other without a gap: a batch may hold the
+    last examples of one and the first of the next. An image that cannot be decoded is replaced by
+    the next readable one of the source, counted, and named once in the log.
+
+    **Arguments:**
+
+    - `source`, `augmentation`: what is read and what is done to it.
+    - `batch_size`: global, over all processes.
+    - `seed`: of order and crops; not negative.
+    - `process_index`, `process_count`: which part of each global batch this process reads.
+    - `num_workers`: processes that read. 0 reads in threads of this process, which is enough
+      unless many small images keep Python itself busy.
+    - `num_threads`: threads that read, in this process or in each worker; each makes a whole batch.
+      None: `reading_threads(source)`.
+    - `prefetch_batches`: batches that are made ahead, over all workers.
+    - `max_corrupt_share`: the share of the source's images that may be undecodable, 0 to 1.
+
+    Raises `ValueError` for arguments that contradict each other, and while iterating
+    `TooManyCorruptImages`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int = 0,
+        num_threads: int | None = None,
+        prefetch_batches: int = 4,
+        max_corrupt_share: float = 0.01,
+    ):
+        self._batch_size = _local_batch_size(batch_size, process_index, process_count)
+        if augmentation.place == "device" and source.image_size is None:
+            raise ValueError(
+                "place='device' augments a batch of images of one size, but the images of this "
+                "source differ in size; choose place='workers'"
+            )
+        if seed < 0:
+            raise ValueError(f"seed={seed}; 0 or more")
+        if not 0 <= max_corrupt_share <= 1:
+            raise ValueError(f"max_corrupt_share={max_corrupt_share}; a share from 0 to 1")
+        num_threads = reading_threads(source) if num_threads is None else num_threads
+        if num_workers < 0 or num_threads < 1 or prefetch_batches < 1:
+            raise ValueError(
+                f"num_workers={num_workers}, num_threads={num_threads}, "
+                f"prefetch_batches={prefetch_batches}; workers from 0, the others from 1"
+            )
+        self._source = source
+        self._augmentation = augmentation
+        self._seed = seed
+        self._process_index = process_index
+        self._process_count = process_count
+        self._num_workers = num_workers
+        self._num_threads = num_threads
+        self._prefetch_batches = prefetch_batches
+        self._max_corrupt = max_corrupt_share * len(source)
+        self._max_corrupt_share = max_corrupt_share
+        self._step = 0
+        self._corrupt: set[int] = set()
+        self._batches: grain.DatasetIterator | None = None
+        self._is_closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._is_closed:
+            raise ValueError("this loader is closed")
+        if self._batches is None:
+            self._batches = iter(self._dataset_from(self._step))
+        batch = next(self._batches)
+        if self._num_workers:
+            # Workers hand over shared memory, which must not be unmapped under a device's transfer.
+            batch = {key: np.array(value) for key, value in batch.items()}
+        self._report_corrupt(batch.pop("corrupt"))
+        self._step += 1
+        return batch
+
+    @property
+    def step(self) -> int:
+        """The number of batches handed out: the index of the next one."""
+        return self._step
+
+    @property
+    def corrupt_count(self) -> int:
+        """The number of different images met so far that cannot be decoded."""
+        return len(self._corrupt)
+
+    def get_state(self) -> dict[str, Any]:
+        """What `set_state` needs: {"step": int, "corrupt": [index, ...]}, fit for JSON."""
+        return {"step": self._step, "corrupt": sorted(self._corrupt)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues at a step, before or amid iteration. Reads nothing of the steps before."""
+        self._stop_reading()
+        self._step = int(state["step"])
+        self._corrupt = {int(index) for index in state["corrupt"]}
+
+    def close(self) -> None:
+        """Stops threads and worker processes; the loader cannot be iterated any more."""
+        self._stop_reading()
+        self._is_closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _stop_reading(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def _dataset_from(self, step: int) -> grain.IterDataset:
+        """This process's batches from a global step on."""
+        order_seed, crop_seed = _derived_seeds(self._seed)
+        first = step * self._process_count + self._process_index
+        load = _LoadTrainBatch(self._source, self._augmentation, crop_seed)
+        batches = (
+            grain.MapDataset.range(len(self._source))
+            .shuffle(seed=order_seed)
+            .repeat()
+            .batch(self._batch_size)
+            # Before the slice, so that `load` is told the position among all processes' batches.
+            .map_with_index(load)
+            .slice(slice(first, None, self._process_count))
+        )
+        workers = max(self._num_workers, 1)
+        batches_per_worker = -(-self._prefetch_batches // workers)
+        dataset = batches.to_iter_dataset(
+            _read_options(min(self._num_threads, batches_per_worker), batches_per_worker)
+        )
+        if self._num_workers:
+            if not flags.FLAGS.is_parsed():
+                # Grain reads its flags, which nobody parses where no absl app runs.
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1)
+            )
+        return dataset
+
+    def _report_corrupt(self, indices: Int[np.ndarray, " corrupt"]) -> None:
+        for index in set(indices.tolist()) - self._corrupt:
+            _logger.warning("skipped an image that cannot be decoded: %s", self._source.name(index))
+            self._corrupt.add(index)
+        if len(self._corrupt) > self._max_corrupt:
+            names = ", ".join(self._source.name(index) for index in sorted(self._corrupt)[:5])
+            raise TooManyCorruptImages(
+                f"{len(self._corrupt)} of {len(self._source)} images cannot be decoded: a share of "
+                f"{len(self._corrupt) / len(self._source):.2%}, above the limit "
+                f"max_corrupt_share={self._max_corrupt_share:.2%}. Among them: {names}"
+            )
+
+
+def eval_batches(
+    source: Source,
+    image_size: tuple[int, int],
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit: int | None = None,
+    num_threads: int | None = None,
+) -> Iterator[Batch]:
+    """Every example once, in order over all processes, as evaluation sees it.
+
+    **Arguments:**
+
+    - `image_size`: (height, width), see `resize_and_center_crop`.
+    - `batch_size`: global; each process gets its part of every global batch.
+    - `limit`: at most so many examples, spread evenly (a folder is sorted by class).
+
+    Yields {"image": uint8[b, height, width, channel], "label": int32[b], "index": int32[b],
+    "valid": bool[b]}, the same number of batches on every process. The last batch is padded with
+    `valid=False`, index and label -1; an image that cannot be decoded is black, with
+    `valid=False` and its own index. Raises `ValueError` for arguments that contradict each other.
+    """
+    local_size = _local_batch_size(batch_size, process_index, process_count)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; at least 1, or None for all examples")
+    num_threads = num_threads or reading_threads(source)
+    count = min(len(source), limit or len(source))
+    indices = (np.arange(count) * len(source) // count).astype(np.int32)
+    load = _LoadEvalBatch(source, image_size, indices, local_size)
+    num_batches = -(-count // batch_size) * process_count
+    dataset = (
+        grain.MapDataset.range(num_batches)
+        .map(load)
+        .slice(slice(process_index, None, process_count))
+        .to_iter_dataset(_read_options(num_threads, num_threads))
+    )
+    return iter(dataset)
+
+
+def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} is the global one: a positive multiple of the number of "
+            f"processes, {process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}; from 0 to {process_count - 1}")
+    return batch_size // process_count
+
+
+def _read_options(num_threads: int, num_batches: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_batches)
+
+
+def _derived_seeds(seed: int) -> tuple[int, tuple[int, int]]:
+    """Seeds of order (32 bit) and crops (128 bit).
+
+    Grain shuffles epoch e with seed + e: undisguised, run 1 would begin with run 0's second epoch.
+    """
+    order, high, low = np.random.SeedSequence(seed).generate_state(3, np.uint64).tolist()
+    return order % 2**32, (high, low)
+
+
+@dataclass(frozen=True)
+class _LoadTrainBatch:
+    """(number of a local batch among all processes', its indices) -> the batch. Runs in workers."""
+
+    source: Source
+    augmentation: Augmentation
+    seed: tuple[int, int]
+
+    def __call__(self, number: int, indices: Int[np.ndarray, " batch"]) -> Batch:
+        first = number * len(indices)
+        corrupt: list[int] = []
+        images, labels = [], []
+        for offset, opened in enumerate(self.source.open(indices)):
+            pixels, label = self._read(first + offset, int(indices[offset]), opened, corrupt)
+            images.append(pixels)
+            labels.append(label)
+        return {
+            "image": np.stack(images),
+            "label": np.array(labels, np.int32),
+            "corrupt": np.array(corrupt, np.int64),
+        }
+
+    def _read(
+        self, position: int, index: int, opened: tuple[LazyImage, int], corrupt: list[int]
+    ) -> tuple[Pixels, int]:
+        """The augmented example, or the next readable one's; adds what is not to `corrupt`."""
+        for tries in range(min(_MOST_CORRUPT_IN_A_ROW, len(self.source))):
+            candidate = (index + tries) % len(self.source)
+            image, label = self.source.open([candidate])[0] if tries else opened
+            try:
+                return self._augment(image, position, candidate), label
+            except CorruptImage as error:
+                corrupt.append(candidate)
+                last_error = error
+        raise TooManyCorruptImages(
+            f"no image in a row of {tries + 1} can be decoded, from {self.source.name(index)} to "
+            f"{self.source.name(candidate)}. The last error: {last_error}"
+        )
+
+    def _augment(self, image: LazyImage, position: int, index: int) -> Pixels:
+        chosen = self.augmentation
+        if chosen.place == "device":
+            return self._of_one_size(image.pixels(), index)
+        # Philox is made for this: each position is a stream of its own, at no cost to reach.
+        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=(0, 0, 0, position)))
+        return augment.random_resized_crop(
+            image, rng, chosen.image_size, chosen.crop_scale, chosen.crop_ratio, chosen.flip
+        )
+
+    def _of_one_size(self, pixels: Pixels, index: int) -> Pixels:
+        if pixels.shape[:2] != self.source.image_size:
+            raise ValueError(
+                f"place='device' augments a batch of images of one size, {self.source.image_size}, "
+                f"but {self.source.name(index)} is {pixels.shape[:2]}; choose place='workers'"
+            )
+        return pixels
+
+
+@dataclass(frozen=True)
+class _LoadEvalBatch:
+    """Number of a local batch among all processes' -> the batch."""
+
+    source: Source
+    image_size: tuple[int, int]
+    indices: Int32[np.ndarray, " example"]
+    batch_size: int
+
+    def __call__(self, number: int) -> Batch:
+        indices = self.indices[number * self.batch_size :][: self.batch_size]
+        shape = (self.batch_size, *self.image_size, self.source.channels)
+        images: UInt8[np.ndarray, "batch height width channel"] = np.zeros(shape, np.uint8)
+        labels: Int32[np.ndarray, " batch"] = np.full(self.batch_size, NO_LABEL, np.int32)
+        valid: Bool[np.ndarray, " batch"] = np.zeros(self.batch_size, bool)
+        for row, (image, label) in enumerate(self.source.open(indices)):
+            labels[row] = label
+            try:
+                images[row] = augment.resize_and_center_crop(image, self.image_size)
+                valid[row] = True
+            except CorruptImage as error:
+                _logger.warning("left out of evaluation: %s", error)
+        padding = (0, self.batch_size - len(indices))
+        padded = np.pad(indices, padding, constant_values=-1)
+        return {"image": images, "label": labels, "index": padded, "valid": valid}

@@ -1,0 +1,602 @@
+"""Where images come from: scikit-learn's digits, a TFDS dataset, or a folder of image files.
+
+A source is a random-access, picklable sequence of images with labels. It hands out images that are
+not decoded yet (`Source.open`): whoever needs a small crop of a big JPEG can decode it small.
+"""
+
+import contextlib
+import difflib
+import functools
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int32, UInt8
+from PIL import ExifTags, Image
+
+SOURCE_KINDS = ("digits", "tfds", "folder")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+NO_LABEL = -1
+
+# How many files a folder looks at before it says that all its images share one size.
+_SIZE_SAMPLE = 1000
+# Pixels a side, up to which one thread reads faster than several; see benchmarks/augmentation.py.
+_SMALL_SIDE = 64
+# Exif orientation 2-8 -> what turns the stored image upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+Pixels = UInt8[np.ndarray, "height width channel"]
+
+
+class CorruptImage(ValueError):
+    """An image whose bytes cannot be decoded. The message names the image and the cause."""
+
+
+class Example(TypedDict):
+    """One decoded example; `label` is an int32 scalar, -1 where there is none."""
+
+    image: Pixels
+    label: np.int32
+
+
+class LazyImage(Protocol):
+    """An upright image of 1 (`L`) or 3 (`RGB`) channels that is decoded when asked."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, as in `PIL.Image`. Raises `CorruptImage`."""
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        """The image, its sides divided by up to `reduction` where its format makes that cheaper.
+
+        Raises `CorruptImage`.
+        """
+
+    def pixels(self) -> Pixels:
+        """The whole image as an array. Raises `CorruptImage`."""
+
+
+class Source(Protocol):
+    """A random-access, picklable sequence of images; it travels to worker processes."""
+
+    channels: int
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) if all images share one size, else None."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Decodes one example. Raises `CorruptImage`, and `IndexError` outside of 0..len-1."""
+
+    def name(self, index: int) -> str:
+        """What a person would look for: a file name, or "cifar10/train[17]"."""
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
+        """Images, not decoded yet, with their labels. One call for many is faster than many."""
+
+
+def make_source(
+    kind: str, *, name: str = "", data_dir: str = "", split: str = "train", channels: int = 3
+) -> Source:
+    """Opens a source of images.
+
+    **Arguments:**
+
+    - `kind`: "digits" (scikit-learn's handwritten digits, embedded), "tfds" or "folder".
+    - `name`: the TFDS dataset, such as "cifar10"; other kinds ignore it.
+    - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder of images.
+    - `split`: "train", "test", ...; for TFDS also a slice such as "train[:80%]".
+    - `channels`: 1 (grey) or 3 (RGB) of every decoded image.
+
+    Raises `ValueError` for an unknown kind, name or split, for other `channels`, and for a folder
+    without images; `FileNotFoundError` for data that is not there and cannot be downloaded.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels")
+    match kind:
+        case "digits":
+            return digits_source(split, channels)
+        case "tfds":
+            return TfdsSource(name, data_dir, split, channels)
+        case "folder":
+            return FolderSource(data_dir, split, channels)
+    raise ValueError(
+        f"unknown kind of source {kind!r}{_nearest(kind, SOURCE_KINDS)}; "
+        f"known are {', '.join(SOURCE_KINDS)}"
+    )
+
+
+# ---- images that are decoded when asked
+
+
+class EncodedImage:
+    """A JPEG, PNG or WebP file: upright by its Exif orientation, transparency on white."""
+
+    def __init__(self, read: Callable[[], bytes], name: str, channels: int):
+        self._read = read
+        self._name = name
+        self._channels = channels
+
+    @functools.cached_property
+    def _file(self) -> Image.Image:
+        return Image.open(io.BytesIO(self._read()))
+
+    @functools.cached_property
+    def _orientation(self) -> int:
+        return self._file.getexif().get(ExifTags.Base.Orientation, 1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        with _naming_corruption(self._name):
+            width, height = self._file.size
+            return (height, width) if self._orientation in _SIDEWAYS else (width, height)
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        with _naming_corruption(self._name):
+            file, orientation = self._file, self._orientation
+            del self._file  # it remembers how it was decoded: the next decoding opens it anew
+            mode = "L" if self._channels == 1 else None
+            # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
+            file.draft(mode, tuple(max(side // reduction, 1) for side in file.size))
+            image = _to_channels(file, self._channels)
+            return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+    def pixels(self) -> Pixels:
+        return _to_array(self.decode())
+
+
+class DecodedImage:
+    """An image that already is an array."""
+
+    def __init__(self, pixels: Pixels):
+        self._pixels = pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width, _ = self._pixels.shape
+        return width, height
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        del reduction  # nothing is cheaper than what is decoded
+        pixels = self._pixels
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+    def pixels(self) -> Pixels:
+        return self._pixels
+
+
+class _KnownCorrupt:
+    """An image of which one knows that it cannot be decoded."""
+
+    def __init__(self, error: str):
+        self._error = error
+
+    @property
+    def size(self) -> tuple[int, int]:
+        raise CorruptImage(self._error)
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        raise CorruptImage(self._error)
+
+    def pixels(self) -> Pixels:
+        raise CorruptImage(self._error)
+
+
+@contextlib.contextmanager
+def _naming_corruption(name: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        # An errno comes from the disk or the network: the image may be fine, the machine is not.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise CorruptImage(f"{name} cannot be decoded: {error}") from error
+
+
+def _to_channels(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits a pixel, which Pillow would clip to 255 instead of scaling.
+        levels = np.asarray(image).astype(np.float32) / 257
+        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    image.load()
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _to_array(image: Image.Image) -> Pixels:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+# ---- sources
+
+
+class _IndexedSource:
+    """What all sources share: one decoded example through `open`."""
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of a source of {len(self)}")
+        image, label = self.open([index])[0]
+        return {"image": image.pixels(), "label": np.int32(label)}
+
+
+class ArraySource(_IndexedSource):
+    """Images that lie in memory.
+
+    **Arguments:**
+
+    - `images`: uint8[example, height, width, channel].
+    - `labels`: int32[example], -1 where there is none.
+    - `title`: what `name` begins with: "digits/train" names "digits/train[17]".
+    - `corrupt`: index -> error, for examples that could not be decoded.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "example height width channel"],
+        labels: Int32[np.ndarray, " example"],
+        *,
+        title: str = "array",
+        class_names: tuple[str, ...] | None = None,
+        corrupt: dict[int, str] | None = None,
+    ):
+        if len(images) != len(labels):
+            raise ValueError(f"{len(images)} images, but {len(labels)} labels")
+        self._images = images
+        self._labels = labels
+        self._title = title
+        self._corrupt = corrupt or {}
+        self.channels = images.shape[-1]
+        self.image_size = images.shape[1:3]
+        self.class_names = class_names
+        self.num_classes = None if class_names is None else len(class_names)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return f"{self._title}[{index}]"
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
+        return [(self._image(index), int(self._labels[index])) for index in indices]
+
+    def _image(self, index: int) -> LazyImage:
+        if index in self._corrupt:
+            return _KnownCorrupt(self._corrupt[index])
+        return DecodedImage(self._images[index])
+
+
+def reading_threads(source: Source) -> int:
+    """How many threads read a source fastest: 1 where all images are small, else 4.
+
+    Decoding a small image is mostly Python, which threads only slow down by waiting for each other.
+    """
+    is_small = source.image_size is not None and max(source.image_size) <= _SMALL_SIDE
+    return 1 if is_small else 4
+
+
+def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
+    """Decodes a whole source once: worth it where the images are small and epochs are many.
+
+    The names of its examples are "memory[17]"; a corrupt one still raises with its own name.
+    `num_threads=None` reads in `reading_threads(source)` threads.
+    Raises `ValueError` if the images do not share one size.
+    """
+    if source.image_size is None:
+        raise ValueError("only images that share one size can be kept in memory as one array")
+    images = np.zeros((len(source), *source.image_size, source.channels), np.uint8)
+    labels = np.full(len(source), NO_LABEL, np.int32)
+    corrupt: dict[int, str] = {}
+
+    def decode(indices: range) -> None:
+        for index, (image, label) in zip(indices, source.open(indices), strict=True):
+            labels[index] = label
+            try:
+                images[index] = image.pixels()
+            except CorruptImage as error:
+                corrupt[index] = str(error)
+
+    chunks = [range(start, min(start + 1024, len(source))) for start in range(0, len(source), 1024)]
+    with ThreadPoolExecutor(num_threads or reading_threads(source)) as pool:
+        list(pool.map(decode, chunks))
+    return ArraySource(
+        images, labels, title="memory", class_names=source.class_names, corrupt=corrupt
+    )
+
+
+def digits_source(split: str, channels: int) -> ArraySource:
+    """Scikit-learn's 1,797 handwritten digits: 8x8 scans of 16 grey levels, as uint8 0..255.
+
+    Every fifth digit of each class is "test", the others are "train".
+    """
+    from sklearn.datasets import load_digits
+
+    if split not in ("train", "test"):
+        raise ValueError(f"digits has no split {split!r}{_nearest(split, ('train', 'test'))}")
+    digits = load_digits()
+    rank_in_class = np.zeros(len(digits.target), int)
+    for digit in range(10):
+        chosen = digits.target == digit
+        rank_in_class[chosen] = np.arange(chosen.sum())
+    belongs = (rank_in_class % 5 == 4) == (split == "test")
+    grey = (digits.images[belongs] * (255 / 16)).round().astype(np.uint8)
+    return ArraySource(
+        np.repeat(grey[..., None], channels, axis=-1),
+        digits.target[belongs].astype(np.int32),
+        title=f"digits/{split}",
+        class_names=tuple(str(digit) for digit in range(10)),
+    )
+
+
+class TfdsSource(_IndexedSource):
+    """A TFDS dataset in ArrayRecord files, read without TensorFlow.
+
+    The records are read in batches and only their image and label are parsed, which is several
+    times faster than TFDS's own decoding. See `make_source` for arguments and errors.
+    """
+
+    def __init__(self, name: str, data_dir: str, split: str, channels: int):
+        builder = _prepared_builder(name, data_dir)
+        features = builder.info.features
+        if "image" not in features:
+            raise ValueError(f"TFDS dataset {name!r} has no image, only {', '.join(features)}")
+        self._records = _record_reader(builder, split)
+        self._title = f"{name}/{split}"
+        label = dict(features.items()).get("label")
+        names = getattr(label, "names", None)
+        self._has_label = label is not None and hasattr(label, "num_classes")
+        self.channels = channels
+        self.class_names = tuple(names) if names else None
+        self.num_classes = label.num_classes if self._has_label else None
+        height, width = features["image"].shape[:2]
+        self.image_size = None if None in (height, width) else (height, width)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def name(self, index: int) -> str:
+        return f"{self._title}[{index}]"
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
+        records = self._records.__getitems__([int(index) for index in indices])
+        return [self._parse(*pair) for pair in zip(indices, records, strict=True)]
+
+    def _parse(self, index: int, record: bytes) -> tuple[LazyImage, int]:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        feature = tf_example_pb2.Example.FromString(record).features.feature
+        encoded = feature["image"].bytes_list.value[0]
+        label = feature["label"].int64_list.value[0] if self._has_label else NO_LABEL
+        return EncodedImage(lambda: encoded, self.name(index), self.channels), label
+
+
+def _prepared_builder(name: str, data_dir: str) -> Any:
+    """A TFDS builder whose data lies on disk as ArrayRecord, downloaded where that is possible."""
+    import tensorflow_datasets as tfds
+
+    if not name:
+        raise ValueError("kind='tfds' needs the name of a dataset, such as name='cifar10'")
+    data_dir = os.path.expanduser(data_dir) or None
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        raise ValueError(
+            f"TFDS knows no dataset {name!r}{_nearest(name, known)}; for images of your own use "
+            "kind='folder'"
+        ) from None
+    if not builder.is_prepared():
+        expected = f"{builder.data_path}/{{dataset_info.json,features.json,*.array_record*}}"
+        logging.info("%s is not at %s: downloading it", name, builder.data_path)
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            raise FileNotFoundError(
+                f"TFDS dataset {name!r} is not at {builder.data_path} and could not be downloaded "
+                f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). Prepare it "
+                f"on a machine with network access, with tfds.builder({name!r}, "
+                'file_format="array_record").download_and_prepare(), and copy it so that there '
+                f"is {expected}"
+            ) from error
+    return builder
+
+
+def _record_reader(builder: Any, split: str) -> Any:
+    """The `ArrayRecordDataSource` of a split: index -> serialised `tf.train.Example`."""
+    available = tuple(builder.info.splits)
+    if split.split("[")[0] not in available:
+        raise ValueError(
+            f"TFDS dataset {builder.name!r} has no split {split!r}{_nearest(split, available)}; "
+            f"it has {', '.join(available)}"
+        )
+    try:
+        return builder.as_data_source(split=split).data_source
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.data_path} holds other files than ArrayRecord: prepare it again with "
+            f'tfds.builder({builder.name!r}, file_format="array_record").download_and_prepare(), '
+            "into another data_dir"
+        ) from error
+
+
+class FolderSource(_IndexedSource):
+    """A tree of .jpg, .jpeg, .png and .webp files, in the order of their sorted paths.
+
+    `data_dir/split` is read if it is a folder, else `data_dir` itself as "train". The label is the
+    index of the sub-folder of the first level, in sorted order; images beside these have -1. Hidden
+    files are left out; linked folders are followed. See `make_source` for arguments and errors.
+    """
+
+    def __init__(self, data_dir: str, split: str, channels: int):
+        root = _split_folder(data_dir, split)
+        paths, self._labels, self.class_names = _scan(root)
+        if not paths:
+            raise ValueError(
+                f"no image in {root}: looked for {', '.join(IMAGE_SUFFIXES)} in it and in its "
+                f"sub-folders; it contains {_contents(root)}"
+            )
+        # One buffer: a list of a million strings is slow to pickle and is copied by every worker.
+        self._paths = np.frombuffer(b"".join(paths), np.uint8)
+        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
+        self._root = os.fsencode(root)
+        self.channels = channels
+        self.num_classes = None if self.class_names is None else len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self._path(index))
+
+    @functools.cached_property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) if up to 1,000 images, spread over the folder, all have that size."""
+        sample = np.linspace(0, len(self) - 1, min(len(self), _SIZE_SAMPLE)).astype(int)
+        shared = None
+        for index in sample:
+            image, _ = self.open([index])[0]
+            try:
+                width, height = image.size
+            except CorruptImage:
+                continue
+            shared = shared or (height, width)
+            if shared != (height, width):
+                return None
+        return shared
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
+        return [(self._image(index), int(self._labels[index])) for index in indices]
+
+    def _image(self, index: int) -> LazyImage:
+        read = functools.partial(_read_bytes, self._path(index))
+        return EncodedImage(read, self.name(index), self.channels)
+
+    def _path(self, index: int) -> bytes:
+        start = self._ends[index - 1] if index else 0
+        return os.path.join(self._root, self._paths[start : self._ends[index]].tobytes())
+
+
+def _read_bytes(path: bytes) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _split_folder(data_dir: str, split: str) -> Path:
+    """The folder that holds a split."""
+    if not data_dir:
+        raise ValueError("kind='folder' needs data_dir, the folder of images")
+    root = Path(data_dir).expanduser()
+    if not root.exists():
+        near = next(parent for parent in root.absolute().parents if parent.exists())
+        raise FileNotFoundError(
+            f"no folder {root}: looked for images in it; {near} contains {_contents(near)}"
+        )
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is a file; expected a folder of images")
+    if (root / split).is_dir():
+        return root / split
+    if split == "train":
+        return root
+    raise FileNotFoundError(
+        f"no split {split!r} in {root}: expected the folder {root / split}; "
+        f"{root} contains {_contents(root)}"
+    )
+
+
+def _scan(
+    root: Path,
+) -> tuple[list[bytes], Int32[np.ndarray, " example"], tuple[str, ...] | None]:
+    """Image paths relative to `root`, labels, and the class names (None for a flat folder)."""
+    paths: list[bytes] = []
+    labels: list[int] = []
+    class_names: list[str] = []
+    ancestors = frozenset({_identity(root)})
+    for entry in _sorted_entries(root):
+        if _is_image(entry):
+            paths.append(os.fsencode(entry.name))
+            labels.append(NO_LABEL)
+        elif entry.is_dir():
+            found = list(_image_paths(entry, ancestors))
+            if found:
+                paths += found
+                labels += [len(class_names)] * len(found)
+                class_names.append(entry.name)
+    return paths, np.array(labels, np.int32), tuple(class_names) or None
+
+
+def _image_paths(folder: os.DirEntry, ancestors: frozenset[tuple[int, int]]) -> Iterator[bytes]:
+    """The images under a folder, as paths that begin with its name, sorted."""
+    identity = _identity(folder)
+    if identity in ancestors:
+        return  # a link to a folder above: following it would never end
+    prefix = os.fsencode(folder.name) + b"/"
+    for entry in _sorted_entries(folder):
+        if _is_image(entry):
+            yield prefix + os.fsencode(entry.name)
+        elif entry.is_dir():
+            for path in _image_paths(entry, ancestors | {identity}):
+                yield prefix + path
+
+
+def _sorted_entries(folder: Path | os.DirEntry) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
+
+
+def _identity(folder: Path | os.DirEntry) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _contents(folder: Path) -> str:
+    """What a folder holds, in words: "2 folders (a, b) and 3 files (.txt, .csv)"."""
+    entries = _sorted_entries(folder)
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    suffixes = Counter(Path(e.name).suffix or e.name for e in entries if not e.is_dir())
+    parts = []
+    if folders:
+        parts.append(f"{len(folders)} folders ({_some(folders)})")
+    if suffixes:
+        parts.append(f"{suffixes.total()} other files ({_some(list(suffixes))})")
+    return " and ".join(parts) or "nothing"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for an error message: "; did you mean 'cifar10'?", or nothing."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""What a pretrained backbone is worth, and what its training looked like."""

@@ -1,0 +1,161 @@
+"""Which patches are hidden. Pure functions of a random key, with static shapes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from ddae_jax.patches import Grid
+
+
+def num_masked_patches(grid: Grid, mask_ratio: float) -> int:
+    """How many of the grid's patches a mask ratio hides: the nearest whole number.
+
+    Raises ``ValueError`` if the ratio lies outside (0, 1), or hides no patch or all of them.
+    """
+    if not 0 < mask_ratio < 1:
+        raise ValueError(
+            f"mask_ratio={mask_ratio}; it is the hidden share of patches and lies in (0, 1)"
+        )
+    total = grid[0] * grid[1]
+    num_masked = round(mask_ratio * total)
+    if not 0 < num_masked < total:
+        kept = "no visible" if num_masked else "no hidden"
+        raise ValueError(
+            f"mask_ratio={mask_ratio} leaves {kept} patch of the {total} in a {grid[0]}x{grid[1]} "
+            "grid; choose another ratio, a smaller patch or a larger image"
+        )
+    return num_masked
+
+
+def random_mask(
+    key: PRNGKeyArray, batch: int, grid: Grid, num_masked: int
+) -> Bool[Array, "batch patches"]:
+    """Hides ``num_masked`` patches of each image, every choice equally likely.
+
+    Args:
+        key: random key; the mask is a pure function of it.
+        batch: number of images.
+        grid: ``(h, w)``.
+        num_masked: hidden patches of each image, exactly.
+
+    Returns:
+        True where hidden.
+
+    Raises:
+        ValueError: if ``num_masked`` lies outside [0, h * w].
+
+    Source: He et al. 2022, section 3 ("Masking").
+    """
+    total = _checked_total(grid, num_masked)
+    noise = jax.random.uniform(key, (batch, total))
+    return _lowest(noise, num_masked)
+
+
+def block_mask(
+    key: PRNGKeyArray,
+    batch: int,
+    grid: Grid,
+    num_masked: int,
+    *,
+    min_block: int | None = None,
+    min_aspect: float = 0.3,
+) -> Bool[Array, "batch patches"]:
+    """Hides rectangular blocks of patches, one after the other, until ``num_masked`` are hidden.
+
+    Each block's area is uniform between ``min_block`` and what is still to be hidden, its aspect
+    ratio log-uniform in ``[min_aspect, 1 / min_aspect]``, its place uniform. The block that would
+    hide too many gives up its outermost rows, so that the count is exact and shapes are static.
+
+    Args:
+        key: random key; the mask is a pure function of it.
+        batch: number of images.
+        grid: ``(h, w)``.
+        num_masked: hidden patches of each image, exactly.
+        min_block: smallest area of a block, patches; by default what 16 patches are to BEiT's
+            14x14 grid, in proportion to this grid.
+        min_aspect: smallest height-to-width ratio of a block, in (0, 1].
+
+    Returns:
+        True where hidden.
+
+    Raises:
+        ValueError: if ``num_masked`` lies outside [0, h * w], or ``min_aspect`` outside (0, 1].
+
+    Source: Bao et al. 2021, "BEiT", algorithm 1; exact counts are this package's.
+    """
+    total = _checked_total(grid, num_masked)
+    if not 0 < min_aspect <= 1:
+        raise ValueError(f"min_aspect={min_aspect}; it lies in (0, 1]")
+    if min_block is None:
+        min_block = max(1, round(total * 16 / 196))
+    # Every block hides at least one new patch unless it falls inside hidden ones; after so many
+    # tries the few patches that may be left are drawn at random.
+    max_tries = 8 * total
+
+    def add_block(carry):
+        mask, key, tries = carry
+        key, block_key = jax.random.split(key)
+        new = _block(block_key, grid, mask.sum(), num_masked, min_block, min_aspect) & ~mask
+        kept = jnp.cumsum(new) <= num_masked - mask.sum()
+        return mask | (new & kept), key, tries + 1
+
+    def is_unfinished(carry):
+        mask, _, tries = carry
+        return (mask.sum() < num_masked) & (tries < max_tries)
+
+    def one(key):
+        key, fill_key, flip_key = jax.random.split(key, 3)
+        start = (jnp.zeros(total, bool), key, jnp.int32(0))
+        mask, _, _ = jax.lax.while_loop(is_unfinished, add_block, start)
+        noise = jax.random.uniform(fill_key, (1, total)) - mask  # hidden ones stay hidden
+        mask = _lowest(noise, num_masked)[0]
+        # The trimmed block loses its lower rows: turn half of the masks upside down.
+        upside_down = mask.reshape(grid)[::-1].reshape(-1)
+        return jnp.where(jax.random.bernoulli(flip_key), upside_down, mask)
+
+    return jax.vmap(one)(jax.random.split(key, batch))
+
+
+def visible_indices(
+    mask: Bool[Array, "batch patches"], num_visible: int
+) -> Int[Array, "batch visible"]:
+    """Indices of each image's visible patches, ascending; each row must have ``num_visible``."""
+    return jnp.argsort(mask, axis=-1, stable=True)[:, :num_visible]
+
+
+def _block(
+    key: PRNGKeyArray,
+    grid: Grid,
+    num_hidden: Int[Array, ""],
+    num_masked: int,
+    min_block: int,
+    min_aspect: float,
+) -> Bool[Array, "patches"]:
+    h, w = grid
+    area_key, aspect_key, row_key, column_key = jax.random.split(key, 4)
+    largest = jnp.maximum(num_masked - num_hidden, min_block)
+    area = jax.random.uniform(area_key, minval=min_block, maxval=largest)
+    log_aspect = math.log(min_aspect)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=log_aspect, maxval=-log_aspect))
+    height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, h).astype(jnp.int32)
+    width = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, w).astype(jnp.int32)
+    top = jax.random.randint(row_key, (), 0, h - height + 1)
+    left = jax.random.randint(column_key, (), 0, w - width + 1)
+    row, column = jnp.arange(h)[:, None], jnp.arange(w)[None, :]
+    is_inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+    return is_inside.reshape(-1)
+
+
+def _lowest(noise: Float[Array, "batch patches"], count: int) -> Bool[Array, "batch patches"]:
+    """True at the ``count`` lowest values of each row; ties go to the earlier one."""
+    rank = jnp.argsort(jnp.argsort(noise, axis=-1, stable=True), axis=-1, stable=True)
+    return rank < count
+
+
+def _checked_total(grid: Grid, num_masked: int) -> int:
+    total = grid[0] * grid[1]
+    if not 0 <= num_masked <= total:
+        raise ValueError(f"num_masked={num_masked}; a {grid[0]}x{grid[1]} grid has {total} patches")
+    return total

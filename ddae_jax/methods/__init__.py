@@ -1,0 +1,19 @@
+"""What each method predicts, against what, and how its errors are supervised."""
+
+import difflib
+from collections.abc import Callable
+
+from ddae_jax.methods.ddae import ddae
+from ddae_jax.methods.method import Method
+
+METHODS: dict[str, Callable[..., Method]] = {"ddae": ddae}
+"""Every method by name. Adding one: docs/adding_a_method.md."""
+
+
+def find_method(name: str) -> Callable[..., Method]:
+    """The builder of the method of that name. Raises ``ValueError`` naming the known ones."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"method={name!r}; known: {', '.join(METHODS)}.{hint}")
+    return METHODS[name]

@@ -1,0 +1,90 @@
+"""DDAE: pixels and momentum features of hidden patches, under deep dynamic supervision."""
+
+from collections.abc import Callable
+
+from jaxtyping import PRNGKeyArray
+
+from ddae_jax.methods.method import Mask, Method, Objective, Student
+from ddae_jax.methods.supervision import DeepDynamicSupervision
+from ddae_jax.methods.targets import feature_targets, pixel_targets, squared_error
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.vit import ViT
+
+
+def ddae(
+    encoder: ViT,
+    decoder: Decoder | None,
+    *,
+    sample_mask: Callable[[PRNGKeyArray, int], Mask],
+    num_masked: int,
+    depths: tuple[int, ...],
+    channels: int = 3,
+    pixel_weight: float = 1.0,
+    feature_weight: float = 1.0,
+    normalize_pixels: bool = True,
+    **supervision,
+) -> Method:
+    """Every supervised depth predicts two things of each hidden patch, through one head:
+
+    1. *pixels*: its raw pixels, normalised patch by patch;
+    2. *features*: what the momentum encoder, which sees the whole image, makes of it at the SAME
+       depth, layer-normalised without affine.
+
+    Both errors are mean squared ones. An objective of weight 0 is left out.
+
+    Args:
+        encoder: the vision transformer.
+        decoder: None for ``full`` input, a light decoder for ``visible`` input.
+        sample_mask: ``(key, batch) -> mask``.
+        num_masked: hidden patches of each image.
+        depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
+        channels: of the images.
+        pixel_weight, feature_weight: ``lambda`` of the two objectives.
+        normalize_pixels: whether pixel targets are normalised patch by patch.
+        supervision: further arguments of :class:`DeepDynamicSupervision`.
+
+    Raises:
+        ValueError: if both weights are 0, or one is negative.
+
+    Source: Chen et al., DDAE: Deep Dynamic AutoEncoder for vision BERT pretraining.
+    """
+    objectives = {
+        "pixels": Objective(encoder.patch_size**2 * channels, squared_error, pixel_weight),
+        "features": Objective(encoder.width, squared_error, feature_weight),
+    }
+    if min(pixel_weight, feature_weight) < 0 or not (pixel_weight or feature_weight):
+        raise ValueError(
+            f"pixel_weight={pixel_weight}, feature_weight={feature_weight}; "
+            "weights are not negative, and one of them is positive"
+        )
+    objectives = {name: o for name, o in objectives.items() if o.weight}
+
+    def targets(teacher, images):
+        found = {}
+        if "pixels" in objectives:
+            found["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
+        if "features" in objectives:
+            features = encoder.apply({"params": teacher}, images, depths=depths, normalize=False)
+            found["features"] = feature_targets(features.patches)
+        return found
+
+    student = Student(
+        encoder=encoder,
+        decoder=decoder,
+        output_widths={name: o.width for name, o in objectives.items()},
+        supervision=DeepDynamicSupervision(
+            objectives=tuple(objectives),
+            depths=depths,
+            objective_weights=tuple(o.weight for o in objectives.values()),
+            **supervision,
+        ),
+    )
+    return Method(
+        student=student,
+        objectives=objectives,
+        targets=targets,
+        sample_mask=sample_mask,
+        num_masked=num_masked,
+        has_teacher="features" in objectives,
+        pixels_are_normalized=normalize_pixels if "pixels" in objectives else None,
+    )

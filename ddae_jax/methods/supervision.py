@@ -1,0 +1,141 @@
+"""Deep dynamic supervision (DDS): the plug-in. It knows errors, masks and depths, and no method."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ddae_jax.distance import distance_map
+from ddae_jax.dynamic_loss import Weighting, dynamic_loss
+from ddae_jax.models.vit import check_depths
+from ddae_jax.patches import Grid
+
+Mode = Literal["last", "deep", "deep_dynamic"]
+MODES: tuple[Mode, ...] = ("last", "deep", "deep_dynamic")
+
+
+@flax.struct.dataclass
+class Supervised:
+    """What supervision makes of a batch's errors.
+
+    Attributes:
+        loss: ``sum_o lambda_o sum_s alpha_s L_os``, what is minimised.
+        losses: ``L_os``.
+        plain_losses: the masked means of the same errors, ``L_os`` at ``beta = 0``: comparable
+            over time and between runs, as they do not move with beta.
+        beta: the exponents in force.
+    """
+
+    loss: Float[Array, ""]
+    losses: Float[Array, "objectives depths"]
+    plain_losses: Float[Array, "objectives depths"]
+    beta: Float[Array, "objectives depths"]
+
+
+class DeepDynamicSupervision(nn.Module):
+    """Weighs the errors of hidden patches by distance ** beta, at every depth and objective.
+
+    ``last`` and ``deep`` keep ``beta`` at 0 and own no parameter; ``deep_dynamic`` learns
+    ``beta[objective, depth]``. Which depths a mode reads out is :func:`supervised_depths`.
+
+    To use it in code of your own, collect the errors of your model at some depths and::
+
+        supervision = DeepDynamicSupervision(objectives=("pixels",), depths=(6, 8, 10, 12))
+        variables = supervision.init(key, errors, mask, grid)   # beta, for your optimizer
+        loss = supervision.apply(variables, errors, mask, grid).loss
+
+    Attributes:
+        objectives: names of the objectives, in the order of the errors' first axis.
+        depths: supervised depths, in the order of the errors' second axis.
+        mode: ``last``, ``deep`` or ``deep_dynamic``.
+        weighting: see :func:`ddae_jax.dynamic_loss.dynamic_weights`.
+        objective_weights: ``lambda_o``; 1 each by default.
+        depth_weights: ``alpha_s``; 1 each by default.
+        beta_init: where each beta starts.
+
+    Source: Chen et al., DDAE, deep dynamic supervision; docs/method.md.
+    """
+
+    objectives: tuple[str, ...]
+    depths: tuple[int, ...]
+    mode: Mode = "deep_dynamic"
+    weighting: Weighting = "power"
+    objective_weights: tuple[float, ...] | None = None
+    depth_weights: tuple[float, ...] | None = None
+    beta_init: float = -0.5
+
+    def setup(self):
+        shape = (len(self.objectives), len(self.depths))
+        if check_mode(self.mode) == "deep_dynamic":
+            self.exponents = self.param("beta", nn.initializers.constant(self.beta_init), shape)
+        else:
+            self.exponents = jnp.zeros(shape)
+
+    def __call__(
+        self,
+        errors: Float[Array, "objectives depths batch patches"],
+        mask: Bool[Array, "batch patches"],
+        grid: Grid,
+    ) -> Supervised:
+        """The loss of a batch.
+
+        Args:
+            errors: error of each patch; those of visible patches are ignored.
+            mask: True where hidden.
+            grid: ``(h, w)``.
+
+        Raises:
+            ValueError: if the errors have other objectives or depths than this module, or the
+                weights another number.
+        """
+        shape = (len(self.objectives), len(self.depths))
+        if errors.shape[:2] != shape:
+            raise ValueError(
+                f"errors have shape {errors.shape}; {len(self.objectives)} objectives "
+                f"{self.objectives} at {len(self.depths)} depths {self.depths} were announced"
+            )
+        beta = self.exponents
+        distance = distance_map(mask, grid)
+        losses = dynamic_loss(errors, distance, mask, beta, self.weighting)
+        plain_losses = dynamic_loss(errors, distance, mask, jnp.zeros(shape))
+        importance = jnp.outer(
+            _weights(self.objective_weights, self.objectives, "objective_weights"),
+            _weights(self.depth_weights, self.depths, "depth_weights"),
+        )
+        return Supervised((importance * losses).sum(), losses, plain_losses, beta)
+
+    def beta(self) -> Float[Array, "objectives depths"]:
+        """The exponents: a parameter under ``deep_dynamic``, 0 otherwise."""
+        return self.exponents
+
+
+def supervised_depths(mode: Mode, depth: int, depths: Sequence[int] = ()) -> tuple[int, ...]:
+    """The blocks to read out of a model of ``depth`` blocks.
+
+    ``last``: the last one. ``deep`` and ``deep_dynamic``: ``depths``, by default
+    ``L/2, 2L/3, 5L/6, L`` (6, 8, 10, 12 for ViT-B).
+
+    Raises ``ValueError`` if a depth lies outside [1, depth], they do not ascend, or the mode is
+    unknown.
+    """
+    if check_mode(mode) == "last":
+        return (depth,)
+    chosen = tuple(depths) or tuple(sorted({max(1, round(depth * k / 6)) for k in (3, 4, 5, 6)}))
+    check_depths(chosen, depth)
+    return chosen
+
+
+def check_mode(mode: str) -> Mode:
+    """``mode`` itself. Raises ``ValueError`` if it is none of :data:`MODES`."""
+    if mode not in MODES:
+        raise ValueError(f"supervision={mode!r}; known: {', '.join(MODES)}")
+    return mode
+
+
+def _weights(weights: Sequence[float] | None, items: Sequence, what: str) -> Float[Array, "items"]:
+    if weights is not None and len(weights) != len(items):
+        raise ValueError(f"{what}={tuple(weights)}; one for each of {tuple(items)} is needed")
+    return jnp.ones(len(items)) if weights is None else jnp.asarray(weights, jnp.float32)

@@ -1,0 +1,83 @@
+"""The pre-norm transformer block that encoder and decoder are stacks of."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddae_jax.models.attention import AttentionForm, SelfAttention
+
+Rematerialization = Literal["none", "dots", "full"]
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+}
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, each branch dropped at random.
+
+    Attributes:
+        num_heads: attention heads.
+        mlp_width: hidden width of the MLP.
+        drop_path_rate: probability that an image skips a branch in training (needs the random
+            stream ``drop_path``).
+        attention_form: see :class:`SelfAttention`.
+        dtype: of the computation.
+
+    Source: Dosovitskiy et al. 2021, equations 2 and 3; Huang et al. 2016 (stochastic depth).
+    """
+
+    num_heads: int
+    mlp_width: int
+    drop_path_rate: float = 0.0
+    attention_form: AttentionForm = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "batch tokens width"], is_training: bool = False
+    ) -> Float[Array, "batch tokens width"]:
+        drop_path = nn.Dropout(
+            self.drop_path_rate,
+            broadcast_dims=(1, 2),
+            rng_collection="drop_path",
+            deterministic=not is_training,
+        )
+        attention = SelfAttention(self.num_heads, self.attention_form, self.dtype, name="attention")
+        normed = layer_norm(self.dtype, name="attention_norm")(tokens)
+        tokens = tokens + drop_path(attention(normed))
+        dense = {"dtype": self.dtype, "kernel_init": nn.initializers.xavier_uniform()}
+        hidden = layer_norm(self.dtype, name="mlp_norm")(tokens)
+        hidden = nn.Dense(self.mlp_width, name="mlp_in", **dense)(hidden)
+        hidden = nn.gelu(hidden, approximate=False)
+        hidden = nn.Dense(tokens.shape[-1], name="mlp_out", **dense)(hidden)
+        return tokens + drop_path(hidden)
+
+
+def block_class(rematerialization: Rematerialization) -> type[Block]:
+    """:class:`Block`, recomputing its activations in the backward pass as asked.
+
+    ``dots`` keeps the results of matrix products with parameters, ``full`` keeps only the block's
+    input. Raises ``ValueError`` for another word.
+    """
+    if rematerialization == "none":
+        return Block
+    if rematerialization not in _REMAT_POLICIES:
+        raise ValueError(
+            f"rematerialization={rematerialization!r}; known: 'none', {list(_REMAT_POLICIES)}"
+        )
+    return nn.remat(Block, static_argnums=(2,), policy=_REMAT_POLICIES[rematerialization])
+
+
+def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+    """Layer normalisation with the vision transformer's epsilon; statistics in float32."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
+
+
+def token_initializer() -> nn.initializers.Initializer:
+    """Initial class and mask tokens: normal, standard deviation 0.02 (Devlin et al. 2019)."""
+    return nn.initializers.normal(0.02)

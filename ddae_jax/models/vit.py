@@ -1,0 +1,190 @@
+"""The vision transformer, which reads out the features of the depths it is asked for."""
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ddae_jax.models.attention import AttentionForm
+from ddae_jax.models.positions import sincos_positions
+from ddae_jax.models.transformer import (
+    Rematerialization,
+    block_class,
+    layer_norm,
+    token_initializer,
+)
+from ddae_jax.patches import Grid, patch_grid, patchify
+
+
+class Size(NamedTuple):
+    """Width (values a token), depth (blocks) and attention heads of an encoder."""
+
+    width: int
+    depth: int
+    num_heads: int
+
+
+SIZES = {
+    "micro": Size(96, 6, 3),
+    "Ti": Size(192, 12, 3),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+    "H": Size(1280, 32, 16),
+}
+"""Encoder sizes. Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021; micro: laptops."""
+
+
+@flax.struct.dataclass
+class Features:
+    """Features read out at some depths.
+
+    Attributes:
+        tokens: class token first, if there is one, then the patches that were encoded.
+        has_class_token: whether the first token is the class token.
+    """
+
+    tokens: Float[Array, "depths batch tokens width"]
+    has_class_token: bool = flax.struct.field(pytree_node=False)
+
+    @property
+    def patches(self) -> Float[Array, "depths batch patches width"]:
+        """The features of the patches, without the class token's."""
+        return self.tokens[:, :, int(self.has_class_token) :]
+
+    @property
+    def class_token(self) -> Float[Array, "depths batch width"]:
+        """The class token's features. Raises ``ValueError`` if there is none."""
+        if not self.has_class_token:
+            raise ValueError("this encoder has no class token; use the mean of its patches")
+        return self.tokens[:, :, 0]
+
+
+class ViT(nn.Module):
+    """A vision transformer encoder.
+
+    Attributes:
+        image_size: ``(height, width)`` of the images, pixels; need not be square.
+        patch_size: side of a patch, pixels; divides both.
+        width, depth, num_heads: see :data:`SIZES`.
+        mlp_ratio: hidden width of the MLPs over ``width``.
+        positions: ``sincos`` (fixed) or ``learned``.
+        use_class_token: whether a learned token is put before the patches.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
+        rematerialization: see :func:`ddae_jax.models.transformer.block_class`.
+        attention_form: see :class:`ddae_jax.models.attention.SelfAttention`.
+        dtype: of the computation; parameters are float32.
+
+    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
+    """
+
+    image_size: tuple[int, int]
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    positions: Literal["sincos", "learned"] = "sincos"
+    use_class_token: bool = True
+    drop_path_rate: float = 0.0
+    rematerialization: Rematerialization = "none"
+    attention_form: AttentionForm = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of patches."""
+        return patch_grid(self.image_size, self.patch_size)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channels"],
+        *,
+        mask: Bool[Array, "batch patches"] | None = None,
+        visible: Int[Array, "batch visible"] | None = None,
+        depths: tuple[int, ...] | None = None,
+        normalize: bool = True,
+        is_training: bool = False,
+    ) -> Features:
+        """Encodes images and reads out the features after the blocks of ``depths``.
+
+        Args:
+            images: normalised pixels.
+            mask: if given, patches where it is True are replaced by the learned mask token.
+            visible: if given, only the patches of these indices are encoded (He et al. 2022).
+            depths: blocks to read out, counted from 1, ascending; the last one by default. Only
+                these features are kept in memory.
+            normalize: whether the final layer norm, one for all depths, is applied to them.
+            is_training: whether stochastic depth is on (random stream ``drop_path``).
+
+        Raises:
+            ValueError: if a depth lies outside [1, depth], or the images are of another size.
+        """
+        depths = (self.depth,) if depths is None else tuple(depths)
+        check_depths(depths, self.depth)
+        if images.shape[1:3] != tuple(self.image_size):
+            raise ValueError(
+                f"images are {images.shape[1:3]} pixels; this encoder is for {self.image_size}"
+            )
+        tokens = self._embed(images, mask, visible)
+        block = block_class(self.rematerialization)
+        readout = []
+        for index in range(self.depth if self.is_initializing() else max(depths)):
+            tokens = block(
+                num_heads=self.num_heads,
+                mlp_width=int(self.width * self.mlp_ratio),
+                drop_path_rate=self.drop_path_rate * index / max(self.depth - 1, 1),
+                attention_form=self.attention_form,
+                dtype=self.dtype,
+                name=f"block_{index + 1:02d}",
+            )(tokens, is_training)
+            if index + 1 in depths:
+                readout.append(tokens)
+        features = jnp.stack(readout)
+        norm = layer_norm(self.dtype, name="norm")
+        if normalize or self.is_initializing():
+            features = norm(features)
+        return Features(tokens=features, has_class_token=self.use_class_token)
+
+    def _embed(self, images, mask, visible) -> Float[Array, "batch tokens width"]:
+        embed = nn.Dense(
+            self.width,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            name="patch_embedding",
+        )
+        tokens = embed(patchify(images.astype(self.dtype), self.patch_size))
+        if mask is not None:
+            mask_token = self.param("mask_token", token_initializer(), (self.width,))
+            tokens = jnp.where(mask[..., None], mask_token.astype(self.dtype), tokens)
+        tokens = tokens + self._positions().astype(self.dtype)
+        if visible is not None:
+            tokens = jnp.take_along_axis(tokens, visible[..., None], axis=1)
+        if self.use_class_token:
+            class_token = self.param("class_token", token_initializer(), (self.width,))
+            class_token = jnp.broadcast_to(class_token, (tokens.shape[0], 1, self.width))
+            tokens = jnp.concatenate([class_token.astype(self.dtype), tokens], axis=1)
+        return tokens
+
+    def _positions(self) -> Float[Array, "patches width"]:
+        if self.positions == "learned":
+            shape = (self.grid[0] * self.grid[1], self.width)
+            return self.param("positions", nn.initializers.normal(0.02), shape)
+        if self.positions == "sincos":
+            return jnp.asarray(sincos_positions(self.grid, self.width))
+        raise ValueError(f"positions={self.positions!r}; known: 'sincos', 'learned'")
+
+
+def check_depths(depths: tuple[int, ...], depth: int) -> None:
+    """Raises ``ValueError`` unless ``depths`` ascend strictly within [1, ``depth``]."""
+    if (
+        not depths
+        or list(depths) != sorted(set(depths))
+        or not 1 <= depths[0] <= depths[-1] <= depth
+    ):
+        raise ValueError(
+            f"depths={depths}; they ascend from at least 1 to at most {depth}, the model's depth"
+        )

@@ -1,0 +1,231 @@
+"""How a run is watched: k-NN accuracy on the way, figures, and the report."""
+
+import importlib.metadata
+import logging
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddae_jax import build
+from ddae_jax.config import to_plain
+from ddae_jax.data.pipeline import eval_batches
+from ddae_jax.data.sources import Source
+from ddae_jax.evaluation import figures
+from ddae_jax.evaluation.classify import LabelledImages, untrained_params
+from ddae_jax.evaluation.features import Encode
+from ddae_jax.evaluation.report import Captioned, Summary, write_report
+from ddae_jax.methods import Method
+from ddae_jax.training.logging import read_metrics
+from ddae_jax.training.sharding import replicated
+from ddae_jax.training.state import TrainState
+from ddae_jax.training.workdir import Workdir
+
+_log = logging.getLogger(__name__)
+
+_NUM_SHOWN = 4  # images in the figures
+
+_SECTIONS = {
+    "reconstruction": "What is predicted",
+    "supervision": "What is paid attention to",
+    "beta": "What is paid attention to",
+    "knn": "How training went",
+    "loss": "How training went",
+    "schedule": "How training went",
+}
+"""Where each figure stands in the report, in its order."""
+
+
+class KnnMonitor:
+    """k-NN accuracy of the student or teacher while it is trained.
+
+    Args:
+        config: of the run.
+        method: that is trained.
+        mesh: of devices.
+    """
+
+    def __init__(self, config: ConfigDict, method: Method, mesh: Mesh):
+        self._config = config
+        self._method = method
+        self._images: LabelledImages = build.build_labelled_images(
+            config, mesh, limit=config.evaluation.max_train_examples or None
+        )
+        self._encode: Encode = build.build_encode(
+            config, mesh, depth=config.evaluation.depth, pool=config.evaluation.pool
+        )
+        self._predict = build.build_predict(config, "knn")
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, method: Method, mesh: Mesh) -> "KnnMonitor | None":
+        """None if the config asks for no k-NN. Raises ``ValueError`` if there are no labels."""
+        return cls(config, method, mesh) if config.evaluation.knn_every_epochs else None
+
+    def baselines(self, metrics: pathlib.Path) -> dict[str, float]:
+        """``knn/untrained`` and ``knn/raw_pixels``, from the records if they are there already."""
+        names = ("knn/untrained", "knn/raw_pixels")
+        for record in read_metrics(metrics):
+            if all(name in record for name in names):
+                return {name: record[name] for name in names}
+        params = untrained_params(
+            lambda key: self._method.init(key, self._config.data.channels), self._config.seed
+        )
+        untrained = self._accuracy(params["encoder"])
+        raw_pixels = self._images.accuracy(self._predict, *self._images.pixels())
+        _log.info("k-NN accuracy: untrained %.3f, raw pixels %.3f", untrained, raw_pixels)
+        return dict(zip(names, (untrained, raw_pixels), strict=True))
+
+    def measure(self, state: TrainState, step: int) -> dict[str, float]:
+        """``knn/trained``, of the encoder that the config names."""
+        is_teacher = self._config.evaluation.encoder == "teacher"
+        params = state.teacher if is_teacher else state.params["encoder"]
+        return {"knn/trained": self._accuracy(params)}
+
+    def _accuracy(self, encoder_params) -> float:
+        features = self._images.features(self._encode, encoder_params)
+        return self._images.accuracy(self._predict, *features)
+
+
+class ReportWriter:
+    """Draws the figures of a run and writes its report.
+
+    Args:
+        config: of the run.
+        workdir: where figures and report go.
+        method: that is trained.
+        source: of the images shown.
+        total_steps: of the run.
+        mesh: of devices.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        method: Method,
+        source: Source,
+        total_steps: int,
+        mesh: Mesh,
+    ):
+        self._config = config
+        self._workdir = workdir
+        self._method = method
+        self._total_steps = total_steps
+        self._normalize = build.build_normalize(config)
+        self._look = jax.jit(method.look, out_shardings=replicated(mesh))
+        self._images = next(
+            eval_batches(source, tuple(config.model.image_size), _NUM_SHOWN, limit=_NUM_SHOWN)
+        )["image"]
+
+    def write(self, state: TrainState, step: int) -> dict[str, float]:
+        """Draws and writes everything, from the state and the records so far; no metrics."""
+        key = jax.random.key(self._config.seed)
+        seen = jax.device_get(self._look(state.params, self._normalize(self._images), key))
+        if jax.process_index() == 0:
+            records = read_metrics(self._workdir.metrics)
+            self._workdir.figures.mkdir(exist_ok=True)
+            self._draw(seen, records)
+            self._write_report(step, records)
+        return {}
+
+    def say_result(self, step: int) -> None:
+        """Tells in the log how the run stands and where the report is."""
+        records = read_metrics(self._workdir.metrics)
+        knn = _knn_results(records)
+        if knn:
+            shown = ", ".join(f"{name} {value:.1%}" for name, value in knn.items())
+            _log.info("k-NN accuracy: %s", shown)
+        state = "complete" if step >= self._total_steps else f"stopped at step {step}"
+        _log.info("%s; report: %s", state, self._workdir.report)
+
+    def _draw(self, seen: Mapping[str, np.ndarray], records: list[dict]) -> None:
+        encoder, supervision = self._method.student.encoder, self._method.student.supervision
+        images = self._images.astype(np.float32) / 255
+        common = {"images": images, "mask": seen["mask"], "grid": encoder.grid}
+        if "reconstructions" in seen:
+            mean, std = np.asarray(self._config.data.mean), np.asarray(self._config.data.std)
+            figures.reconstruction_figure(
+                self._figure("reconstruction"),
+                **common,
+                reconstructions=np.clip(seen["reconstructions"] * std + mean, 0, 1),
+                depths=supervision.depths,
+            )
+        figures.supervision_figure(
+            self._figure("supervision"),
+            **common,
+            distance=seen["distance"],
+            weights=seen["weights"],
+            beta=seen["beta"],
+            objectives=supervision.objectives,
+            depths=supervision.depths,
+        )
+        for name in ("beta", "loss", "knn", "schedule"):
+            getattr(figures, f"{name}_figure")(self._figure(name), records)
+
+    def _write_report(self, step: int, records: list[dict]) -> None:
+        knn = _knn_results(records)
+        write_report(
+            self._workdir.report,
+            title=f"{self._config.method.upper()} · {self._workdir.path.name}",
+            step=step,
+            num_steps=self._total_steps,
+            summary=_summary(records, knn),
+            figures=[
+                Captioned(self._figure(name), figures.CAPTIONS[name], section)
+                for name, section in _SECTIONS.items()
+            ],
+            results={"k-NN accuracy": knn} if knn else {},
+            config=to_plain(self._config),
+            environment=environment(),
+        )
+
+    def _figure(self, name: str) -> pathlib.Path:
+        return self._workdir.figures / f"{name}.png"
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on besides its config: versions and devices."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _knn_results(records: list[dict]) -> dict[str, float]:
+    found = {
+        name: figures.latest(records, f"knn/{name}")
+        for name in ("trained", "untrained", "raw_pixels")
+    }
+    return {name.replace("_", " "): value for name, value in found.items() if value is not None}
+
+
+def _summary(records: list[dict], knn: Mapping[str, float]) -> list[Summary]:
+    cards = []
+    if "trained" in knn:
+        others = {name: value for name, value in knn.items() if name != "trained"}
+        note = ", ".join(f"{name} {value:.1%}" for name, value in others.items())
+        cards.append(Summary("k-NN accuracy", f"{knn['trained']:.1%}", note))
+    first = next((r["loss"] for r in records if r.get("loss") is not None), None)
+    last = figures.latest(records, "loss")
+    if last is not None:
+        cards.append(Summary("Loss", f"{last:.3f}", f"{first:.3f} at first"))
+    rate = figures.latest(records, "images_per_s")
+    if rate is not None:
+        waiting = figures.latest(records, "data_wait_share") or 0.0
+        cards.append(
+            Summary("Images per second", f"{rate:,.0f}", f"{waiting:.1%} waiting for data")
+        )
+    corrupt = figures.latest(records, "corrupt_images")
+    if corrupt:
+        cards.append(Summary("Unreadable images", f"{corrupt:.0f}", "skipped; named in the log"))
+    return cards

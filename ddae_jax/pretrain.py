@@ -1,0 +1,223 @@
+"""Pretrains an encoder without labels.
+
+    python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits
+
+The same command continues a run that was stopped or killed. ``--config.KEY=VALUE`` changes a key of
+the config. docs/method.md says what is learned; the README, what lies in the workdir afterwards.
+"""
+
+import functools
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+from absl import flags as absl_flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddae_jax import build, command
+from ddae_jax.config import contradictions, to_plain
+from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.sources import Source
+from ddae_jax.methods import Method
+from ddae_jax.monitor import KnnMonitor, ReportWriter
+from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.interruption import StopRequest
+from ddae_jax.training.logging import MetricsWriter, ProgressDisplay
+from ddae_jax.training.loop import Every, Plan, train
+from ddae_jax.training.sharding import check_divisible, make_mesh, put_batch, state_sharding
+from ddae_jax.training.state import TrainState, init_state
+from ddae_jax.training.step import jit_train_step, make_train_step
+from ddae_jax.training.workdir import Workdir
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    with StopRequest() as stop:
+        with command.bad_input_is_explained():
+            flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
+            config = flags.config
+            is_primary = command.start_devices(flags.distributed)
+            mesh = make_mesh(**config.mesh)
+            check_divisible(config.batch_size, mesh)
+            source = build.build_source(config, config.data.train_split)
+            method = build.build_method(config)
+            loader = build.build_loader(config, source)
+            knn = KnnMonitor.from_config(config, method, mesh)
+            workdir = open_workdir(flags.workdir, config, flags.allow_config_changes, is_primary)
+        with command.run_ends_are_explained(), loader:
+            command.use_compilation_cache(workdir.compilation_cache)
+            pretrain(config, workdir, method, source, loader, mesh, knn, stop)
+    return 0
+
+
+def pretrain(
+    config: ConfigDict,
+    workdir: Workdir,
+    method: Method,
+    source: Source,
+    loader: TrainLoader,
+    mesh: Mesh,
+    knn: KnnMonitor | None,
+    stop: StopRequest,
+) -> TrainState:
+    """Trains from the latest checkpoint, or from the start, to the end of the schedule."""
+    is_primary = jax.process_index() == 0
+    schedule = build.build_schedule(config, source)
+    optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
+    with Checkpoints(
+        workdir.checkpoints,
+        keep_last=config.checkpoint.keep_last,
+        keep_every_steps=config.checkpoint.keep_every
+        * schedule.steps(config.checkpoint.every_epochs)
+        or None,
+    ) as checkpoints:
+        initialize = functools.partial(
+            init_state, method=method, optimizer=optimizer, channels=config.data.channels
+        )
+        state = start_or_continue(initialize, config.seed, mesh, checkpoints, loader)
+        step = make_train_step(
+            method,
+            optimizer,
+            build.build_prepare_images(config),
+            learning_rate=learning_rate,
+            momentum=momentum,
+            seed=config.seed,
+        )
+        start_step = int(state.step)
+        writer = None
+        if is_primary:
+            tensorboard = workdir.tensorboard if config.log.tensorboard else None
+            writer = MetricsWriter(workdir.metrics, tensorboard, start_step)
+        report = ReportWriter(config, workdir, method, source, schedule.total_steps, mesh)
+        progress = ProgressDisplay(schedule.total_steps, start_step) if is_primary else None
+        _log.info(
+            "%s, %s images, %d epochs = %d steps of %d, from step %d, on %d %s device(s)",
+            describe(method),
+            f"{len(source):,}",
+            config.epochs,
+            schedule.total_steps,
+            config.batch_size,
+            start_step,
+            mesh.size,
+            jax.devices()[0].platform,
+        )
+
+        def on_record(number: int, metrics: Mapping[str, float]) -> None:
+            if is_primary:
+                writer.write(number, metrics)
+                progress.update(number, metrics)
+
+        actions = []
+        if knn:
+            baselines = knn.baselines(workdir.metrics)
+            if start_step == 0 and is_primary:
+                writer.write(0, {"epoch": 0.0, "progress": 0.0, **baselines})
+            actions.append(Every(schedule.steps(config.evaluation.knn_every_epochs), knn.measure))
+        if config.log.figures_every_epochs:
+            actions.append(Every(schedule.steps(config.log.figures_every_epochs), report.write))
+        try:
+            state = train(
+                state,
+                jit_train_step(step, mesh, state),
+                loader,
+                lambda images: put_batch(images, mesh),
+                checkpoints,
+                Plan(
+                    total_steps=schedule.total_steps,
+                    batch_size=config.batch_size,
+                    steps_per_epoch=schedule.steps_per_epoch,
+                    log_every_steps=config.log.every_steps,
+                    save_every_steps=schedule.steps(config.checkpoint.every_epochs),
+                    actions=actions,
+                    on_record=on_record,
+                ),
+                stop,
+            )
+        finally:
+            if is_primary:
+                progress.close()
+                writer.close()
+        report.write(state, int(state.step))
+        report.say_result(int(state.step))
+    return state
+
+
+def start_or_continue(
+    initialize, seed: int, mesh: Mesh, checkpoints: Checkpoints, loader: TrainLoader
+) -> TrainState:
+    """A fresh state, or that of the latest checkpoint, with the loader put where it was then."""
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(initialize, key)
+    sharding = state_sharding(mesh, shapes)
+    if checkpoints.latest_step() is None:
+        return jax.jit(initialize, out_shardings=sharding)(key)
+    state, data_state = checkpoints.restore(abstract(shapes, sharding))
+    loader.set_state(data_state)
+    _log.info("continuing from the checkpoint of step %d", int(state.step))
+    return state
+
+
+def open_workdir(
+    path: str, config: ConfigDict, allow_config_changes: bool, is_primary: bool
+) -> Workdir:
+    """Claims the workdir for this run and stores its config, or checks it against the stored one.
+
+    Raises:
+        ValueError: if the folder holds a run with another config (its differing keys are named),
+            or files that are no run's.
+        WorkdirInUse: if another process is writing there.
+    """
+    workdir = Workdir(path)
+    plain = to_plain(config)
+    workdir.check_is_a_run_or_empty()
+    stored = workdir.read_config()
+    differences = contradictions(stored, plain) if stored else []
+    if differences and not allow_config_changes:
+        shown = "\n  ".join(differences)
+        raise ValueError(
+            f"{workdir.path} holds a run with another config:\n  {shown}\n"
+            "Give the config it was started with or another --workdir, or --allow_config_changes "
+            "to continue it with these"
+        )
+    if is_primary:
+        workdir.claim()
+        workdir.write_config(plain)
+    return workdir
+
+
+def describe(method: Method) -> str:
+    """One line on what is trained."""
+    encoder, supervision = method.student.encoder, method.student.supervision
+    h, w = encoder.grid
+    return (
+        f"{supervision.mode} supervision of {' and '.join(method.objectives)} at depths "
+        f"{', '.join(map(str, supervision.depths))} of {encoder.depth}, width {encoder.width}, "
+        f"{method.num_masked} of {h}x{w} patches hidden"
+    )
+
+
+def _define_flags(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "workdir", None, "Folder of the run; it is made, or continued.", flag_values=flags
+    )
+    absl_flags.mark_flag_as_required("workdir", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "allow_config_changes",
+        False,
+        "Continue a run although its config differs.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "distributed",
+        False,
+        "One of several processes, as on a TPU pod or under SLURM: join the others first.",
+        flag_values=flags,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

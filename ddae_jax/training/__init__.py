@@ -1,0 +1,1 @@
+"""State, step, loop, optimizer, schedules, sharding, checkpoints and logging of a run."""

@@ -1,0 +1,177 @@
+"""Checkpoints: state and data position together, saved in the background, never half of one."""
+
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from ddae_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or does not fit what it is to be restored into."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step.
+
+    A checkpoint is written to a temporary folder and renamed when it is whole, so one that was
+    being written when the process died is never picked up; it is swept away when the next run
+    opens the folder for writing.
+
+    Args:
+        directory: where they are, or will be.
+        keep_last: how many of the latest to keep.
+        keep_every_steps: those at multiples of it are kept for good; None for no such ones.
+        read_only: open for restoring only; nothing is created or swept away.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep_last: int = 2,
+        keep_every_steps: int | None = None,
+        read_only: bool = False,
+    ):
+        self._directory = pathlib.Path(directory).resolve()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("state", "data"),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else keep_last,
+                keep_period=keep_every_steps,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                enable_async_checkpointing=not read_only,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """The step of the latest whole checkpoint, or None."""
+        return max(self.steps(), default=None)
+
+    def save(self, state: TrainState, step: int, data_state: Mapping[str, Any]) -> None:
+        """Starts to save; returns once the arrays are copied, and the state may be donated.
+
+        Raises :class:`CheckpointError` if this save, or the one before, cannot be written.
+        """
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data_state))
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def wait(self) -> None:
+        """Returns when what was started is saved. Raises :class:`CheckpointError` if it is not."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def restore(
+        self, abstract_state: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """State and data position of a checkpoint, the latest by default.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings to restore into.
+            step: of the checkpoint.
+
+        Raises:
+            FileNotFoundError: if there is no such checkpoint.
+            CheckpointError: if it holds another model; the first differences are named.
+        """
+        step = self._existing(step)
+        self._check_fits(abstract_state, step)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["state"], restored["data"]
+
+    def _existing(self, step: int | None) -> int:
+        found = self.steps()
+        if not found or (step is not None and step not in found):
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise FileNotFoundError(f"{wanted} in {self._directory}; there are: {found or 'none'}")
+        return found[-1] if step is None else step
+
+    def _check_fits(self, abstract_state: TrainState, step: int) -> None:
+        metadata = self._manager.item_metadata(step)["state"]
+        stored = _shapes(getattr(metadata, "tree", metadata))
+        wanted = _shapes(abstract_state)
+        differences = [
+            f"{name}: {stored.get(name, 'missing')} in the checkpoint, "
+            f"{wanted.get(name, 'missing')} in the model"
+            for name in sorted(stored.keys() | wanted.keys())
+            if stored.get(name) != wanted.get(name)
+        ]
+        if differences:
+            shown = "\n  ".join(differences[:5])
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._directory} is of another model; "
+                f"{len(differences)} arrays differ:\n  {shown}\n"
+                "Use the config it was made with, or another --workdir."
+            )
+
+    def _cannot_write(self, error: Exception) -> CheckpointError:
+        self._manager.reload()
+        usable = self.steps()
+        return CheckpointError(
+            f"a checkpoint could not be saved in {self._directory}: {_first_line(error)}. "
+            + (
+                f"The earlier ones are whole and usable: steps {usable}. Make room, then start "
+                "the same command again; it continues from the latest."
+                if usable
+                else "There is no earlier one. Make room, then start the same command again."
+            )
+        )
+
+
+def abstract(state: PyTree, sharding: PyTree) -> PyTree:
+    """Shapes, dtypes and shardings of a state, to restore into."""
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, sharding
+    )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Shape of each array, by a name that does not tell dicts, tuples and dataclasses apart."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(_key_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _key_name(key) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,152 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
+
+import json
+import logging
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+import tensorboardX
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ddae_jax.training.workdir import write_atomically
+
+_log = logging.getLogger(__name__)
+
+_console = Console(stderr=True)
+
+
+def set_up_logging(is_primary: bool = True) -> None:
+    """Sends the log to the terminal, in plain lines where it is none; only warnings elsewhere."""
+    handler: logging.Handler
+    if _console.is_terminal:
+        handler = RichHandler(console=_console, show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("ddae_jax").setLevel(logging.INFO if is_primary else logging.WARNING)
+
+
+class MetricsWriter:
+    """Appends records to metrics.jsonl and to TensorBoard's event file.
+
+    Records of steps after ``start_step`` are dropped first: they are of steps that a killed run
+    took after its last checkpoint, and that are now taken again. So is a torn last line.
+
+    Args:
+        path: of metrics.jsonl.
+        tensorboard: folder of the events; None for none.
+        start_step: step from which the run continues.
+    """
+
+    def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None, start_step: int):
+        kept = [r for r in read_metrics(path) if r["step"] <= start_step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(path, "a")  # noqa: SIM115 - closed in close()
+        self._events = tensorboard and tensorboardX.SummaryWriter(
+            str(tensorboard), purge_step=start_step + 1 if start_step else None, flush_secs=10
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One record; a value that is not finite is written as null."""
+        values = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events:
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The records of a metrics.jsonl, in file order; none if there is no such file.
+
+    A line that is no record is skipped: it is what a killed run was about to write.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: str) -> dict | None:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) and "step" in value else None
+
+
+class ProgressDisplay:
+    """A progress bar with rate, time left and loss on a terminal; plain lines, now and then, else.
+
+    Args:
+        total_steps: of the run.
+        start_step: where it continues.
+        plain_every_s: seconds between plain lines.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, plain_every_s: float = 10.0):
+        self._total = total_steps
+        self._start = start_step
+        self._plain_every_s = plain_every_s
+        self._began = time.monotonic()
+        self._last_plain = -math.inf
+        self._bar = None
+        if _console.is_terminal:
+            self._bar = Progress(
+                TextColumn("pretraining"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=_console,
+            )
+            self._task = self._bar.add_task("", total=total_steps, completed=start_step, text="")
+            self._bar.start()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows the step and the metrics that people watch."""
+        text = f"loss {metrics['loss']:.3f}  {metrics['images_per_s']:,.0f} img/s"
+        if "knn/trained" in metrics:
+            text += f"  k-NN {metrics['knn/trained']:.1%}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=text)
+            return
+        now = time.monotonic()
+        if now - self._last_plain >= self._plain_every_s or step >= self._total:
+            self._last_plain = now
+            rate = (step - self._start) / (now - self._began)
+            left = (self._total - step) / rate if rate > 0 else 0.0
+            _log.info("step %d/%d  %s  %s left", step, self._total, text, duration(left))
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,74 @@
+"""How arrays are laid out over devices: a mesh of two axes, and the rules for state and batches."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+AXES = ("data", "fsdp")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: list | None = None) -> Mesh:
+    """A mesh of ``data`` x ``fsdp`` devices; -1 takes what the other axis leaves.
+
+    Raises ``ValueError`` if the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [data, fsdp]
+    if -1 in shape and len(devices) % (known := -data * fsdp) == 0 and known > 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if shape[0] * shape[1] != len(devices):
+        raise ValueError(
+            f"mesh.data={data}, mesh.fsdp={fsdp}; they must multiply to the number of devices, "
+            f"{len(devices)} (-1, for one of them, takes what is left)"
+        )
+    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
+    """Every array of the state split over ``fsdp`` along its longest axis that can be split.
+
+    Args:
+        mesh: from :func:`make_mesh`.
+        state: arrays or their ``ShapeDtypeStruct`` s.
+
+    Source: Rajbhandari et al. 2020, ZeRO (stage 3).
+    """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf.shape, mesh)), state)
+
+
+def check_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Raises ``ValueError`` unless a batch splits evenly over the devices."""
+    if batch_size < 1 or batch_size % mesh.size:
+        nearest = max(1, round(batch_size / mesh.size)) * mesh.size
+        raise ValueError(
+            f"batch_size={batch_size} is not divisible by the {mesh.size} devices "
+            f"(mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']}); nearest: {nearest}"
+        )
+
+
+def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """This process's share of a batch, as the global arrays of all processes."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(sharding, array), batch
+    )
+
+
+def _spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    num_parts = mesh.shape["fsdp"]
+    divisible = [axis for axis, size in enumerate(shape) if size % num_parts == 0]
+    if num_parts == 1 or not divisible:
+        return PartitionSpec()
+    longest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == longest else None for axis in range(len(shape))))

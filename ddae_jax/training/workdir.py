@@ -1,0 +1,92 @@
+"""The folder of a run: what lies where, and that only one run at a time writes there."""
+
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+
+class WorkdirInUse(RuntimeError):
+    """Another run is writing to the workdir."""
+
+
+class Workdir:
+    """Paths of a run, below one folder. Nothing is created before :meth:`claim`.
+
+    ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``report.html``,
+    ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``, ``lock``.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path).expanduser().resolve()
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.figures = self.path / "figures"
+        self.report = self.path / "report.html"
+        self.tensorboard = self.path / "tensorboard"
+        self.features = self.path / "features"
+        self.compilation_cache = self.path / "compilation_cache"
+        self._lock_path = self.path / "lock"
+        self._lock = None
+
+    def claim(self) -> None:
+        """Makes the folder and locks it for this process, for as long as it lives.
+
+        The lock is the kernel's: it goes with the process however that ends.
+        Raises :class:`WorkdirInUse` if another process holds it, ``NotADirectoryError`` if the
+        path is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(
+                f"--workdir={self.path} is a file; give a folder or a new path"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = open(self._lock_path, "a+")  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise WorkdirInUse(
+                f"another run (process {holder}) is writing to {self.path}; "
+                "wait for it, stop it, or choose another --workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+    def check_is_a_run_or_empty(self) -> None:
+        """Raises ``ValueError`` if the folder holds files, but not those of a run."""
+        own = {path.name for path in vars(self).values() if isinstance(path, pathlib.Path)}
+        if not self.path.is_dir() or self.config.exists():
+            return
+        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
+        if foreign:
+            raise ValueError(
+                f"--workdir={self.path} holds files that are no run's ({', '.join(foreign[:3])}"
+                f"{', ...' if len(foreign) > 3 else ''}); give an empty or new folder"
+            )
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The stored config, or None if there is none yet."""
+        return json.loads(self.config.read_text()) if self.config.exists() else None
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Stores the config of the run; whole or not at all."""
+        write_atomically(self.config, json.dumps(config, indent=2) + "\n")
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that readers, and a crash, see the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half_written = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        half_written.write_text(text, encoding="utf-8")
+        os.replace(half_written, path)
+    finally:
+        half_written.unlink(missing_ok=True)
