@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.data.augment import augment_on_device
 from ddae_jax.data.pipeline import Augmentation, TrainLoader, batches_per_epoch, eval_batches
-from ddae_jax.data.sources import Source, make_source
+from ddae_jax.data.sources import Source, in_memory, make_source
 from ddae_jax.evaluation.classify import LabelledImages, Predict
 from ddae_jax.evaluation.features import Encode, make_encode
 from ddae_jax.evaluation.knn import knn_predict
@@ -118,13 +118,14 @@ def build_optimizer(
 def build_source(config: ConfigDict, split: str) -> Source:
     """The images of a split."""
     data = config.data
-    return make_source(
+    source = make_source(
         data.source,
         name=data.name,
         data_dir=data.data_dir,
         split=split,
         channels=data.channels,
     )
+    return in_memory(source) if data.in_memory else source
 
 
 def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
@@ -141,7 +142,7 @@ def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,
-        num_threads=config.data.num_threads,
+        num_threads=config.data.num_threads or None,
         max_corrupt_share=config.data.max_corrupt_share,
     )
 
@@ -170,7 +171,7 @@ def build_labelled_images(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         limit=limit,
-        num_threads=config.data.num_threads,
+        num_threads=config.data.num_threads or None,
     )
     return LabelledImages(
         train_batches=functools.partial(walk, train),

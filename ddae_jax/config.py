@@ -110,7 +110,8 @@ def pretrain_defaults() -> ConfigDict:
     config.data.flip = True
     config.data.augment_in = "workers"  # or "device", for images of one size
     config.data.num_workers = 0  # processes; 0 for threads of this one
-    config.data.num_threads = 4
+    config.data.num_threads = 0  # in each process; 0 for what suits the images
+    config.data.in_memory = False  # decode all images once; for small ones of one size
     config.data.max_corrupt_share = 0.01  # more unreadable images than this stop the run
 
     config.mesh = ConfigDict()
@@ -169,7 +170,7 @@ def check_config(config: ConfigDict) -> None:
         ("evaluation.k", 1, None),
         ("evaluation.temperature", 0, None),
         ("data.num_workers", 0, None),
-        ("data.num_threads", 1, None),
+        ("data.num_threads", 0, None),
     ):
         if flat[key] < low or (high is not None and flat[key] > high):
             allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"

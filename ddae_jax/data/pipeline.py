@@ -28,6 +28,8 @@ from ddae_jax.data.sources import (
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100
+# Examples; Grain's own endless repetition overflows in batches of one.
+_ENDLESS = 2**53
 
 _logger = logging.getLogger(__name__)
 
@@ -126,6 +128,8 @@ class TrainLoader:
                 "place='device' augments a batch of images of one size, but the images of this "
                 "source differ in size; choose place='workers'"
             )
+        if len(source) == 0:
+            raise ValueError("the source is empty; a run needs at least one example")
         if seed < 0:
             raise ValueError(f"seed={seed}; 0 or more")
         if not 0 <= max_corrupt_share <= 1:
@@ -211,7 +215,7 @@ class TrainLoader:
         batches = (
             grain.MapDataset.range(len(self._source))
             .shuffle(seed=order_seed)
-            .repeat()
+            .repeat(_ENDLESS // len(self._source))
             .batch(self._batch_size)
             # Before the slice, so that `load` is told the position among all processes' batches.
             .map_with_index(load)

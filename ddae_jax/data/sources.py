@@ -411,6 +411,12 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
             f"TFDS knows no dataset {name!r}{_nearest(name, known)}; for images of your own use "
             "kind='folder'"
         ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"TFDS dataset {name!r} in {data_dir} cannot be read without TensorFlow: {error} "
+            "Prepare it in another data_dir with tfds.builder(..., "
+            'file_format="array_record").download_and_prepare()'
+        ) from error
     if not builder.is_prepared():
         expected = f"{builder.data_path}/{{dataset_info.json,features.json,*.array_record*}}"
         logging.info("%s is not at %s: downloading it", name, builder.data_path)
@@ -435,14 +441,7 @@ def _record_reader(builder: Any, split: str) -> Any:
             f"TFDS dataset {builder.name!r} has no split {split!r}{_nearest(split, available)}; "
             f"it has {', '.join(available)}"
         )
-    try:
-        return builder.as_data_source(split=split).data_source
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{builder.data_path} holds other files than ArrayRecord: prepare it again with "
-            f'tfds.builder({builder.name!r}, file_format="array_record").download_and_prepare(), '
-            "into another data_dir"
-        ) from error
+    return builder.as_data_source(split=split).data_source
 
 
 class FolderSource(_IndexedSource):

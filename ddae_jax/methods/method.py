@@ -18,6 +18,7 @@ from ddae_jax.masking import visible_indices
 from ddae_jax.methods.supervision import DeepDynamicSupervision, Supervised
 from ddae_jax.methods.targets import images_from_pixel_predictions
 from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.dense import Dense
 from ddae_jax.models.vit import ViT
 
 Images = Float[Array, "batch height width channels"]
@@ -59,11 +60,7 @@ class Student(nn.Module):
     supervision: DeepDynamicSupervision
 
     def setup(self):
-        self.head = nn.Dense(
-            sum(self.output_widths.values()),
-            dtype=self.encoder.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-        )
+        self.head = Dense(sum(self.output_widths.values()), dtype=self.encoder.dtype)
 
     def predict(
         self, images: Images, mask: Mask, num_visible: int, is_training: bool = False

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddae_jax.models.dense import Dense
+
 AttentionForm = Literal["auto", "batched_matmul", "dot_product"]
 
 
@@ -32,11 +34,11 @@ class SelfAttention(nn.Module):
         self, tokens: Float[Array, "batch tokens width"]
     ) -> Float[Array, "batch tokens width"]:
         batch, length, width = tokens.shape
-        dense = {"dtype": self.dtype, "kernel_init": nn.initializers.xavier_uniform()}
-        qkv = nn.Dense(3 * width, name="qkv", **dense)(tokens)
+        qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(tokens)
         qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
         mixed = _FORMS[_resolve(self.form)](qkv)
-        return nn.Dense(width, name="projection", **dense)(mixed.reshape(batch, length, width))
+        mixed = mixed.reshape(batch, length, width)
+        return Dense(width, dtype=self.dtype, name="projection")(mixed)
 
 
 def _resolve(form: AttentionForm) -> AttentionForm:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddae_jax.models.attention import AttentionForm
+from ddae_jax.models.dense import Dense
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.transformer import (
     Rematerialization,
@@ -55,12 +56,7 @@ class Decoder(nn.Module):
         visible_tokens = features.tokens.reshape(num_depths * batch, num_tokens, -1)
         mask = jnp.tile(mask, (num_depths, 1))
 
-        embed = nn.Dense(
-            self.width,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            name="embedding",
-        )
+        embed = Dense(self.width, dtype=self.dtype, name="embedding")
         embedded = embed(visible_tokens)
         num_class_tokens = int(features.has_class_token)
         class_token, visible = jnp.split(embedded, [num_class_tokens], axis=1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ddae_jax.models.attention import AttentionForm
+from ddae_jax.models.dense import Dense
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.transformer import (
     Rematerialization,
@@ -150,12 +151,7 @@ class ViT(nn.Module):
         return Features(tokens=features, has_class_token=self.use_class_token)
 
     def _embed(self, images, mask, visible) -> Float[Array, "batch tokens width"]:
-        embed = nn.Dense(
-            self.width,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            name="patch_embedding",
-        )
+        embed = Dense(self.width, dtype=self.dtype, name="patch_embedding")
         tokens = embed(patchify(images.astype(self.dtype), self.patch_size))
         if mask is not None:
             mask_token = self.param("mask_token", token_initializer(), (self.width,))

@@ -378,6 +378,12 @@ class TestTfds:
         with pytest.raises(ValueError, match=r"no dataset 'cifr10'; did you mean 'cifar10'\?"):
             make_source("tfds", name="cifr10", data_dir=str(tmp_path))
 
+    def test_dataset_in_another_format_says_how_to_prepare_it(self, tiny, tmp_path):
+        info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
+        info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+        with pytest.raises(ValueError, match=r"tfrecord.*file_format=\"array_record\""):
+            make_source("tfds", name="tiny", data_dir=str(tmp_path))
+
     def test_missing_name_is_asked_for(self):
         with pytest.raises(ValueError, match="needs the name"):
             make_source("tfds")
