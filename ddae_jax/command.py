@@ -18,8 +18,7 @@ from ddae_jax.training.logging import set_up_logging
 from ddae_jax.training.loop import NonFiniteLoss
 from ddae_jax.training.workdir import WorkdirInUse
 
-_BAD_INPUT = (ValueError, TypeError, KeyError, AttributeError, OSError, WorkdirInUse)
-_BAD_INPUT += (CheckpointError, absl_flags.Error)
+_BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
 _RUN_ENDERS = (CheckpointError, NonFiniteLoss, TooManyCorruptImages)
 
 
@@ -150,7 +149,7 @@ def load_config(path: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         return module.get_config(argument) if has_argument else module.get_config()
-    except AttributeError as error:
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"--config={file}: {' '.join(str(error).split())}") from error
 
 
@@ -191,6 +190,5 @@ def _describe(flags: absl_flags.FlagValues) -> str:
 
 
 def _end(error: Exception, status: int) -> None:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {error}", file=sys.stderr)
     raise CommandEnded(status) from error

@@ -33,7 +33,7 @@ CHOICES = {
 """The words that a key may hold."""
 
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
-FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share")
+FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "data.in_memory")
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 
@@ -246,13 +246,15 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
 
 
 def contradictions(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """One line for each key in which a run's config contradicts the one given to continue it."""
-    stored, given = flatten(stored), flatten(given)
-    keys = [key for key in given | stored if not _is_free(key)]
+    """One line for each key in which a run's config contradicts the one given to continue it.
+
+    Keys that came into being after the config was stored have their defaults.
+    """
+    stored, given = flatten(to_plain(from_plain(stored))), flatten(given)
     return [
-        f"{key}: {stored.get(key, 'missing')!r} in the workdir, {given.get(key, 'missing')!r} given"
-        for key in keys
-        if stored.get(key) != given.get(key)
+        f"{key}: {stored[key]!r} in the workdir, {value!r} given"
+        for key, value in given.items()
+        if stored[key] != value and not _is_free(key)
     ]
 
 

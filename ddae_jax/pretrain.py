@@ -79,6 +79,8 @@ def pretrain(
             init_state, method=method, optimizer=optimizer, channels=config.data.channels
         )
         state = start_or_continue(initialize, config.seed, mesh, checkpoints, loader)
+        if is_primary:
+            workdir.write_config(to_plain(config))
         step = make_train_step(
             method,
             optimizer,
@@ -164,7 +166,7 @@ def start_or_continue(
 def open_workdir(
     path: str, config: ConfigDict, allow_config_changes: bool, is_primary: bool
 ) -> Workdir:
-    """Claims the workdir for this run and stores its config, or checks it against the stored one.
+    """Claims the workdir for this run, after checking the config against the one stored there.
 
     Raises:
         ValueError: if the folder holds a run with another config (its differing keys are named),
@@ -172,10 +174,9 @@ def open_workdir(
         WorkdirInUse: if another process is writing there.
     """
     workdir = Workdir(path)
-    plain = to_plain(config)
     workdir.check_is_a_run_or_empty()
     stored = workdir.read_config()
-    differences = contradictions(stored, plain) if stored else []
+    differences = contradictions(stored, to_plain(config)) if stored else []
     if differences and not allow_config_changes:
         shown = "\n  ".join(differences)
         raise ValueError(
@@ -185,7 +186,6 @@ def open_workdir(
         )
     if is_primary:
         workdir.claim()
-        workdir.write_config(plain)
     return workdir
 
 

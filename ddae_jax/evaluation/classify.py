@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Int, PyTree
 
-from ddae_jax.evaluation.features import Encode, encode_dataset, raw_pixels
+from ddae_jax.evaluation.features import Encode, Examples, encode_dataset, raw_pixels
 
-Examples = tuple[Float[np.ndarray, "examples width"], Int[np.ndarray, "examples"]]
 Predict = Callable[..., Int[np.ndarray, "test"]]
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 

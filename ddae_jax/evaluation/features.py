@@ -17,7 +17,11 @@ from ddae_jax.models.vit import ViT
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
 
 Pool = Literal["mean", "class_token"]
+Examples = tuple[Float[np.ndarray, "examples width"], Int[np.ndarray, "examples"]]
+"""Features and labels."""
 Encode = Callable[[PyTree, Array], Float[Array, "batch width"]]
+
+_SETS = ("train", "test")
 
 
 def make_encode(
@@ -48,7 +52,7 @@ def make_encode(
 
 def encode_dataset(
     encode: Encode, params: PyTree, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
-) -> tuple[Float[np.ndarray, "examples width"], Int[np.ndarray, "examples"]]:
+) -> Examples:
     """Features and labels of every valid example, in an order that depends on the processes.
 
     Args:
@@ -60,9 +64,7 @@ def encode_dataset(
     return _collect(lambda images: encode(params, images), batches, mesh)
 
 
-def raw_pixels(
-    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
-) -> tuple[Float[np.ndarray, "examples values"], Int[np.ndarray, "examples"]]:
+def raw_pixels(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Examples:
     """The pixels themselves as features, 0..1: the baseline that knows nothing."""
     flatten = jax.jit(
         lambda images: images.reshape(images.shape[0], -1).astype(jnp.float32) / 255,
@@ -73,7 +75,7 @@ def raw_pixels(
 
 def _collect(
     encode: Callable[[Array], Array], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Examples:
     share = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     features, labels = [], []
     for batch in batches:
@@ -87,26 +89,31 @@ def _collect(
 
 
 def cached(
-    folder: pathlib.Path,
-    key: Mapping[str, Any],
-    compute: Callable[[], tuple[np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray]:
+    folder: pathlib.Path, key: Mapping[str, Any], compute: Callable[[], tuple[Examples, Examples]]
+) -> tuple[Examples, Examples]:
     """``compute()``, or what it gave the last time it was asked for with the same key.
 
     Args:
         folder: of the cache.
         key: all that the result depends on, as JSON can store it.
-        compute: gives features and labels.
+        compute: gives features and labels, of the training and the test set.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    described = json.dumps(key, sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = folder / f"{digest}.npz"
     if path.exists():
         with np.load(path) as stored:
-            return stored["features"], stored["labels"]
-    features, labels = compute()
+            train, test = ((stored[f"{s}_features"], stored[f"{s}_labels"]) for s in _SETS)
+            return train, test
+    examples = compute()
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{digest}.{os.getpid()}.npz"
-        np.savez(temporary, features=features, labels=labels, key=json.dumps(key, sort_keys=True))
-        os.replace(temporary, path)
-    return features, labels
+        half_written = folder / f".{digest}.{os.getpid()}.npz"
+        arrays = {
+            f"{name}_{what}": array
+            for name, pair in zip(_SETS, examples, strict=True)
+            for what, array in zip(("features", "labels"), pair, strict=True)
+        }
+        np.savez(half_written, key=described, **arrays)
+        os.replace(half_written, path)
+    return examples

@@ -41,9 +41,14 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self._directory = pathlib.Path(directory).resolve()
+        if read_only and not self._directory.is_dir():
+            raise FileNotFoundError(f"there are no checkpoints: {self._directory} does not exist")
         self._manager = ocp.CheckpointManager(
             self._directory,
-            item_names=("state", "data"),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if read_only else keep_last,
                 keep_period=keep_every_steps,
@@ -77,7 +82,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data_state))
+                    state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(dict(data_state))
                 ),
                 force=True,
             )
@@ -109,10 +114,24 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                state=_restore_arguments(abstract_state), data=ocp.args.JsonRestore()
             ),
         )
         return restored["state"], restored["data"]
+
+    def restore_part(self, abstract_part: PyTree, step: int | None = None) -> PyTree:
+        """Only those arrays of a checkpoint's state that are asked for, for use without training.
+
+        Args:
+            abstract_part: part of the state's tree, as nested dicts, with shardings.
+            step: of the checkpoint; the latest by default.
+
+        Raises as :meth:`restore` does.
+        """
+        step = self._existing(step)
+        self._check_fits(abstract_part, step, is_part=True)
+        part = _restore_arguments(abstract_part, partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=part))["state"]
 
     def _existing(self, step: int | None) -> int:
         found = self.steps()
@@ -121,14 +140,17 @@ class Checkpoints:
             raise FileNotFoundError(f"{wanted} in {self._directory}; there are: {found or 'none'}")
         return found[-1] if step is None else step
 
-    def _check_fits(self, abstract_state: TrainState, step: int) -> None:
+    def _check_fits(self, abstract_state: PyTree, step: int, is_part: bool = False) -> None:
         metadata = self._manager.item_metadata(step)["state"]
         stored = _shapes(getattr(metadata, "tree", metadata))
         wanted = _shapes(abstract_state)
         differences = [
             f"{name}: {stored.get(name, 'missing')} in the checkpoint, "
             f"{wanted.get(name, 'missing')} in the model"
-            for name in sorted(stored.keys() | wanted.keys())
+            for name in sorted(
+                wanted if is_part else stored.keys() | wanted.keys(),
+                key=lambda name: (name.startswith("opt_state"), name),
+            )
             if stored.get(name) != wanted.get(name)
         ]
         if differences:
@@ -158,6 +180,11 @@ def abstract(state: PyTree, sharding: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, sharding
     )
+
+
+def _restore_arguments(abstract_tree: PyTree, **options) -> ocp.args.PyTreeRestore:
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_tree)
+    return ocp.args.PyTreeRestore(abstract_tree, restore_args=restore_args, **options)
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -37,6 +37,7 @@ def set_up_logging(is_primary: bool = True) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each thing that it does
     logging.getLogger("ddae_jax").setLevel(logging.INFO if is_primary else logging.WARNING)
 
 

@@ -1,0 +1,193 @@
+"""Evaluates a run's frozen features.
+
+    python -m ddae_jax.evaluate --workdir=runs/digits --task=knn
+    python -m ddae_jax.evaluate --workdir=runs/digits --task=linear --encoder=teacher --depth=4
+
+Everything but the workdir is known from its config and checkpoints. The last line printed is one
+JSON object: the accuracy, and beside it that of the untrained network and of raw pixels.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import flags as absl_flags
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from ddae_jax import build, command
+from ddae_jax.config import check_config, from_plain, to_plain
+from ddae_jax.evaluation.classify import Examples, untrained_params
+from ddae_jax.evaluation.features import cached
+from ddae_jax.methods import Method
+from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.sharding import make_mesh, state_sharding
+from ddae_jax.training.workdir import Workdir
+
+_log = logging.getLogger(__name__)
+
+TASKS = ("knn", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class Readout:
+    """Which features are evaluated: whose, of which checkpoint, after which block, pooled how."""
+
+    step: int
+    encoder: str
+    depth: int
+    pool: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    with command.bad_input_is_explained():
+        flags = command.parse_flags(argv, "ddae_jax.evaluate " + __doc__, _define_flags)
+        workdir = Workdir(flags.workdir)
+        config = read_config(workdir, flags)
+        command.start_devices(flags.distributed)
+        mesh = make_mesh(**config.mesh)
+        method = build.build_method(config)
+        encoder_params, step = restore_encoder(
+            workdir, config, method, mesh, config.evaluation.encoder, flags.step
+        )
+        readout = Readout(
+            step,
+            config.evaluation.encoder,
+            config.evaluation.depth or method.student.encoder.depth,
+            config.evaluation.pool,
+        )
+        result = classify(flags.task, config, workdir, method, mesh, encoder_params, readout)
+    if jax.process_index() == 0:
+        print(_table(flags.task, result))
+        print(json.dumps(result))
+    return 0
+
+
+def classify(
+    task: str,
+    config: ConfigDict,
+    workdir: Workdir,
+    method: Method,
+    mesh: Mesh,
+    encoder_params: PyTree,
+    readout: Readout,
+) -> dict:
+    """Accuracy of ``knn`` or ``linear`` on the features, and on the two baselines'."""
+    images = build.build_labelled_images(config, mesh)
+    encode = build.build_encode(config, mesh, depth=readout.depth, pool=readout.pool)
+    predict = build.build_predict(config, task)
+
+    def accuracy(compute: Callable[[], tuple[Examples, Examples]], **key) -> float:
+        key |= {"data": to_plain(config.data), "image_size": list(config.model.image_size)}
+        train, test = cached(workdir.features, key, compute)
+        sizes.update(num_train=len(train[1]), num_test=len(test[1]))
+        return images.accuracy(predict, train, test)
+
+    def untrained() -> tuple[Examples, Examples]:
+        params = untrained_params(lambda k: method.init(k, config.data.channels), config.seed)
+        return images.features(encode, params["encoder"])
+
+    sizes = {}
+    trained_key = dataclasses.asdict(readout)
+    untrained_key = trained_key | {
+        "encoder": "untrained",
+        "step": 0,
+        "seed": config.seed,
+        "model": to_plain(config.model),
+    }
+    result = {
+        "task": task,
+        **trained_key,
+        "accuracy": accuracy(lambda: images.features(encode, encoder_params), **trained_key),
+        "untrained": accuracy(untrained, **untrained_key),
+        "raw_pixels": accuracy(images.pixels, encoder="none"),
+        **sizes,
+    }
+    if task == "knn":
+        result |= {"k": config.evaluation.k, "temperature": config.evaluation.temperature}
+    return result
+
+
+def read_config(workdir: Workdir, flags: absl_flags.FlagValues) -> ConfigDict:
+    """The config stored in the workdir, with what the flags say about evaluation.
+
+    Raises ``FileNotFoundError`` if the folder holds no run, ``ValueError`` for what does not fit.
+    """
+    stored = workdir.read_config()
+    if stored is None:
+        raise FileNotFoundError(
+            f"--workdir={workdir.path} holds no run: there is no {workdir.config.name} in it"
+        )
+    config = from_plain(stored)
+    for name in ("encoder", "depth", "pool", "k", "temperature", "batch_size"):
+        if flags[name].present:
+            config.evaluation[name] = flags[name].value
+    if flags.data_dir is not None:
+        config.data.data_dir = flags.data_dir
+    config.mesh.data, config.mesh.fsdp = -1, 1
+    check_config(config)
+    return config
+
+
+def restore_encoder(
+    workdir: Workdir,
+    config: ConfigDict,
+    method: Method,
+    mesh: Mesh,
+    encoder: str,
+    step: int | None = None,
+) -> tuple[PyTree, int]:
+    """The parameters of the ``student``'s or ``teacher``'s encoder, and the step they are of."""
+    if encoder == "teacher" and not method.has_teacher:
+        raise ValueError("--encoder=teacher: this run has no teacher (targets.feature_weight=0)")
+    with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
+        step = step or checkpoints.latest_step()
+        params = jax.eval_shape(lambda k: method.init(k, config.data.channels), jax.random.key(0))
+        wanted = {"params": {"encoder": params["encoder"]}}
+        if encoder == "teacher":
+            wanted = {"teacher": method.teacher_of(params)}
+        restored = checkpoints.restore_part(abstract(wanted, state_sharding(mesh, wanted)), step)
+    found = restored["teacher"] if encoder == "teacher" else restored["params"]["encoder"]
+    return found, step
+
+
+def _table(task: str, result: dict) -> str:
+    title = {"knn": "k-NN", "linear": "linear probe"}[task]
+    trained = f"trained ({result['encoder']}, step {result['step']}, depth {result['depth']})"
+    rows = {
+        trained: result["accuracy"],
+        "untrained network": result["untrained"],
+        "raw pixels": result["raw_pixels"],
+    }
+    width = max(map(len, rows))
+    lines = [
+        f"{title} accuracy on {result['num_test']:,} images ({result['num_train']:,} to learn)"
+    ]
+    return "\n".join(lines + [f"  {name:{width}s}  {value:6.2%}" for name, value in rows.items()])
+
+
+def _define_flags(flags: absl_flags.FlagValues) -> None:
+    def define(kind: str, name: str, default, *arguments) -> None:
+        getattr(absl_flags, f"DEFINE_{kind}")(name, default, *arguments, flag_values=flags)
+
+    define("string", "workdir", None, "Folder of the run.")
+    define("enum", "task", None, TASKS, "What to evaluate.")
+    absl_flags.mark_flags_as_required(("workdir", "task"), flag_values=flags)
+    define("enum", "encoder", "student", ("student", "teacher"), "Whose features.")
+    define("integer", "depth", 0, "Block to read after; 0 for the last.")
+    define("enum", "pool", "mean", ("mean", "class_token"), "Mean over patches, or class token.")
+    define("integer", "step", None, "Of the checkpoint; the latest by default.")
+    define("integer", "k", 20, "Neighbours that vote (knn).")
+    define("float", "temperature", 0.07, "Of their votes; 0 for equal ones (knn).")
+    define("integer", "batch_size", 256, "Images encoded at a time.")
+    define("string", "data_dir", None, "Where the data is now, if it has moved.")
+    define("bool", "distributed", False, "One of several processes: join the others first.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
