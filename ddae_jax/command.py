@@ -129,6 +129,8 @@ def _check_config_arguments(argv: Sequence[str]) -> None:
     file = path.partition(":")[0]
     if not os.path.isfile(file):
         raise FileNotFoundError(f"--config={file}: there is no such file; see configs/")
+    # Config files may import their neighbours, as configs.NAME, wherever they lie.
+    sys.path.append(str(pathlib.Path(file).resolve().parent.parent))
     known = flatten(load_config(path))
     for given in argv:
         name = given.lstrip("-").partition("=")[0]
