@@ -69,7 +69,7 @@ def measure_loader(source: Source, place: str, num_workers: int, num_threads: in
     """Images/s of a loader that nobody makes wait."""
     with TrainLoader(
         source,
-        Augmentation((32, 32), place=place),
+        Augmentation((32, 32), augment_in=place),
         batch_size=_BATCH_SIZE.value,
         seed=0,
         num_workers=num_workers,

@@ -134,7 +134,7 @@ def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
         source,
         Augmentation(
             image_size=tuple(config.model.image_size),
-            place=config.data.augment_in,
+            augment_in=config.data.augment_in,
             **_crops(config),
         ),
         batch_size=config.batch_size,

@@ -17,6 +17,7 @@ Weighting = Literal["power", "normalised"]
 
 # exp(40) = 2.4e17: times an error, and summed over any batch, it still is a float32.
 _MAX_LOG_WEIGHT = 40.0
+_LARGEST = 1e38
 
 
 def dynamic_weights(
@@ -50,11 +51,12 @@ def dynamic_weights(
     Source: Chen et al., DDAE, dynamic loss.
     """
     log_distance = _log_normalised_distance(distance, mask)
-    log_weight = jnp.asarray(beta)[..., None, None] * log_distance
+    log_weight = _at_least_float32(jnp.asarray(beta))[..., None, None] * log_distance
     if weighting == "power":
         weights = jnp.exp(jnp.minimum(log_weight, _MAX_LOG_WEIGHT))
         return jnp.where(mask, weights, 0)
     if weighting == "normalised":
+        log_weight = jnp.clip(log_weight, -_LARGEST, _LARGEST)  # differences of them stay finite
         share = jax.nn.softmax(jnp.where(mask, log_weight, -jnp.inf), axis=-1, where=mask)
         return jnp.where(mask, share * mask.sum(axis=-1, keepdims=True), 0)
     raise ValueError(f"weighting={weighting!r}; known: 'power', 'normalised'")
@@ -93,7 +95,7 @@ def dynamic_loss(
             f"{(*beta.shape, *mask.shape)}"
         )
     weights = dynamic_weights(distance, mask, beta, weighting)
-    errors = jnp.where(mask, errors.astype(jnp.promote_types(errors.dtype, jnp.float32)), 0)
+    errors = jnp.where(mask, _at_least_float32(errors), 0)
     return (weights * errors).sum(axis=(-2, -1)) / jnp.maximum(mask.sum(), 1)
 
 
@@ -101,8 +103,13 @@ def _log_normalised_distance(
     distance: Float[Array, "batch patches"], mask: Bool[Array, "batch patches"]
 ) -> Float[Array, "batch patches"]:
     """``log(d / max d)``, at most 0; 0 on visible patches and where nothing is visible."""
+    distance = _at_least_float32(distance)
     is_measured = mask & jnp.isfinite(distance)
     safe = jnp.where(is_measured, distance, 1)
     farthest = jnp.where(is_measured, distance, 0).max(axis=-1, keepdims=True)
     farthest = jnp.where(farthest > 0, farthest, 1)
     return jnp.where(is_measured, jnp.log(safe / farthest), 0)
+
+
+def _at_least_float32(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -9,7 +9,6 @@ JSON object: the accuracy, and beside it that of the untrained network and of ra
 
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -27,8 +26,6 @@ from ddae_jax.methods import Method
 from ddae_jax.training.checkpoint import Checkpoints, abstract
 from ddae_jax.training.sharding import make_mesh, state_sharding
 from ddae_jax.training.workdir import Workdir
-
-_log = logging.getLogger(__name__)
 
 TASKS = ("knn", "linear")
 

@@ -16,7 +16,7 @@ from ddae_jax import build
 from ddae_jax.config import to_plain
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import Source
-from ddae_jax.evaluation import figures
+from ddae_jax.evaluation import curves, pictures
 from ddae_jax.evaluation.classify import LabelledImages, untrained_params
 from ddae_jax.evaluation.features import Encode
 from ddae_jax.evaluation.report import Captioned, Summary, write_report
@@ -29,6 +29,7 @@ from ddae_jax.training.workdir import Workdir
 _log = logging.getLogger(__name__)
 
 _NUM_SHOWN = 4  # images in the figures
+_NUM_WEIGHED = 2  # of which weights are shown too
 
 _SECTIONS = {
     "reconstruction": "What is predicted",
@@ -39,6 +40,8 @@ _SECTIONS = {
     "schedule": "How training went",
 }
 """Where each figure stands in the report, in its order."""
+
+_CAPTIONS = {**pictures.CAPTIONS, **curves.CAPTIONS}
 
 
 class KnnMonitor:
@@ -118,56 +121,69 @@ class ReportWriter:
         self._total_steps = total_steps
         self._normalize = build.build_normalize(config)
         self._look = jax.jit(method.look, out_shardings=replicated(mesh))
-        self._images = next(
-            eval_batches(source, tuple(config.model.image_size), _NUM_SHOWN, limit=_NUM_SHOWN)
-        )["image"]
+        candidates = next(
+            eval_batches(
+                source, tuple(config.model.image_size), 4 * _NUM_SHOWN, limit=4 * _NUM_SHOWN
+            )
+        )
+        self._images = candidates["image"][candidates["valid"]][:_NUM_SHOWN]
 
-    def write(self, state: TrainState, step: int) -> dict[str, float]:
-        """Draws and writes everything, from the state and the records so far; no metrics."""
+    def write(self, state: TrainState, step: int, status: str | None = None) -> dict[str, float]:
+        """Draws and writes everything, from the state and the records so far; gives no metrics.
+
+        ``status`` is what the run is doing; by default running, or complete at its last step.
+        """
         key = jax.random.key(self._config.seed)
         seen = jax.device_get(self._look(state.params, self._normalize(self._images), key))
         if jax.process_index() == 0:
             records = read_metrics(self._workdir.metrics)
             self._workdir.figures.mkdir(exist_ok=True)
             self._draw(seen, records)
-            self._write_report(step, records)
+            self._write_report(step, records, status)
         return {}
 
-    def say_result(self, step: int) -> None:
-        """Tells in the log how the run stands and where the report is."""
+    def finish(self, state: TrainState, step: int) -> None:
+        """Writes everything for the last time, and tells in the log how the run stands."""
+        is_complete = step >= self._total_steps
+        self.write(state, step, None if is_complete else "stopped")
         records = read_metrics(self._workdir.metrics)
         knn = _knn_results(records)
         if knn:
             shown = ", ".join(f"{name} {value:.1%}" for name, value in knn.items())
             _log.info("k-NN accuracy: %s", shown)
-        state = "complete" if step >= self._total_steps else f"stopped at step {step}"
-        _log.info("%s; report: %s", state, self._workdir.report)
+        _log.info(
+            "%s; report: %s",
+            "complete" if is_complete else f"stopped at step {step}",
+            self._workdir.report,
+        )
 
     def _draw(self, seen: Mapping[str, np.ndarray], records: list[dict]) -> None:
         encoder, supervision = self._method.student.encoder, self._method.student.supervision
         images = self._images.astype(np.float32) / 255
-        common = {"images": images, "mask": seen["mask"], "grid": encoder.grid}
+        common = {"images": images, "mask": seen["mask"]}
         if "reconstructions" in seen:
             mean, std = np.asarray(self._config.data.mean), np.asarray(self._config.data.std)
-            figures.reconstruction_figure(
+            pictures.reconstruction_figure(
                 self._figure("reconstruction"),
                 **common,
+                grid=encoder.grid,
                 reconstructions=np.clip(seen["reconstructions"] * std + mean, 0, 1),
                 depths=supervision.depths,
             )
-        figures.supervision_figure(
+        pictures.supervision_figure(
             self._figure("supervision"),
-            **common,
-            distance=seen["distance"],
-            weights=seen["weights"],
+            **{name: value[:_NUM_WEIGHED] for name, value in common.items()},
+            grid=encoder.grid,
+            distance=seen["distance"][:_NUM_WEIGHED],
+            weights=seen["weights"][:, :, :_NUM_WEIGHED],
             beta=seen["beta"],
             objectives=supervision.objectives,
             depths=supervision.depths,
         )
         for name in ("beta", "loss", "knn", "schedule"):
-            getattr(figures, f"{name}_figure")(self._figure(name), records)
+            getattr(curves, f"{name}_figure")(self._figure(name), records)
 
-    def _write_report(self, step: int, records: list[dict]) -> None:
+    def _write_report(self, step: int, records: list[dict], status: str | None) -> None:
         knn = _knn_results(records)
         write_report(
             self._workdir.report,
@@ -176,12 +192,13 @@ class ReportWriter:
             num_steps=self._total_steps,
             summary=_summary(records, knn),
             figures=[
-                Captioned(self._figure(name), figures.CAPTIONS[name], section)
+                Captioned(self._figure(name), _CAPTIONS[name], section)
                 for name, section in _SECTIONS.items()
             ],
             results={"k-NN accuracy": knn} if knn else {},
             config=to_plain(self._config),
             environment=environment(),
+            state=status,
         )
 
     def _figure(self, name: str) -> pathlib.Path:
@@ -203,7 +220,7 @@ def environment() -> dict[str, Any]:
 
 def _knn_results(records: list[dict]) -> dict[str, float]:
     found = {
-        name: figures.latest(records, f"knn/{name}")
+        name: curves.latest(records, f"knn/{name}")
         for name in ("trained", "untrained", "raw_pixels")
     }
     return {name.replace("_", " "): value for name, value in found.items() if value is not None}
@@ -216,16 +233,16 @@ def _summary(records: list[dict], knn: Mapping[str, float]) -> list[Summary]:
         note = ", ".join(f"{name} {value:.1%}" for name, value in others.items())
         cards.append(Summary("k-NN accuracy", f"{knn['trained']:.1%}", note))
     first = next((r["loss"] for r in records if r.get("loss") is not None), None)
-    last = figures.latest(records, "loss")
+    last = curves.latest(records, "loss")
     if last is not None:
         cards.append(Summary("Loss", f"{last:.3f}", f"{first:.3f} at first"))
-    rate = figures.latest(records, "images_per_s")
+    rate = curves.latest(records, "images_per_s")
     if rate is not None:
-        waiting = figures.latest(records, "data_wait_share") or 0.0
+        waiting = curves.latest(records, "data_wait_share") or 0.0
         cards.append(
             Summary("Images per second", f"{rate:,.0f}", f"{waiting:.1%} waiting for data")
         )
-    corrupt = figures.latest(records, "corrupt_images")
+    corrupt = curves.latest(records, "corrupt_images")
     if corrupt:
         cards.append(Summary("Unreadable images", f"{corrupt:.0f}", "skipped; named in the log"))
     return cards

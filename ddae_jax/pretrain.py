@@ -31,7 +31,7 @@ from ddae_jax.training.state import TrainState, init_state
 from ddae_jax.training.step import jit_train_step, make_train_step
 from ddae_jax.training.workdir import Workdir
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ddae_jax.pretrain")  # also where __name__ is "__main__"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +120,8 @@ def pretrain(
                 writer.write(0, {"epoch": 0.0, "progress": 0.0, **baselines})
             actions.append(Every(schedule.steps(config.evaluation.knn_every_epochs), knn.measure))
         if config.log.figures_every_epochs:
-            actions.append(Every(schedule.steps(config.log.figures_every_epochs), report.write))
+            figure_steps = schedule.steps(config.log.figures_every_epochs)
+            actions.append(Every(figure_steps, report.write, at_end=False))
         try:
             state = train(
                 state,
@@ -143,8 +144,7 @@ def pretrain(
             if is_primary:
                 progress.close()
                 writer.close()
-        report.write(state, int(state.step))
-        report.say_result(int(state.step))
+        report.finish(state, int(state.step))
     return state
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from PIL import Image
 
-from ddae_jax.data.sources import LazyImage, Pixels
+from ddae_jax.data.images import LazyImage, Pixels
 
 # As everywhere in the field: evaluation sees the central 87.5 % (224 of 256) of the shorter side.
 EVAL_CROP = 0.875

@@ -6,6 +6,7 @@ however many processes, workers and threads read; and the batches of P processes
 other, are the global batch that one process would see.
 """
 
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +18,8 @@ from absl import flags
 from jaxtyping import Bool, Int, Int32, UInt8
 
 from ddae_jax.data import augment
-from ddae_jax.data.sources import (
-    NO_LABEL,
-    CorruptImage,
-    LazyImage,
-    Pixels,
-    Source,
-    reading_threads,
-)
+from ddae_jax.data.images import NO_LABEL, CorruptImage, LazyImage, Pixels
+from ddae_jax.data.sources import Source, reading_threads
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100
@@ -50,8 +45,8 @@ class Augmentation:
     - `crop_scale`: range of the crop's share of the image's area.
     - `crop_ratio`: range of the crop's width / height.
     - `flip`: whether half of the crops are mirrored left to right.
-    - `place`: "workers" crops on the host; with "device" the loader hands out the source's images
-      as they are, and the training step calls `augment_on_device`.
+    - `augment_in`: "workers" crops on the host; with "device" the loader hands out the source's
+      images as they are, and the training step calls `augment_on_device`.
 
     Raises `ValueError` for sizes and ranges that make no crop.
     """
@@ -60,7 +55,7 @@ class Augmentation:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
-    place: Literal["workers", "device"] = "workers"
+    augment_in: Literal["workers", "device"] = "workers"
 
     def __post_init__(self):
         if min(self.image_size) < 1:
@@ -69,8 +64,8 @@ class Augmentation:
             raise ValueError(f"crop_scale={self.crop_scale}; a range of shares within (0, 1]")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio={self.crop_ratio}; a range of width / height above 0")
-        if self.place not in ("workers", "device"):
-            raise ValueError(f"place={self.place!r}; 'workers' or 'device'")
+        if self.augment_in not in ("workers", "device"):
+            raise ValueError(f"augment_in={self.augment_in!r}; 'workers' or 'device'")
 
 
 def batches_per_epoch(source: Source, batch_size: int) -> int:
@@ -81,6 +76,12 @@ def batches_per_epoch(source: Source, batch_size: int) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; at least 1")
     return max(len(source) // batch_size, 1)
+
+
+@functools.cache
+def log_corrupt(name: str) -> None:
+    """Warns of an image that cannot be decoded; the same one only once in a process."""
+    _logger.warning("skipped an image that cannot be decoded: %s", name)
 
 
 class TrainLoader:
@@ -123,10 +124,10 @@ class TrainLoader:
         max_corrupt_share: float = 0.01,
     ):
         self._batch_size = _local_batch_size(batch_size, process_index, process_count)
-        if augmentation.place == "device" and source.image_size is None:
+        if augmentation.augment_in == "device" and source.image_size is None:
             raise ValueError(
-                "place='device' augments a batch of images of one size, but the images of this "
-                "source differ in size; choose place='workers'"
+                "augment_in='device' augments a batch of images of one size, but those of this "
+                "source differ in size; choose augment_in='workers'"
             )
         if len(source) == 0:
             raise ValueError("the source is empty; a run needs at least one example")
@@ -237,7 +238,7 @@ class TrainLoader:
 
     def _report_corrupt(self, indices: Int[np.ndarray, " corrupt"]) -> None:
         for index in set(indices.tolist()) - self._corrupt:
-            _logger.warning("skipped an image that cannot be decoded: %s", self._source.name(index))
+            log_corrupt(self._source.name(index))
             self._corrupt.add(index)
         if len(self._corrupt) > self._max_corrupt:
             names = ", ".join(self._source.name(index) for index in sorted(self._corrupt)[:5])
@@ -353,7 +354,7 @@ class _LoadTrainBatch:
 
     def _augment(self, image: LazyImage, position: int, index: int) -> Pixels:
         chosen = self.augmentation
-        if chosen.place == "device":
+        if chosen.augment_in == "device":
             return self._of_one_size(image.pixels(), index)
         # Philox is made for this: each position is a stream of its own, at no cost to reach.
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=(0, 0, 0, position)))
@@ -364,8 +365,9 @@ class _LoadTrainBatch:
     def _of_one_size(self, pixels: Pixels, index: int) -> Pixels:
         if pixels.shape[:2] != self.source.image_size:
             raise ValueError(
-                f"place='device' augments a batch of images of one size, {self.source.image_size}, "
-                f"but {self.source.name(index)} is {pixels.shape[:2]}; choose place='workers'"
+                "augment_in='device' augments a batch of images of one size, "
+                f"{self.source.image_size}, but {self.source.name(index)} is {pixels.shape[:2]}; "
+                "choose augment_in='workers'"
             )
         return pixels
 
@@ -390,8 +392,8 @@ class _LoadEvalBatch:
             try:
                 images[row] = augment.resize_and_center_crop(image, self.image_size)
                 valid[row] = True
-            except CorruptImage as error:
-                _logger.warning("left out of evaluation: %s", error)
+            except CorruptImage:
+                log_corrupt(self.source.name(indices[row]))
         padding = (0, self.batch_size - len(indices))
         padded = np.pad(indices, padding, constant_values=-1)
         return {"image": images, "label": labels, "index": padded, "valid": valid}

@@ -4,71 +4,34 @@ A source is a random-access, picklable sequence of images with labels. It hands 
 not decoded yet (`Source.open`): whoever needs a small crop of a big JPEG can decode it small.
 """
 
-import contextlib
 import difflib
 import functools
-import io
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int32, UInt8
-from PIL import ExifTags, Image
+
+from ddae_jax.data.folder import IMAGE_SUFFIXES, contents, scan, split_folder
+from ddae_jax.data.images import (
+    NO_LABEL,
+    CorruptImage,
+    DecodedImage,
+    EncodedImage,
+    Example,
+    KnownCorruptImage,
+    LazyImage,
+)
 
 SOURCE_KINDS = ("digits", "tfds", "folder")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-NO_LABEL = -1
 
 # How many files a folder looks at before it says that all its images share one size.
 _SIZE_SAMPLE = 1000
 # Pixels a side, up to which one thread reads faster than several; see benchmarks/augmentation.py.
 _SMALL_SIDE = 64
-# Exif orientation 2-8 -> what turns the stored image upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)
-
-Pixels = UInt8[np.ndarray, "height width channel"]
-
-
-class CorruptImage(ValueError):
-    """An image whose bytes cannot be decoded. The message names the image and the cause."""
-
-
-class Example(TypedDict):
-    """One decoded example; `label` is an int32 scalar, -1 where there is none."""
-
-    image: Pixels
-    label: np.int32
-
-
-class LazyImage(Protocol):
-    """An upright image of 1 (`L`) or 3 (`RGB`) channels that is decoded when asked."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, as in `PIL.Image`. Raises `CorruptImage`."""
-
-    def decode(self, reduction: int = 1) -> Image.Image:
-        """The image, its sides divided by up to `reduction` where its format makes that cheaper.
-
-        Raises `CorruptImage`.
-        """
-
-    def pixels(self) -> Pixels:
-        """The whole image as an array. Raises `CorruptImage`."""
 
 
 class Source(Protocol):
@@ -95,24 +58,24 @@ class Source(Protocol):
 
 
 def make_source(
-    kind: str, *, name: str = "", data_dir: str = "", split: str = "train", channels: int = 3
+    source: str, *, name: str = "", data_dir: str = "", split: str = "train", channels: int = 3
 ) -> Source:
     """Opens a source of images.
 
     **Arguments:**
 
-    - `kind`: "digits" (scikit-learn's handwritten digits, embedded), "tfds" or "folder".
+    - `source`: "digits" (scikit-learn's handwritten digits, embedded), "tfds" or "folder".
     - `name`: the TFDS dataset, such as "cifar10"; other kinds ignore it.
     - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder of images.
     - `split`: "train", "test", ...; for TFDS also a slice such as "train[:80%]".
     - `channels`: 1 (grey) or 3 (RGB) of every decoded image.
 
-    Raises `ValueError` for an unknown kind, name or split, for other `channels`, and for a folder
+    Raises `ValueError` for an unknown source, name or split, for other `channels`, and for a folder
     without images; `FileNotFoundError` for data that is not there and cannot be downloaded.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels")
-    match kind:
+    match source:
         case "digits":
             return digits_source(split, channels)
         case "tfds":
@@ -120,120 +83,9 @@ def make_source(
         case "folder":
             return FolderSource(data_dir, split, channels)
     raise ValueError(
-        f"unknown kind of source {kind!r}{_nearest(kind, SOURCE_KINDS)}; "
+        f"source={source!r} is unknown{_nearest(source, SOURCE_KINDS)}; "
         f"known are {', '.join(SOURCE_KINDS)}"
     )
-
-
-# ---- images that are decoded when asked
-
-
-class EncodedImage:
-    """A JPEG, PNG or WebP file: upright by its Exif orientation, transparency on white."""
-
-    def __init__(self, read: Callable[[], bytes], name: str, channels: int):
-        self._read = read
-        self._name = name
-        self._channels = channels
-
-    @functools.cached_property
-    def _file(self) -> Image.Image:
-        return Image.open(io.BytesIO(self._read()))
-
-    @functools.cached_property
-    def _orientation(self) -> int:
-        return self._file.getexif().get(ExifTags.Base.Orientation, 1)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        with _naming_corruption(self._name):
-            width, height = self._file.size
-            return (height, width) if self._orientation in _SIDEWAYS else (width, height)
-
-    def decode(self, reduction: int = 1) -> Image.Image:
-        with _naming_corruption(self._name):
-            file, orientation = self._file, self._orientation
-            del self._file  # it remembers how it was decoded: the next decoding opens it anew
-            mode = "L" if self._channels == 1 else None
-            # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
-            file.draft(mode, tuple(max(side // reduction, 1) for side in file.size))
-            image = _to_channels(file, self._channels)
-            return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-    def pixels(self) -> Pixels:
-        return _to_array(self.decode())
-
-
-class DecodedImage:
-    """An image that already is an array."""
-
-    def __init__(self, pixels: Pixels):
-        self._pixels = pixels
-
-    @property
-    def size(self) -> tuple[int, int]:
-        height, width, _ = self._pixels.shape
-        return width, height
-
-    def decode(self, reduction: int = 1) -> Image.Image:
-        del reduction  # nothing is cheaper than what is decoded
-        pixels = self._pixels
-        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-
-    def pixels(self) -> Pixels:
-        return self._pixels
-
-
-class _KnownCorrupt:
-    """An image of which one knows that it cannot be decoded."""
-
-    def __init__(self, error: str):
-        self._error = error
-
-    @property
-    def size(self) -> tuple[int, int]:
-        raise CorruptImage(self._error)
-
-    def decode(self, reduction: int = 1) -> Image.Image:
-        raise CorruptImage(self._error)
-
-    def pixels(self) -> Pixels:
-        raise CorruptImage(self._error)
-
-
-@contextlib.contextmanager
-def _naming_corruption(name: str) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        # An errno comes from the disk or the network: the image may be fine, the machine is not.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise CorruptImage(f"{name} cannot be decoded: {error}") from error
-
-
-def _to_channels(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits a pixel, which Pillow would clip to 255 instead of scaling.
-        levels = np.asarray(image).astype(np.float32) / 257
-        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    image.load()
-    mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _to_array(image: Image.Image) -> Pixels:
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-# ---- sources
 
 
 class _IndexedSource:
@@ -288,7 +140,7 @@ class ArraySource(_IndexedSource):
 
     def _image(self, index: int) -> LazyImage:
         if index in self._corrupt:
-            return _KnownCorrupt(self._corrupt[index])
+            return KnownCorruptImage(self._corrupt[index])
         return DecodedImage(self._images[index])
 
 
@@ -401,7 +253,7 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     if not name:
-        raise ValueError("kind='tfds' needs the name of a dataset, such as name='cifar10'")
+        raise ValueError("source='tfds' needs the name of a dataset, such as name='cifar10'")
     data_dir = os.path.expanduser(data_dir) or None
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -409,7 +261,7 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
         known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(
             f"TFDS knows no dataset {name!r}{_nearest(name, known)}; for images of your own use "
-            "kind='folder'"
+            "source='folder'"
         ) from None
     except ValueError as error:
         raise ValueError(
@@ -453,12 +305,12 @@ class FolderSource(_IndexedSource):
     """
 
     def __init__(self, data_dir: str, split: str, channels: int):
-        root = _split_folder(data_dir, split)
-        paths, self._labels, self.class_names = _scan(root)
+        root = split_folder(data_dir, split)
+        paths, self._labels, self.class_names = scan(root)
         if not paths:
             raise ValueError(
                 f"no image in {root}: looked for {', '.join(IMAGE_SUFFIXES)} in it and in its "
-                f"sub-folders; it contains {_contents(root)}"
+                f"sub-folders; it contains {contents(root)}"
             )
         # One buffer: a list of a million strings is slow to pickle and is copied by every worker.
         self._paths = np.frombuffer(b"".join(paths), np.uint8)
@@ -504,95 +356,6 @@ class FolderSource(_IndexedSource):
 def _read_bytes(path: bytes) -> bytes:
     with open(path, "rb") as file:
         return file.read()
-
-
-def _split_folder(data_dir: str, split: str) -> Path:
-    """The folder that holds a split."""
-    if not data_dir:
-        raise ValueError("kind='folder' needs data_dir, the folder of images")
-    root = Path(data_dir).expanduser()
-    if not root.exists():
-        near = next(parent for parent in root.absolute().parents if parent.exists())
-        raise FileNotFoundError(
-            f"no folder {root}: looked for images in it; {near} contains {_contents(near)}"
-        )
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file; expected a folder of images")
-    if (root / split).is_dir():
-        return root / split
-    if split == "train":
-        return root
-    raise FileNotFoundError(
-        f"no split {split!r} in {root}: expected the folder {root / split}; "
-        f"{root} contains {_contents(root)}"
-    )
-
-
-def _scan(
-    root: Path,
-) -> tuple[list[bytes], Int32[np.ndarray, " example"], tuple[str, ...] | None]:
-    """Image paths relative to `root`, labels, and the class names (None for a flat folder)."""
-    paths: list[bytes] = []
-    labels: list[int] = []
-    class_names: list[str] = []
-    ancestors = frozenset({_identity(root)})
-    for entry in _sorted_entries(root):
-        if _is_image(entry):
-            paths.append(os.fsencode(entry.name))
-            labels.append(NO_LABEL)
-        elif entry.is_dir():
-            found = list(_image_paths(entry, ancestors))
-            if found:
-                paths += found
-                labels += [len(class_names)] * len(found)
-                class_names.append(entry.name)
-    return paths, np.array(labels, np.int32), tuple(class_names) or None
-
-
-def _image_paths(folder: os.DirEntry, ancestors: frozenset[tuple[int, int]]) -> Iterator[bytes]:
-    """The images under a folder, as paths that begin with its name, sorted."""
-    identity = _identity(folder)
-    if identity in ancestors:
-        return  # a link to a folder above: following it would never end
-    prefix = os.fsencode(folder.name) + b"/"
-    for entry in _sorted_entries(folder):
-        if _is_image(entry):
-            yield prefix + os.fsencode(entry.name)
-        elif entry.is_dir():
-            for path in _image_paths(entry, ancestors | {identity}):
-                yield prefix + path
-
-
-def _sorted_entries(folder: Path | os.DirEntry) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
-
-
-def _identity(folder: Path | os.DirEntry) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _contents(folder: Path) -> str:
-    """What a folder holds, in words: "2 folders (a, b) and 3 files (.txt, .csv)"."""
-    entries = _sorted_entries(folder)
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    suffixes = Counter(Path(e.name).suffix or e.name for e in entries if not e.is_dir())
-    parts = []
-    if folders:
-        parts.append(f"{len(folders)} folders ({_some(folders)})")
-    if suffixes:
-        parts.append(f"{suffixes.total()} other files ({_some(list(suffixes))})")
-    return " and ".join(parts) or "nothing"
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

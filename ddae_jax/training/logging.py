@@ -54,7 +54,7 @@ class MetricsWriter:
     """
 
     def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None, start_step: int):
-        kept = [r for r in read_metrics(path) if r["step"] <= start_step]
+        kept = [r for r in read_metrics(path) if r["step"] <= start_step] if start_step else []
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
         self._events = tensorboard and tensorboardX.SummaryWriter(
@@ -119,7 +119,9 @@ class ProgressDisplay:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
+                TextColumn("gone,"),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=_console,
             )
             self._task = self._bar.add_task("", total=total_steps, completed=start_step, text="")

@@ -42,11 +42,12 @@ class Batches(Protocol):
 class Every:
     """An action on the state, every so many steps; what it returns joins the metrics.
 
-    Its time is not counted in the rate.
+    Its time is not counted in the rate. At the last step it happens if ``at_end``, and only then.
     """
 
     steps: int
     action: Callable[[TrainState, int], Mapping[str, float]]
+    at_end: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def train(
             in_flight.popleft().block_until_ready()
 
         is_last = step == plan.total_steps
-        due = [action for action in plan.actions if step % action.steps == 0 or is_last]
+        due = [a for a in plan.actions if (a.at_end if is_last else step % a.steps == 0)]
         if due or step % plan.log_every_steps == 0 or is_last or stop:
             values = watch.check() | meter.read()
             values |= {
@@ -215,9 +216,9 @@ class _HealthWatch:
         self._checkpoints.wait()
         good = self._checkpoints.latest_step()
         shown = ", ".join(f"{name}={value:.4g}" for name, value in latest.items())
-        where = (
-            "there is no checkpoint yet" if good is None else f"step {good} is the last good one"
-        )
+        where = "there is no checkpoint yet"
+        if good is not None:
+            where = f"the last good checkpoint is that of step {good}"
         return (
             f"step {step}: loss={loss:.4g}, gradient_norm={gradient_norm:.4g}. Nothing of it was "
             f"saved; {where}; the same command continues from there. A lower "

@@ -21,7 +21,7 @@ from ddae_jax.data.augment import (
     random_resized_crop,
     resize_and_center_crop,
 )
-from ddae_jax.data.sources import EncodedImage
+from ddae_jax.data.images import EncodedImage
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 sides = st.integers(1, 600)

@@ -19,12 +19,13 @@ from ddae_jax.data.pipeline import (
     TrainLoader,
     batches_per_epoch,
     eval_batches,
+    log_corrupt,
 )
 from ddae_jax.data.sources import ArraySource, make_source
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CROP = Augmentation((8, 8))
-AS_IS = Augmentation((8, 8), place="device")
+AS_IS = Augmentation((8, 8), augment_in="device")
 
 
 def numbered_source(count: int, corrupt: tuple[int, ...] = ()) -> ArraySource:
@@ -190,6 +191,7 @@ class TestCorruptImages:
     def test_replaced_by_the_next_readable_counted_and_named_once(self, caplog):
         """7 and 8 are corrupt: wherever they would be, 9 stands instead."""
         caplog.set_level(logging.WARNING)
+        log_corrupt.cache_clear()
         whole = labels_of(batches_of(numbered_source(20), 6))
         source = numbered_source(20, corrupt=(7, 8))
         with TrainLoader(source, CROP, batch_size=8, seed=3, max_corrupt_share=0.1) as loader:
@@ -265,7 +267,7 @@ class TestBadInput:
             ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
             ({"crop_scale": (0.2, 1.1)}, "crop_scale"),
             ({"crop_ratio": (0, 1)}, "crop_ratio"),
-            ({"place": "moon"}, "place='moon'"),
+            ({"augment_in": "moon"}, "augment_in='moon'"),
         ],
     )
     def test_augmentation(self, options, message):
@@ -280,7 +282,7 @@ class TestBadInput:
         for side in (4, 5):
             Image.new("RGB", (side, 4)).save(tmp_path / f"{side}.png")
         source = make_source("folder", data_dir=str(tmp_path))
-        with pytest.raises(ValueError, match=r"differ in size; choose place='workers'"):
+        with pytest.raises(ValueError, match=r"differ in size; choose augment_in='workers'"):
             TrainLoader(source, AS_IS, batch_size=2, seed=0)
 
     def test_image_of_another_size_than_the_source_promises_is_named(self, tmp_path):

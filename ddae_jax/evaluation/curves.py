@@ -1,0 +1,285 @@
+"""How a run went: logged records in, one PNG each out. NumPy and matplotlib only."""
+
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ddae_jax.evaluation import drawing
+
+Record = Mapping[str, object]
+"""One line of ``metrics.jsonl``. Figures skip the records that lack what they draw."""
+
+CAPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "beta": (
+            "β sets which hidden patches a depth attends to: below zero the near, easy ones; at "
+            "zero all alike; above zero the distant ones. It starts negative and is learned, so a "
+            "rising line is a depth that moves on from near to far, each at its own pace."
+        ),
+        "loss": (
+            "The total loss, and the error of each objective at each supervised depth, as "
+            "weighted in training. Thin lines are the values as logged, bold ones their running "
+            "mean. Because β moves, a weighted loss also falls when attention shifts: compare "
+            "runs by what their features are worth."
+        ),
+        "knn": (
+            "A nearest-neighbour classifier on frozen features: each image gets the label that its "
+            "neighbours have, and nothing is fitted. The dashed line is the same network before "
+            "training, the dotted one the raw pixels: what lies above both was learned."
+        ),
+        "schedule": (
+            "The learning rate (warm-up, then cosine), the momentum of the teacher, and the "
+            "global norm of the gradient before clipping. A norm that keeps climbing is an early "
+            "sign of divergence."
+        ),
+    }
+)
+"""How to read each figure, for whoever shows it: one text per function, by its first word."""
+
+
+def beta_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws every beta against the progress of the run: a panel per objective, a line per depth.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``progress`` in [0, 1] and ``beta/OBJECTIVE/depth_N``.
+
+    Returns:
+        Whether the records hold anything to draw; if not, nothing is written.
+    """
+    keys = keys_by_objective(records, "beta")
+    if not any(has_series(records, key, "progress") for group in keys.values() for key in group):
+        return False
+    with drawing.figure(path, 3.1 * drawing.panel_rows(len(keys))) as figure:
+        panels = drawing.panels(figure, len(keys), sharey=True)
+        colours = drawing.depth_colours(logged_depths(records))
+        for axes, (objective, depth_keys) in zip(panels, keys.items(), strict=True):
+            axes.axhline(0.0, color=drawing.MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+            for key, depth in depth_keys.items():
+                progress, beta = series(records, key, "progress")
+                _plot(axes, 100 * progress, beta, colours[depth])
+            axes.set(title=objective, xlim=(0, 100), xlabel="progress of the run (%)")
+        panels[0].set_ylabel("β")
+        _label_sides_of_zero(panels[0])
+        _depth_legend(figure, colours)
+    return True
+
+
+def loss_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws the total loss, and each objective's at every depth, over epochs.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``epoch``, ``loss`` and ``loss/OBJECTIVE/depth_N``.
+
+    Returns:
+        Whether the records hold anything to draw; if not, nothing is written.
+    """
+    keys = {"total": {"loss": None}, **keys_by_objective(records, "loss")}
+    drawn = {
+        title: group
+        for title, group in keys.items()
+        if any(has_series(records, key) for key in group)
+    }
+    if not drawn:
+        return False
+    with drawing.figure(path, 3.1 * drawing.panel_rows(len(drawn))) as figure:
+        colours = drawing.depth_colours(logged_depths(records))
+        panels = drawing.panels(figure, len(drawn))
+        for axes, (title, group) in zip(panels, drawn.items(), strict=True):
+            for key, depth in group.items():
+                _plot_trend(axes, *series(records, key), colours.get(depth, drawing.ACCENT))
+            axes.set(title=title, xlabel="epoch")
+        panels[0].set_ylabel("loss")
+        _depth_legend(figure, colours)
+    return True
+
+
+def knn_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws k-NN accuracy over epochs, beside the untrained network's and that of raw pixels.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``epoch`` and ``knn/trained``, an accuracy in [0, 1]; and, in any record,
+            ``knn/untrained`` and ``knn/raw_pixels``.
+
+    Returns:
+        Whether the records hold ``knn/trained``; if not, nothing is written.
+    """
+    if not has_series(records, "knn/trained"):
+        return False
+    epochs, accuracy = series(records, "knn/trained")
+    with drawing.figure(path, 3.4) as figure:
+        axes = figure.subplots()
+        last = accuracy[np.isfinite(accuracy)][-1]
+        _plot(
+            axes, epochs, 100 * accuracy, drawing.ACCENT, f"trained, {100 * last:.1f} %", marker="o"
+        )
+        for key, label, colour, line in (
+            ("knn/untrained", "untrained network", drawing.BASELINE, (0, (5, 3))),
+            ("knn/raw_pixels", "raw pixels", drawing.MUTED, (0, (1, 2))),
+        ):
+            level = latest(records, key)
+            if level is not None:
+                name = f"{label}, {100 * level:.1f} %"
+                axes.axhline(100 * level, color=colour, linestyle=line, linewidth=1.6, label=name)
+        axes.set(xlabel="epoch", ylabel="k-NN accuracy (%)")
+        axes.margins(y=0.12)
+        figure.legend(loc="outside lower center", ncols=3)
+    return True
+
+
+def schedule_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws learning rate, teacher momentum and gradient norm over epochs, as far as logged.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``epoch`` and any of ``learning_rate``, ``momentum``, ``gradient_norm``.
+
+    Returns:
+        Whether the records hold anything to draw; if not, nothing is written.
+    """
+    titles = {
+        "learning_rate": "learning rate",
+        "momentum": "teacher momentum",
+        "gradient_norm": "gradient norm",
+    }
+    drawn = [key for key in titles if has_series(records, key)]
+    if not drawn:
+        return False
+    with drawing.figure(path, 2.6) as figure:
+        for axes, key in zip(drawing.panels(figure, len(drawn)), drawn, strict=True):
+            epochs, values = series(records, key)
+            power = _power_of_ten(values) if key == "learning_rate" else 0
+            factor = rf" ($\times\,10^{{{power}}}$)" if power else ""
+            plot = _plot_trend if key == "gradient_norm" else _plot
+            plot(axes, epochs, values / 10.0**power, drawing.ACCENT)
+            axes.set(title=titles[key] + factor, xlabel="epoch")
+    return True
+
+
+def keys_by_objective(records: Sequence[Record], family: str) -> dict[str, dict[str, int]]:
+    """The keys ``FAMILY/OBJECTIVE/depth_N`` of all records, per objective: key to depth.
+
+    Objectives come in the order they were logged, depths in that of their number.
+    """
+    pattern = re.compile(rf"{re.escape(family)}/(?P<objective>.+)/depth_(?P<depth>\d+)")
+    found: dict[str, dict[str, int]] = {}
+    for key in dict.fromkeys(key for record in records for key in record):
+        if match := pattern.fullmatch(key):
+            found.setdefault(match["objective"], {})[key] = int(match["depth"])
+    return {
+        name: dict(sorted(keys.items(), key=lambda pair: pair[1])) for name, keys in found.items()
+    }
+
+
+def logged_depths(records: Sequence[Record]) -> list[int]:
+    """Every depth of which a loss or a beta was logged, shallow to deep."""
+    groups = [*keys_by_objective(records, "loss").values()]
+    groups += keys_by_objective(records, "beta").values()
+    return sorted({depth for group in groups for depth in group.values()})
+
+
+def series(
+    records: Sequence[Record], key: str, against: str = "epoch"
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """The logged values of one key, and what they are drawn against, in its order.
+
+    What is no number becomes NaN. Where a resumed run logged the same point again, the later value
+    counts.
+    """
+    points = {
+        _number(record[against]): _number(record[key])
+        for record in records
+        if key in record and np.isfinite(_number(record.get(against)))
+    }
+    ordered = np.array(sorted(points.items()), dtype=np.float64).reshape(-1, 2)
+    return ordered[:, 0], ordered[:, 1]
+
+
+def has_series(records: Sequence[Record], key: str, against: str = "epoch") -> bool:
+    """Whether any finite value of the key was logged with what it is drawn against."""
+    return bool(np.isfinite(series(records, key, against)[1]).any())
+
+
+def latest(records: Sequence[Record], key: str) -> float | None:
+    """The last finite value of one key, or None."""
+    values = (_number(record[key]) for record in reversed(records) if key in record)
+    return next((value for value in values if np.isfinite(value)), None)
+
+
+def running_mean(values: Float[np.ndarray, " points"], window: int) -> Float[np.ndarray, " points"]:
+    """The centred mean over an odd ``window``, of what is finite in it; NaN where nothing is."""
+    is_finite = np.isfinite(values)
+    kernel = np.ones(window)
+    total = np.convolve(np.where(is_finite, values, 0.0), kernel, "same")
+    count = np.convolve(is_finite, kernel, "same")
+    return np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, Real) else np.nan
+
+
+def _power_of_ten(values: Float[np.ndarray, " points"]) -> int:
+    """The power of ten of the largest value, so that an axis needs no long numbers; 0 for none."""
+    largest = np.nanmax(np.abs(values))
+    return int(np.floor(np.log10(largest))) if 0 < largest < np.inf else 0
+
+
+def _plot(
+    axes: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    colour: drawing.Colour,
+    label: str = "",
+    marker: str = "",
+) -> None:
+    """A line; with a marker where a point alone would not be seen."""
+    lone = marker or ("o" if np.isfinite(y).sum() < 3 else "")
+    axes.plot(x, y, color=colour, linewidth=1.8, label=label, marker=lone, markersize=4)
+
+
+def _plot_trend(axes: Axes, x: np.ndarray, y: np.ndarray, colour: drawing.Colour) -> None:
+    """The values as logged, thin, below their running mean over a fortieth of the points."""
+    window = len(y) // 40 | 1
+    if window > 1:
+        axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.25)
+    _plot(axes, x, running_mean(y, window), colour)
+
+
+def _label_sides_of_zero(axes: Axes) -> None:
+    """Says what either sign of beta favours; zero is always in view."""
+    low, high = axes.get_ylim()
+    margin = 0.15 * max(high - low, 0.5)
+    axes.set_ylim(min(low, -margin), max(high, margin))
+    for y, text, alignment in (
+        (4, "↑ distant patches count more", "bottom"),
+        (-4, "↓ near patches count more", "top"),
+    ):
+        axes.annotate(
+            text,
+            xy=(0, 0),
+            xytext=(6, y),
+            textcoords="offset points",
+            va=alignment,
+            color=drawing.MUTED,
+            fontsize=7.5,
+        )
+
+
+def _depth_legend(figure: Figure, colours: Mapping[int, drawing.Colour]) -> None:
+    handles = [
+        Line2D([], [], color=colour, linewidth=2.2, label=f"depth {depth}")
+        for depth, colour in colours.items()
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))

@@ -1,0 +1,85 @@
+"""What all figures share: style, colours, and how one comes to be and is written.
+
+Nothing here touches pyplot or keeps state, so figures can be drawn while a run goes on.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Colour = str | tuple[float, ...]
+
+INK, MUTED, LINE = "#1f2933", "#66727f", "#d5dae1"
+ACCENT, BASELINE = "#1f5fa8", "#c2571a"
+_DPI = 150
+WIDTH_INCHES = 9.6
+_PANELS_A_ROW = 3
+_STYLE = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.use_mathtext": True,
+    "grid.color": "#eceff3",
+    "grid.linewidth": 0.8,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.solid_capstyle": "round",
+    "hatch.linewidth": 0.6,
+}
+
+
+@contextmanager
+def figure(path: Path, height_inches: float) -> Iterator[Figure]:
+    """An empty figure in the common style, written to ``path`` when the block ends."""
+    with matplotlib.rc_context(_STYLE):
+        drawn = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+        yield drawn
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(path, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12)
+
+
+def panel_rows(count: int) -> int:
+    """How many rows :func:`panels` takes for as many axes."""
+    return -(-count // _PANELS_A_ROW)
+
+
+def panels(figure: Figure, count: int, sharey: bool = False) -> list[Axes]:
+    """As many axes as asked for, side by side and then below."""
+    rows = panel_rows(count)
+    columns = min(count, _PANELS_A_ROW)
+    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
+    for unused in axes[count:]:
+        unused.remove()
+    return list(axes[:count])
+
+
+def depth_colours(depths: Sequence[int]) -> dict[int, Colour]:
+    """One colour per supervised depth, given shallow to deep: from light to dark."""
+    shades = np.linspace(0.78, 0.08, len(depths)) if len(depths) != 1 else [0.35]
+    colormap = matplotlib.colormaps["viridis"]
+    return {depth: colormap(shade) for depth, shade in zip(depths, shades, strict=True)}

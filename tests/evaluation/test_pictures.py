@@ -1,0 +1,131 @@
+"""The image figures: what a pixel shows, and what is refused."""
+
+import numpy as np
+import pytest
+
+from ddae_jax.evaluation import pictures
+from drawn import has_colour, picture
+
+GREY = np.array(pictures.HIDDEN_COLOUR, np.float32)
+
+
+def test_patch_map_spreads_each_value_over_the_pixels_of_its_patch():
+    on_pixels = pictures.patch_map_to_image(np.arange(6), (2, 3), (4, 3))
+    np.testing.assert_array_equal(on_pixels, [[0, 1, 2], [0, 1, 2], [3, 4, 5], [3, 4, 5]])
+
+
+def test_patch_map_keeps_leading_axes():
+    values = np.arange(12.0).reshape(2, 3, 2)
+    on_pixels = pictures.patch_map_to_image(values, (1, 2), (2, 4))
+    assert on_pixels.shape == (2, 3, 2, 4)
+    np.testing.assert_array_equal(on_pixels[1, 2], [[10, 10, 11, 11]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "message"),
+    [((2, 2), (4, 4), "6 patches; a grid of 2x2 has 4"), ((2, 3), (4, 4), "4x4 pixels")],
+)
+def test_patch_map_that_does_not_fit_is_refused(grid, size, message):
+    with pytest.raises(ValueError, match=message):
+        pictures.patch_map_to_image(np.zeros((1, 6)), grid, size)
+
+
+def test_hidden_patches_are_grey_exactly_where_the_mask_says():
+    images = np.linspace(0, 1, 2 * 2 * 6, dtype=np.float32).reshape(1, 4, 6, 1)
+    mask = np.array([[True, False, False, False, False, True]])
+    shown = pictures.hide_patches(images, mask, (2, 3))
+    expected = np.repeat(images, 3, axis=-1)
+    expected[0, :2, :2] = GREY
+    expected[0, 2:, 4:] = GREY
+    np.testing.assert_array_equal(shown, expected)
+
+
+def test_hidden_patches_take_the_given_colour_and_each_image_its_own_mask():
+    images = np.zeros((2, 2, 4, 3), np.uint8)
+    shown = pictures.hide_patches(
+        images, np.array([[True, False], [False, True]]), (1, 2), (1, 0, 0)
+    )
+    np.testing.assert_array_equal(shown[..., 0], [[[1, 1, 0, 0]] * 2, [[0, 0, 1, 1]] * 2])
+    np.testing.assert_array_equal(shown[..., 1:], 0)
+
+
+def test_no_grey_image_contains_the_hidden_colour():
+    assert len(set(pictures.HIDDEN_COLOUR)) == 3
+
+
+def test_reconstruction_is_pasted_into_hidden_patches_only():
+    images, restored = np.zeros((1, 2, 4, 1), np.float32), np.ones((1, 2, 4, 1), np.float32)
+    shown = pictures.paste_hidden(images, restored, np.array([[False, True]]), (1, 2))
+    np.testing.assert_array_equal(shown[0, ..., 0], [[0, 0, 1, 1]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "expected"),
+    [
+        (np.array([255, 51, 0], np.uint8), [1.0, 0.2, 0.0]),
+        (np.array([1.5, 0.5, -1.0], np.float32), [1.0, 0.5, 0.0]),
+        (np.array([0.25], np.float32), [0.25, 0.25, 0.25]),
+        (np.array([0.25, 0.75], np.float32), [0.25, 0.25, 0.25]),
+        (np.array([0.1, 0.2, 0.3, 0.4], np.float32), [0.1, 0.2, 0.3]),
+        (np.array([np.nan, 1.0, 1.0], np.float32), [0.0, 1.0, 1.0]),
+    ],
+)
+def test_any_image_becomes_rgb_between_zero_and_one(pixel, expected):
+    shown = pictures.to_rgb_images(pixel.reshape(1, 1, 1, -1))
+    np.testing.assert_allclose(shown[0, 0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "grid", "depths"),
+    [(1, 8, 8, 1, (4, 4), (1,)), (2, 16, 32, 3, (2, 4), (6, 8, 10, 12))],
+)
+def test_image_figures_show_what_is_hidden(tmp_path, batch, height, width, channels, grid, depths):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
+    mask = np.arange(grid[0] * grid[1])[None].repeat(batch, 0) % 3 > 0
+    reconstructions = rng.uniform(size=(len(depths), *images.shape)).astype(np.float32)
+    distance = mask.astype(np.float32)
+    weights = np.where(mask, 1.0, 0.0) * np.ones((2, len(depths), 1, 1), np.float32)
+    beta = np.zeros((2, len(depths)))
+
+    reconstruction, supervision = tmp_path / "new folder" / "a.png", tmp_path / "b.png"
+    pictures.reconstruction_figure(reconstruction, images, mask, grid, reconstructions, depths)
+    pictures.supervision_figure(
+        supervision, images, mask, grid, distance, weights, beta, ("pixels", "features"), depths
+    )
+    assert has_colour(picture(reconstruction), GREY)
+    assert has_colour(picture(supervision), GREY)
+
+
+@pytest.mark.filterwarnings("error")
+def test_supervision_figure_survives_numbers_without_end(tmp_path):
+    """An image that is hidden whole has infinite distances; an extreme beta, extreme weights."""
+    mask = np.array([[True, True], [True, False]])
+    distance = np.array([[np.inf, np.inf], [1.0, 0.0]])
+    weights = np.array([[[[np.nan, np.nan], [1.0, 0.0]], [[np.inf, 1e30], [0.0, 0.0]]]])
+    pictures.supervision_figure(
+        tmp_path / "a.png",
+        np.zeros((2, 4, 8, 1)),
+        mask,
+        (1, 2),
+        distance,
+        weights,
+        np.array([[np.nan, -30.0]]),
+        ("pixels",),
+        (1, 2),
+    )
+    picture(tmp_path / "a.png")
+
+
+def test_more_reconstructions_than_depths_are_refused(tmp_path):
+    images, mask = np.zeros((1, 4, 4, 1)), np.ones((1, 4), bool)
+    with pytest.raises(ValueError, match=r"reconstructions holds 2 entries; depths=\(12,\)"):
+        pictures.reconstruction_figure(
+            tmp_path / "a.png", images, mask, (2, 2), np.zeros((2, 1, 4, 4, 1)), (12,)
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_figure_has_a_caption():
+    drawn = {name.removesuffix("_figure") for name in vars(pictures) if name.endswith("_figure")}
+    assert {name for name in drawn if name} == set(pictures.CAPTIONS)

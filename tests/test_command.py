@@ -1,0 +1,311 @@
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags as absl_flags
+
+from ddae_jax import build, command
+from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_explained
+from ddae_jax.config import check_config, pretrain_defaults
+from ddae_jax.data.pipeline import TooManyCorruptImages
+from ddae_jax.models import vit
+from ddae_jax.training.checkpoint import CheckpointError
+from ddae_jax.training.loop import NonFiniteLoss
+from ddae_jax.training.workdir import WorkdirInUse
+from tiny import write_config
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+USAGE = "ddae_jax.test Does this and that."
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process(monkeypatch):
+    """Undoes what parsing leaves in the process: the path, and the tiny config's model size."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(vit, "SIZES", vit.SIZES)
+    monkeypatch.setitem(vit.SIZES, "micro", vit.SIZES["micro"])
+
+
+@pytest.fixture
+def file(tmp_path):
+    return str(write_config(tmp_path))
+
+
+def define(flags):
+    absl_flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=flags)
+    absl_flags.DEFINE_boolean("distributed", False, "Join others.", flag_values=flags)
+
+
+def parse(*argv):
+    return command.parse_config_flags(list(argv), USAGE, define)
+
+
+# ---- flags
+
+
+def test_values_on_the_command_line_reach_the_config(file):
+    flags = parse(
+        f"--config={file}",
+        "--workdir=W",
+        "--config.model.image_size=(32,24)",
+        "--config.optimizer.learning_rate=3e-4",
+        "--config.epochs=3",
+        "--config.supervision.mode=last",
+        "--config.data.flip=true",
+        "--noconfig.targets.normalize_pixels",
+        "--config.supervision.depths=(1,3)",
+    )
+    config = flags.config
+    assert (flags.workdir, flags.distributed) == ("W", False)
+    assert config.model.image_size == (32, 24)
+    assert config.optimizer.learning_rate == 3e-4
+    assert (config.epochs, type(config.epochs)) == (3.0, float)
+    assert config.supervision.mode == "last"
+    assert config.supervision.depths == (1, 3)
+    assert (config.data.flip, config.targets.normalize_pixels) == (True, False)
+    assert config.batch_size == 64  # from the file
+
+
+def test_the_config_file_may_be_an_argument_of_its_own(file):
+    assert parse("--config", file, "--workdir", "W").config.batch_size == 64
+
+
+def test_a_config_file_takes_an_argument_after_a_colon(tmp_path):
+    path = tmp_path / "sized.py"
+    path.write_text(
+        "from ddae_jax.config import pretrain_defaults\n"
+        "def get_config(size='B'):\n"
+        "    config = pretrain_defaults()\n"
+        "    config.model.size = size\n"
+        "    return config\n"
+    )
+    assert parse(f"--config={path}").config.model.size == "B"
+    assert parse(f"--config={path}:Ti").config.model.size == "Ti"
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "-help"])
+def test_help_tells_usage_and_flags_and_ends_well(word, capsys):
+    with pytest.raises(CommandEnded) as ended:
+        parse(word)
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(USAGE)
+    assert "--workdir: Folder of the run." in shown.out
+    assert "--config: Config file" in shown.out
+    assert shown.err == ""
+
+
+# ---- what is wrong with a command line
+
+
+def test_a_missing_config_is_asked_for():
+    with pytest.raises(ValueError, match=r"--config=FILE is missing; configs/digits.py runs"):
+        parse("--workdir=W")
+
+
+def test_a_config_file_that_does_not_exist_is_named():
+    with pytest.raises(FileNotFoundError, match=r"--config=configs/none.py: there is no such file"):
+        parse("--config=configs/none.py")
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("--config.model.sise=B", "config.model.size"),
+        ("--config.batchsize=4", "config.batch_size"),
+        ("--config.learning_rate=1", "config.optimizer.learning_rate"),
+        ("-config.mask.rato=0.5", "config.mask.ratio"),
+        ("--noconfig.data.flop", "config.data.flip"),
+    ],
+)
+def test_an_unknown_key_on_the_command_line_names_the_nearest(file, given, near):
+    with pytest.raises(ValueError, match=r"is no key of a pretraining config") as caught:
+        parse(f"--config={file}", given)
+    assert f"did you mean {near}?" in str(caught.value)
+
+
+def test_an_unknown_key_in_the_file_names_the_nearest(tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        "from ddae_jax.config import pretrain_defaults\n"
+        "def get_config():\n"
+        "    config = pretrain_defaults()\n"
+        "    config.model.sise = 'B'\n"
+        "    return config\n"
+    )
+    with pytest.raises(ValueError, match=rf'--config={path}: .*"sise".*"size"'):
+        parse(f"--config={path}")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def config(): pass", "get_config"),
+        ("def get_config(:", "wrong.py"),
+        ("import no_such_module", "no_such_module"),
+        ("def get_config(): return None", "wrong.py"),
+    ],
+    ids=["no function", "no Python", "no such import", "no config"],
+)
+def test_a_file_that_is_no_config_is_refused_naming_it(tmp_path, body, message):
+    path = tmp_path / "wrong.py"
+    path.write_text(body + "\n")
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        parse(f"--config={path}")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--config.batch_size=many", r"config.batch_size='many' is of the wrong type; .* int"),
+        ("--config.epochs=long", r"config.epochs='long' is of the wrong type; .* float"),
+        ("--config.model.image_size=(big,16)", r"model.image_size="),
+        ("--config.model.image_size=(16.0,16)", r"model.image_size="),
+        ("--config.model.image_size='big'", r"model.image_size="),
+        ("--config.data.mean=('a',)", r"data.mean="),
+        ("--config.supervision.depths=(1.5,3)", r"supervision.depths="),
+        ("--config.data.flip=perhaps", r"config.data.flip='perhaps' .* bool"),
+        ("--config.batch_size=2.5", r"config.batch_size='2.5' .* int"),
+        ("--config.mask=0.5", r"config.mask"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_naming_the_right_one(file, given, message):
+    with pytest.raises(ValueError, match=message):
+        parse(f"--config={file}", given)
+
+
+def test_a_value_that_is_not_allowed_is_refused(file):
+    with pytest.raises(ValueError, match=r"mask_ratio=1.5"):
+        parse(f"--config={file}", "--config.mask.ratio=1.5")
+    with pytest.raises(ValueError, match=r"model.size='Bi'; known: "):
+        parse(f"--config={file}", "--config.model.size=Bi")
+
+
+def test_an_unknown_flag_is_refused(file):
+    with pytest.raises((ValueError, absl_flags.Error), match="wrkdir"):
+        parse(f"--config={file}", "--wrkdir=W")
+
+
+def test_an_argument_that_is_no_flag_is_refused(file):
+    with pytest.raises((ValueError, absl_flags.Error), match="'runs/a' is no flag"):
+        parse(f"--config={file}", "runs/a")
+
+
+# ---- how errors reach the person
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--workdir=W"],
+        ["--config=none.py"],
+        ["--config=FILE", "--config.model.sise=B"],
+        ["--config=FILE", "--config.batch_size=many"],
+        ["--config=FILE", "--config.mask.ratio=7"],
+        ["--config=FILE", "--wrkdir=W"],
+        ["--config=FILE", "W"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_ends_with_status_2_and_one_line(argv, file, capsys):
+    with pytest.raises(CommandEnded) as ended, bad_input_is_explained():
+        parse(*(given.replace("FILE", file) for given in argv))
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert shown.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "error", [WorkdirInUse("taken"), CheckpointError("taken"), NotADirectoryError("taken")]
+)
+def test_other_bad_input_is_explained_too(error, capsys):
+    with pytest.raises(CommandEnded) as ended, bad_input_is_explained():
+        raise error
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: taken\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CheckpointError("why"),
+        NonFiniteLoss("why"),
+        TooManyCorruptImages("why"),
+    ],
+)
+def test_ends_of_a_run_are_explained_with_status_1(error, capsys):
+    with pytest.raises(CommandEnded) as ended, run_ends_are_explained():
+        raise error
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: why\n"
+
+
+def test_a_full_disk_ends_a_run_with_the_file_named(capsys):
+    with pytest.raises(CommandEnded) as ended, run_ends_are_explained():
+        raise OSError(28, "No space left on device", "/runs/a/metrics.jsonl")
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert "No space left" in shown
+    assert "/runs/a/metrics.jsonl" in shown
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), ValueError("bug"), OSError("bug")])
+def test_bugs_in_a_run_keep_their_traceback(error):
+    with pytest.raises(type(error)), run_ends_are_explained():
+        raise error
+
+
+def test_bugs_while_reading_input_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError), bad_input_is_explained():
+        raise ZeroDivisionError
+
+
+# ---- the configs that come along
+
+
+@functools.cache
+def parameter_shapes(plain_model):
+    """Shapes of a model, once for all configs that share it."""
+    method = build.build_method(plain_model.config)
+    channels = plain_model.config.data.channels
+    return method, jax.eval_shape(lambda key: method.init(key, channels), jax.random.key(0))
+
+
+class ModelOf:
+    """A config, equal to others that describe the same model."""
+
+    def __init__(self, config):
+        self.config = config
+        sections = ("model", "decoder", "targets", "supervision", "mask")
+        self._key = repr([config.method, config.data.channels, *(config[s] for s in sections)])
+
+    def __hash__(self):
+        return hash(self._key)
+
+    def __eq__(self, other):
+        return self._key == other._key
+
+
+MILLIONS = {"micro": (0.6, 0.9), "Ti": (5, 6.5), "S": (20, 24), "B": (84, 90), "L": (300, 310)}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_that_comes_along_is_sound_and_describes_a_model(path):
+    config = parse(f"--config={path}").config
+    assert check_config(config) is None
+    assert config.keys() == pretrain_defaults().keys()
+    method, shapes = parameter_shapes(ModelOf(config))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    low, high = MILLIONS[config.model.size]
+    assert low * 1e6 < count < high * 1e6
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
+    supervision = method.student.supervision
+    assert shapes["supervision"]["beta"].shape == (2, len(supervision.depths))
+    depth = method.student.encoder.depth
+    assert supervision.depths == (depth // 2, depth * 2 // 3, depth * 5 // 6, depth)

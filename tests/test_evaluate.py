@@ -1,0 +1,133 @@
+"""The command that evaluates frozen features, knowing only the workdir."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+import tiny
+from ddae_jax import evaluate
+from ddae_jax.models import vit
+from ddae_jax.training.workdir import Workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A short run on the digits."""
+    config = tiny.write_config(tmp_path_factory.mktemp("config"))
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    done = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(autouse=True)
+def tiny_sizes(monkeypatch):
+    """The size that tiny.CONFIG calls micro."""
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 3, 2))
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("task", ["knn", "linear"])
+def test_last_line_is_json_with_both_baselines(task, workdir, capsys):
+    assert evaluate.main([f"--workdir={workdir}", f"--task={task}"]) == 0
+    result = last_line(capsys)
+    assert result["task"] == task
+    assert (result["step"], result["encoder"], result["depth"]) == (44, "student", 3)
+    assert (result["num_train"], result["num_test"]) == (1442, 355)
+    for name in ("accuracy", "untrained", "raw_pixels"):
+        assert 0.1 < result[name] <= 1
+
+
+def test_any_encoder_depth_pool_and_step_can_be_asked_for(workdir, capsys):
+    accuracies = set()
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    for arguments, shown in (
+        (["--encoder=teacher"], {"encoder": "teacher"}),
+        (["--depth=1"], {"depth": 1}),
+        (["--pool=class_token"], {"pool": "class_token"}),
+        ([f"--step={steps[0]}"], {"step": steps[0]}),
+        (["--k=3", "--temperature=0"], {"k": 3, "temperature": 0.0}),
+    ):
+        assert evaluate.main([f"--workdir={workdir}", "--task=knn", *arguments]) == 0
+        result = last_line(capsys)
+        assert shown.items() <= result.items()
+        accuracies.add((result["accuracy"], result["untrained"]))
+    assert len(accuracies) > 2
+
+
+def test_knn_of_the_command_agrees_with_scikit_learn_on_the_cached_features(workdir, capsys):
+    arguments = [f"--workdir={workdir}", "--task=knn", "--k=5", "--temperature=0.1"]
+    assert evaluate.main(arguments) == 0
+    result = last_line(capsys)
+    for path in Workdir(workdir).features.glob("*.npz"):
+        with np.load(path) as stored:
+            key = json.loads(str(stored["key"]))
+            if (key.get("encoder"), key.get("step"), key.get("depth")) != ("student", 44, 3):
+                continue
+            oracle = KNeighborsClassifier(
+                5, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.1)
+            )
+            oracle.fit(stored["train_features"], stored["train_labels"])
+            right = oracle.predict(stored["test_features"]) == stored["test_labels"]
+            # One example in 355 may be a tie that rounding decides.
+            assert abs(right.mean() - result["accuracy"]) <= 1 / 355
+            return
+    pytest.fail("the features were not cached")
+
+
+def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, monkeypatch):
+    arguments = [f"--workdir={workdir}", "--task=knn", "--depth=2"]
+    assert evaluate.main(arguments) == 0
+    first = last_line(capsys)
+
+    def extract_again(*_):
+        raise AssertionError("features were extracted again")
+
+    monkeypatch.setattr("ddae_jax.evaluation.classify.encode_dataset", extract_again)
+    assert evaluate.main(arguments) == 0
+    assert last_line(capsys) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--depth=9"], "it lies in [1, 3]"),
+        (["--step=3"], "no checkpoint of step 3"),
+        (["--task=segmentation"], "<knn|linear>"),
+        (["--pool=max"], "<mean|class_token>"),
+    ],
+)
+def test_bad_input_is_explained(arguments, reason, workdir, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([f"--workdir={workdir}", "--task=knn", *arguments])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([f"--workdir={tmp_path}", "--task=knn"])
+    assert ended.value.code == 2
+    assert f"{tmp_path} holds no run" in capsys.readouterr().err
+
+
+def test_labels_that_are_missing_are_asked_for(workdir, tmp_path, capsys):
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"] |= {"source": "folder", "data_dir": str(tmp_path / "photos")}
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "config.json").write_text(json.dumps(config))
+    (moved / "checkpoints").symlink_to(workdir / "checkpoints")
+    for split in ("train", "test"):
+        folder = tmp_path / "photos" / split
+        folder.mkdir(parents=True)
+        Image.new("L", (20, 20)).save(folder / "one.png")
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={moved}", "--task=knn"])
+    assert "needs labelled images" in capsys.readouterr().err

@@ -1,0 +1,351 @@
+"""The command that pretrains, as people and schedulers meet it, in real processes."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+import tiny
+from ddae_jax import pretrain
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny.write_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def start(config, workdir, *arguments):
+    log = open(f"{workdir}.log", "a")  # noqa: SIM115 - the process owns it
+    return subprocess.Popen(
+        tiny.command("pretrain", f"--config={config}", f"--workdir={workdir}", *arguments),
+        env=tiny.environment(),
+        stderr=log,
+    )
+
+
+def wait_for_step(workdir, step, process, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines()
+            if any(json.loads(line)["step"] >= step for line in lines[-1:] if line.endswith("}")):
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"no step {step} after {timeout_s} s")
+
+
+def checkpoint_steps(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def stored_state(workdir, step=None):
+    step = step or checkpoint_steps(workdir)[-1]
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore((workdir / "checkpoints" / str(step) / "state").resolve())
+
+
+def assert_bit_identical(one, other):
+    one, other = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (one, other))
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[path], err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_run_leaves_what_the_readme_promises(finished):
+    records = tiny.records(finished)
+    assert [r["step"] for r in records] == list(range(2, 45, 2))
+    assert records[-1]["loss"] < records[0]["loss"]
+    places = [f"{o}/depth_{d}" for o in ("pixels", "features") for d in (2, 3)]
+    wanted = {f"{kind}/{place}" for kind in ("loss", "plain_loss", "beta") for place in places}
+    wanted |= {"step", "epoch", "progress", "loss", "gradient_norm", "learning_rate", "momentum"}
+    wanted |= {"images_per_s", "data_wait_share", "corrupt_images"}
+    assert wanted <= records[-1].keys()
+    assert all(np.isfinite(value) for r in records for value in r.values())
+    betas = [[r[f"beta/{place}"] for r in records] for place in places]
+    assert all(np.all(np.diff(beta) > 0) for beta in betas)
+    assert json.loads((finished / "config.json").read_text())["model"]["size"] == "micro"
+    assert checkpoint_steps(finished)[-1] == 44
+    assert len(checkpoint_steps(finished)) == 2
+    assert (finished / "report.html").read_text().count("data:image/png;base64") >= 5
+    assert {p.stem for p in (finished / "figures").glob("*.png")} >= {"beta", "loss", "supervision"}
+    assert list((finished / "tensorboard").glob("events.*"))
+
+
+def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, finished, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    print("moments drawn with seed", seed)
+    moments = random.Random(seed)
+    workdir = tmp_path / "killed"
+    for step in sorted(moments.sample(range(2, 43), 3)):
+        process = start(config, workdir)
+        wait_for_step(workdir, step, process)
+        time.sleep(moments.random() * 0.2)
+        process.kill()
+        process.wait()
+    last = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
+    assert last.returncode == 0, last.stderr
+    assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
+    numbers, undisturbed = tiny.records(workdir), tiny.records(finished)
+    assert [r["step"] for r in numbers] == [r["step"] for r in undisturbed]
+    assert [r["loss"] for r in numbers] == [r["loss"] for r in undisturbed]
+
+
+def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, finished, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = start(config, workdir, "--config.checkpoint.every_epochs=10")
+    wait_for_step(workdir, 6, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    last_record = tiny.records(workdir)[-1]["step"]
+    assert checkpoint_steps(workdir) == [last_record]
+    assert 6 <= last_record < 44
+    assert re.search(r">\s*stopped\s*<", (workdir / "report.html").read_text())
+    compiled = list((workdir / "compilation_cache").glob("jit_train_step*"))
+    again = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert len(compiled) == 1
+    assert list((workdir / "compilation_cache").glob("jit_train_step*")) == compiled
+    assert f"continuing from the checkpoint of step {last_record}" in again.stderr
+    assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
+
+
+def test_started_again_a_complete_run_says_so_and_changes_nothing(config, finished):
+    before = (finished / "metrics.jsonl").read_text()
+    again = tiny.run("pretrain", f"--config={config}", f"--workdir={finished}")
+    assert again.returncode == 0
+    assert "complete" in again.stderr
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_of_one_device_continues_on_four(config, tmp_path):
+    workdir = tmp_path / "moved"
+    arguments = (f"--config={config}", f"--workdir={workdir}")
+    process = start(config, workdir)
+    wait_for_step(workdir, 20, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    moved = tiny.run("pretrain", *arguments, "--config.mesh.fsdp=2", num_devices=4)
+    assert moved.returncode == 0, moved.stderr
+    assert tiny.records(workdir)[-1]["step"] == 44
+
+
+def test_two_runs_in_one_workdir_the_second_is_refused(config, tmp_path):
+    workdir = tmp_path / "shared"
+    first = start(config, workdir, "--config.epochs=1000")
+    wait_for_step(workdir, 2, first)
+    second = tiny.run(
+        "pretrain", f"--config={config}", f"--workdir={workdir}", "--config.epochs=1000"
+    )
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    assert second.returncode == 2
+    assert f"another run (process {first.pid}) is writing to {workdir}" in second.stderr
+
+
+def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finished, capsys):
+    arguments = [f"--config={config}", f"--workdir={finished}", "--config.mask.ratio=0.75"]
+    arguments += ["--config.epochs=3", "--config.log.every_steps=4"]
+    assert status(arguments) == 2
+    message = capsys.readouterr().err
+    assert "mask.ratio: 0.5 in the workdir, 0.75 given" in message
+    assert "epochs: 2.0 in the workdir, 3.0 given" in message
+    assert "log.every_steps" not in message
+    assert json.loads((finished / "config.json").read_text())["mask"]["ratio"] == 0.5
+
+
+def test_another_model_is_refused_and_leaves_the_workdir_as_it_was(config, finished):
+    before = (finished / "config.json").read_text()
+    other = tiny.run(
+        "pretrain",
+        f"--config={config}",
+        f"--workdir={finished}",
+        "--config.model.size=S",
+        "--allow_config_changes",
+    )
+    assert other.returncode == 1
+    assert "is of another model" in other.stderr
+    assert "params/encoder" in other.stderr
+    assert "Traceback" not in other.stderr
+    assert (finished / "config.json").read_text() == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(config, tmp_path):
+    workdir = tmp_path / "diverging"
+    arguments = (
+        f"--config={config}",
+        f"--workdir={workdir}",
+        "--config.optimizer.learning_rate=1e18",
+        "--config.optimizer.clip_norm=0",
+        "--config.checkpoint.every_epochs=0.04",
+    )
+    stopped = tiny.run("pretrain", *arguments)
+    assert stopped.returncode == 1
+    assert "Traceback" not in stopped.stderr
+    assert "error: step " in stopped.stderr
+    good = checkpoint_steps(workdir)[-1]
+    assert f"the last good checkpoint is that of step {good}" in stopped.stderr
+    for leaf in jax.tree.leaves(stored_state(workdir, good)["params"]):
+        assert np.isfinite(leaf).all()
+    again = tiny.run("pretrain", *arguments)
+    assert f"continuing from the checkpoint of step {good}" in again.stderr
+    assert again.returncode == 1
+
+
+def status(arguments):
+    with pytest.raises(SystemExit) as ended:
+        pretrain.main(arguments)
+    return ended.value.code
+
+
+BAD_INPUT = {
+    "--config.model.patchsize=4": "did you mean config.model.patch_size",
+    "--config.model.patch_size=four": "config.model.patch_size='four' is of the wrong type",
+    "--config.mask.ratio=1.2": "mask_ratio=1.2; it is the hidden share",
+    "--config.mask.ratio=0.99": "leaves no visible patch",
+    "--config.model.image_size=(18,16)": "not divisible by patch_size=4",
+    "--config.supervision.depths=(2,9)": "at most 3, the model's depth",
+    "--config.supervision.mode=deeper": "did you mean 'deep'",
+    "--config.batch_size=63": "not divisible by the 8 devices",
+    "--config.method=ddea": "did you mean 'ddae'",
+    "--config.data.source=digit": "did you mean 'digits'",
+    "--config.epochs=0": "epochs=0.0; it is more than 0",
+    "--no_such_flag=1": "no_such_flag",
+}
+
+
+@pytest.mark.parametrize("argument", BAD_INPUT)
+def test_bad_input_is_explained_before_anything_is_written(argument, config, tmp_path, capsys):
+    workdir = tmp_path / "never"
+    assert status([f"--config={config}", f"--workdir={workdir}", argument]) == 2
+    message = capsys.readouterr().err
+    assert BAD_INPUT[argument] in message
+    assert message.startswith("error: ")
+    assert not workdir.exists()
+
+
+def test_missing_data_is_explained_before_anything_is_written(config, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for data, reason in (
+        (["--config.data.source=folder", f"--config.data.data_dir={empty}"], "no image in"),
+        (["--config.data.source=folder", "--config.data.data_dir=/no/such"], "no folder /no/such"),
+        (["--config.data.source=tfds", "--config.data.name=cifr10"], "did you mean 'cifar10'"),
+    ):
+        workdir = tmp_path / "never"
+        assert status([f"--config={config}", f"--workdir={workdir}", *data]) == 2
+        assert reason in capsys.readouterr().err
+        assert not workdir.exists()
+
+
+def test_a_workdir_with_other_files_is_refused(config, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert status([f"--config={config}", f"--workdir={tmp_path}"]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Forty images of many sizes in two folders, one of which cannot be read."""
+    noise = np.random.default_rng(0)
+    for index in range(40):
+        path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (*noise.integers(10, 60, 2), 3)
+        Image.fromarray(noise.integers(0, 256, size, dtype=np.uint8)).save(path)
+    (tmp_path / "photos" / "a" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n but no image")
+    return tmp_path / "photos"
+
+
+FROM_FOLDER = [
+    "--config.data.source=folder",
+    "--config.data.channels=3",
+    "--config.data.mean=(0.5,0.5,0.5)",
+    "--config.data.std=(0.5,0.5,0.5)",
+    "--config.batch_size=8",
+]
+
+
+def test_a_corrupt_image_is_skipped_counted_and_named_once(config, photos, tmp_path):
+    workdir = tmp_path / "run"
+    done = tiny.run(
+        "pretrain",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={photos}",
+        "--config.data.max_corrupt_share=0.05",
+        *FROM_FOLDER,
+    )
+    assert done.returncode == 0, done.stderr
+    assert tiny.records(workdir)[-1]["corrupt_images"] == 1
+    assert done.stderr.count("a/0.png") == 1
+    assert "Unreadable images" in (workdir / "report.html").read_text()
+
+
+def test_too_many_corrupt_images_stop_the_run(config, photos, tmp_path):
+    done = tiny.run(
+        "pretrain",
+        f"--config={config}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={photos}",
+        *FROM_FOLDER,
+    )
+    assert done.returncode == 1
+    assert "1 of 40 images cannot be decoded" in done.stderr
+    assert "a/0.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(
+    not (tiny.SHARED_DATA / "tfds" / "cifar10").is_dir(), reason="../shared/data/tfds is not here"
+)
+def test_cifar10_runs_from_the_folder_given_without_tensorflow(tmp_path):
+    program = (
+        "import sys; from ddae_jax import pretrain; status = pretrain.main(sys.argv[1:]); "
+        "print('status', status, 'tensorflow', 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program,
+            f"--config={tiny.ROOT / 'configs' / 'cifar10_ddae.py'}",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.data.data_dir={tiny.SHARED_DATA / 'tfds'}",
+            "--config.model.size=micro",
+            "--config.epochs=0.002",
+            "--config.batch_size=32",
+            "--config.evaluation.max_train_examples=64",
+            "--config.optimizer.warmup_epochs=0.001",
+        ],
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "status 0 tensorflow False" in done.stdout, done.stderr
+    last = tiny.records(tmp_path / "run")[-1]
+    assert {"knn/trained", "loss/pixels/depth_6"} <= last.keys()

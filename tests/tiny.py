@@ -1,0 +1,73 @@
+"""The smallest runs that are still real: a config file and commands to start it with."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+CONFIG = """
+from ddae_jax.config import pretrain_defaults
+from ddae_jax.models import vit
+
+vit.SIZES["micro"] = vit.Size(16, 3, 2)
+
+
+def get_config():
+    config = pretrain_defaults()
+    config.batch_size = 64
+    config.epochs = 2.0
+    config.model.size = "micro"
+    config.model.image_size = (16, 16)
+    config.model.patch_size = 4
+    config.model.dtype = "float32"
+    config.mask.ratio = 0.5
+    config.optimizer.warmup_epochs = 0.5
+    config.data.source = "digits"
+    config.data.test_split = "test"
+    config.data.channels = 1
+    config.data.mean = (0.5,)
+    config.data.std = (0.5,)
+    config.data.flip = False
+    config.checkpoint.every_epochs = 0.2
+    config.log.every_steps = 2
+    return config
+"""
+
+
+def write_config(folder: pathlib.Path) -> pathlib.Path:
+    """The config file of a tiny run on the digits: 22 steps an epoch, a checkpoint every 4."""
+    path = folder / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def command(job: str, *arguments: str) -> list[str]:
+    """The command line of a job."""
+    return [sys.executable, "-m", f"ddae_jax.{job}", *arguments]
+
+
+def environment(num_devices: int = 1) -> dict[str, str]:
+    """Environment of a subprocess with so many devices, on the CPU."""
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
+def run(job: str, *arguments: str, num_devices: int = 1, **options) -> subprocess.CompletedProcess:
+    """Runs a job to its end; its output is text."""
+    return subprocess.run(
+        command(job, *arguments),
+        env=environment(num_devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def records(workdir: pathlib.Path) -> list[dict]:
+    """What a run wrote to metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,378 @@
+import dataclasses
+import logging
+import re
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddae_jax.training.checkpoint import CheckpointError, Checkpoints, abstract
+from ddae_jax.training.interruption import StopRequest
+from ddae_jax.training.loop import Every, NonFiniteLoss, Plan, train
+from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
+from ddae_jax.training.state import TrainState
+
+BATCH = 8
+MESH = make_mesh(1, 1, jax.devices()[:1])
+
+
+def fresh_state(step=0):
+    return jax.device_put(
+        TrainState(jnp.int32(step), {"sum": jnp.float32(0)}, {}, ()), MESH.devices.item()
+    )
+
+
+@jax.jit
+def add_up(state, images):
+    """A step whose loss is the mean of the images, and whose parameter is the sum of losses."""
+    loss = images.mean()
+    metrics = {"loss": loss, "gradient_norm": jnp.sqrt(loss), "learning_rate": 0.5 * loss}
+    return TrainState(state.step + 1, {"sum": state.params["sum"] + loss}, {}, ()), metrics
+
+
+class Images:
+    """Batches that hold their own number, counted from 1, or what is given for that number."""
+
+    corrupt_count = 3
+
+    def __init__(self, given=None, before=lambda number: None):
+        self.number = 0
+        self._given = given or {}
+        self._before = before
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.number += 1
+        self._before(self.number)
+        return {"image": np.full(BATCH, self._given.get(self.number, self.number), np.float32)}
+
+    def get_state(self):
+        return {"number": self.number}
+
+
+class Recorder:
+    """Checkpoints in memory: what was saved, when."""
+
+    def __init__(self, steps=()):
+        self.saved = dict.fromkeys(steps)
+        self.is_waited_for = False
+
+    def latest_step(self):
+        return max(self.saved, default=None)
+
+    def save(self, state, step, data_state):
+        assert int(state.step) == step
+        self.saved[step] = (float(state.params["sum"]), dict(data_state))
+
+    def wait(self):
+        self.is_waited_for = True
+
+
+@dataclasses.dataclass
+class Run:
+    """What came of a run."""
+
+    checkpoints: Recorder
+    records: dict
+    state: TrainState | None = None
+    error: Exception | None = None
+
+
+def run(
+    total_steps=10,
+    *,
+    log=1,
+    save=100,
+    images=None,
+    checkpoints=None,
+    state=None,
+    actions=(),
+    step=add_up,
+    stop=False,
+):
+    checkpoints = Recorder() if checkpoints is None else checkpoints
+    came = Run(checkpoints, {})
+
+    def on_record(number, metrics):
+        assert number not in came.records
+        came.records[number] = dict(metrics)
+
+    plan = Plan(
+        total_steps=total_steps,
+        batch_size=BATCH,
+        steps_per_epoch=5,
+        log_every_steps=log,
+        save_every_steps=save,
+        actions=actions,
+        on_record=on_record,
+    )
+    try:
+        came.state = train(
+            fresh_state() if state is None else state,
+            step,
+            Images() if images is None else images,
+            lambda batch: put_batch(batch, MESH),
+            checkpoints,
+            plan,
+            stop,
+        )
+    except (NonFiniteLoss, CheckpointError) as error:
+        came.error = error
+    return came
+
+
+# ---- records and checkpoints
+
+
+def test_every_step_is_taken_once_with_its_own_batch():
+    came = run(10)
+    assert [came.records[step]["loss"] for step in range(1, 11)] == list(range(1, 11))
+    assert (int(came.state.step), float(came.state.params["sum"])) == (10, 55.0)
+
+
+@pytest.mark.parametrize(
+    ("log", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (7, [7]), (50, [7])]
+)
+def test_records_come_at_their_interval_and_at_the_end(log, steps):
+    assert list(run(7, log=log).records) == steps
+
+
+@pytest.mark.parametrize(("save", "steps"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+def test_checkpoints_come_at_their_interval_and_at_the_end_with_the_data_position(save, steps):
+    came = run(5, save=save)
+    expected = {step: (step * (step + 1) / 2, {"number": step}) for step in steps}
+    assert came.checkpoints.saved == expected
+    assert came.checkpoints.is_waited_for
+
+
+def test_a_record_holds_metrics_progress_and_counts():
+    record = run(10, log=4).records[4]
+    assert record["loss"] == 4
+    assert record["gradient_norm"] == 2
+    assert record["learning_rate"] == 2
+    assert record["epoch"] == 4 / 5
+    assert record["progress"] == 4 / 10
+    assert record["corrupt_images"] == 3
+    assert all(type(value) is float for value in record.values())
+
+
+def test_a_run_continues_from_its_step():
+    images = Images()
+    images.number = 6
+    came = run(9, save=4, state=fresh_state(6), images=images, checkpoints=Recorder([6]))
+    assert list(came.records) == [7, 8, 9]
+    assert list(came.checkpoints.saved) == [6, 8, 9]
+
+
+def test_a_run_that_is_complete_does_nothing():
+    checkpoints = Recorder([5])
+    came = run(5, state=fresh_state(5), checkpoints=checkpoints)
+    assert came.records == {}
+    assert checkpoints.saved == {5: None}
+
+
+# ---- actions
+
+
+def test_actions_happen_at_their_interval_and_at_the_end_and_join_the_record():
+    seen = []
+
+    def look(state, step):
+        seen.append((int(state.step), float(state.params["sum"]), step))
+        return {"knn/trained": step / 100}
+
+    came = run(10, log=100, actions=[Every(4, look), Every(5, lambda state, step: {"five": 1.0})])
+    assert seen == [(step, step * (step + 1) / 2, step) for step in (4, 8, 10)]
+    assert list(came.records) == [4, 5, 8, 10]
+    assert came.records[8]["knn/trained"] == 0.08
+    assert "five" not in came.records[8]
+    assert {"knn/trained", "five", "loss", "images_per_s"} <= came.records[10].keys()
+
+
+def test_an_action_may_leave_the_last_step_out():
+    seen = []
+    action = Every(4, lambda state, step: seen.append(step) or {}, at_end=False)
+    run(8, log=100, actions=[action])
+    assert seen == [4]
+
+
+# ---- a loss that is no longer a number
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("log", [1, 4, 100])
+def test_a_non_finite_loss_stops_the_run_naming_its_step(bad, log):
+    came = run(12, log=log, save=5, images=Images({7: bad}))
+    assert isinstance(came.error, NonFiniteLoss)
+    message = str(came.error)
+    assert message.startswith("step 7: loss=")
+    assert f"loss={bad:.4g}, gradient_norm=" in message
+    assert "step 5 is the last good one" in message
+    # The metrics of the latest step that was looked at.
+    latest = re.search(r"Latest metrics: (.*)", message)[1]
+    assert {pair.split("=")[0] for pair in latest.split(", ")} == {
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+    }
+    assert list(came.checkpoints.saved) == [5]
+    assert came.checkpoints.is_waited_for
+    assert max(came.records, default=0) < 7
+
+
+@pytest.mark.parametrize("save", [1, 3, 100])
+def test_nothing_after_a_non_finite_loss_is_saved_even_if_later_losses_are_finite(save):
+    came = run(9, log=100, save=save, images=Images({4: np.nan}))
+    assert str(came.error).startswith("step 4: ")
+    assert all(step < 4 for step in came.checkpoints.saved)
+    where = {1: "step 3 is", 3: "step 3 is", 100: "there is no checkpoint yet"}[save]
+    assert where in str(came.error)
+
+
+def test_a_non_finite_gradient_norm_stops_the_run_too():
+    # sqrt(-4): the loss itself is a number.
+    came = run(12, log=100, save=5, images=Images({8: -4.0}))
+    assert str(came.error).startswith("step 8: loss=-4, gradient_norm=nan. Nothing of it was saved")
+    assert list(came.checkpoints.saved) == [5]
+
+
+def test_a_non_finite_last_step_is_not_saved():
+    came = run(5, log=100, images=Images({5: np.nan}))
+    assert str(came.error).startswith("step 5: ")
+    assert came.checkpoints.saved == {}
+
+
+def test_after_a_non_finite_loss_the_last_good_checkpoint_restores(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        came = run(8, log=100, save=3, images=Images({5: np.inf}), checkpoints=checkpoints)
+        assert isinstance(came.error, NonFiniteLoss)
+        assert checkpoints.steps() == [3]
+        wanted = abstract(fresh_state(), state_sharding(MESH, fresh_state()))
+        state, data_state = checkpoints.restore(wanted)
+    assert (int(state.step), float(state.params["sum"])) == (3, 6.0)
+    assert data_state == {"number": 3}
+
+
+# ---- being asked to stop
+
+
+def stop_at(number):
+    def before(current):
+        if current == number:
+            signal.raise_signal(signal.SIGTERM)
+
+    return Images(before=before)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_a_stop_ends_after_the_running_step_and_saves_exactly_there(number, caplog):
+    with StopRequest() as stop, caplog.at_level(logging.ERROR):
+        came = run(10, log=100, save=4, images=stop_at(number), stop=stop)
+    assert int(came.state.step) == number
+    assert came.checkpoints.saved[number] == (number * (number + 1) / 2, {"number": number})
+    assert list(came.checkpoints.saved) == [number]
+    assert list(came.records) == [number]
+
+
+def test_a_stop_during_an_action_ends_at_that_step():
+    def action(state, step):
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    with StopRequest() as stop:
+        came = run(10, log=100, save=100, actions=[Every(6, action)], stop=stop)
+    assert list(came.checkpoints.saved) == [6]
+
+
+def test_a_stop_before_the_first_step_takes_none():
+    images = Images()
+    came = run(10, images=images, state=fresh_state(4), checkpoints=Recorder([4]), stop=True)
+    assert images.number == 0
+    assert came.checkpoints.saved == {4: None}
+
+
+def test_a_stopped_run_that_is_continued_ends_as_one_that_never_stopped():
+    whole = run(10)
+    with StopRequest() as stop:
+        first = run(10, images=stop_at(4), stop=stop)
+    images = Images()
+    images.number = first.checkpoints.saved[4][1]["number"]
+    second = run(10, state=first.state, images=images, checkpoints=first.checkpoints)
+    assert second.state == whole.state
+    assert second.checkpoints.saved[10] == whole.checkpoints.saved[10]
+    assert [*first.records, *second.records] == list(whole.records)
+
+
+# ---- what is measured
+
+
+def timed_run(*args, **kwargs):
+    began = time.perf_counter()
+    came = run(*args, **kwargs)
+    return came, time.perf_counter() - began
+
+
+def test_waiting_for_data_is_measured():
+    slow = Images(before=lambda number: time.sleep(0.03))
+    came, elapsed = timed_run(10, log=10, images=slow)
+    record = came.records[10]
+    assert record["data_wait_share"] >= 10 * 0.03 / elapsed
+    assert record["data_wait_share"] <= 1
+    assert 10 * BATCH / elapsed <= record["images_per_s"] <= BATCH / 0.03
+
+
+def test_computing_is_not_waiting():
+    def slow_step(state, images):
+        time.sleep(0.03)
+        return add_up(state, images)
+
+    came, elapsed = timed_run(10, log=10, step=slow_step)
+    record = came.records[10]
+    assert record["data_wait_share"] <= 1 - 10 * 0.03 / elapsed
+    assert 10 * BATCH / elapsed <= record["images_per_s"] <= BATCH / 0.03
+
+
+def test_actions_and_checkpoints_do_not_count_in_the_rate():
+    def rest(state, step):
+        time.sleep(0.25)
+        return {}
+
+    class SlowRecorder(Recorder):
+        def save(self, *args):
+            time.sleep(0.25)
+            super().save(*args)
+
+    checkpoints = SlowRecorder()
+    slept = 3 * 0.25  # an action and a checkpoint at step 2, an action at step 4
+    came, elapsed = timed_run(
+        4, log=4, save=2, actions=[Every(2, rest)], checkpoints=checkpoints,
+        images=Images(before=lambda number: time.sleep(0.01)),
+    )  # fmt: skip
+    # Both halves lie within what remains of the run's time without the sleeping.
+    for record in came.records.values():
+        assert record["images_per_s"] >= 2 * BATCH / (elapsed - slept)
+    assert elapsed > slept
+
+
+def test_each_record_measures_the_time_since_the_one_before():
+    slow_until = Images(before=lambda number: time.sleep(0.05 if number <= 4 else 0))
+    came = run(8, log=4, images=slow_until)
+    assert came.records[4]["images_per_s"] <= BATCH / 0.05
+    assert came.records[8]["images_per_s"] > 2 * came.records[4]["images_per_s"]
+    assert came.records[8]["data_wait_share"] < came.records[4]["data_wait_share"]
+
+
+# ---- transfers
+
+
+def test_hidden_transfers_are_refused_in_the_step():
+    def leaky(state, images):
+        return add_up(state, np.ones(BATCH, np.float32))  # the host's, not put
+
+    with pytest.raises(Exception, match="[Dd]isallowed"):
+        run(2, step=leaky)

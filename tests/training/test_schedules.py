@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.0),
+        (5, 0.2),  # half of the warm-up
+        (10, 0.4),  # its end: 0.1 * 1024 / 256
+        (35, 0.01 + 0.39 * (1 + np.cos(np.pi / 4)) / 2),
+        (60, 0.205),  # half of the cosine: the mean of its ends
+        (110, 0.01),
+        (500, 0.01),
+    ],
+)
+def test_learning_rate_warms_up_and_follows_a_cosine(step, expected):
+    schedule = learning_rate_schedule(0.1, 1024, warmup_steps=10, total_steps=110, end=0.01)
+    np.testing.assert_allclose(schedule(step), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("batch_size", [32, 256, 4096])
+def test_learning_rate_scales_with_the_batch(batch_size):
+    schedule = learning_rate_schedule(1.5e-4, batch_size, warmup_steps=4, total_steps=20)
+    np.testing.assert_allclose(schedule(4), 1.5e-4 * batch_size / 256, rtol=1e-6)
+    np.testing.assert_allclose(schedule(20), 0, atol=1e-12)
+
+
+def test_without_a_warm_up_the_first_step_is_whole():
+    schedule = learning_rate_schedule(0.5, 256, warmup_steps=0, total_steps=8)
+    np.testing.assert_allclose(schedule(0), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("warmup_steps", [10, 50])
+def test_a_warm_up_longer_than_the_run_is_cut_to_it(warmup_steps):
+    schedule = learning_rate_schedule(0.9, 256, warmup_steps, total_steps=10)
+    found = [float(schedule(step)) for step in range(11)]
+    np.testing.assert_allclose(found, [*(0.1 * np.arange(10)), 0], rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    schedule = learning_rate_schedule(0.5, 256, warmup_steps=100, total_steps=1)
+    np.testing.assert_allclose(schedule(0), 0.5, rtol=1e-6)
+
+
+def test_momentum_goes_along_a_cosine_from_0996_to_1():
+    schedule = momentum_schedule(0.996, 1.0, total_steps=200)
+    expected = {0: 0.996, 50: 1 - 0.002 * (1 + np.sqrt(0.5)), 100: 0.998, 200: 1.0, 300: 1.0}
+    for step, momentum in expected.items():
+        np.testing.assert_allclose(schedule(step), momentum, rtol=2e-7)
+    path = np.array([schedule(step) for step in range(201)])
+    assert (np.diff(path) >= 0).all()

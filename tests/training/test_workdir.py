@@ -1,0 +1,160 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ddae_jax.training import workdir as workdir_module
+from ddae_jax.training.workdir import Workdir, WorkdirInUse, write_atomically
+
+# Without the package around it, which would take seconds to import.
+HOLD = """
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("workdir", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+workdir = module.Workdir(sys.argv[2])
+workdir.claim()
+print("claimed", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has claimed ``tmp_path / "run"``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, workdir_module.__file__, tmp_path / "run"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "claimed\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_in_a_workdir_is_refused_naming_the_first(holder, tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    for _ in range(2):  # also after a refusal
+        with pytest.raises(
+            WorkdirInUse, match=rf"\(process {holder.pid}\) is writing to {tmp_path}/run; "
+        ):
+            workdir.claim()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_workdir_is_free_once_its_process_is_gone_however_it_went(holder, tmp_path, number):
+    holder.send_signal(number)
+    holder.wait(timeout=10)
+    workdir = Workdir(tmp_path / "run")
+    workdir.claim()
+    # The lock is ours now, and says so.
+    with pytest.raises(WorkdirInUse, match=rf"\(process {os.getpid()}\)"):
+        Workdir(tmp_path / "run").claim()
+
+
+def test_a_claim_makes_the_folder_and_nothing_before_it_does(tmp_path):
+    workdir = Workdir(tmp_path / "a" / "b")
+    assert workdir.read_config() is None
+    workdir.check_is_a_run_or_empty()
+    assert list(tmp_path.iterdir()) == []
+    workdir.claim()
+    assert workdir.path.is_dir()
+
+
+def test_a_file_is_no_workdir(tmp_path):
+    path = tmp_path / "run"
+    path.write_text("mine")
+    with pytest.raises(NotADirectoryError, match=rf"--workdir={path} is a file; give a folder"):
+        Workdir(path).claim()
+    assert path.read_text() == "mine"
+
+
+def test_a_folder_with_other_peoples_files_is_refused_naming_some(tmp_path):
+    for name in ("thesis.tex", "a.png", "b.png", "c.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"no run's \(a.png, b.png, c.png, ...\); give an empty"):
+        Workdir(tmp_path).check_is_a_run_or_empty()
+    (tmp_path / "thesis.tex").unlink()
+    with pytest.raises(ValueError, match=r"no run's \(a.png, b.png, c.png\); give an empty"):
+        Workdir(tmp_path).check_is_a_run_or_empty()
+
+
+def test_a_run_s_own_files_are_welcome_with_or_without_its_config(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.claim()
+    workdir.compilation_cache.mkdir()
+    workdir.check_is_a_run_or_empty()  # killed before it stored its config
+    workdir.write_config({"seed": 1})
+    (tmp_path / "notes.txt").touch()
+    workdir.check_is_a_run_or_empty()
+
+
+def test_the_stored_config_comes_back_exactly(tmp_path):
+    workdir = Workdir(tmp_path / "run")
+    config = {"seed": 3, "model": {"size": "B", "image_size": [32, 24]}, "rate": 1.5e-4, "né": None}
+    workdir.write_config(config)
+    assert workdir.read_config() == config
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
+
+
+def test_paths_of_a_run_are_where_people_look(tmp_path):
+    workdir = Workdir(tmp_path)
+    names = "config.json metrics.jsonl checkpoints figures report.html tensorboard features"
+    found = {path.name for path in vars(workdir).values() if isinstance(path, pathlib.Path)}
+    assert set(names.split()) <= found
+    assert workdir.checkpoints == tmp_path / "checkpoints"
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Workdir("~/run").path == tmp_path / "run"
+
+
+def test_a_write_that_fails_leaves_the_old_text(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    write_atomically(path, "old")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="No space left"):
+            write_atomically(path, "new")
+    assert path.read_text() == "old"
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "half \ud800 of it")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path = tmp_path / "sub" / "text"
+    texts = [letter * 200_000 for letter in "ab"]
+    write_atomically(path, texts[0])
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READ, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert reader.stdout.readline() == "reading\n"
+    for number in range(200):
+        write_atomically(path, texts[number % 2])
+    output, _ = reader.communicate("stop", timeout=10)
+    sizes, count = json.loads(output)
+    assert sizes == [200_000]
+    assert count > 0
+
+
+READ = """
+import json, pathlib, select, sys
+path, sizes, count = pathlib.Path(sys.argv[1]), set(), 0
+print("reading", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    sizes.add(len(path.read_text()))
+    count += 1
+print(json.dumps([sorted(sizes), count]))
+"""
