@@ -87,7 +87,9 @@ class KnnMonitor:
         """``knn/trained``, of the encoder that the config names."""
         is_teacher = self._config.evaluation.encoder == "teacher"
         params = state.teacher if is_teacher else state.params["encoder"]
-        return {"knn/trained": self._accuracy(params)}
+        accuracy = self._accuracy(params)
+        _log.info("k-NN accuracy at step %d: %.3f", step, accuracy)
+        return {"knn/trained": accuracy}
 
     def _accuracy(self, encoder_params) -> float:
         features = self._images.features(self._encode, encoder_params)

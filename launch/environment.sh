@@ -3,6 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
+export XDG_CACHE_HOME="$PWD/.cache" MPLCONFIGDIR="$PWD/.cache/matplotlib"
+mkdir -p "$MPLCONFIGDIR"
+export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 find_python() {
   local candidate
@@ -25,9 +28,6 @@ if [ ! -f .venv/installed ] || [ "$(cat .venv/installed)" != "$wanted" ]; then
   echo "making .venv with $python (once, some minutes)" >&2
   [ -x .venv/bin/python ] || "$python" -m venv .venv ||
     { echo "error: no environment could be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
-  .venv/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check \
-    -r requirements.txt
+  .venv/bin/python -m pip install --quiet -r requirements.txt
   printf '%s\n' "$wanted" > .venv/installed
 fi
-export XDG_CACHE_HOME="$PWD/.cache" MPLCONFIGDIR="$PWD/.cache/matplotlib"
-mkdir -p "$MPLCONFIGDIR"

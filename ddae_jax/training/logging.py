@@ -129,16 +129,14 @@ class ProgressDisplay:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows the step and the metrics that people watch."""
-        text = f"loss {metrics['loss']:.3f}  {metrics['images_per_s']:,.0f} img/s"
-        if "knn/trained" in metrics:
-            text += f"  k-NN {metrics['knn/trained']:.1%}"
+        text = watched(metrics)
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
             return
         now = time.monotonic()
         if now - self._last_plain >= self._plain_every_s or step >= self._total:
             self._last_plain = now
-            rate = (step - self._start) / (now - self._began)
+            rate = (step - self._start) / max(now - self._began, 1e-9)
             left = (self._total - step) / rate if rate > 0 else 0.0
             _log.info("step %d/%d  %s  %s left", step, self._total, text, duration(left))
 
@@ -146,6 +144,24 @@ class ProgressDisplay:
         """Leaves the bar as it stands."""
         if self._bar:
             self._bar.stop()
+
+
+def watched(metrics: Mapping[str, float]) -> str:
+    """The metrics that people watch, in a few words: loss, each objective's betas, and the rate.
+
+    Betas are shown from the first depth's to the last one's: ``beta pixels -0.41..-0.32``.
+    """
+    betas: dict[str, dict[int, float]] = {}
+    for name, value in metrics.items():
+        family, _, place = name.partition("/")
+        if family == "beta":
+            objective, _, depth = place.partition("/depth_")
+            betas.setdefault(objective, {})[int(depth)] = value
+    parts = [f"loss {metrics['loss']:.3f}"]
+    for objective, by_depth in betas.items():
+        first, last = by_depth[min(by_depth)], by_depth[max(by_depth)]
+        parts.append(f"beta {objective} {first:+.2f}..{last:+.2f}")
+    return "  ".join([*parts, f"{metrics['images_per_s']:,.0f} img/s"])
 
 
 def duration(seconds: float) -> str:

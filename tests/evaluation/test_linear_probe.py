@@ -24,7 +24,7 @@ def scikit_learn(train, test_features, l2):
     return classifier.predict(scaler.transform(test_features.astype(np.float64)))
 
 
-@pytest.mark.parametrize("l2", [1e-3, 1e-1])
+@pytest.mark.parametrize("l2", [1e-2, 1e-1])
 def test_predictions_agree_with_scikit_learn(digits, l2):
     train, test = digits
     found = linear_predict(*train, test[0], num_classes=10, l2=l2)

@@ -244,7 +244,7 @@ def test_a_part_of_another_model_is_refused(saved):
 
 @pytest.mark.parametrize("is_whole_inside", [True, False])
 def test_a_half_written_checkpoint_is_never_picked_up(copied, is_whole_inside):
-    half = copied / "30.orbax-checkpoint-tmp"  # orbax.checkpoint._src.path.atomicity
+    half = copied / "40.orbax-checkpoint-tmp"  # orbax.checkpoint._src.path.atomicity
     shutil.copytree(copied / "20", half)
     if not is_whole_inside:
         (half / "state" / "_METADATA").unlink()

@@ -212,7 +212,7 @@ def test_a_non_finite_loss_stops_the_run_naming_its_step(bad, log):
     message = str(came.error)
     assert message.startswith("step 7: loss=")
     assert f"loss={bad:.4g}, gradient_norm=" in message
-    assert "step 5 is the last good one" in message
+    assert "the last good checkpoint is that of step 5;" in message
     # The metrics of the latest step that was looked at.
     latest = re.search(r"Latest metrics: (.*)", message)[1]
     assert {pair.split("=")[0] for pair in latest.split(", ")} == {
@@ -230,7 +230,7 @@ def test_nothing_after_a_non_finite_loss_is_saved_even_if_later_losses_are_finit
     came = run(9, log=100, save=save, images=Images({4: np.nan}))
     assert str(came.error).startswith("step 4: ")
     assert all(step < 4 for step in came.checkpoints.saved)
-    where = {1: "step 3 is", 3: "step 3 is", 100: "there is no checkpoint yet"}[save]
+    where = "there is no checkpoint yet" if save == 100 else "checkpoint is that of step 3;"
     assert where in str(came.error)
 
 
@@ -348,7 +348,7 @@ def test_actions_and_checkpoints_do_not_count_in_the_rate():
             super().save(*args)
 
     checkpoints = SlowRecorder()
-    slept = 3 * 0.25  # an action and a checkpoint at step 2, an action at step 4
+    slept = 4 * 0.25  # an action and a checkpoint, at steps 2 and 4
     came, elapsed = timed_run(
         4, log=4, save=2, actions=[Every(2, rest)], checkpoints=checkpoints,
         images=Images(before=lambda number: time.sleep(0.01)),

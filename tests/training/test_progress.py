@@ -56,14 +56,11 @@ def test_plain_lines_come_now_and_then_and_at_the_end(plain_lines, clock):
     assert plain_lines()[-1].endswith("0:00 left")
 
 
-def test_knn_accuracy_is_shown_when_it_is_measured(plain_lines, clock):
-    display = ProgressDisplay(2, plain_every_s=0)
-    clock.now += 1
-    display.update(1, METRICS | {"knn/trained": 0.8765})
-    display.update(2, METRICS)
-    with_knn, without = plain_lines()
-    assert "k-NN 87.6%" in with_knn or "k-NN 87.7%" in with_knn
-    assert "k-NN" not in without
+def test_beta_is_shown_from_the_first_depth_to_the_last(plain_lines, clock):
+    betas = {"beta/pixels/depth_12": 0.25, "beta/pixels/depth_6": -0.5, "beta/pixels/depth_8": 0.0}
+    ProgressDisplay(2, plain_every_s=0).update(1, METRICS | betas)
+    (line,) = plain_lines()
+    assert "beta pixels -0.50..+0.25" in line
 
 
 def test_the_first_record_may_come_at_once(plain_lines, clock):
