@@ -134,10 +134,10 @@ def _check_config_arguments(argv: Sequence[str]) -> None:
     known = flatten(load_config(path))
     for given in argv:
         name = given.lstrip("-").partition("=")[0]
-        if given.startswith("-") and name.startswith("config."):
-            key = name.removeprefix("config.").removeprefix("no")
-            if name.removeprefix("config.") not in known and key not in known:
-                raise ValueError(unknown_key(name.removeprefix("config.")))
+        for prefix in ("config.", "noconfig."):
+            key = name.removeprefix(prefix)
+            if given.startswith("-") and name.startswith(prefix) and key not in known:
+                raise ValueError(unknown_key(key))
 
 
 def load_config(path: str) -> ConfigDict:
@@ -150,9 +150,13 @@ def load_config(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(argument) if has_argument else module.get_config()
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"--config={file}: {' '.join(str(error).split())}") from error
+        config = module.get_config(argument) if has_argument else module.get_config()
+    except Exception as error:  # whatever somebody's own program does wrong
+        text = " ".join(str(error).split())
+        raise ValueError(f"--config={file}: {type(error).__name__}: {text}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"--config={file}: get_config() gives {config!r}, not a ConfigDict")
+    return config
 
 
 def _explain_override(argv: Sequence[str], error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,61 @@ CHOICES = {
     "evaluation.encoder": ("student", "teacher"),
 }
 """The words that a key may hold."""
+
+_POSITIVE = (5e-324, math.inf)  # from the smallest number above 0
+_ANY = (-math.inf, math.inf)
+
+RANGES = {
+    "seed": (0, math.inf),
+    "batch_size": (1, math.inf),
+    "epochs": _POSITIVE,
+    "model.patch_size": (1, math.inf),
+    "model.drop_path_rate": (0, 0.99),
+    "decoder.width": (1, math.inf),
+    "decoder.depth": (0, math.inf),
+    "decoder.num_heads": (1, math.inf),
+    "targets.pixel_weight": (0, math.inf),
+    "targets.feature_weight": (0, math.inf),
+    "supervision.beta_init": _ANY,
+    "supervision.beta_step": (0, math.inf),
+    "teacher.momentum_start": (0, 1),
+    "teacher.momentum_end": (0, 1),
+    "optimizer.learning_rate": (0, math.inf),
+    "optimizer.end_learning_rate": (0, math.inf),
+    "optimizer.warmup_epochs": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.b1": (0, 0.999999),
+    "optimizer.b2": (0, 0.999999),
+    "optimizer.clip_norm": (0, math.inf),
+    "data.num_workers": (0, math.inf),
+    "data.num_threads": (0, math.inf),
+    "data.max_corrupt_share": (0, 1),
+    "checkpoint.every_epochs": _POSITIVE,
+    "checkpoint.keep_last": (1, math.inf),
+    "checkpoint.keep_every": (0, math.inf),
+    "log.every_steps": (1, math.inf),
+    "log.figures_every_epochs": (0, math.inf),
+    "evaluation.knn_every_epochs": (0, math.inf),
+    "evaluation.k": (1, math.inf),
+    "evaluation.temperature": (0, math.inf),
+    "evaluation.batch_size": (1, math.inf),
+    "evaluation.max_train_examples": (0, math.inf),
+}
+"""The least and the most that a number may be."""
+
+TUPLES = {
+    "model.image_size": (2, int, (1, math.inf)),
+    "supervision.depths": (None, int, (1, math.inf)),
+    "supervision.depth_weights": (None, float, (0, math.inf)),
+    "supervision.beta_range": (2, float, _ANY),
+    "data.crop_scale": (2, float, (5e-324, 1)),
+    "data.crop_ratio": (2, float, _POSITIVE),
+    "data.mean": ("data.channels", float, _ANY),
+    "data.std": ("data.channels", float, _POSITIVE),
+}
+"""How many values a tuple has (None: any number), of which type, and their least and most."""
+
+_ASCENDING = ("supervision.beta_range", "data.crop_scale", "data.crop_ratio")
 
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
 FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "data.in_memory")
@@ -152,43 +208,37 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(
                 f"{key}={flat[key]!r}; known: {_listed(known)}{_near(flat[key], known)}"
             )
-    for key, low, high in (
-        ("model.drop_path_rate", 0, 0.99),
-        ("teacher.momentum_start", 0, 1),
-        ("teacher.momentum_end", 0, 1),
-        ("data.max_corrupt_share", 0, 1),
-        ("batch_size", 1, None),
-        ("epochs", 0, None),
-        ("model.patch_size", 1, None),
-        ("log.every_steps", 1, None),
-        ("checkpoint.keep_last", 1, None),
-        ("checkpoint.keep_every", 0, None),
-        ("optimizer.learning_rate", 0, None),
-        ("optimizer.weight_decay", 0, None),
-        ("optimizer.warmup_epochs", 0, None),
-        ("optimizer.clip_norm", 0, None),
-        ("evaluation.k", 1, None),
-        ("evaluation.temperature", 0, None),
-        ("data.num_workers", 0, None),
-        ("data.num_threads", 0, None),
-    ):
-        if flat[key] < low or (high is not None and flat[key] > high):
-            allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
-            raise ValueError(f"{key}={flat[key]}; it is {allowed}")
-    for key in ("epochs", "checkpoint.every_epochs"):
-        if flat[key] <= 0:
-            raise ValueError(f"{key}={flat[key]}; it is more than 0")
-    for key, length in (
-        ("model.image_size", 2),
-        ("data.crop_scale", 2),
-        ("data.crop_ratio", 2),
-        ("supervision.beta_range", 2),
-        ("data.mean", config.data.channels),
-        ("data.std", config.data.channels),
-    ):
-        if len(flat[key]) != length:
-            raise ValueError(f"{key}={tuple(flat[key])}; it has {length} values")
+    for key, (least, most) in RANGES.items():
+        _check_number(key, flat[key], least, most)
+    for key, (length, kind, (least, most)) in TUPLES.items():
+        values = tuple(flat[key])
+        length = flat[length] if isinstance(length, str) else length
+        if length is not None and len(values) != length:
+            raise ValueError(f"{key}={values}; it has {length} values")
+        for value in values:
+            if isinstance(value, bool) or not isinstance(
+                value, int if kind is int else int | float
+            ):
+                names = {int: "whole numbers", float: "numbers"}
+                raise ValueError(f"{key}={values}; its values are {names[kind]}")
+            _check_number(key, value, least, most, shown=values)
+    for key in _ASCENDING:
+        if flat[key][0] > flat[key][1]:
+            raise ValueError(f"{key}={tuple(flat[key])}; its start must not exceed its end")
     _check_model(config)
+
+
+def _check_number(key: str, value: float, least: float, most: float, shown: Any = None) -> None:
+    if least <= value <= most and abs(value) < math.inf:  # also refuses what is not a number
+        return
+    if most < math.inf:
+        allowed = f"in [{least}, {most}]" if least in (0, 1) else f"more than 0, at most {most}"
+    elif least > -math.inf:
+        allowed = f"at least {least}" if least in (0, 1) else "more than 0"
+    else:
+        allowed = "a finite number"
+    it_is = f"{value}; it is" if shown is None else f"{shown}; each is"
+    raise ValueError(f"{key}={it_is} {allowed}")
 
 
 def _check_model(config: ConfigDict) -> None:
@@ -212,6 +262,18 @@ def _check_model(config: ConfigDict) -> None:
             f"evaluation.depth={config.evaluation.depth}; it lies in [1, {size.depth}], "
             "or is 0 for the last"
         )
+    decoder = config.decoder
+    if decoder.width % decoder.num_heads or decoder.width % 4:
+        raise ValueError(
+            f"decoder.width={decoder.width}, decoder.num_heads={decoder.num_heads}; the width is a "
+            "multiple of the heads, and of 4"
+        )
+    if not config.targets.pixel_weight and not config.targets.feature_weight:
+        raise ValueError(
+            "targets.pixel_weight and targets.feature_weight are both 0; nothing is left"
+        )
+    if config.evaluation.encoder == "teacher" and not config.targets.feature_weight:
+        raise ValueError("evaluation.encoder='teacher' needs a teacher: targets.feature_weight > 0")
     if config.evaluation.pool == "class_token" and not config.model.use_class_token:
         raise ValueError("evaluation.pool='class_token' needs model.use_class_token=True")
 
@@ -261,10 +323,11 @@ def contradictions(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[
 def unknown_key(key: str) -> str:
     """Message for a key that no config has: the nearest known ones, or all of its section."""
     known = list(flatten(pretrain_defaults()))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    by_leaf = {name.rpartition(".")[2]: name for name in known}
     leaf = key.rpartition(".")[2]
-    near = near or [k for k in known if k.rpartition(".")[2] == leaf]
-    near = near or difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in known], n=1)
+    near = [by_leaf[leaf]] if leaf in by_leaf else []
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    near = near or [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1)]
     hint = f"did you mean config.{near[0]}?" if near else f"known: {', '.join(known)}"
     return f"config.{key} is no key of a pretraining config; {hint}"
 

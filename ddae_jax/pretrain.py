@@ -97,7 +97,7 @@ def pretrain(
         report = ReportWriter(config, workdir, method, source, schedule.total_steps, mesh)
         progress = ProgressDisplay(schedule.total_steps, start_step) if is_primary else None
         _log.info(
-            "%s, %s images, %d epochs = %d steps of %d, from step %d, on %d %s device(s)",
+            "%s, %s images, %g epochs = %d steps of %d, from step %d, on %d %s device(s)",
             describe(method),
             f"{len(source):,}",
             config.epochs,

@@ -72,7 +72,7 @@ def test_every_known_word_passes(key, word):
         ("teacher.momentum_end", -0.1, "in [0, 1]"),
         ("data.max_corrupt_share", 1.5, "in [0, 1]"),
         ("batch_size", 0, "at least 1"),
-        ("epochs", -1.0, "at least 0"),
+        ("epochs", -1.0, "more than 0"),
         ("epochs", 0.0, "more than 0"),
         ("checkpoint.every_epochs", 0.0, "more than 0"),
         ("checkpoint.every_epochs", -2.0, "more than 0"),

@@ -39,8 +39,10 @@ def linear_predict(
         ValueError: if labels lie outside the classes.
     """
     check_labels(train_labels, num_classes)
-    mean, deviation = train_features.mean(axis=0), train_features.std(axis=0)
-    deviation = np.where(deviation > 1e-6 * max(float(deviation.max()), 1e-12), deviation, 1)
+    mean = train_features.mean(axis=0, dtype=np.float64)
+    deviation = train_features.std(axis=0, dtype=np.float64)
+    is_constant = deviation <= 1e-6 * np.abs(mean)
+    deviation = np.where(is_constant, 1, deviation)
     train = jnp.asarray((train_features - mean) / deviation, jnp.float32)
     test = jnp.asarray((test_features - mean) / deviation, jnp.float32)
     weights, bias = _fit(

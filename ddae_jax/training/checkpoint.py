@@ -67,7 +67,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        # Old checkpoints are deleted file by file; one that was when the process died lacks this.
+        return sorted(s for s in self._manager.all_steps() if self._is_whole(s))
 
     def latest_step(self) -> int | None:
         """The step of the latest whole checkpoint, or None."""
@@ -132,6 +133,9 @@ class Checkpoints:
         self._check_fits(abstract_part, step, is_part=True)
         part = _restore_arguments(abstract_part, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=part))["state"]
+
+    def _is_whole(self, step: int) -> bool:
+        return (self._directory / str(step) / "_CHECKPOINT_METADATA").exists()
 
     def _existing(self, step: int | None) -> int:
         found = self.steps()

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import logging
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -126,6 +127,7 @@ def train(
                 "epoch": step / plan.steps_per_epoch,
                 "progress": step / plan.total_steps,
                 "corrupt_images": float(batches.corrupt_count),
+                **peak_memory(),
             }
             with meter.paused():
                 for action in due:
@@ -142,6 +144,14 @@ def train(
         checkpoints.save(state, step, batches.get_state())
     checkpoints.wait()
     return state
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory held so far, GiB: by this process, and on a device where it tells."""
+    peak = {"peak_host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    on_device = max((s.get("peak_bytes_in_use", 0) for s in statistics), default=0)
+    return peak | ({"peak_device_gib": on_device / 2**30} if on_device else {})
 
 
 class _Meter:
@@ -197,31 +207,29 @@ class _HealthWatch:
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
         self._unchecked: list[tuple[int, Any]] = []
-        self._latest: Mapping[str, Any] = {}
+        self._latest: tuple[int, Mapping[str, Any]] = (0, {})
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._unchecked.append((step, (metrics["loss"], metrics["gradient_norm"])))
-        self._latest = metrics
+        self._latest = (step, metrics)
 
     def check(self) -> dict[str, float]:
         """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong."""
-        fetched, latest = jax.device_get((self._unchecked, self._latest))
+        fetched, (last_step, latest) = jax.device_get((self._unchecked, self._latest))
         self._unchecked = []
         for step, (loss, gradient_norm) in fetched:
             if not np.isfinite(loss) or not np.isfinite(gradient_norm):
-                raise NonFiniteLoss(self._message(step, loss, gradient_norm, latest))
+                self._checkpoints.wait()
+                good = self._checkpoints.latest_step()
+                where = "there is no checkpoint yet"
+                if good is not None:
+                    where = f"the last good checkpoint is that of step {good}"
+                shown = ", ".join(f"{name}={value:.4g}" for name, value in latest.items())
+                raise NonFiniteLoss(
+                    f"step {step}: loss={loss:.4g}, gradient_norm={gradient_norm:.4g}. Nothing of "
+                    f"it was saved; {where}; the same command continues from there. A lower "
+                    "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
+                    "optimizer.clip_norm usually helps (with --allow_config_changes). Metrics of "
+                    f"step {last_step}: {shown}"
+                )
         return {name: float(value) for name, value in latest.items()}
-
-    def _message(self, step: int, loss: float, gradient_norm: float, latest: Mapping) -> str:
-        self._checkpoints.wait()
-        good = self._checkpoints.latest_step()
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in latest.items())
-        where = "there is no checkpoint yet"
-        if good is not None:
-            where = f"the last good checkpoint is that of step {good}"
-        return (
-            f"step {step}: loss={loss:.4g}, gradient_norm={gradient_norm:.4g}. Nothing of it was "
-            f"saved; {where}; the same command continues from there. A lower "
-            "optimizer.learning_rate, a longer optimizer.warmup_epochs or optimizer.clip_norm "
-            f"usually helps (with --allow_config_changes). Latest metrics: {shown}"
-        )

@@ -15,9 +15,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list | None = None) -> Mes
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp]
-    if -1 in shape and len(devices) % (known := -data * fsdp) == 0 and known > 0:
+    known = -data * fsdp  # the other axis, where one of them is -1
+    if -1 in shape and known > 0 and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
-    if shape[0] * shape[1] != len(devices):
+    if min(shape) < 1 or shape[0] * shape[1] != len(devices):
         raise ValueError(
             f"mesh.data={data}, mesh.fsdp={fsdp}; they must multiply to the number of devices, "
             f"{len(devices)} (-1, for one of them, takes what is left)"

@@ -213,8 +213,8 @@ def test_a_non_finite_loss_stops_the_run_naming_its_step(bad, log):
     assert message.startswith("step 7: loss=")
     assert f"loss={bad:.4g}, gradient_norm=" in message
     assert "the last good checkpoint is that of step 5;" in message
-    # The metrics of the latest step that was looked at.
-    latest = re.search(r"Latest metrics: (.*)", message)[1]
+    # The metrics of the latest step that was taken.
+    latest = re.search(r"Metrics of step \d+: (.*)", message)[1]
     assert {pair.split("=")[0] for pair in latest.split(", ")} == {
         "loss",
         "gradient_norm",
