@@ -8,21 +8,17 @@ images are noise in memory; with it also a TFDS dataset, decoded anew each time 
 Prints a table and writes it, with machine and versions, to benchmarks/results/augmentation.json.
 """
 
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks.environment import store
 from ddae_jax.data.augment import augment_on_device
 from ddae_jax.data.pipeline import Augmentation, TrainLoader
 from ddae_jax.data.sources import ArraySource, Source, in_memory, make_source
@@ -32,9 +28,6 @@ _NAME = flags.DEFINE_string("name", "cifar10", "TFDS dataset of images of one si
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of each row.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Duration of each measurement.", lower_bound=0.1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images a batch.", lower_bound=1)
-_OUT = flags.DEFINE_string(
-    "out", str(Path(__file__).parent / "results" / "augmentation.json"), "Where results go."
-)
 
 _LINE = "{:22} {:26} {:>7} {:>7} {:>9} {:>9} {:>9}"
 # (worker processes, threads in each)
@@ -103,26 +96,6 @@ def row(source: str, what: str, workers: int | str, threads: int | str, rates: l
     return result
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on; nothing that names the machine."""
-    packages = ("jax", "grain", "pillow", "numpy", "tensorflow-datasets", "array-record")
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-    }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main(_: list[str]) -> None:
     header = ("source", "what", "workers", "threads", "images/s", "lowest", "highest")
     print(_LINE.format(*header))
@@ -134,10 +107,8 @@ def main(_: list[str]) -> None:
                 what = "loader, cropped" if place == "workers" else "loader, as they are"
                 rows.append(row(name, what, num_workers, num_threads, rates))
     settings = {"batch_size": _BATCH_SIZE.value, "repeats": _REPEATS.value, "image_size": [32, 32]}
-    out = Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine(), **settings, "rows": rows}, indent=1) + "\n")
-    print(f"written to {out.name}")
+    packages = ("grain", "pillow", "tensorflow-datasets", "array-record")
+    print(store("augmentation", {**settings, "rows": rows}, packages))
 
 
 if __name__ == "__main__":

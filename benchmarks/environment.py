@@ -14,11 +14,10 @@ import jax
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def machine() -> dict:
-    """Processor, cores that this process may use, devices and versions."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")
-    }
+def machine(packages: Sequence[str] = ()) -> dict:
+    """Processor, cores that this process may use, devices, and versions, also of ``packages``."""
+    names = ("jax", "jaxlib", "flax", "numpy", *packages)
+    versions = {name: importlib.metadata.version(name) for name in names}
     device = jax.devices()[0]
     return {
         "processor": _processor(),
@@ -29,11 +28,11 @@ def machine() -> dict:
     }
 
 
-def store(name: str, result: dict) -> pathlib.Path:
+def store(name: str, result: dict, packages: Sequence[str] = ()) -> pathlib.Path:
     """Writes ``results/NAME.json`` with the machine beside the result."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine(packages), **result}, indent=2) + "\n")
     return path
 
 

@@ -38,6 +38,7 @@ class Readout:
     encoder: str
     depth: int
     pool: str
+    limit: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.start_devices(flags.distributed)
         mesh = make_mesh(**config.mesh)
         method = build.build_method(config)
-        encoder_params, step = restore_encoder(
+        encoder_params, step, saved_at = restore_encoder(
             workdir, config, method, mesh, config.evaluation.encoder, flags.step
         )
         readout = Readout(
@@ -57,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.evaluation.encoder,
             config.evaluation.depth or method.student.encoder.depth,
             config.evaluation.pool,
+            flags.limit,
         )
-        result = classify(flags.task, config, workdir, method, mesh, encoder_params, readout)
+        result = classify(
+            flags.task, config, workdir, method, mesh, encoder_params, readout, saved_at
+        )
     if jax.process_index() == 0:
         print(_table(flags.task, result))
         print(json.dumps(result))
@@ -73,9 +77,10 @@ def classify(
     mesh: Mesh,
     encoder_params: PyTree,
     readout: Readout,
+    saved_at: int,
 ) -> dict:
     """Accuracy of ``knn`` or ``linear`` on the features, and on the two baselines'."""
-    images = build.build_labelled_images(config, mesh)
+    images = build.build_labelled_images(config, mesh, limit=readout.limit or None)
     encode = build.build_encode(config, mesh, depth=readout.depth, pool=readout.pool)
     predict = build.build_predict(config, task)
 
@@ -100,9 +105,11 @@ def classify(
     result = {
         "task": task,
         **trained_key,
-        "accuracy": accuracy(lambda: images.features(encode, encoder_params), **trained_key),
+        "accuracy": accuracy(
+            lambda: images.features(encode, encoder_params), **trained_key, saved_at=saved_at
+        ),
         "untrained": accuracy(untrained, **untrained_key),
-        "raw_pixels": accuracy(images.pixels, encoder="none"),
+        "raw_pixels": accuracy(images.pixels, encoder="none", limit=readout.limit),
         **sizes,
     }
     if task == "knn":
@@ -138,19 +145,23 @@ def restore_encoder(
     mesh: Mesh,
     encoder: str,
     step: int | None = None,
-) -> tuple[PyTree, int]:
-    """The parameters of the ``student``'s or ``teacher``'s encoder, and the step they are of."""
+) -> tuple[PyTree, int, int]:
+    """Parameters of the ``student``'s or ``teacher``'s encoder, their step, and when it was saved.
+
+    The time, nanoseconds, tells a run from another one that was made in the same folder.
+    """
     if encoder == "teacher" and not method.has_teacher:
         raise ValueError("--encoder=teacher: this run has no teacher (targets.feature_weight=0)")
     with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        step = step or checkpoints.latest_step()
+        step = checkpoints.existing_step(step)
+        saved_at = checkpoints.saved_at(step)
         params = jax.eval_shape(lambda k: method.init(k, config.data.channels), jax.random.key(0))
         wanted = {"params": {"encoder": params["encoder"]}}
         if encoder == "teacher":
             wanted = {"teacher": method.teacher_of(params)}
         restored = checkpoints.restore_part(abstract(wanted, state_sharding(mesh, wanted)), step)
     found = restored["teacher"] if encoder == "teacher" else restored["params"]["encoder"]
-    return found, step
+    return found, step, saved_at
 
 
 def _table(task: str, result: dict) -> str:
@@ -182,6 +193,7 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     define("integer", "k", 20, "Neighbours that vote (knn).")
     define("float", "temperature", 0.07, "Of their votes; 0 for equal ones (knn).")
     define("integer", "batch_size", 256, "Images encoded at a time.")
+    define("integer", "limit", 0, "At most so many images of each set, spread evenly; 0 for all.")
     define("string", "data_dir", None, "Where the data is now, if it has moved.")
     define("bool", "distributed", False, "One of several processes: join the others first.")
 

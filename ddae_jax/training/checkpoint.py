@@ -1,6 +1,6 @@
 """Checkpoints: state and data position together, saved in the background, never half of one."""
 
-import logging
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,6 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from ddae_jax.training.state import TrainState
-
-_log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
@@ -68,7 +66,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending."""
         # Old checkpoints are deleted file by file; one that was when the process died lacks this.
-        return sorted(s for s in self._manager.all_steps() if self._is_whole(s))
+        return sorted(s for s in self._manager.all_steps() if self._metadata(s).exists())
 
     def latest_step(self) -> int | None:
         """The step of the latest whole checkpoint, or None."""
@@ -110,7 +108,7 @@ class Checkpoints:
             FileNotFoundError: if there is no such checkpoint.
             CheckpointError: if it holds another model; the first differences are named.
         """
-        step = self._existing(step)
+        step = self.existing_step(step)
         self._check_fits(abstract_state, step)
         restored = self._manager.restore(
             step,
@@ -129,20 +127,25 @@ class Checkpoints:
 
         Raises as :meth:`restore` does.
         """
-        step = self._existing(step)
+        step = self.existing_step(step)
         self._check_fits(abstract_part, step, is_part=True)
         part = _restore_arguments(abstract_part, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=part))["state"]
 
-    def _is_whole(self, step: int) -> bool:
-        return (self._directory / str(step) / "_CHECKPOINT_METADATA").exists()
+    def saved_at(self, step: int) -> int:
+        """When the checkpoint was saved, nanoseconds since 1970."""
+        return json.loads(self._metadata(step).read_text())["commit_timestamp_nsecs"]
 
-    def _existing(self, step: int | None) -> int:
+    def existing_step(self, step: int | None = None) -> int:
+        """``step``, or the latest one. Raises ``FileNotFoundError`` if it has no checkpoint."""
         found = self.steps()
         if not found or (step is not None and step not in found):
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise FileNotFoundError(f"{wanted} in {self._directory}; there are: {found or 'none'}")
         return found[-1] if step is None else step
+
+    def _metadata(self, step: int) -> pathlib.Path:
+        return self._directory / str(step) / "_CHECKPOINT_METADATA"
 
     def _check_fits(self, abstract_state: PyTree, step: int, is_part: bool = False) -> None:
         metadata = self._manager.item_metadata(step)["state"]
