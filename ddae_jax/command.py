@@ -1,6 +1,7 @@
 """What the jobs' command lines share: flags, devices, and how errors reach the person."""
 
 import contextlib
+import errno
 import importlib.util
 import os
 import pathlib
@@ -19,6 +20,7 @@ from ddae_jax.training.loop import NonFiniteLoss
 from ddae_jax.training.workdir import WorkdirInUse
 
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUN_ENDERS = (CheckpointError, NonFiniteLoss, TooManyCorruptImages)
 
 
@@ -43,9 +45,9 @@ def run_ends_are_explained() -> Iterator[None]:
     except _RUN_ENDERS as error:
         _end(error, 1)
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        if error.errno not in _DISK_FULL:
             raise
-        _end(error, 1)
+        _end(OSError(f"{error}; make room, and the same command continues the run"), 1)
 
 
 def parse_flags(

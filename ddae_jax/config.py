@@ -252,6 +252,11 @@ def _check_model(config: ConfigDict) -> None:
         raise ValueError(
             f"supervision.{error} (model.size={config.model.size!r} has {size.depth} blocks)"
         ) from None
+    if read_out[-1] != size.depth:
+        raise ValueError(
+            f"supervision.depths={read_out}; the last one must be {size.depth}, the depth of "
+            f"model.size={config.model.size!r}, or the blocks after it are never trained"
+        )
     alphas = tuple(config.supervision.depth_weights)
     if alphas and len(alphas) != len(read_out):
         raise ValueError(

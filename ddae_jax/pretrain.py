@@ -6,12 +6,14 @@ The same command continues a run that was stopped or killed. ``--config.KEY=VALU
 the config. docs/method.md says what is learned; the README, what lies in the workdir afterwards.
 """
 
+import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
+import optax
 from absl import flags as absl_flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,7 +26,7 @@ from ddae_jax.methods import Method
 from ddae_jax.monitor import KnnMonitor, ReportWriter
 from ddae_jax.training.checkpoint import Checkpoints, abstract
 from ddae_jax.training.interruption import StopRequest
-from ddae_jax.training.logging import MetricsWriter, ProgressDisplay
+from ddae_jax.training.logging import Recorder
 from ddae_jax.training.loop import Every, Plan, train
 from ddae_jax.training.sharding import check_divisible, make_mesh, put_batch, state_sharding
 from ddae_jax.training.state import TrainState, init_state
@@ -34,133 +36,176 @@ from ddae_jax.training.workdir import Workdir
 _log = logging.getLogger("ddae_jax.pretrain")  # also where __name__ is "__main__"
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a config and a workdir make, before anything is compiled or written."""
+
+    config: ConfigDict
+    workdir: Workdir
+    mesh: Mesh
+    method: Method
+    source: Source
+    loader: TrainLoader
+    knn: KnnMonitor | None
+    schedule: build.Schedule
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with StopRequest() as stop:
         with command.bad_input_is_explained():
-            flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
-            config = flags.config
-            is_primary = command.start_devices(flags.distributed)
-            mesh = make_mesh(**config.mesh)
-            check_divisible(config.batch_size, mesh)
-            source = build.build_source(config, config.data.train_split)
-            method = build.build_method(config)
-            loader = build.build_loader(config, source)
-            knn = KnnMonitor.from_config(config, method, mesh)
-            workdir = open_workdir(flags.workdir, config, flags.allow_config_changes, is_primary)
-        with command.run_ends_are_explained(), loader:
-            command.use_compilation_cache(workdir.compilation_cache)
-            pretrain(config, workdir, method, source, loader, mesh, knn, stop)
+            run = prepare(argv)
+        with command.run_ends_are_explained(), run.loader:
+            command.use_compilation_cache(run.workdir.compilation_cache)
+            pretrain(run, stop)
     return 0
 
 
-def pretrain(
-    config: ConfigDict,
-    workdir: Workdir,
-    method: Method,
-    source: Source,
-    loader: TrainLoader,
-    mesh: Mesh,
-    knn: KnnMonitor | None,
-    stop: StopRequest,
-) -> TrainState:
+def prepare(argv: Sequence[str] | None) -> Run:
+    """Builds what the command line asks for, and claims its workdir.
+
+    Raises ``ValueError``, ``OSError`` or ``WorkdirInUse`` for bad input.
+    """
+    flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
+    config = flags.config
+    is_primary = command.start_devices(flags.distributed)
+    mesh = make_mesh(**config.mesh)
+    check_divisible(config.batch_size, mesh)
+    source = build.build_source(config, config.data.train_split)
+    method = build.build_method(config)
+    return Run(
+        config=config,
+        mesh=mesh,
+        method=method,
+        source=source,
+        loader=build.build_loader(config, source),
+        knn=KnnMonitor.from_config(config, method, mesh),
+        schedule=build.build_schedule(config, source),
+        workdir=open_workdir(flags.workdir, config, flags.allow_config_changes, is_primary),
+    )
+
+
+def pretrain(run: Run, stop: StopRequest) -> TrainState:
     """Trains from the latest checkpoint, or from the start, to the end of the schedule."""
-    is_primary = jax.process_index() == 0
-    schedule = build.build_schedule(config, source)
+    config, schedule = run.config, run.schedule
     optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
-    with Checkpoints(
-        workdir.checkpoints,
-        keep_last=config.checkpoint.keep_last,
-        keep_every_steps=config.checkpoint.keep_every
-        * schedule.steps(config.checkpoint.every_epochs)
-        or None,
-    ) as checkpoints:
-        initialize = functools.partial(
-            init_state, method=method, optimizer=optimizer, channels=config.data.channels
-        )
-        state = start_or_continue(initialize, config.seed, mesh, checkpoints, loader)
-        if is_primary:
-            workdir.write_config(to_plain(config))
-        step = make_train_step(
-            method,
-            optimizer,
-            build.build_prepare_images(config),
-            learning_rate=learning_rate,
-            momentum=momentum,
-            seed=config.seed,
-        )
+    step = make_train_step(
+        run.method,
+        optimizer,
+        build.build_prepare_images(config),
+        learning_rate=learning_rate,
+        momentum=momentum,
+        seed=config.seed,
+    )
+    report = ReportWriter(
+        config, run.workdir, run.method, run.source, schedule.total_steps, run.mesh
+    )
+    with open_checkpoints(run) as checkpoints:
+        state = start_or_continue(run, optimizer, checkpoints)
         start_step = int(state.step)
-        writer = None
-        if is_primary:
-            tensorboard = workdir.tensorboard if config.log.tensorboard else None
-            writer = MetricsWriter(workdir.metrics, tensorboard, start_step)
-        report = ReportWriter(config, workdir, method, source, schedule.total_steps, mesh)
-        progress = ProgressDisplay(schedule.total_steps, start_step) if is_primary else None
-        _log.info(
-            "%s, %s images, %g epochs = %d steps of %d, from step %d, on %d %s device(s)",
-            describe(method),
-            f"{len(source):,}",
-            config.epochs,
-            schedule.total_steps,
-            config.batch_size,
-            start_step,
-            mesh.size,
-            jax.devices()[0].platform,
-        )
-
-        def on_record(number: int, metrics: Mapping[str, float]) -> None:
-            if is_primary:
-                writer.write(number, metrics)
-                progress.update(number, metrics)
-
-        actions = []
-        if knn:
-            baselines = knn.baselines(workdir.metrics)
-            if start_step == 0 and is_primary:
-                writer.write(0, {"epoch": 0.0, "progress": 0.0, **baselines})
-            actions.append(Every(schedule.steps(config.evaluation.knn_every_epochs), knn.measure))
-        if config.log.figures_every_epochs:
-            figure_steps = schedule.steps(config.log.figures_every_epochs)
-            actions.append(Every(figure_steps, report.write, at_end=False))
-        try:
+        say_start(run, start_step)
+        with Recorder(
+            run.workdir,
+            start_step=start_step,
+            total_steps=schedule.total_steps,
+            use_tensorboard=config.log.tensorboard,
+            is_primary=jax.process_index() == 0,
+        ) as record:
+            if run.knn:
+                baselines = run.knn.baselines(run.workdir.metrics)
+                if start_step == 0:
+                    record.write(0, {"epoch": 0.0, "progress": 0.0, **baselines})
             state = train(
                 state,
-                jit_train_step(step, mesh, state),
-                loader,
-                lambda images: put_batch(images, mesh),
+                jit_train_step(step, run.mesh, state),
+                run.loader,
+                lambda images: put_batch(images, run.mesh),
                 checkpoints,
-                Plan(
-                    total_steps=schedule.total_steps,
-                    batch_size=config.batch_size,
-                    steps_per_epoch=schedule.steps_per_epoch,
-                    log_every_steps=config.log.every_steps,
-                    save_every_steps=schedule.steps(config.checkpoint.every_epochs),
-                    actions=actions,
-                    on_record=on_record,
-                ),
+                make_plan(run, report, record),
                 stop,
             )
-        finally:
-            if is_primary:
-                progress.close()
-                writer.close()
         report.finish(state, int(state.step))
     return state
 
 
+def make_plan(run: Run, report: ReportWriter, record: Recorder) -> Plan:
+    """How far the run goes, and what happens on the way."""
+    config, schedule = run.config, run.schedule
+    actions = []
+    if run.knn:
+        actions.append(Every(schedule.steps(config.evaluation.knn_every_epochs), run.knn.measure))
+    if config.log.figures_every_epochs:
+        figure_steps = schedule.steps(config.log.figures_every_epochs)
+        actions.append(Every(figure_steps, report.write, at_end=False))
+    return Plan(
+        total_steps=schedule.total_steps,
+        batch_size=config.batch_size,
+        steps_per_epoch=schedule.steps_per_epoch,
+        log_every_steps=config.log.every_steps,
+        save_every_steps=schedule.steps(config.checkpoint.every_epochs),
+        actions=actions,
+        on_record=record,
+    )
+
+
+def open_checkpoints(run: Run) -> Checkpoints:
+    """The run's checkpoints, for restoring and saving."""
+    options = run.config.checkpoint
+    save_every_steps = run.schedule.steps(options.every_epochs)
+    return Checkpoints(
+        run.workdir.checkpoints,
+        keep_last=options.keep_last,
+        keep_every_steps=options.keep_every * save_every_steps or None,
+    )
+
+
 def start_or_continue(
-    initialize, seed: int, mesh: Mesh, checkpoints: Checkpoints, loader: TrainLoader
+    run: Run, optimizer: optax.GradientTransformation, checkpoints: Checkpoints
 ) -> TrainState:
-    """A fresh state, or that of the latest checkpoint, with the loader put where it was then."""
-    key = jax.random.key(seed)
+    """A fresh state, or that of the latest checkpoint, with the loader put where it was then.
+
+    Only then is the config stored: a checkpoint that does not fit it leaves the workdir as it was.
+    """
+    initialize = functools.partial(
+        init_state,
+        method=run.method,
+        optimizer=optimizer,
+        channels=run.config.data.channels,
+    )
+    key = jax.random.key(run.config.seed)
     shapes = jax.eval_shape(initialize, key)
-    sharding = state_sharding(mesh, shapes)
+    sharding = state_sharding(run.mesh, shapes)
     if checkpoints.latest_step() is None:
-        return jax.jit(initialize, out_shardings=sharding)(key)
-    state, data_state = checkpoints.restore(abstract(shapes, sharding))
-    loader.set_state(data_state)
-    _log.info("continuing from the checkpoint of step %d", int(state.step))
+        state = jax.jit(initialize, out_shardings=sharding)(key)
+    else:
+        state, data_state = checkpoints.restore(abstract(shapes, sharding))
+        run.loader.set_state(data_state)
+        _log.info("continuing from the checkpoint of step %d", int(state.step))
+    if jax.process_index() == 0:
+        run.workdir.write_config(to_plain(run.config))
     return state
+
+
+def say_start(run: Run, start_step: int) -> None:
+    """One line in the log on what is trained, on what, and for how long."""
+    config = run.config
+    _log.info(
+        "%s, %s images, %g epochs = %d steps of %d, from step %d, on %d %s device(s)",
+        describe(run.method),
+        f"{len(run.source):,}",
+        config.epochs,
+        run.schedule.total_steps,
+        config.batch_size,
+        start_step,
+        run.mesh.size,
+        jax.devices()[0].platform,
+    )
+    if config.optimizer.warmup_epochs >= config.epochs:
+        _log.warning(
+            "optimizer.warmup_epochs=%g: the learning rate rises until the end of %g epochs",
+            config.optimizer.warmup_epochs,
+            config.epochs,
+        )
 
 
 def open_workdir(

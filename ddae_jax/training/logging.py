@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ddae_jax.training.workdir import write_atomically
+from ddae_jax.training.workdir import Workdir, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +144,52 @@ class ProgressDisplay:
         """Leaves the bar as it stands."""
         if self._bar:
             self._bar.stop()
+
+
+class Recorder:
+    """Takes a run's records to its files and to the terminal, in the first process only.
+
+    Args:
+        workdir: of the run.
+        start_step: where the run starts or continues.
+        total_steps: where it ends.
+        use_tensorboard: whether there are TensorBoard events too.
+        is_primary: whether this is the first process.
+    """
+
+    def __init__(
+        self,
+        workdir: Workdir,
+        *,
+        start_step: int,
+        total_steps: int,
+        use_tensorboard: bool,
+        is_primary: bool,
+    ):
+        self._writer = self._display = None
+        if is_primary:
+            tensorboard = workdir.tensorboard if use_tensorboard else None
+            self._writer = MetricsWriter(workdir.metrics, tensorboard, start_step)
+            self._display = ProgressDisplay(total_steps, start_step)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._writer:
+            self._display.close()
+            self._writer.close()
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes and shows a record."""
+        self.write(step, metrics)
+        if self._display:
+            self._display.update(step, metrics)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes a record to the files only."""
+        if self._writer:
+            self._writer.write(step, metrics)
 
 
 def watched(metrics: Mapping[str, float]) -> str:
