@@ -3,7 +3,8 @@
 Command:    bash launch/quickstart.sh, or
             python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits
 Hardware:   two CPU cores.
-Expect:     (measured below)
+Expect:     two minutes; k-NN accuracy 93.8 %, where the untrained network has 76.9 % and raw pixels
+            97.5 % (benchmarks/results/quickstart.json).
 """
 
 from ml_collections import ConfigDict
