@@ -245,6 +245,12 @@ def _check_model(config: ConfigDict) -> None:
     size = SIZES[config.model.size]
     grid = patch_grid(tuple(config.model.image_size), config.model.patch_size)
     num_masked_patches(grid, config.mask.ratio)
+    is_one_value = config.model.patch_size**2 * config.data.channels == 1
+    if is_one_value and config.targets.normalize_pixels and config.targets.pixel_weight:
+        raise ValueError(
+            "model.patch_size=1, data.channels=1: a patch of one value cannot be normalised; "
+            "raise one of them, or set targets.normalize_pixels=False"
+        )
     mode, depths = config.supervision.mode, tuple(config.supervision.depths)
     try:
         read_out = supervised_depths(mode, size.depth, depths)

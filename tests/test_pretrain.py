@@ -226,6 +226,8 @@ BAD_INPUT = {
     "--config.mask.ratio=1.2": "mask_ratio=1.2; it is the hidden share",
     "--config.mask.ratio=0.99": "leaves no visible patch",
     "--config.model.image_size=(18,16)": "not divisible by patch_size=4",
+    "--config.model.patch_size=1": "a patch of one value cannot be normalised",
+    "--config.supervision.depths=(1,2)": "the last one must be 3",
     "--config.supervision.depths=(2,9)": "at most 3, the model's depth",
     "--config.supervision.mode=deeper": "did you mean 'deep'",
     "--config.batch_size=63": "not divisible by the 8 devices",

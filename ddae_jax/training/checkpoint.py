@@ -208,4 +208,7 @@ def _key_name(key) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    full = "No space left on device"
+    if full in str(error):  # at the end of a line that names files nobody knows
+        return full
     return (str(error).strip() or type(error).__name__).splitlines()[0]
