@@ -110,8 +110,9 @@ def train(
     while step < plan.total_steps and not stop:
         with meter.waiting():
             images = next(batches)["image"]
+        images = put(images)
         with jax.transfer_guard("disallow"):
-            state, metrics = train_step(state, put(images))
+            state, metrics = train_step(state, images)
         step += 1
         meter.count_step()
         watch.note(step, metrics)
