@@ -72,7 +72,8 @@ class Student(nn.Module):
         else:
             visible = visible_indices(mask, num_visible)
             patches = self.decoder(self.encoder(images, visible=visible, **options), mask)
-        outputs = self.head(patches)
+        # The batch comes first where axes are flattened, so that it stays split over devices.
+        outputs = jnp.moveaxis(self.head(jnp.moveaxis(patches, 0, 1)), 1, 0)
         ends = list(itertools.accumulate(self.output_widths.values()))[:-1]
         return dict(zip(self.output_widths, jnp.split(outputs, ends, axis=-1), strict=True))
 

@@ -52,9 +52,11 @@ class Decoder(nn.Module):
             Normalised features of all patches of the grid, in its order.
         """
         num_depths, batch, num_tokens, _ = features.tokens.shape
-        # Depths are so many more images to the one decoder.
-        visible_tokens = features.tokens.reshape(num_depths * batch, num_tokens, -1)
-        mask = jnp.tile(mask, (num_depths, 1))
+        # Depths are so many more images to the one decoder. The batch comes first, so that it
+        # stays split over devices.
+        visible_tokens = jnp.moveaxis(features.tokens, 0, 1)
+        visible_tokens = visible_tokens.reshape(batch * num_depths, num_tokens, -1)
+        mask = jnp.repeat(mask, num_depths, axis=0)
 
         embed = Dense(self.width, dtype=self.dtype, name="embedding")
         embedded = embed(visible_tokens)
@@ -77,4 +79,4 @@ class Decoder(nn.Module):
                 name=f"block_{index + 1:02d}",
             )(tokens, False)
         patches = layer_norm(self.dtype, name="norm")(tokens)[:, num_class_tokens:]
-        return patches.reshape(num_depths, batch, *patches.shape[1:])
+        return jnp.moveaxis(patches.reshape(batch, num_depths, *patches.shape[1:]), 1, 0)

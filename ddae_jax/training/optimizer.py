@@ -38,9 +38,10 @@ def make_optimizer(
     """
     if not beta_range[0] <= beta_range[1]:
         raise ValueError(f"beta_range={beta_range}; its start must not exceed its end")
-    clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
+    # Something always stands first: the state has the same shape with clipping and without.
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     network = optax.chain(
-        *clip, optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_decayed)
+        clip, optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_decayed)
     )
     beta = optax.chain(optax.sgd(beta_step / total_steps), keep_in_range(*beta_range))
     return optax.partition({"network": network, "beta": beta}, parameter_groups)

@@ -65,7 +65,11 @@ class Workdir:
         own = {path.name for path in vars(self).values() if isinstance(path, pathlib.Path)}
         if not self.path.is_dir() or self.config.exists():
             return
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
+        foreign = sorted(
+            entry.name
+            for entry in self.path.iterdir()
+            if not (entry.name in own or entry.name.startswith(".config.json."))
+        )
         if foreign:
             raise ValueError(
                 f"--workdir={self.path} holds files that are no run's ({', '.join(foreign[:3])}"
