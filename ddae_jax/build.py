@@ -23,6 +23,7 @@ from ddae_jax.methods import Method, find_method
 from ddae_jax.methods.supervision import supervised_depths
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import SIZES, ViT
+from ddae_jax.training.agreement import united
 from ddae_jax.training.optimizer import make_optimizer
 from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
 from ddae_jax.training.step import PrepareImages
@@ -144,6 +145,7 @@ def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
         num_workers=config.data.num_workers,
         num_threads=config.data.num_threads or None,
         max_corrupt_share=config.data.max_corrupt_share,
+        unite=united,
     )
 
 

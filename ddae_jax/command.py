@@ -14,12 +14,14 @@ from ml_collections import ConfigDict, config_flags
 
 from ddae_jax.config import check_config, flatten, unknown_key
 from ddae_jax.data.pipeline import TooManyCorruptImages
+from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.logging import set_up_logging
 from ddae_jax.training.loop import NonFiniteLoss
 from ddae_jax.training.workdir import WorkdirInUse
 
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
+_BAD_INPUT += (OtherProcessFailed,)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUN_ENDERS = (CheckpointError, NonFiniteLoss, TooManyCorruptImages)
 

@@ -1,6 +1,7 @@
 """How a run is watched: k-NN accuracy on the way, figures, and the report."""
 
 import importlib.metadata
+import json
 import logging
 import pathlib
 import platform
@@ -21,10 +22,11 @@ from ddae_jax.evaluation.classify import LabelledImages, untrained_params
 from ddae_jax.evaluation.features import Encode
 from ddae_jax.evaluation.report import Captioned, Summary, write_report
 from ddae_jax.methods import Method
+from ddae_jax.training.agreement import from_first
 from ddae_jax.training.logging import read_metrics
 from ddae_jax.training.sharding import replicated
 from ddae_jax.training.state import TrainState
-from ddae_jax.training.workdir import Workdir
+from ddae_jax.training.workdir import Workdir, read_json, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -69,19 +71,28 @@ class KnnMonitor:
         """None if the config asks for no k-NN. Raises ``ValueError`` if there are no labels."""
         return cls(config, method, mesh) if config.evaluation.knn_every_epochs else None
 
-    def baselines(self, metrics: pathlib.Path) -> dict[str, float]:
-        """``knn/untrained`` and ``knn/raw_pixels``, from the records if they are there already."""
-        names = ("knn/untrained", "knn/raw_pixels")
-        for record in read_metrics(metrics):
-            if all(name in record for name in names):
-                return {name: record[name] for name in names}
+    def baselines(self, path: pathlib.Path) -> dict[str, float]:
+        """``knn/untrained`` and ``knn/raw_pixels``: what k-NN reaches without training.
+
+        They are kept in ``path``, with all that they depend on, and computed where that differs.
+        """
+        key = {name: to_plain(self._config[name]) for name in ("data", "model", "evaluation")} | {
+            "seed": self._config.seed
+        }
+        kept = _kept(path, key)
+        # The first process decides: computing takes all of them.
+        if from_first(kept is not None):
+            return kept or {}
         params = untrained_params(
             lambda key: self._method.init(key, self._config.data.channels), self._config.seed
         )
         untrained = self._accuracy(params["encoder"])
         raw_pixels = self._images.accuracy(self._predict, *self._images.pixels())
         _log.info("k-NN accuracy: untrained %.3f, raw pixels %.3f", untrained, raw_pixels)
-        return dict(zip(names, (untrained, raw_pixels), strict=True))
+        values = {"knn/untrained": untrained, "knn/raw_pixels": raw_pixels}
+        if jax.process_index() == 0:
+            write_atomically(path, json.dumps({"of": key, "values": values}, indent=2) + "\n")
+        return values
 
     def measure(self, state: TrainState, step: int) -> dict[str, float]:
         """``knn/trained``, of the encoder that the config names."""
@@ -205,6 +216,14 @@ class ReportWriter:
 
     def _figure(self, name: str) -> pathlib.Path:
         return self._workdir.figures / f"{name}.png"
+
+
+def _kept(path: pathlib.Path, key: Mapping[str, Any]) -> dict[str, float] | None:
+    try:
+        kept = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return kept.get("values") if kept.get("of") == key else None
 
 
 def environment() -> dict[str, Any]:

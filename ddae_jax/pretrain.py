@@ -6,11 +6,13 @@ The same command continues a run that was stopped or killed. ``--config.KEY=VALU
 the config. docs/method.md says what is learned; the README, what lies in the workdir afterwards.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
+import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import optax
@@ -22,11 +24,13 @@ from ddae_jax import build, command
 from ddae_jax.config import contradictions, to_plain
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
+from ddae_jax.evaluation import curves
 from ddae_jax.methods import Method
 from ddae_jax.monitor import KnnMonitor, ReportWriter
+from ddae_jax.training.agreement import all_or_none
 from ddae_jax.training.checkpoint import Checkpoints, abstract
-from ddae_jax.training.interruption import StopRequest
-from ddae_jax.training.logging import Recorder
+from ddae_jax.training.interruption import Stopped, StopRequest
+from ddae_jax.training.logging import Recorder, read_metrics
 from ddae_jax.training.loop import Every, Plan, train
 from ddae_jax.training.sharding import check_divisible, make_mesh, put_batch, state_sharding
 from ddae_jax.training.state import TrainState, init_state
@@ -53,36 +57,45 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with StopRequest() as stop:
-        with command.bad_input_is_explained():
-            run = prepare(argv)
-        with command.run_ends_are_explained(), run.loader:
-            command.use_compilation_cache(run.workdir.compilation_cache)
-            pretrain(run, stop)
+        try:
+            with stop.at_once(), command.bad_input_is_explained():
+                run = prepare(argv)
+            with command.run_ends_are_explained(), run.loader:
+                command.use_compilation_cache(run.workdir.compilation_cache)
+                pretrain(run, stop)
+        except Stopped:
+            _log.info("stopped before the first step; there was nothing to save")
     return 0
 
 
 def prepare(argv: Sequence[str] | None) -> Run:
     """Builds what the command line asks for, and claims its workdir.
 
-    Raises ``ValueError``, ``OSError`` or ``WorkdirInUse`` for bad input.
+    Raises ``ValueError``, ``OSError`` or ``WorkdirInUse`` for bad input, and
+    ``OtherProcessFailed`` if another process of the run does.
     """
     flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
     config = flags.config
     is_primary = command.start_devices(flags.distributed)
-    mesh = make_mesh(**config.mesh)
-    check_divisible(config.batch_size, mesh)
-    source = build.build_source(config, config.data.train_split)
-    method = build.build_method(config)
-    return Run(
-        config=config,
-        mesh=mesh,
-        method=method,
-        source=source,
-        loader=build.build_loader(config, source),
-        knn=KnnMonitor.from_config(config, method, mesh),
-        schedule=build.build_schedule(config, source),
-        workdir=open_workdir(flags.workdir, config, flags.allow_config_changes, is_primary),
-    )
+    with all_or_none():
+        mesh = make_mesh(**config.mesh)
+        check_divisible(config.batch_size, mesh)
+        workdir = check_workdir(flags.workdir, config, flags.allow_config_changes)
+        source = build.build_source(config, config.data.train_split)
+        method = build.build_method(config)
+        run = Run(
+            config=config,
+            mesh=mesh,
+            method=method,
+            source=source,
+            loader=build.build_loader(config, source),
+            knn=KnnMonitor.from_config(config, method, mesh),
+            schedule=build.build_schedule(config, source),
+            workdir=workdir,
+        )
+        if is_primary:
+            workdir.claim()
+    return run
 
 
 def pretrain(run: Run, stop: StopRequest) -> TrainState:
@@ -101,9 +114,11 @@ def pretrain(run: Run, stop: StopRequest) -> TrainState:
         config, run.workdir, run.method, run.source, schedule.total_steps, run.mesh
     )
     with open_checkpoints(run) as checkpoints:
-        state = start_or_continue(run, optimizer, checkpoints)
-        start_step = int(state.step)
-        say_start(run, start_step)
+        with may_stop_at_once(stop):
+            state = start_or_continue(run, optimizer, checkpoints)
+            start_step = int(state.step)
+            say_start(run, start_step)
+            baselines = run.knn.baselines(run.workdir.baselines) if run.knn else {}
         with Recorder(
             run.workdir,
             start_step=start_step,
@@ -111,10 +126,10 @@ def pretrain(run: Run, stop: StopRequest) -> TrainState:
             use_tensorboard=config.log.tensorboard,
             is_primary=jax.process_index() == 0,
         ) as record:
-            if run.knn:
-                baselines = run.knn.baselines(run.workdir.metrics)
-                if start_step == 0:
-                    record.write(0, {"epoch": 0.0, "progress": 0.0, **baselines})
+            if not is_recorded(baselines, run.workdir.metrics):
+                progress = start_step / schedule.total_steps
+                epoch = start_step / schedule.steps_per_epoch
+                record.write(start_step, {"epoch": epoch, "progress": progress, **baselines})
             state = train(
                 state,
                 jit_train_step(step, run.mesh, state),
@@ -126,6 +141,17 @@ def pretrain(run: Run, stop: StopRequest) -> TrainState:
             )
         report.finish(state, int(state.step))
     return state
+
+
+def may_stop_at_once(stop: StopRequest) -> contextlib.AbstractContextManager:
+    """Leaves the body at a stop, if there is one process; several stop together, at a step."""
+    return stop.at_once() if jax.process_count() == 1 else contextlib.nullcontext()
+
+
+def is_recorded(metrics: Mapping[str, float], path: pathlib.Path) -> bool:
+    """Whether a metrics file has these metrics, or later ones of their names, with these values."""
+    latest = {name: curves.latest(read_metrics(path), name) for name in metrics}
+    return latest == metrics
 
 
 def make_plan(run: Run, report: ReportWriter, record: Recorder) -> Plan:
@@ -208,15 +234,11 @@ def say_start(run: Run, start_step: int) -> None:
         )
 
 
-def open_workdir(
-    path: str, config: ConfigDict, allow_config_changes: bool, is_primary: bool
-) -> Workdir:
-    """Claims the workdir for this run, after checking the config against the one stored there.
+def check_workdir(path: str, config: ConfigDict, allow_config_changes: bool) -> Workdir:
+    """The folder of this run, after checking the config against the one stored there.
 
-    Raises:
-        ValueError: if the folder holds a run with another config (its differing keys are named),
-            or files that are no run's.
-        WorkdirInUse: if another process is writing there.
+    Raises ``ValueError`` if the folder holds a run with another config (its differing keys are
+    named), or files that are no run's.
     """
     workdir = Workdir(path)
     workdir.check_is_a_run_or_empty()
@@ -229,8 +251,6 @@ def open_workdir(
             "Give the config it was started with or another --workdir, or --allow_config_changes "
             "to continue it with these"
         )
-    if is_primary:
-        workdir.claim()
     return workdir
 
 

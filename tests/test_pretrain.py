@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import tiny
-from ddae_jax import pretrain
+from ddae_jax import build, pretrain
+from ddae_jax.monitor import KnnMonitor
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,56 @@ def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, f
     assert list((workdir / "compilation_cache").glob("jit_train_step*")) == compiled
     assert f"continuing from the checkpoint of step {last_record}" in again.stderr
     assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
+
+
+def test_a_stop_before_training_ends_at_once_and_writes_nothing(config, tmp_path, monkeypatch):
+    def asked_to_stop(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the stop was not noticed")
+
+    monkeypatch.setattr(build, "build_source", asked_to_stop)
+    workdir = tmp_path / "never"
+    assert pretrain.main([f"--config={config}", f"--workdir={workdir}"]) == 0
+    assert not workdir.exists()
+
+
+def test_a_stop_while_the_untrained_network_is_measured_ends_at_once(config, tmp_path, monkeypatch):
+    def asked_to_stop(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the stop was not noticed")
+
+    monkeypatch.setattr(KnnMonitor, "baselines", asked_to_stop)
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config}", f"--workdir={workdir}"]
+    assert pretrain.main([*arguments, "--config.evaluation.knn_every_epochs=1"]) == 0
+    assert not list((workdir / "checkpoints").iterdir())
+
+
+def test_baselines_are_computed_once_recorded_and_computed_anew_where_they_would_differ(
+    config, tmp_path
+):
+    workdir = tmp_path / "run"
+
+    def recorded(*arguments):
+        command = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=0.3"]
+        assert pretrain.main([*command, *arguments]) == 0
+        wanted = ("step", "knn/untrained")
+        return [
+            tuple(r[name] for name in wanted) for r in tiny.records(workdir) if "knn/untrained" in r
+        ]
+
+    assert recorded() == []  # k-NN is off
+    watched = "--config.evaluation.knn_every_epochs=1"
+    [(step, untrained)] = recorded(watched)
+    assert step == 7
+    assert untrained > 0.1
+    kept = json.loads((workdir / "baselines.json").read_text())
+    kept["values"]["knn/untrained"] = 0.123
+    (workdir / "baselines.json").write_text(json.dumps(kept))
+    assert recorded(watched) == [(7, untrained), (7, 0.123)]
+    again = recorded(watched, "--config.evaluation.k=200")
+    assert len(again) == 3
+    assert again[-1][1] not in (0.123, untrained)
 
 
 def test_started_again_a_complete_run_says_so_and_changes_nothing(config, finished):

@@ -6,6 +6,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+from PIL import Image
+
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -71,3 +74,9 @@ def run(job: str, *arguments: str, num_devices: int = 1, **options) -> subproces
 def records(workdir: pathlib.Path) -> list[dict]:
     """What a run wrote to metrics.jsonl."""
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_image(path: pathlib.Path, size: tuple[int, int] = (16, 16)) -> None:
+    """A grey image file of noise; size is (height, width)."""
+    noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    Image.fromarray(noise).save(path)

@@ -8,7 +8,7 @@ other, are the global batch that one process would see.
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -104,6 +104,8 @@ class TrainLoader:
       None: `reading_threads(source)`.
     - `prefetch_batches`: batches that are made ahead, over all workers.
     - `max_corrupt_share`: the share of the source's images that may be undecodable, 0 to 1.
+    - `unite`: the different indices that any process has met, from those that this one has; see
+      `synchronize`. Needed with several processes only.
 
     Raises `ValueError` for arguments that contradict each other, and while iterating
     `TooManyCorruptImages`.
@@ -122,6 +124,7 @@ class TrainLoader:
         num_threads: int | None = None,
         prefetch_batches: int = 4,
         max_corrupt_share: float = 0.01,
+        unite: Callable[[Int[np.ndarray, " own"]], Int[np.ndarray, " all"]] = np.unique,
     ):
         self._batch_size = _local_batch_size(batch_size, process_index, process_count)
         if augmentation.augment_in == "device" and source.image_size is None:
@@ -151,6 +154,7 @@ class TrainLoader:
         self._prefetch_batches = prefetch_batches
         self._max_corrupt = max_corrupt_share * len(source)
         self._max_corrupt_share = max_corrupt_share
+        self._unite = unite
         self._step = 0
         self._corrupt: set[int] = set()
         self._batches: grain.DatasetIterator | None = None
@@ -181,6 +185,15 @@ class TrainLoader:
     def corrupt_count(self) -> int:
         """The number of different images met so far that cannot be decoded."""
         return len(self._corrupt)
+
+    def synchronize(self) -> None:
+        """Shares what is corrupt with the other processes, all of which have to call it.
+
+        Raises `TooManyCorruptImages` in all of them, or in none.
+        """
+        own = np.array(sorted(self._corrupt), np.int64)
+        self._corrupt = set(self._unite(own).tolist())
+        self._check_corrupt_share()
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` needs: {"step": int, "corrupt": [index, ...]}, fit for JSON."""
@@ -240,6 +253,10 @@ class TrainLoader:
         for index in set(indices.tolist()) - self._corrupt:
             log_corrupt(self._source.name(index))
             self._corrupt.add(index)
+        if self._process_count == 1:  # several would not stop together: see `synchronize`
+            self._check_corrupt_share()
+
+    def _check_corrupt_share(self) -> None:
         if len(self._corrupt) > self._max_corrupt:
             names = ", ".join(self._source.name(index) for index in sorted(self._corrupt)[:5])
             raise TooManyCorruptImages(

@@ -1,7 +1,9 @@
 """Checkpoints: state and data position together, saved in the background, never half of one."""
 
 import json
+import logging
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,13 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from ddae_jax.training.agreement import from_first
 from ddae_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+# Old checkpoints are moved here in one operation before their files are deleted one by one.
+_DELETED = ".deleted"
 
 
 class CheckpointError(RuntimeError):
@@ -21,7 +29,8 @@ class Checkpoints:
 
     A checkpoint is written to a temporary folder and renamed when it is whole, so one that was
     being written when the process died is never picked up; it is swept away when the next run
-    opens the folder for writing.
+    opens the folder for writing. One that is deleted is renamed first, and so never half there.
+    All processes of a run open, save and restore together; the first one knows the latest step.
 
     Args:
         directory: where they are, or will be.
@@ -41,6 +50,8 @@ class Checkpoints:
         self._directory = pathlib.Path(directory).resolve()
         if read_only and not self._directory.is_dir():
             raise FileNotFoundError(f"there are no checkpoints: {self._directory} does not exist")
+        self._is_read_only = read_only
+        self._sweep()
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
@@ -51,6 +62,7 @@ class Checkpoints:
                 max_to_keep=None if read_only else keep_last,
                 keep_period=keep_every_steps,
                 cleanup_tmp_directories=not read_only,
+                todelete_subdir=None if read_only else _DELETED,
                 create=not read_only,
                 read_only=read_only,
                 enable_async_checkpointing=not read_only,
@@ -60,17 +72,23 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self._manager.close()
+        except Exception as also:
+            if error is None:
+                raise self._cannot_write(also) from also
+            _log.warning("closing the checkpoints failed too: %s", _first_line(also))
+        self._sweep()
 
     def steps(self) -> list[int]:
-        """The steps of all whole checkpoints, ascending."""
-        # Old checkpoints are deleted file by file; one that was when the process died lacks this.
+        """The steps of all whole checkpoints, ascending, as this process sees them."""
         return sorted(s for s in self._manager.all_steps() if self._metadata(s).exists())
 
     def latest_step(self) -> int | None:
         """The step of the latest whole checkpoint, or None."""
-        return max(self.steps(), default=None)
+        latest = from_first(max(self.steps(), default=-1))
+        return None if latest < 0 else latest
 
     def save(self, state: TrainState, step: int, data_state: Mapping[str, Any]) -> None:
         """Starts to save; returns once the arrays are copied, and the state may be donated.
@@ -78,6 +96,8 @@ class Checkpoints:
         Raises :class:`CheckpointError` if this save, or the one before, cannot be written.
         """
         try:
+            self._manager.wait_until_finished()
+            self._sweep()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -138,11 +158,16 @@ class Checkpoints:
 
     def existing_step(self, step: int | None = None) -> int:
         """``step``, or the latest one. Raises ``FileNotFoundError`` if it has no checkpoint."""
+        wanted = self.latest_step() if step is None else step
         found = self.steps()
-        if not found or (step is not None and step not in found):
-            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise FileNotFoundError(f"{wanted} in {self._directory}; there are: {found or 'none'}")
-        return found[-1] if step is None else step
+        if wanted not in found:
+            missing = "no checkpoint" if wanted is None else f"no checkpoint of step {wanted}"
+            raise FileNotFoundError(f"{missing} in {self._directory}; there are: {found or 'none'}")
+        return wanted
+
+    def _sweep(self) -> None:
+        if not self._is_read_only and jax.process_index() == 0:
+            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
 
     def _metadata(self, step: int) -> pathlib.Path:
         return self._directory / str(step) / "_CHECKPOINT_METADATA"

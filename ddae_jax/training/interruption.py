@@ -1,9 +1,16 @@
 """Ends a run in good order when it is asked to stop."""
 
-import logging
+import contextlib
+import os
 import signal
+from collections.abc import Iterator
 
-_log = logging.getLogger(__name__)
+
+class Stopped(BaseException):
+    """A stop was asked for while there was nothing to save; see :meth:`StopRequest.at_once`.
+
+    Like ``KeyboardInterrupt`` no ``Exception``: nobody who handles errors catches it.
+    """
 
 
 class StopRequest:
@@ -18,6 +25,7 @@ class StopRequest:
     def __init__(self):
         self.received: signal.Signals | None = None
         self._previous = {}
+        self._is_at_once = False
 
     def __bool__(self) -> bool:
         return self.received is not None
@@ -30,11 +38,24 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """The body may be left anywhere: a stop raises :class:`Stopped` in it, or before it."""
+        before, self._is_at_once = self._is_at_once, True
+        try:
+            if self:
+                raise Stopped
+            yield
+        finally:
+            self._is_at_once = before
+
     def _note(self, number: int, _frame) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        is_first = self.received is None
         self.received = signal.Signals(number)
-        _log.warning(
-            "%s: saving after this step, then stopping; the same command continues the run",
-            self.received.name,
-        )
+        if is_first:
+            # Not by the log, which may be amid a line: a handler runs between any two operations.
+            os.write(2, f"\n{self.received.name}: stopping; the same command continues\n".encode())
+        if self._is_at_once:
+            raise Stopped

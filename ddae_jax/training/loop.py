@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ddae_jax.training.checkpoint import Checkpoints
-from ddae_jax.training.interruption import StopRequest
+from ddae_jax.training.agreement import AnyProcess
+from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
+from ddae_jax.training.interruption import Stopped, StopRequest
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import TrainStep
 
@@ -32,6 +33,8 @@ class Batches(Protocol):
 
     corrupt_count: int
 
+    def synchronize(self) -> None: ...
+
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
 
     def __next__(self) -> Mapping[str, np.ndarray]: ...
@@ -44,6 +47,7 @@ class Every:
     """An action on the state, every so many steps; what it returns joins the metrics.
 
     Its time is not counted in the rate. At the last step it happens if ``at_end``, and only then.
+    An error in it is logged, and training goes on.
     """
 
     steps: int
@@ -63,6 +67,7 @@ class Plan:
         save_every_steps: steps between checkpoints.
         actions: further things to do.
         on_record: takes ``(step, metrics)`` of each record.
+        on_step: takes each step that was taken.
     """
 
     total_steps: int
@@ -72,6 +77,7 @@ class Plan:
     save_every_steps: int
     actions: Sequence[Every] = ()
     on_record: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
+    on_step: Callable[[int], None] = lambda step: None
 
 
 def train(
@@ -101,13 +107,14 @@ def train(
         NonFiniteLoss: naming the step, the metrics and the last good checkpoint.
         CheckpointError: if a checkpoint cannot be written.
     """
-    step = int(state.step)
-    saved_step = checkpoints.latest_step()
+    step = saved_step = int(state.step)
     meter = _Meter(plan.batch_size)
     watch = _HealthWatch(checkpoints)
+    any_process = AnyProcess(put, delay=_MAX_STEPS_IN_FLIGHT)
     in_flight = collections.deque()
+    is_stopping = any_process(bool(stop))
 
-    while step < plan.total_steps and not stop:
+    while step < plan.total_steps and not is_stopping:
         with meter.waiting():
             images = next(batches)["image"]
         images = put(images)
@@ -119,10 +126,14 @@ def train(
         in_flight.append(metrics["loss"])
         if len(in_flight) > _MAX_STEPS_IN_FLIGHT:
             in_flight.popleft().block_until_ready()
+        plan.on_step(step)
 
         is_last = step == plan.total_steps
+        is_stopping = any_process(bool(stop))
         due = [a for a in plan.actions if (a.at_end if is_last else step % a.steps == 0)]
-        if due or step % plan.log_every_steps == 0 or is_last or stop:
+        is_recorded = due or step % plan.log_every_steps == 0 or is_last or is_stopping
+        if is_recorded:
+            batches.synchronize()
             values = watch.check() | meter.read()
             values |= {
                 "epoch": step / plan.steps_per_epoch,
@@ -130,21 +141,42 @@ def train(
                 "corrupt_images": float(batches.corrupt_count),
                 **peak_memory(),
             }
-            with meter.paused():
-                for action in due:
-                    values |= action.action(state, step)
-            plan.on_record(step, values)
-        if step % plan.save_every_steps == 0 and not is_last:
-            watch.check()
-            with meter.paused():
+        with meter.paused():
+            # Saving comes first: what is saved is not lost while something else takes its time.
+            if step % plan.save_every_steps == 0 or is_last or is_stopping:
+                watch.check()
                 checkpoints.save(state, step, batches.get_state())
-            saved_step = step
+                saved_step = step
+            if due and not is_stopping:
+                found, is_stopping = _act(due, state, step, stop)
+                values |= found
+        if is_recorded:
+            plan.on_record(step, values)
 
     if saved_step != step:
         watch.check()
         checkpoints.save(state, step, batches.get_state())
     checkpoints.wait()
     return state
+
+
+def _act(
+    actions: Sequence[Every], state: TrainState, step: int, stop: StopRequest
+) -> tuple[dict[str, float], bool]:
+    """What the actions return, and whether a stop cut them short."""
+    values = {}
+    for due in actions:
+        if jax.process_count() > 1:  # one that leaves it alone would let the others wait
+            values |= due.action(state, step)
+            continue
+        try:
+            with stop.at_once():
+                values |= due.action(state, step)
+        except Stopped:
+            return values, True
+        except Exception:
+            _log.exception("step %d: something beside training failed, and is left out", step)
+    return values, False
 
 
 def peak_memory() -> dict[str, float]:
@@ -203,34 +235,45 @@ class _Stopwatch:
 
 
 class _HealthWatch:
-    """Keeps each step's loss and gradient norm on the device until they are looked at together."""
+    """Keeps each step's norms on the device until they are looked at together."""
+
+    _WATCHED = ("loss", "gradient_norm", "parameter_norm")
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
-        self._unchecked: list[tuple[int, Any]] = []
+        self._unchecked: list[tuple[int, tuple[Any, ...]]] = []
         self._latest: tuple[int, Mapping[str, Any]] = (0, {})
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
-        self._unchecked.append((step, (metrics["loss"], metrics["gradient_norm"])))
+        self._unchecked.append((step, tuple(metrics[name] for name in self._WATCHED)))
         self._latest = (step, metrics)
 
     def check(self) -> dict[str, float]:
         """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong."""
         fetched, (last_step, latest) = jax.device_get((self._unchecked, self._latest))
         self._unchecked = []
-        for step, (loss, gradient_norm) in fetched:
-            if not np.isfinite(loss) or not np.isfinite(gradient_norm):
-                self._checkpoints.wait()
-                good = self._checkpoints.latest_step()
-                where = "there is no checkpoint yet"
-                if good is not None:
-                    where = f"the last good checkpoint is that of step {good}"
-                shown = ", ".join(f"{name}={value:.4g}" for name, value in latest.items())
+        for step, values in fetched:
+            if not np.all(np.isfinite(values)):
+                shown = _shown(dict(zip(self._WATCHED, values, strict=True)))
                 raise NonFiniteLoss(
-                    f"step {step}: loss={loss:.4g}, gradient_norm={gradient_norm:.4g}. Nothing of "
-                    f"it was saved; {where}; the same command continues from there. A lower "
+                    f"step {step}: {shown}. Nothing of it was saved; "
+                    f"{self._last_good()}; the same command continues from there. A lower "
                     "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
                     "optimizer.clip_norm usually helps (with --allow_config_changes). Metrics of "
-                    f"step {last_step}: {shown}"
+                    f"step {last_step}: {_shown(latest)}"
                 )
         return {name: float(value) for name, value in latest.items()}
+
+    def _last_good(self) -> str:
+        try:
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            return str(error)
+        good = self._checkpoints.latest_step()
+        if good is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is that of step {good}"
+
+
+def _shown(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())

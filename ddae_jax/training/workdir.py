@@ -16,7 +16,8 @@ class Workdir:
     """Paths of a run, below one folder. Nothing is created before :meth:`claim`.
 
     ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``report.html``,
-    ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``, ``lock``.
+    ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``,
+    ``baselines.json`` (what k-NN reaches without training), ``lock``.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -29,6 +30,7 @@ class Workdir:
         self.tensorboard = self.path / "tensorboard"
         self.features = self.path / "features"
         self.compilation_cache = self.path / "compilation_cache"
+        self.baselines = self.path / "baselines.json"
         self._lock_path = self.path / "lock"
         self._lock = None
 
@@ -59,6 +61,8 @@ class Workdir:
         lock.write(str(os.getpid()))
         lock.flush()
         self._lock = lock
+        for left_over in self.path.glob(".config.json.*"):  # by a kill amid write_config
+            left_over.unlink(missing_ok=True)
 
     def check_is_a_run_or_empty(self) -> None:
         """Raises ``ValueError`` if the folder holds files, but not those of a run."""
@@ -77,12 +81,26 @@ class Workdir:
             )
 
     def read_config(self) -> dict[str, Any] | None:
-        """The stored config, or None if there is none yet."""
-        return json.loads(self.config.read_text()) if self.config.exists() else None
+        """The stored config, or None if there is none yet.
+
+        Raises ``ValueError`` if the file is no JSON object.
+        """
+        return read_json(self.config) if self.config.exists() else None
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Stores the config of the run; whole or not at all."""
         write_atomically(self.config, json.dumps(config, indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ``ValueError``, naming it, if it does not."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; repair it, or use a new folder") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {value!r}, not an object; repair it, or use a new folder")
+    return value
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -90,7 +108,10 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     half_written = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        half_written.write_text(text, encoding="utf-8")
+        with open(half_written, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its text
         os.replace(half_written, path)
     finally:
         half_written.unlink(missing_ok=True)

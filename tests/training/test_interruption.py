@@ -1,8 +1,9 @@
+import contextlib
 import signal
 
 import pytest
 
-from ddae_jax.training.interruption import StopRequest
+from ddae_jax.training.interruption import Stopped, StopRequest
 
 
 def test_nothing_is_asked_for_at_first():
@@ -12,12 +13,41 @@ def test_nothing_is_asked_for_at_first():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_becomes_a_request_and_is_logged(number, caplog):
+def test_a_signal_becomes_a_request_and_is_told_once(number, capfd):
     with StopRequest() as stop:
         signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
         assert stop
-        assert stop.received == number
-    assert [r.getMessage().split(":")[0] for r in caplog.records] == [number.name]
+    told = capfd.readouterr().err.split()
+    assert told[0] == f"{number.name}:"
+    assert told.count("stopping;") == 1
+
+
+def test_where_there_is_nothing_to_save_a_stop_ends_the_body_at_once():
+    begun, ended = [], []
+
+    def body():
+        with stop.at_once():
+            begun.append(1)
+            signal.raise_signal(signal.SIGTERM)
+            ended.append(1)
+
+    with StopRequest() as stop:
+        with pytest.raises(Stopped):
+            body()
+        signal.raise_signal(signal.SIGTERM)  # only a request again
+        with pytest.raises(Stopped):
+            body()  # asked for already
+    assert (begun, ended) == ([1], [])
+
+
+def test_no_handler_of_errors_takes_a_stop_for_one():
+    def body():
+        with stop.at_once(), contextlib.suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)
+
+    with StopRequest() as stop, pytest.raises(Stopped):
+        body()
 
 
 def test_handlers_are_put_back():

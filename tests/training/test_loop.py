@@ -29,8 +29,14 @@ def fresh_state(step=0):
 def add_up(state, images):
     """A step whose loss is the mean of the images, and whose parameter is the sum of losses."""
     loss = images.mean()
-    metrics = {"loss": loss, "gradient_norm": jnp.sqrt(loss), "learning_rate": 0.5 * loss}
-    return TrainState(state.step + 1, {"sum": state.params["sum"] + loss}, {}, ()), metrics
+    total = state.params["sum"] + loss
+    metrics = {
+        "loss": loss,
+        "gradient_norm": jnp.sqrt(loss),
+        "parameter_norm": jnp.abs(total),
+        "learning_rate": 0.5 * loss,
+    }
+    return TrainState(state.step + 1, {"sum": total}, {}, ()), metrics
 
 
 class Images:
@@ -53,6 +59,9 @@ class Images:
 
     def get_state(self):
         return {"number": self.number}
+
+    def synchronize(self):
+        pass
 
 
 class Recorder:
@@ -93,7 +102,7 @@ def run(
     state=None,
     actions=(),
     step=add_up,
-    stop=False,
+    stop=None,
 ):
     checkpoints = Recorder() if checkpoints is None else checkpoints
     came = Run(checkpoints, {})
@@ -119,7 +128,7 @@ def run(
             lambda batch: put_batch(batch, MESH),
             checkpoints,
             plan,
-            stop,
+            StopRequest() if stop is None else stop,
         )
     except (NonFiniteLoss, CheckpointError) as error:
         came.error = error
@@ -218,6 +227,7 @@ def test_a_non_finite_loss_stops_the_run_naming_its_step(bad, log):
     assert {pair.split("=")[0] for pair in latest.split(", ")} == {
         "loss",
         "gradient_norm",
+        "parameter_norm",
         "learning_rate",
     }
     assert list(came.checkpoints.saved) == [5]
@@ -237,8 +247,32 @@ def test_nothing_after_a_non_finite_loss_is_saved_even_if_later_losses_are_finit
 def test_a_non_finite_gradient_norm_stops_the_run_too():
     # sqrt(-4): the loss itself is a number.
     came = run(12, log=100, save=5, images=Images({8: -4.0}))
-    assert str(came.error).startswith("step 8: loss=-4, gradient_norm=nan. Nothing of it was saved")
+    assert str(came.error).startswith(
+        "step 8: loss=-4, gradient_norm=nan, parameter_norm=24. Nothing "
+    )
     assert list(came.checkpoints.saved) == [5]
+
+
+def test_parameters_that_are_not_finite_stop_the_run_though_loss_and_gradient_are():
+    @jax.jit
+    def overflow(state, images):
+        state, metrics = add_up(state, images)
+        grown = metrics["parameter_norm"] * jnp.where(state.step == 4, jnp.inf, 1)
+        return state, metrics | {"parameter_norm": grown}
+
+    came = run(12, log=100, save=3, step=overflow)
+    assert str(came.error).startswith("step 4: loss=4, gradient_norm=2, parameter_norm=inf. ")
+    assert list(came.checkpoints.saved) == [3]
+
+
+def test_a_checkpoint_that_fails_meanwhile_does_not_hide_a_non_finite_loss():
+    class Full(Recorder):
+        def wait(self):
+            raise CheckpointError("a checkpoint could not be saved: no space")
+
+    came = run(12, log=100, save=3, images=Images({5: np.nan}), checkpoints=Full())
+    assert isinstance(came.error, NonFiniteLoss)
+    assert "a checkpoint could not be saved: no space" in str(came.error)
 
 
 def test_a_non_finite_last_step_is_not_saved():
@@ -289,9 +323,63 @@ def test_a_stop_during_an_action_ends_at_that_step():
     assert list(came.checkpoints.saved) == [6]
 
 
+def test_a_stop_cuts_an_action_short_and_leaves_the_others_out():
+    acted = []
+
+    def long(state, step):
+        acted.append("long")
+        signal.raise_signal(signal.SIGTERM)
+        acted.append("to the end")
+        return {}
+
+    def other(state, step):
+        acted.append("other")
+        return {}
+
+    with StopRequest() as stop:
+        came = run(10, save=100, actions=[Every(6, long), Every(6, other)], stop=stop)
+    assert acted == ["long"]
+    assert list(came.checkpoints.saved) == [6]
+    assert list(came.records) == [1, 2, 3, 4, 5, 6]
+
+
+def test_after_a_stop_no_action_is_begun():
+    def action(state, step):
+        raise AssertionError
+
+    with StopRequest() as stop:
+        came = run(10, images=stop_at(4), actions=[Every(4, action)], stop=stop)
+    assert list(came.checkpoints.saved) == [4]
+
+
+def test_what_is_due_is_saved_before_actions_take_their_time():
+    saved = []
+    recorder = Recorder()
+
+    def action(state, step):
+        saved.append(list(recorder.saved))
+        return {}
+
+    run(6, save=3, actions=[Every(3, action)], checkpoints=recorder)
+    assert saved == [[3], [3, 6]]
+
+
+def test_an_action_that_fails_is_logged_and_training_goes_on(caplog):
+    def action(state, step):
+        raise OSError("no space left for a figure")
+
+    came = run(4, actions=[Every(2, action), Every(2, lambda state, step: {"other": 1.0})])
+    assert list(came.checkpoints.saved) == [4]
+    assert came.records[2]["other"] == 1.0
+    assert "no space left for a figure" in caplog.text
+    assert "step 2" in caplog.text
+
+
 def test_a_stop_before_the_first_step_takes_none():
     images = Images()
-    came = run(10, images=images, state=fresh_state(4), checkpoints=Recorder([4]), stop=True)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        came = run(10, images=images, state=fresh_state(4), checkpoints=Recorder([4]), stop=stop)
     assert images.number == 0
     assert came.checkpoints.saved == {4: None}
 

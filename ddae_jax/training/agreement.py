@@ -1,0 +1,86 @@
+"""What all processes of a run must do alike: decided together, or by the first of them.
+
+Whatever one process alone sees (a file, a signal, an error) must not decide whether a collective
+operation happens: the others would wait for it for ever. With one process all this costs nothing.
+"""
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Int, PyTree
+
+
+class OtherProcessFailed(RuntimeError):
+    """This process could go on, but another one cannot; that one tells why."""
+
+
+def agreed(value: bool) -> bool:
+    """True if all processes say True. Each of them has to ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def from_first(value: int) -> int:
+    """The first process's value, in each of them. Each of them has to ask."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def united(values: Int[np.ndarray, " own"]) -> Int[np.ndarray, " all"]:
+    """The sorted different values of all processes, each of which has to ask; below 2**31."""
+    if jax.process_count() == 1:
+        return np.unique(values)
+    longest = int(multihost_utils.process_allgather(np.asarray(len(values), np.int32)).max())
+    padded = np.full(longest, -1, np.int32)
+    padded[: len(values)] = values
+    together = np.unique(multihost_utils.process_allgather(padded))
+    return together[together >= 0]
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Ends with an error in every process if the body ends with one in any.
+
+    Raises :class:`OtherProcessFailed` where the body itself went well.
+    """
+    try:
+        yield
+    except Exception:
+        agreed(False)
+        raise
+    if not agreed(True):
+        raise OtherProcessFailed("another process of this run could not start; see its message")
+
+
+class AnyProcess:
+    """Whether any process says yes, asked by all of them once a step, without waiting for it.
+
+    With one process the answer is its own at once. With more it is that of ``delay`` steps ago:
+    each step starts a reduction over the devices, and reads one that is long finished.
+
+    Args:
+        put: places one value per local device on the devices, as the batch is.
+        delay: steps.
+    """
+
+    def __init__(self, put: Callable[[PyTree], PyTree], delay: int = 2):
+        self._put = put
+        self._delay = delay
+        self._any = jax.jit(jnp.any)
+        self._asked = collections.deque()
+
+    def __call__(self, value: bool) -> bool:
+        if jax.process_count() == 1:
+            return value
+        flags = np.full(jax.local_device_count(), value)
+        self._asked.append(self._any(self._put(flags)))
+        if len(self._asked) <= self._delay:
+            return False
+        return bool(self._asked.popleft())
