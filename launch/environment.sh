@@ -7,27 +7,34 @@ export XDG_CACHE_HOME="$PWD/.cache" MPLCONFIGDIR="$PWD/.cache/matplotlib"
 mkdir -p "$MPLCONFIGDIR"
 export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# Names what python3 may be called; newer ones than those listed are not tested.
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
     if [ -n "$candidate" ] && command -v "$candidate" >/dev/null &&
-      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
+    then
       command -v "$candidate"
       return
     fi
   done
-  echo "error: Python 3.11 or newer is needed, and none was found; set PYTHON=/path/to/python" >&2
+  echo "error: Python 3.11, 3.12 or 3.13 is needed, and none was found; set PYTHON=/path/to/python" >&2
   return 1
 }
 
-# The stamp holds what was installed: a changed requirements.txt, or an install that was cut off,
-# is made good the next time.
-wanted=$(cksum < requirements.txt)
+# The stamp holds what was installed: changed requirements, or an install that was cut off, are
+# made good the next time.
+requirements=(requirements.txt tests/requirements.txt)
+wanted=$(cat "${requirements[@]}" | cksum)
 if [ ! -f .venv/installed ] || [ "$(cat .venv/installed)" != "$wanted" ]; then
-  python=$(find_python)
-  echo "making .venv with $python (once, some minutes)" >&2
-  [ -x .venv/bin/python ] || "$python" -m venv .venv ||
-    { echo "error: no environment could be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
-  .venv/bin/python -m pip install --quiet -r requirements.txt
+  # An environment without pip is one whose making failed, such as on Debian without python3-venv.
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    python=$(find_python)
+    echo "making .venv with $python (once, some minutes)" >&2
+    "$python" -m venv --clear .venv ||
+      { echo "error: no environment could be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
+  fi
+  echo "installing ${requirements[*]}" >&2
+  .venv/bin/python -m pip install --quiet "${requirements[@]/#/--requirement=}"
   printf '%s\n' "$wanted" > .venv/installed
 fi

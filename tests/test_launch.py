@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +43,48 @@ def test_quickstart_shortened_learns_and_reports(tmp_path):
 @pytest.mark.parametrize("script", ["environment.sh", "quickstart.sh", "test.sh"])
 def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(tiny.ROOT / "launch" / script)]).returncode == 0
+
+
+def test_an_environment_that_was_made_without_pip_is_made_anew(tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(tiny.ROOT / "launch", clone / "launch")
+    (clone / "tests").mkdir()
+    for requirements in (clone / "requirements.txt", clone / "tests" / "requirements.txt"):
+        requirements.write_text("")  # nothing to fetch: only the environment is looked at
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", clone / ".venv"], check=True)
+
+    def set_up():
+        return subprocess.run(
+            ["bash", "-c", "source launch/environment.sh; .venv/bin/python -m pip --version"],
+            cwd=clone,
+            capture_output=True,
+            text=True,
+        )
+
+    first, second = set_up(), set_up()
+    assert first.returncode == 0, first.stderr
+    assert str(clone / ".venv") in first.stdout
+    assert "making .venv" in first.stderr
+    assert (second.returncode, second.stderr) == (0, "")
+
+
+def test_a_python_that_is_too_old_or_too_new_is_not_taken(tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(tiny.ROOT / "launch", clone / "launch")
+    shutil.copytree(tiny.ROOT / "tests", clone / "tests", ignore=shutil.ignore_patterns("*.py"))
+    shutil.copy(tiny.ROOT / "requirements.txt", clone)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("python3", "python3.13", "python3.12", "python3.11"):
+        (programs / name).write_text("#!/bin/sh\nexit 1\n")
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", "source launch/environment.sh"],
+        cwd=clone,
+        env={"PATH": f"{programs}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+    assert not (clone / ".venv").exists()
