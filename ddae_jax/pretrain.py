@@ -53,6 +53,13 @@ class Run:
     knn: KnnMonitor | None
     schedule: build.Schedule
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.loader.close()
+        self.workdir.release()
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with stop.at_once(), command.bad_input_is_explained():
                 run = prepare(argv)
-            with command.run_ends_are_explained(), run.loader:
+            with command.run_ends_are_explained(), run:
                 command.use_compilation_cache(run.workdir.compilation_cache)
                 pretrain(run, stop)
         except Stopped:

@@ -35,9 +35,9 @@ class Workdir:
         self._lock = None
 
     def claim(self) -> None:
-        """Makes the folder and locks it for this process, for as long as it lives.
+        """Makes the folder and locks it for this process, until :meth:`release`.
 
-        The lock is the kernel's: it goes with the process however that ends.
+        The lock is the kernel's: it goes with the process at the latest, however that ends.
         Raises :class:`WorkdirInUse` if another process holds it, ``NotADirectoryError`` if the
         path is a file.
         """
@@ -63,6 +63,12 @@ class Workdir:
         self._lock = lock
         for left_over in self.path.glob(".config.json.*"):  # by a kill amid write_config
             left_over.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Lets other runs write there again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def check_is_a_run_or_empty(self) -> None:
         """Raises ``ValueError`` if the folder holds files, but not those of a run."""
