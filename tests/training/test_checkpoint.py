@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from ddae_jax.training import checkpoint
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints, abstract
 from ddae_jax.training.sharding import make_mesh, state_sharding
 from ddae_jax.training.state import TrainState
@@ -269,6 +270,43 @@ def test_a_half_deleted_checkpoint_is_no_checkpoint(copied):
             assert checkpoints.steps() == [20]
             restored, _ = checkpoints.restore(target(make_state()))
         assert_same_bits(restored, make_state(20))
+
+
+def test_what_is_deleted_is_moved_away_whole_before_its_files_are(tmp_path, monkeypatch):
+    seen = []
+    delete = shutil.rmtree
+
+    def watched(path, **options):
+        if pathlib.Path(path).exists():
+            seen.append(contents(path).keys() & {"1/_CHECKPOINT_METADATA", "1/state/_METADATA"})
+        delete(path, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", watched)
+    assert save(tmp_path, 1, 2, 3, keep_last=1) == [3]
+    assert seen[0] == {"1/_CHECKPOINT_METADATA", "1/state/_METADATA"}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["3"]
+
+
+def test_what_a_kill_left_of_a_deleted_checkpoint_is_swept_away_by_the_next_run(copied):
+    shutil.copytree(copied / "10" / "data", copied / ".deleted" / "5" / "data")
+    with Checkpoints(copied, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [10, 20]
+    assert (copied / ".deleted").exists()
+    with Checkpoints(copied, keep_last=5) as checkpoints:
+        assert not (copied / ".deleted").exists()
+        assert checkpoints.steps() == [10, 20]
+
+
+def test_closing_that_fails_does_not_hide_why_the_run_ended(tmp_path, monkeypatch, caplog):
+    def fail(self):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "close", fail)
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path):
+        raise ZeroDivisionError
+    assert "No space left on device" in caplog.text
+    with pytest.raises(CheckpointError, match="No space left on device"), Checkpoints(tmp_path):
+        pass
 
 
 def large_state(step):

@@ -102,6 +102,31 @@ def test_the_stored_config_comes_back_exactly(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == config
 
 
+@pytest.mark.parametrize("text", ["", '{"seed": ', "[1, 2]", "3"])
+def test_a_config_that_is_no_json_object_is_named(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/config.json .*; repair it, or use a new"):
+        Workdir(tmp_path).read_config()
+
+
+def test_what_a_kill_leaves_of_a_first_config_does_not_lock_the_workdir(tmp_path):
+    (tmp_path / ".config.json.123").write_text('{"se')
+    workdir = Workdir(tmp_path)
+    workdir.check_is_a_run_or_empty()
+    workdir.claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_released_workdir_is_free_in_the_same_process(tmp_path):
+    first, second = Workdir(tmp_path), Workdir(tmp_path)
+    first.claim()
+    with pytest.raises(WorkdirInUse):
+        second.claim()
+    first.release()
+    second.claim()
+    second.release()
+
+
 def test_paths_of_a_run_are_where_people_look(tmp_path):
     workdir = Workdir(tmp_path)
     names = "config.json metrics.jsonl checkpoints figures report.html tensorboard features"
