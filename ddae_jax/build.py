@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 
 import jax
@@ -28,7 +29,12 @@ from ddae_jax.training.optimizer import make_optimizer
 from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
 from ddae_jax.training.step import PrepareImages
 
+_log = logging.getLogger(__name__)
+
 _MASKS = {"random": random_mask, "block": block_mask}
+
+MAX_STEPS = 2**31 - 1
+"""The longest run: its steps are counted in an int32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +45,30 @@ class Schedule:
     total_steps: int
 
     def steps(self, epochs: float) -> int:
-        """Steps of so many epochs, at least 1."""
-        return max(1, round(epochs * self.steps_per_epoch))
+        """Steps of so many epochs, from 1 to :data:`MAX_STEPS`, which is never."""
+        return max(1, round(min(epochs * self.steps_per_epoch, MAX_STEPS)))
 
 
 def build_schedule(config: ConfigDict, source: Source) -> Schedule:
-    """Steps an epoch, and of the whole run."""
+    """Steps an epoch, and of the whole run; warns of a batch larger than the source.
+
+    Raises ``ValueError`` for more than :data:`MAX_STEPS`.
+    """
     steps_per_epoch = batches_per_epoch(source, config.batch_size)
-    return Schedule(steps_per_epoch, max(1, round(config.epochs * steps_per_epoch)))
+    total_steps = config.epochs * steps_per_epoch
+    if total_steps > MAX_STEPS:
+        raise ValueError(
+            f"epochs={config.epochs:g} of {steps_per_epoch} steps are {total_steps:g} steps; a run "
+            f"has at most {MAX_STEPS}, here epochs={MAX_STEPS // steps_per_epoch}"
+        )
+    if config.batch_size > len(source):
+        _log.warning(
+            "batch_size=%d is more than the %d images to train on: a batch repeats them, and "
+            "counts as an epoch",
+            config.batch_size,
+            len(source),
+        )
+    return Schedule(steps_per_epoch, max(1, round(total_steps)))
 
 
 def build_encoder(config: ConfigDict) -> ViT:
@@ -71,6 +93,7 @@ def build_method(config: ConfigDict) -> Method:
         decoder = Decoder(encoder.grid, **config.decoder, **_computation(config))
     num_masked = num_masked_patches(encoder.grid, config.mask.ratio)
     supervision = config.supervision
+    is_last = supervision.mode == "last"
     return find_method(config.method)(
         encoder,
         decoder,
@@ -82,7 +105,8 @@ def build_method(config: ConfigDict) -> Method:
         channels=config.data.channels,
         mode=supervision.mode,
         weighting=supervision.weighting,
-        depth_weights=tuple(supervision.depth_weights) or None,
+        # Given for several depths, of which this mode reads out one.
+        depth_weights=None if is_last else tuple(supervision.depth_weights) or None,
         beta_init=supervision.beta_init,
         **config.targets,
     )
@@ -96,7 +120,7 @@ def build_optimizer(
     learning_rate = learning_rate_schedule(
         options.learning_rate,
         config.batch_size,
-        round(options.warmup_epochs * schedule.steps_per_epoch),
+        round(min(options.warmup_epochs * schedule.steps_per_epoch, schedule.total_steps)),
         schedule.total_steps,
         options.end_learning_rate,
     )

@@ -180,17 +180,60 @@ def test_steps_follow_from_images_batch_and_epochs(count, epochs, steps_per_epoc
     assert schedule.steps(0.0001) == 1
 
 
+@pytest.mark.parametrize(("epochs", "count"), [(1e300, 160), (1.8e308 / 2, 160), (2.0**28, 160)])
+def test_more_steps_than_can_be_counted_are_refused(epochs, count):
+    with pytest.raises(
+        ValueError, match=r"epochs=.* of 10 steps are .* at most 2147483647, .*=2147"
+    ):
+        build.build_schedule(tiny(epochs=epochs), source_of(count))
+
+
+def test_the_longest_run_is_allowed():
+    schedule = build.build_schedule(tiny(epochs=2.0**31 - 1), source_of(16))
+    assert schedule.total_steps == 2**31 - 1
+    np.int32(schedule.total_steps)
+
+
+@pytest.mark.parametrize("epochs", [1e12, 1e300, 1.7e308])
+def test_what_happens_every_so_many_epochs_may_happen_never(epochs):
+    config = tiny(optimizer__warmup_epochs=epochs)
+    schedule = build.build_schedule(config, source_of(160))
+    assert schedule.total_steps < schedule.steps(epochs) < 2**31
+    _, learning_rate, _ = build.build_optimizer(config, schedule)
+    found = [float(learning_rate(step)) for step in (0, 500, 998)]
+    np.testing.assert_allclose(found, np.array([0, 500, 998]) / 999 * 1.5e-4 / 16, rtol=1e-5)
+
+
+def test_a_batch_larger_than_the_source_warns_with_both_numbers(caplog):
+    build.build_schedule(tiny(batch_size=16), source_of(16))
+    assert not caplog.records
+    schedule = build.build_schedule(tiny(batch_size=16), source_of(7))
+    assert schedule.steps_per_epoch == 1
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "batch_size=16 is more than the 7 images" in record.getMessage()
+
+
+def test_last_supervision_leaves_out_the_weights_of_several_depths():
+    weights = {"supervision__depths": (1, 3), "supervision__depth_weights": (0.5, 2.0)}
+    deep = build.build_method(tiny(supervision__mode="deep", **weights))
+    last = build.build_method(tiny(supervision__mode="last", **weights))
+    assert deep.student.supervision.depth_weights == (0.5, 2.0)
+    assert last.student.supervision.depth_weights is None
+    assert last.student.supervision.depths == (3,)
+
+
 def test_the_optimizer_has_the_configs_schedules():
     config = tiny(
         epochs=10.0,
         optimizer__learning_rate=0.08,
-        optimizer__end_learning_rate=0.001,
+        optimizer__end_learning_rate=0.016,
         optimizer__warmup_epochs=2.0,
         teacher__momentum_start=0.9,
         teacher__momentum_end=0.99,
     )
     _, learning_rate, momentum = build.build_optimizer(config, build.Schedule(5, 50))
-    # 0.08 * 16 / 256, reached after 2 epochs of 5 steps
+    # 0.08 * 16 / 256, reached after 2 epochs of 5 steps; at the end 0.016 * 16 / 256
     found = [float(learning_rate(step)) for step in (0, 5, 10, 30, 50)]
     np.testing.assert_allclose(found, [0, 0.0025, 0.005, 0.003, 0.001], rtol=1e-5)
     np.testing.assert_allclose([momentum(0), momentum(50)], [0.9, 0.99], rtol=1e-6)

@@ -6,18 +6,36 @@ from jaxtyping import Array, Float, Num
 
 
 def learning_rate_schedule(
-    base_learning_rate: float, batch_size: int, warmup_steps: int, total_steps: int, end: float = 0
+    base: float, batch_size: int, warmup_steps: int, total_steps: int, end: float = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to ``base_learning_rate * batch_size / 256``, then a cosine to ``end``.
+    """Linear warm-up from 0 to the peak, then a cosine to the end.
+
+    Both ends scale with the batch: the peak is ``base * batch_size / 256``, the end ``end *
+    batch_size / 256``.
+
+    Args:
+        base: peak of a batch of 256 images.
+        batch_size: images a step, over all devices.
+        warmup_steps: steps to the peak; a warm-up that is longer than the run is cut to it.
+        total_steps: of the run.
+        end: learning rate after the last step of a batch of 256 images.
+
+    Raises:
+        ValueError: if ``end`` exceeds ``base``.
 
     Source: Goyal et al. 2017 (linear scaling, warm-up); Loshchilov & Hutter 2017 (cosine).
     """
+    if end > base:
+        raise ValueError(
+            f"end={end} exceeds base={base}; the learning rate falls after its warm-up"
+        )
+    scale = batch_size / 256
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=base_learning_rate * batch_size / 256,
+        peak_value=base * scale,
         warmup_steps=min(warmup_steps, total_steps - 1),
         decay_steps=total_steps,
-        end_value=end,
+        end_value=end * scale,
     )
 
 

@@ -10,10 +10,10 @@ from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedul
         (0, 0.0),
         (5, 0.2),  # half of the warm-up
         (10, 0.4),  # its end: 0.1 * 1024 / 256
-        (35, 0.01 + 0.39 * (1 + np.cos(np.pi / 4)) / 2),
-        (60, 0.205),  # half of the cosine: the mean of its ends
-        (110, 0.01),
-        (500, 0.01),
+        (35, 0.04 + 0.36 * (1 + np.cos(np.pi / 4)) / 2),
+        (60, 0.22),  # half of the cosine: the mean of its ends
+        (110, 0.04),  # 0.01 * 1024 / 256
+        (500, 0.04),
     ],
 )
 def test_learning_rate_warms_up_and_follows_a_cosine(step, expected):
@@ -23,9 +23,21 @@ def test_learning_rate_warms_up_and_follows_a_cosine(step, expected):
 
 @pytest.mark.parametrize("batch_size", [32, 256, 4096])
 def test_learning_rate_scales_with_the_batch(batch_size):
-    schedule = learning_rate_schedule(1.5e-4, batch_size, warmup_steps=4, total_steps=20)
+    schedule = learning_rate_schedule(1.5e-4, batch_size, warmup_steps=4, total_steps=20, end=1e-6)
     np.testing.assert_allclose(schedule(4), 1.5e-4 * batch_size / 256, rtol=1e-6)
+    np.testing.assert_allclose(schedule(20), 1e-6 * batch_size / 256, rtol=1e-5)
+
+
+def test_learning_rate_ends_at_0_by_default():
+    schedule = learning_rate_schedule(1.5e-4, 512, warmup_steps=4, total_steps=20)
     np.testing.assert_allclose(schedule(20), 0, atol=1e-12)
+
+
+def test_a_learning_rate_that_would_rise_after_its_warm_up_is_refused():
+    with pytest.raises(ValueError, match=r"end=0.2 exceeds base=0.1"):
+        learning_rate_schedule(0.1, 256, warmup_steps=4, total_steps=20, end=0.2)
+    constant = learning_rate_schedule(0.1, 256, warmup_steps=4, total_steps=20, end=0.1)
+    np.testing.assert_allclose([constant(4), constant(12), constant(20)], 0.1, rtol=1e-6)
 
 
 def test_without_a_warm_up_the_first_step_is_whole():
