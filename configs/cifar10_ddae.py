@@ -39,5 +39,5 @@ def get_config() -> ConfigDict:
     config.log.every_steps = 20
     config.log.figures_every_epochs = 20.0
     config.evaluation.knn_every_epochs = 20.0
-    config.evaluation.max_train_examples = 10_000
+    config.evaluation.max_examples = 10_000
     return config

@@ -5,14 +5,25 @@ import errno
 import importlib.util
 import os
 import pathlib
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 from absl import flags as absl_flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from ddae_jax.config import check_config, flatten, unknown_key
+from ddae_jax.config import (
+    check_config,
+    check_keys,
+    flatten,
+    parse_value,
+    pretrain_defaults,
+    type_in_words,
+    unknown_key,
+)
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
@@ -81,31 +92,38 @@ def parse_flags(
 def parse_config_flags(
     argv: Sequence[str] | None, usage: str, define: Callable[[absl_flags.FlagValues], None]
 ) -> absl_flags.FlagValues:
-    """:func:`parse_flags` with ``--config=FILE`` and ``--config.key=value``; the config is checked.
+    """:func:`parse_flags` with ``--config=FILE`` and ``--config.KEY=VALUE``; the config is checked.
+
+    Tuples are written with commas, ``--config.model.image_size=224,224``; keys that are True or
+    False also as ``--config.data.flip`` and ``--noconfig.data.flip``. The last of several values
+    counts. ``flags.config`` is the config.
 
     Raises:
         ValueError: naming the nearest known key, or what its value may be.
+        FileNotFoundError: if there is no such config file.
+        absl.flags.Error: as :func:`parse_flags`.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
 
     def define_all(flags):
-        config_flags.DEFINE_config_file(
+        absl_flags.DEFINE_string(
             "config",
             None,
             "Config file, such as configs/digits.py; --config.KEY=VALUE changes one of its keys.",
             flag_values=flags,
-            sys_argv=["", *argv],
         )
         define(flags)
 
-    _check_config_arguments(argv)
-    try:
-        flags = parse_flags(argv, usage, define_all)
-    except absl_flags.Error as error:
-        raise ValueError(_explain_override(argv, error)) from error
-    if flags.config is None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = absl_flags.FlagValues().read_flags_from_files(argv)
+    changes, rest = _split_changes(argv)
+    flags = parse_flags(rest, usage, define_all)
+    if not flags.config or flags.config.startswith("-"):
         raise ValueError("--config=FILE is missing; configs/digits.py runs anywhere")
-    check_config(flags.config)
+    config = load_config(flags.config)
+    for change in changes:
+        config.update_from_flattened_dict({change.key: change.value()})
+    check_config(config)
+    flags["config"].value = config
     return flags
 
 
@@ -125,69 +143,130 @@ def use_compilation_cache(folder: pathlib.Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _check_config_arguments(argv: Sequence[str]) -> None:
-    """Finds a missing config file, and unknown keys, before the flag library trips over them."""
-    path = _value_of("config", argv)
-    if path is None:
-        return
-    file = path.partition(":")[0]
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"--config={file}: there is no such file; see configs/")
-    # Config files may import their neighbours, as configs.NAME, wherever they lie.
-    sys.path.append(str(pathlib.Path(file).resolve().parent.parent))
-    known = flatten(load_config(path))
-    for given in argv:
-        name = given.lstrip("-").partition("=")[0]
-        for prefix in ("config.", "noconfig."):
-            key = name.removeprefix(prefix)
-            if given.startswith("-") and name.startswith(prefix) and key not in known:
-                raise ValueError(unknown_key(key))
-
-
 def load_config(path: str) -> ConfigDict:
     """What a config file's ``get_config()`` returns; ``FILE:ARGUMENT`` hands it an argument.
 
-    Raises ``ValueError`` if the file has none, or sets a key that does not exist.
+    The file may import its neighbours, as ``configs.NAME``, wherever they lie.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no Python file with a ``get_config()``, or the config lacks a key, has
+            one that does not exist, or a value of the wrong type; naming file, line and key.
     """
     file, has_argument, argument = path.partition(":")
+    if not os.path.isfile(file):
+        what = "it is a folder, not a file" if os.path.isdir(file) else "there is no such file"
+        raise FileNotFoundError(f"--config={file}: {what}; see configs/")
+    if not file.endswith(".py"):
+        raise ValueError(f"--config={file}: a config is a Python file (.py) with a get_config()")
+    above = str(pathlib.Path(file).resolve().parent.parent)
+    if above not in sys.path:
+        sys.path.append(above)
     spec = importlib.util.spec_from_file_location("config_file", file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(argument) if has_argument else module.get_config()
+        get_config = getattr(module, "get_config", None)
+        if get_config is not None:
+            config = get_config(argument) if has_argument else get_config()
     except Exception as error:  # whatever somebody's own program does wrong
-        text = " ".join(str(error).split())
-        raise ValueError(f"--config={file}: {type(error).__name__}: {text}") from error
+        raise ValueError(f"--config={file}{_explain_config_error(file, error)}") from error
+    if get_config is None:
+        raise ValueError(f"--config={file}: it has no function get_config()")
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={file}: get_config() gives {config!r}, not a ConfigDict")
+    try:
+        check_keys(config)
+    except ValueError as error:
+        raise ValueError(f"--config={file}: {error}") from None
+    config.lock()
     return config
 
 
-def _explain_override(argv: Sequence[str], error: Exception) -> str:
-    path = _value_of("config", argv)
-    text = " ".join(str(error).split())
-    if path is None:
-        return text
-    known = flatten(load_config(path))
-    for given in argv:
-        name, _, value = given.lstrip("-").partition("=")
-        key = name.removeprefix("config.")
-        if name.startswith("config.") and key in known and name in text:
-            kind = type(known[key]).__name__
-            return (
-                f"config.{key}={value!r} is of the wrong type; it is of type {kind}, "
-                f"such as {known[key]!r}"
+class _Change(NamedTuple):
+    """A key that the command line changes, as it was written there."""
+
+    key: str
+    text: str | None
+    is_negated: bool
+
+    def value(self) -> bool | int | float | str | tuple:
+        """Raises ``ValueError`` for what is no key or no value of it."""
+        is_boolean = _is_boolean(self.key)
+        if self.is_negated and (self.text is not None or is_boolean is False):
+            raise ValueError(
+                f"--noconfig.{self.key} is for keys that are True or False, and takes no value; "
+                f"write --config.{self.key}=VALUE"
             )
-    return text
+        if self.text is None and is_boolean:
+            return not self.is_negated
+        if self.text is None and is_boolean is False:
+            raise ValueError(
+                f"--config.{self.key} has no value; write --config.{self.key}=VALUE, where VALUE "
+                f"is {type_in_words(self.key)}"
+            )
+        return parse_value(self.key, self.text or "")
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    for position, given in enumerate(argv):
-        name, has_value, value = given.lstrip("-").partition("=")
-        if given.startswith("-") and name == flag:
-            following = argv[position + 1] if position + 1 < len(argv) else None
-            return value if has_value else following
-    return None
+def _split_changes(argv: Sequence[str]) -> tuple[list[_Change], list[str]]:
+    """What a command line changes in the config, and its other arguments."""
+    changes, rest = [], []
+    given = list(argv)
+    while given:
+        argument = given.pop(0)
+        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+        if argument == "--":
+            return changes, [*rest, argument, *given]
+        if not found:
+            rest.append(argument)
+            continue
+        is_negated, key, text = bool(found[1]), found[2], found[3]
+        takes_value = text is None and not is_negated and _is_boolean(key) is False
+        if takes_value and given and not re.match("--?[A-Za-z]", given[0]):
+            text = given.pop(0)
+        changes.append(_Change(key, text, is_negated))
+    return changes, rest
+
+
+def _is_boolean(key: str) -> bool | None:
+    """Whether a key is True or False; None for what is no key."""
+    defaults = flatten(pretrain_defaults())
+    return isinstance(defaults[key], bool) if key in defaults else None
+
+
+def _explain_config_error(file: str, error: Exception) -> str:
+    """What a config file does wrong, and in which line of it or of its neighbours."""
+    folder = pathlib.Path(file).resolve().parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if pathlib.Path(frame.filename).resolve().parent == folder
+    ]
+    text = " ".join(str(error).split())
+    if not frames:
+        return f": {type(error).__name__}: {text}"
+    line = frames[-1].line
+    where = f" ({pathlib.Path(frames[-1].filename).name}, line {frames[-1].lineno}: {line})"
+    return f"{where}: {_explain_key(error, line) or f'{type(error).__name__}: {text}'}"
+
+
+def _explain_key(error: Exception, line: str) -> str | None:
+    """What is wrong with the key that a line sets or reads; None if that is not what is wrong."""
+    said_by_config_dict = (
+        r"\W*Key \"(\w+)\" does not exist"  # where it is set
+        if isinstance(error, AttributeError | KeyError)
+        else r"Could not override field '(\w+)'"
+    )
+    found = re.match(said_by_config_dict, str(error))
+    if isinstance(error, AttributeError):
+        found = found or re.match(r"[\\']*(\w+)[\\']*(?:nDid you mean|$)", str(error))  # read
+    if not found:
+        return None
+    path = re.search(rf"\.((?:\w+\.)*{found[1]}\b(?:\.\w+)*)", line)
+    key = path[1] if path else found[1]
+    if key not in flatten(pretrain_defaults()):
+        return unknown_key(key)
+    return f"config.{key} is of the wrong type; it is {type_in_words(key)}"
 
 
 def _describe(flags: absl_flags.FlagValues) -> str:

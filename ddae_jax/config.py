@@ -1,9 +1,13 @@
 """The config of a run: its keys and defaults, what they may be, and how two configs differ."""
 
+import contextlib
 import difflib
+import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -33,63 +37,82 @@ CHOICES = {
 }
 """The words that a key may hold."""
 
-_POSITIVE = (5e-324, math.inf)  # from the smallest number above 0
-_ANY = (-math.inf, math.inf)
+_ABOVE_0 = 5e-324  # the smallest number there is
+_MANY = 10**9  # of whatever is counted: more can only be a slip of the keyboard
 
 RANGES = {
-    "seed": (0, math.inf),
-    "batch_size": (1, math.inf),
-    "epochs": _POSITIVE,
-    "model.patch_size": (1, math.inf),
+    "seed": (0, 2**32 - 1),
+    "batch_size": (1, 10**6),
+    "epochs": (_ABOVE_0, math.inf),  # but see build.build_schedule
+    "model.patch_size": (1, 2**14),
     "model.drop_path_rate": (0, 0.99),
-    "decoder.width": (1, math.inf),
-    "decoder.depth": (0, math.inf),
-    "decoder.num_heads": (1, math.inf),
-    "targets.pixel_weight": (0, math.inf),
-    "targets.feature_weight": (0, math.inf),
-    "supervision.beta_init": _ANY,
-    "supervision.beta_step": (0, math.inf),
+    "decoder.width": (1, 2**16),
+    "decoder.depth": (0, 1000),
+    "decoder.num_heads": (1, 2**16),
+    "targets.pixel_weight": (0, 10**6),
+    "targets.feature_weight": (0, 10**6),
+    "supervision.beta_init": (-10, 10),  # no distance ** beta leaves float32
+    "supervision.beta_step": (0, 10**6),
     "teacher.momentum_start": (0, 1),
     "teacher.momentum_end": (0, 1),
-    "optimizer.learning_rate": (0, math.inf),
-    "optimizer.end_learning_rate": (0, math.inf),
+    "optimizer.learning_rate": (0, 1e30),  # scaled to the batch, it stays within float32
+    "optimizer.end_learning_rate": (0, 1e30),
     "optimizer.warmup_epochs": (0, math.inf),
-    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.weight_decay": (0, 1000),
     "optimizer.b1": (0, 0.999999),
     "optimizer.b2": (0, 0.999999),
-    "optimizer.clip_norm": (0, math.inf),
-    "data.num_workers": (0, math.inf),
-    "data.num_threads": (0, math.inf),
+    "optimizer.clip_norm": (0, 10**6),
+    "data.num_workers": (0, 1024),
+    "data.num_threads": (0, 1024),
     "data.max_corrupt_share": (0, 1),
-    "checkpoint.every_epochs": _POSITIVE,
-    "checkpoint.keep_last": (1, math.inf),
-    "checkpoint.keep_every": (0, math.inf),
-    "log.every_steps": (1, math.inf),
+    "checkpoint.every_epochs": (_ABOVE_0, math.inf),
+    "checkpoint.keep_last": (1, _MANY),
+    "checkpoint.keep_every": (0, _MANY),
+    "log.every_steps": (1, _MANY),
     "log.figures_every_epochs": (0, math.inf),
     "evaluation.knn_every_epochs": (0, math.inf),
-    "evaluation.k": (1, math.inf),
-    "evaluation.temperature": (0, math.inf),
-    "evaluation.batch_size": (1, math.inf),
-    "evaluation.max_train_examples": (0, math.inf),
+    "evaluation.k": (1, _MANY),
+    "evaluation.temperature": (0, 1000),
+    "evaluation.batch_size": (1, 10**6),
+    "evaluation.max_examples": (0, _MANY),
 }
 """The least and the most that a number may be."""
 
 TUPLES = {
-    "model.image_size": (2, int, (1, math.inf)),
-    "supervision.depths": (None, int, (1, math.inf)),
-    "supervision.depth_weights": (None, float, (0, math.inf)),
-    "supervision.beta_range": (2, float, _ANY),
-    "data.crop_scale": (2, float, (5e-324, 1)),
-    "data.crop_ratio": (2, float, _POSITIVE),
-    "data.mean": ("data.channels", float, _ANY),
-    "data.std": ("data.channels", float, _POSITIVE),
+    "model.image_size": (2, int, (1, 2**14)),
+    "supervision.depths": (None, int, (-math.inf, math.inf)),  # but see supervised_depths
+    "supervision.depth_weights": (None, float, (0, 10**6)),
+    "supervision.beta_range": (2, float, (-10, 10)),
+    "data.crop_scale": (2, float, (0.001, 1)),
+    "data.crop_ratio": (2, float, (0.01, 100)),
+    "data.mean": ("data.channels", float, (0, 1)),
+    "data.std": ("data.channels", float, (0.001, 1)),
 }
 """How many values a tuple has (None: any number), of which type, and their least and most."""
 
 _ASCENDING = ("supervision.beta_range", "data.crop_scale", "data.crop_ratio")
 
+_NOT_ABOVE = (
+    ("optimizer.end_learning_rate", "optimizer.learning_rate"),
+    ("teacher.momentum_start", "teacher.momentum_end"),
+)
+"""Pairs of keys of which the first must not exceed the second."""
+
+RENAMED = {"evaluation.max_train_examples": "evaluation.max_examples"}
+"""Keys that stored configs may have by an older name, and what they are called now."""
+
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+# Where the default is empty, and so says little.
+_EXAMPLES = {
+    "supervision.depths": (6, 12),
+    "supervision.depth_weights": (0.5, 1.0),
+    "data.name": "cifar10",
+    "data.data_dir": "/data",
+}
+
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
-FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "data.in_memory")
+FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share")
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 
@@ -99,10 +122,10 @@ def pretrain_defaults() -> ConfigDict:
     A config file starts from these and sets what is particular to its run.
     """
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # 0 to 2**32 - 1
     config.method = "ddae"
     config.batch_size = 256  # images a step, over all devices
-    config.epochs = 100.0
+    config.epochs = 100.0  # of fewer than 2**31 steps
 
     config.model = ConfigDict()
     config.model.size = "B"
@@ -132,21 +155,21 @@ def pretrain_defaults() -> ConfigDict:
 
     config.supervision = ConfigDict()
     config.supervision.mode = "deep_dynamic"
-    config.supervision.depths = ()  # () for L/2, 2L/3, 5L/6, L
+    config.supervision.depths = ()  # ascending, the last L; () for L/2, 2L/3, 5L/6, L
     config.supervision.depth_weights = ()  # alpha of each depth; () for 1 each
     config.supervision.weighting = "power"
-    config.supervision.beta_init = -0.5
+    config.supervision.beta_init = -0.5  # within beta_range
     config.supervision.beta_step = 5.0  # beta's way in a whole run, for a gradient of -1
-    config.supervision.beta_range = (-2.0, 2.0)
+    config.supervision.beta_range = (-2.0, 2.0)  # within -10 to 10
 
     config.teacher = ConfigDict()
     config.teacher.momentum_start = 0.996
-    config.teacher.momentum_end = 1.0
+    config.teacher.momentum_end = 1.0  # at least momentum_start
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1.5e-4  # for 256 images; scaled by batch_size / 256
-    config.optimizer.end_learning_rate = 0.0
-    config.optimizer.warmup_epochs = 10.0
+    config.optimizer.end_learning_rate = 0.0  # scaled likewise
+    config.optimizer.warmup_epochs = 10.0  # cut to the run's length
     config.optimizer.weight_decay = 0.05
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
@@ -161,8 +184,8 @@ def pretrain_defaults() -> ConfigDict:
     config.data.channels = 3
     config.data.mean = (0.485, 0.456, 0.406)  # of each channel, of values in [0, 1]
     config.data.std = (0.229, 0.224, 0.225)
-    config.data.crop_scale = (0.2, 1.0)  # area of a random crop, as a share of the image's
-    config.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height
+    config.data.crop_scale = (0.2, 1.0)  # area of a random crop, 0.001 to 1 of the image's
+    config.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height; 0.01 to 100
     config.data.flip = True
     config.data.augment_in = "workers"  # or "device", for images of one size
     config.data.num_workers = 0  # processes; 0 for threads of this one
@@ -175,13 +198,13 @@ def pretrain_defaults() -> ConfigDict:
     config.mesh.fsdp = 1
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_epochs = 1.0
+    config.checkpoint.every_epochs = 1.0  # and at the end, always
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_every = 0  # every k-th is kept for good; 0 for none
 
     config.log = ConfigDict()
     config.log.every_steps = 50
-    config.log.figures_every_epochs = 0.0  # 0 for at the end only
+    config.log.figures_every_epochs = 0.0  # 0, or more than the run has: at the end only
     config.log.tensorboard = True
 
     config.evaluation = ConfigDict()
@@ -192,7 +215,7 @@ def pretrain_defaults() -> ConfigDict:
     config.evaluation.k = 20
     config.evaluation.temperature = 0.07
     config.evaluation.batch_size = 256
-    config.evaluation.max_train_examples = 0  # for k-NN during training; 0 for all
+    config.evaluation.max_examples = 0  # of each set, for k-NN during training; 0 for all
     config.lock()
     return config
 
@@ -202,6 +225,7 @@ def check_config(config: ConfigDict) -> None:
 
     Nothing is built, read or compiled.
     """
+    check_keys(config)
     flat = flatten(config)
     for key, known in CHOICES.items():
         if flat[key] not in known:
@@ -210,93 +234,206 @@ def check_config(config: ConfigDict) -> None:
             )
     for key, (least, most) in RANGES.items():
         _check_number(key, flat[key], least, most)
-    for key, (length, kind, (least, most)) in TUPLES.items():
-        values = tuple(flat[key])
-        length = flat[length] if isinstance(length, str) else length
-        if length is not None and len(values) != length:
-            raise ValueError(f"{key}={values}; it has {length} values")
-        for value in values:
-            if isinstance(value, bool) or not isinstance(
-                value, int if kind is int else int | float
-            ):
-                names = {int: "whole numbers", float: "numbers"}
-                raise ValueError(f"{key}={values}; its values are {names[kind]}")
-            _check_number(key, value, least, most, shown=values)
+    for key, (length, _, (least, most)) in TUPLES.items():
+        _check_length(key, flat, length)
+        for value in flat[key]:
+            _check_number(key, value, least, most, shown=flat[key])
     for key in _ASCENDING:
         if flat[key][0] > flat[key][1]:
-            raise ValueError(f"{key}={tuple(flat[key])}; its start must not exceed its end")
+            raise ValueError(f"{key}={flat[key]}; its start must not exceed its end")
+    for low, high in _NOT_ABOVE:
+        if flat[low] > flat[high]:
+            raise ValueError(f"{low}={flat[low]} must not exceed {high}={flat[high]}")
     _check_model(config)
+    _check_supervision(config)
+    _check_evaluation(config)
+    if config.data.source == "tfds" and not config.data.name:
+        raise ValueError(
+            "data.source='tfds' needs the name of a dataset, such as data.name='cifar10'"
+        )
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Raises ``ValueError`` unless a config has every key, no other one, and the right types."""
+    flat = flatten(config)
+    for key, value in flat.items():
+        typed(key, value)
+    missing = [key for key in _defaults() if key not in flat]
+    if missing:
+        raise ValueError(
+            f"config.{missing[0]} is missing; a config starts from "
+            "ddae_jax.config.pretrain_defaults(), which has every key"
+        )
+
+
+def ignored_keys(config: ConfigDict) -> list[str]:
+    """One line for each key that is set but has no effect, as others switch off what it is about.
+
+    Set means: to something else than the default.
+    """
+    flat, defaults = flatten(config), _defaults()
+    mode, source = flat["supervision.mode"], flat["data.source"]
+    switched_off = [
+        (
+            mode == "last",
+            ("supervision.depths", "supervision.depth_weights"),
+            "supervision.mode='last' reads out the last block alone",
+        ),
+        (
+            mode in ("last", "deep"),
+            ("supervision.weighting", "supervision.beta_"),
+            f"supervision.mode={mode!r} weighs all hidden patches alike",
+        ),
+        (
+            flat["model.encoder_input"] == "full",
+            ("decoder.",),
+            "model.encoder_input='full' has no decoder",
+        ),
+        (
+            flat["targets.feature_weight"] == 0,
+            ("teacher.",),
+            "targets.feature_weight=0 leaves out the teacher",
+        ),
+        (
+            flat["targets.pixel_weight"] == 0,
+            ("targets.normalize_pixels",),
+            "targets.pixel_weight=0 leaves out the pixels",
+        ),
+        (source != "tfds", ("data.name",), f"data.source={source!r} reads no dataset by name"),
+        (source == "digits", ("data.data_dir",), "data.source='digits' comes with scikit-learn"),
+        (
+            flat["evaluation.knn_every_epochs"] == 0,
+            ("evaluation.max_examples",),
+            "evaluation.knn_every_epochs=0 leaves out k-NN during training",
+        ),
+    ]
+    return [
+        f"{key}={flat[key]!r} is ignored: {reason}"
+        for holds, prefixes, reason in switched_off
+        for key in flat
+        if holds and key.startswith(prefixes) and flat[key] != defaults[key]
+    ]
 
 
 def _check_number(key: str, value: float, least: float, most: float, shown: Any = None) -> None:
     if least <= value <= most and abs(value) < math.inf:  # also refuses what is not a number
         return
-    if most < math.inf:
-        allowed = f"in [{least}, {most}]" if least in (0, 1) else f"more than 0, at most {most}"
-    elif least > -math.inf:
-        allowed = f"at least {least}" if least in (0, 1) else "more than 0"
+    if least == _ABOVE_0:
+        allowed = "more than 0" if abs(value) < math.inf else "a finite number, more than 0"
+    elif most < math.inf:
+        allowed = f"in [{least}, {most}]"
     else:
-        allowed = "a finite number"
+        allowed = f"at least {least}" if abs(value) < math.inf else f"finite, at least {least}"
+    if key in ("data.mean", "data.std"):
+        allowed += ", as pixel values are divided by 255"
     it_is = f"{value}; it is" if shown is None else f"{shown}; each is"
     raise ValueError(f"{key}={it_is} {allowed}")
 
 
+def _check_length(key: str, flat: Mapping[str, Any], length: int | str | None) -> None:
+    values = flat[key]
+    if isinstance(length, str):
+        wanted = flat[length]
+        if len(values) != wanted:
+            such_as = (0.5,) if wanted == 1 else _defaults()[key]
+            raise ValueError(
+                f"{key}={values}; {length}={wanted} asks for {_count(wanted, 'value')} in each of "
+                f"data.mean and data.std: set both, such as {key}={such_as} in the config file, or "
+                f"--config.{key}={_on_command_line(such_as)}"
+            )
+    elif length is not None and len(values) != length:
+        raise ValueError(f"{key}={values}; it is {type_in_words(key)}")
+
+
 def _check_model(config: ConfigDict) -> None:
-    size = SIZES[config.model.size]
-    grid = patch_grid(tuple(config.model.image_size), config.model.patch_size)
-    num_masked_patches(grid, config.mask.ratio)
-    is_one_value = config.model.patch_size**2 * config.data.channels == 1
+    model, decoder = config.model, config.decoder
+    with _named_by_key(
+        image_size="model.image_size", patch_size="model.patch_size", mask_ratio="mask.ratio"
+    ):
+        grid = patch_grid(model.image_size, model.patch_size)
+        num_masked_patches(grid, config.mask.ratio)
+    if not config.targets.pixel_weight and not config.targets.feature_weight:
+        raise ValueError(
+            "targets.pixel_weight and targets.feature_weight are both 0; nothing is left to learn"
+        )
+    is_one_value = model.patch_size**2 * config.data.channels == 1
     if is_one_value and config.targets.normalize_pixels and config.targets.pixel_weight:
         raise ValueError(
             "model.patch_size=1, data.channels=1: a patch of one value cannot be normalised; "
             "raise one of them, or set targets.normalize_pixels=False"
         )
-    mode, depths = config.supervision.mode, tuple(config.supervision.depths)
-    try:
-        read_out = supervised_depths(mode, size.depth, depths)
-    except ValueError as error:
-        raise ValueError(
-            f"supervision.{error} (model.size={config.model.size!r} has {size.depth} blocks)"
-        ) from None
-    if read_out[-1] != size.depth:
-        raise ValueError(
-            f"supervision.depths={read_out}; the last one must be {size.depth}, the depth of "
-            f"model.size={config.model.size!r}, or the blocks after it are never trained"
-        )
-    alphas = tuple(config.supervision.depth_weights)
-    if alphas and len(alphas) != len(read_out):
-        raise ValueError(
-            f"supervision.depth_weights={alphas}; one for each supervised depth, {read_out}"
-        )
-    if not 0 <= config.evaluation.depth <= size.depth:
-        raise ValueError(
-            f"evaluation.depth={config.evaluation.depth}; it lies in [1, {size.depth}], "
-            "or is 0 for the last"
-        )
-    decoder = config.decoder
     if decoder.width % decoder.num_heads or decoder.width % 4:
         raise ValueError(
             f"decoder.width={decoder.width}, decoder.num_heads={decoder.num_heads}; the width is a "
             "multiple of the heads, and of 4"
         )
-    if not config.targets.pixel_weight and not config.targets.feature_weight:
+
+
+def _check_supervision(config: ConfigDict) -> None:
+    size, supervision = SIZES[config.model.size], config.supervision
+    with _named_by_key(depths="supervision.depths"):
+        depths = supervised_depths(supervision.mode, size.depth, supervision.depths)
+    if depths[-1] != size.depth:
         raise ValueError(
-            "targets.pixel_weight and targets.feature_weight are both 0; nothing is left"
+            f"supervision.depths={depths}; the last one must be {size.depth}, the depth of "
+            f"model.size={config.model.size!r}, or the blocks after it are never trained"
         )
-    if config.evaluation.encoder == "teacher" and not config.targets.feature_weight:
+    weights = supervision.depth_weights if supervision.mode != "last" else ()
+    if weights and len(weights) != len(depths):
+        raise ValueError(
+            f"supervision.depth_weights={weights}; one for each of the supervised depths {depths}, "
+            f"or () for 1 each"
+        )
+    if weights and not weights[-1]:
+        raise ValueError(
+            f"supervision.depth_weights={weights}; the last one, of depth {depths[-1]}, must be "
+            "more than 0, or the blocks before it are never trained"
+        )
+    low, high = supervision.beta_range
+    if not low <= supervision.beta_init <= high:
+        raise ValueError(
+            f"supervision.beta_init={supervision.beta_init} lies outside "
+            f"supervision.beta_range={supervision.beta_range}"
+        )
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    depth, evaluation = SIZES[config.model.size].depth, config.evaluation
+    if not 0 <= evaluation.depth <= depth:
+        raise ValueError(
+            f"evaluation.depth={evaluation.depth}; it lies in [1, {depth}], or is 0 for the last"
+        )
+    if 0 < evaluation.temperature < 0.001:
+        raise ValueError(
+            f"evaluation.temperature={evaluation.temperature}; it is at least 0.001, or 0 for "
+            "votes that count alike"
+        )
+    if evaluation.encoder == "teacher" and not config.targets.feature_weight:
         raise ValueError("evaluation.encoder='teacher' needs a teacher: targets.feature_weight > 0")
-    if config.evaluation.pool == "class_token" and not config.model.use_class_token:
+    if evaluation.pool == "class_token" and not config.model.use_class_token:
         raise ValueError("evaluation.pool='class_token' needs model.use_class_token=True")
+
+
+@contextlib.contextmanager
+def _named_by_key(**keys: str) -> Iterator[None]:
+    """Lets an error about a function's argument name the key that it comes from."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for name, key in keys.items():
+            message = message.replace(f"{name}=", f"{key}=")
+        raise ValueError(message) from None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted key: ``{"model.size": "B", ...}``."""
     flat = {}
     for key, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
+        if isinstance(value, Mapping | ConfigDict) and len(value):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
@@ -305,25 +442,40 @@ def to_plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
-    """A stored config as it was. Raises ``ValueError`` for keys that no config has."""
+def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json") -> ConfigDict:
+    """A stored config as it was; keys that have been renamed since have their new names.
+
+    Args:
+        plain: as :func:`to_plain` gives it.
+        file: that it was read from, for messages.
+
+    Raises:
+        ValueError: naming file and key, if it is no dict, has keys that no config has, or values
+            of the wrong type.
+    """
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{file} holds {plain!r}; it must hold the keys of a config, in {{}}")
     config = pretrain_defaults()
-    flat = flatten(config)
     for key, value in flatten(plain).items():
-        if key not in flat:
-            raise ValueError(unknown_key(key))
-        parent, _, leaf = key.rpartition(".")
-        node = config[parent] if parent else config
-        node[leaf] = tuple(value) if isinstance(value, list) else value
+        key = RENAMED.get(key, key)
+        try:
+            config.update_from_flattened_dict({key: typed(key, value)})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
     return config
 
 
-def contradictions(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def contradictions(
+    stored: Mapping[str, Any],
+    given: Mapping[str, Any],
+    file: str | os.PathLike = "config.json",
+) -> list[str]:
     """One line for each key in which a run's config contradicts the one given to continue it.
 
-    Keys that came into being after the config was stored have their defaults.
+    Keys that came into being after the config was stored have their defaults. Raises ``ValueError``
+    as :func:`from_plain` does, of which ``stored`` and ``file`` are the arguments.
     """
-    stored, given = flatten(to_plain(from_plain(stored))), flatten(given)
+    stored, given = flatten(to_plain(from_plain(stored, file))), flatten(given)
     return [
         f"{key}: {stored[key]!r} in the workdir, {value!r} given"
         for key, value in given.items()
@@ -331,25 +483,146 @@ def contradictions(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[
     ]
 
 
+def typed(key: str, value: Any) -> Any:
+    """A value as its key holds it: lists become tuples, and whole numbers floats where they must.
+
+    Raises ``ValueError`` for a value of the wrong type, and for what is no key.
+    """
+    if key not in _defaults():
+        raise ValueError(unknown_key(key))
+    kind = type(_defaults()[key])
+    if kind is tuple and isinstance(value, list | tuple):
+        if all(_is_number(item, TUPLES[key][1]) for item in value):
+            return tuple(value)
+    elif kind in (int, float):
+        if _is_number(value, kind):
+            with contextlib.suppress(OverflowError):
+                return kind(value)
+    elif isinstance(value, kind):
+        return value
+    raise ValueError(f"config.{key}={value!r} is of the wrong type; it is {type_in_words(key)}")
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The value of a key as a command line has it: ``3``, ``true``, ``224,224``.
+
+    Raises ``ValueError`` for a text that is no such value, and for what is no key.
+    """
+    if key not in _defaults():
+        raise ValueError(unknown_key(key))
+    kind = type(_defaults()[key])
+    with contextlib.suppress(ValueError, KeyError):
+        if kind is bool:
+            return _BOOLEANS[text.strip().lower()]
+        if kind is not tuple:
+            return kind(text)
+        values, length = typed(key, _parse_numbers(text)), TUPLES[key][0]
+        if length is None or isinstance(length, str) or len(values) == length:
+            return values
+    raise ValueError(
+        f"config.{key}={text!r} is of the wrong type; it is {_kind_in_words(key)}, such as "
+        f"--config.{key}={_on_command_line(_example(key))}"
+    )
+
+
+def type_in_words(key: str) -> str:
+    """What the value of a key is: ``2 whole numbers, such as (224, 224)``."""
+    words, example = _kind_in_words(key), _example(key)
+    return words if isinstance(example, bool) else f"{words}, such as {example!r}"
+
+
 def unknown_key(key: str) -> str:
     """Message for a key that no config has: the nearest known ones, or all of its section."""
-    known = list(flatten(pretrain_defaults()))
-    by_leaf = {name.rpartition(".")[2]: name for name in known}
-    leaf = key.rpartition(".")[2]
-    near = [by_leaf[leaf]] if leaf in by_leaf else []
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    near = near or [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1)]
-    hint = f"did you mean config.{near[0]}?" if near else f"known: {', '.join(known)}"
+    known = list(_defaults())
+    below = [name for name in known if name.startswith(f"{key}.")]
+    if below:
+        return f"config.{key} is a section; its keys are {', '.join(below)}"
+    near = _nearest_keys(key, known)
+    if near:
+        hint = f"did you mean {' or '.join(f'config.{name}' for name in near)}?"
+    else:
+        beside = [name for name in known if name.startswith(f"{key.rpartition('.')[0]}.")]
+        hint = f"known: {', '.join(beside or known)}"
     return f"config.{key} is no key of a pretraining config; {hint}"
+
+
+def _nearest_keys(key: str, known: list[str]) -> list[str]:
+    """The key that is meant; several if that is undecided, none if there is no such key."""
+    if key in RENAMED:
+        return [RENAMED[key]]
+    parents = [name for name in known if key.startswith(f"{name}.")]
+    if parents:
+        return parents
+    current = {name: name for name in known} | RENAMED
+    section, _, leaf = key.rpartition(".")
+    of_that_name = [name for name in current if name.rpartition(".")[2] == leaf]
+    if of_that_name:
+        in_like_section = difflib.get_close_matches(key, of_that_name, n=1, cutoff=0.8)
+        return [current[name] for name in (section and in_like_section) or of_that_name]
+    near = difflib.get_close_matches(key, current, n=1, cutoff=0.7)
+    if not near:
+        leaves = {name.rpartition(".")[2]: name for name in current}
+        near = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1)]
+    return [current[name] for name in near]
+
+
+def _parse_numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas, in brackets or not. Raises ``ValueError`` for anything else."""
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    items = [item.strip() for item in text.split(",")]
+    if items[-1] == "":  # (), or the comma of (1,)
+        items.pop()
+    return tuple(_parse_number(item) for item in items)
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+
+
+def _kind_in_words(key: str) -> str:
+    kind = type(_defaults()[key])
+    if kind is not tuple:
+        words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+        return words[kind]
+    length, kind, _ = TUPLES[key]
+    words = "whole numbers" if kind is int else "numbers"
+    return f"{length} {words}" if isinstance(length, int) else words
+
+
+def _example(key: str) -> Any:
+    return _EXAMPLES.get(key, _defaults()[key])
+
+
+def _on_command_line(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@functools.cache
+def _defaults() -> Mapping[str, Any]:
+    return types.MappingProxyType(flatten(pretrain_defaults()))
 
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _near(value: Any, known: Iterable) -> str:
-    near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    by_lower_case = {str(word).lower(): word for word in known}
+    near = difflib.get_close_matches(str(value).lower(), by_lower_case, n=1)
+    return f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
 
 
 def _listed(known: Iterable) -> str:

@@ -127,7 +127,7 @@ def read_config(workdir: Workdir, flags: absl_flags.FlagValues) -> ConfigDict:
         raise FileNotFoundError(
             f"--workdir={workdir.path} holds no run: there is no {workdir.config.name} in it"
         )
-    config = from_plain(stored)
+    config = from_plain(stored, workdir.config)
     for name in ("encoder", "depth", "pool", "k", "temperature", "batch_size"):
         if flags[name].present:
             config.evaluation[name] = flags[name].value

@@ -59,7 +59,7 @@ class KnnMonitor:
         self._config = config
         self._method = method
         self._images: LabelledImages = build.build_labelled_images(
-            config, mesh, limit=config.evaluation.max_train_examples or None
+            config, mesh, limit=config.evaluation.max_examples or None
         )
         self._encode: Encode = build.build_encode(
             config, mesh, depth=config.evaluation.depth, pool=config.evaluation.pool

@@ -1,4 +1,6 @@
 import functools
+import json
+import math
 import pathlib
 import sys
 
@@ -9,7 +11,7 @@ from absl import flags as absl_flags
 
 from ddae_jax import build, command
 from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_explained
-from ddae_jax.config import check_config, pretrain_defaults
+from ddae_jax.config import check_config, flatten, pretrain_defaults, to_plain
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
@@ -73,6 +75,51 @@ def test_the_config_file_may_be_an_argument_of_its_own(file):
     assert parse("--config", file, "--workdir", "W").config.batch_size == 64
 
 
+@pytest.mark.parametrize(
+    "size", ["32,24", "(32,24)", "(32, 24)", "[32, 24]", "32, 24,"], ids=lambda size: size
+)
+def test_a_tuple_is_numbers_with_commas_in_brackets_or_not(file, size):
+    config = parse(f"--config={file}", f"--config.model.image_size={size}").config
+    assert config.model.image_size == (32, 24)
+
+
+def test_a_single_number_is_a_tuple_of_one(file):
+    config = parse(f"--config={file}", "--config.data.mean=0.25", "--config.data.std=0.2").config
+    assert (config.data.channels, config.data.mean, config.data.std) == (1, (0.25,), (0.2,))
+
+
+def test_values_may_be_arguments_of_their_own_and_stand_anywhere(file):
+    flags = parse(
+        "-config.mesh.data", "-1", "--config.epochs", "3", f"--config={file}", "--workdir", "W"
+    )
+    assert (flags.config.mesh.data, flags.config.epochs, flags.workdir) == (-1, 3.0, "W")
+
+
+def test_keys_that_are_true_or_false_need_no_value(file):
+    given = (f"--config={file}", "--config.data.flip", "--noconfig.log.tensorboard", "--workdir=W")
+    flags = parse(*given)
+    assert (flags.config.data.flip, flags.config.log.tensorboard) == (True, False)
+    assert flags.workdir == "W"
+
+
+def test_the_last_of_several_values_counts(file):
+    given = (f"--config={file}", "--config.model.image_size=8,8", "--config.model.image_size=4,12")
+    assert parse(*given).config.model.image_size == (4, 12)
+
+
+def test_a_file_of_flags_may_change_the_config(file, tmp_path):
+    flag_file = tmp_path / "flags"
+    flag_file.write_text(f"--config={file}\n--config.epochs=7\n--workdir=W\n")
+    flags = parse(f"--flagfile={flag_file}")
+    assert (flags.config.epochs, flags.workdir) == (7.0, "W")
+
+
+def test_the_config_is_locked(file, tmp_path):
+    config = parse(f"--config={file}").config
+    with pytest.raises(AttributeError):
+        config.new = 3
+
+
 def test_a_config_file_takes_an_argument_after_a_colon(tmp_path):
     path = tmp_path / "sized.py"
     path.write_text(
@@ -106,6 +153,23 @@ def test_a_missing_config_is_asked_for():
         parse("--workdir=W")
 
 
+@pytest.mark.parametrize(
+    "given", [["--config="], ["--config", "--workdir=W"], ["--workdir=W", "--config"]], ids=" ".join
+)
+def test_a_config_without_a_file_is_asked_for(given):
+    with pytest.raises((ValueError, absl_flags.Error), match="--config"):
+        parse(*given)
+
+
+def test_a_folder_and_another_file_are_no_config(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"--config={tmp_path}: it is a folder"):
+        parse(f"--config={tmp_path}")
+    stored = tmp_path / "config.json"
+    stored.write_text("{}")
+    with pytest.raises(ValueError, match=rf"--config={stored}: a config is a Python file"):
+        parse(f"--config={stored}")
+
+
 def test_a_config_file_that_does_not_exist_is_named():
     with pytest.raises(FileNotFoundError, match=r"--config=configs/none.py: there is no such file"):
         parse("--config=configs/none.py")
@@ -119,6 +183,8 @@ def test_a_config_file_that_does_not_exist_is_named():
         ("--config.learning_rate=1", "config.optimizer.learning_rate"),
         ("-config.mask.rato=0.5", "config.mask.ratio"),
         ("--noconfig.data.flop", "config.data.flip"),
+        ("--config.evaluation.max_train_examples=3", "config.evaluation.max_examples"),
+        ("--config.epochs.a=3", "config.epochs"),
     ],
 )
 def test_an_unknown_key_on_the_command_line_names_the_nearest(file, given, near):
@@ -136,8 +202,60 @@ def test_an_unknown_key_in_the_file_names_the_nearest(tmp_path):
         "    config.model.sise = 'B'\n"
         "    return config\n"
     )
-    with pytest.raises(ValueError, match=rf'--config={path}: .*"sise".*"size"'):
+    with pytest.raises(
+        ValueError, match=rf"--config={path} .*line 4.*no key.*did you mean config.model.size"
+    ):
         parse(f"--config={path}")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('config.epochs = "ten"', "config.epochs is of the wrong type; it is a number"),
+        ("config.epochs = None", "config.epochs=None is of the wrong type; it is a number"),
+        (
+            "config.model.image_size = 32",
+            "config.model.image_size is of the wrong type; it is 2 wh",
+        ),
+        ("config.data.mean = None", "config.data.mean=None is of the wrong type; it is numbers"),
+        ('config.data.mean = ("a", 0, 0)', "config.data.mean=('a', 0, 0) is of the wrong type"),
+        ("config.batch_size = True", "config.batch_size=True is of the wrong type; it is a whole"),
+        ("config.batch_size = 2.5", "config.batch_size is of the wrong type; it is a whole number"),
+        ("config.data.flip = 1", "config.data.flip is of the wrong type; it is True or False"),
+        ("config.mesh = 3", "config.mesh is a section; its keys are mesh.data, mesh.fsdp"),
+        ("config.model = None", "config.model is a section; its keys are model.attention_form"),
+        ('config.model = {"size": "B"}', "config.model.attention_form is missing"),
+        ('config["model"]["sise"] = "B"', "did you mean config.model.size?"),
+        ('config.mode.size = "B"', "did you mean config.model.size?"),
+        ('config.data.update({"flop": 1})', "did you mean config.data.flip?"),
+        (
+            "config.evaluation.max_train_examples = 3",
+            "did you mean config.evaluation.max_examples?",
+        ),
+        ("config.unlock(); config.foo = 3", "config.foo is no key"),
+        ("config = {}", "get_config() gives {}, not a ConfigDict"),
+        ("raise OSError(2, 'no', 'there')", "FileNotFoundError: [Errno 2] no: 'there'"),
+    ],
+    ids=lambda given: given[:40],
+)
+def test_what_a_config_file_sets_wrongly_is_explained_with_its_key(tmp_path, line, message, capsys):
+    path = tmp_path / f"wrong_{abs(hash(line))}.py"  # the interpreter caches lines by name
+    path.write_text(
+        "from ddae_jax.config import pretrain_defaults\n"
+        "def get_config():\n"
+        "    config = pretrain_defaults()\n"
+        f"    {line}\n"
+        "    return config\n"
+    )
+    with pytest.raises(CommandEnded) as ended, bad_input_is_explained():
+        parse(f"--config={path}")
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1
+    assert shown.startswith(f"error: --config={path}")
+    assert message in shown
+    if " is of the wrong type" in message and "=" not in message:  # told when it was set
+        assert f"({path.name}, line 4: {line})" in shown
 
 
 @pytest.mark.parametrize(
@@ -161,16 +279,30 @@ def test_a_file_that_is_no_config_is_refused_naming_it(tmp_path, body, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--config.batch_size=many", r"config.batch_size='many' is of the wrong type; .* int"),
-        ("--config.epochs=long", r"config.epochs='long' is of the wrong type; .* float"),
+        (
+            "--config.batch_size=many",
+            r"config.batch_size='many' is of the wrong type; .* whole number",
+        ),
+        ("--config.epochs=long", r"config.epochs='long' is of the wrong type; .* number"),
         ("--config.model.image_size=(big,16)", r"model.image_size="),
         ("--config.model.image_size=(16.0,16)", r"model.image_size="),
         ("--config.model.image_size='big'", r"model.image_size="),
         ("--config.data.mean=('a',)", r"data.mean="),
         ("--config.supervision.depths=(1.5,3)", r"supervision.depths="),
-        ("--config.data.flip=perhaps", r"config.data.flip='perhaps' .* bool"),
-        ("--config.batch_size=2.5", r"config.batch_size='2.5' .* int"),
-        ("--config.mask=0.5", r"config.mask"),
+        ("--config.data.flip=perhaps", r"config.data.flip='perhaps' .* True or False"),
+        ("--config.batch_size=2.5", r"config.batch_size='2.5' .* whole number"),
+        ("--config.mask=0.5", r"config.mask is a section; its keys are mask.kind, mask.ratio"),
+        ("--config.mask", r"config.mask is a section; its keys are mask.kind, mask.ratio"),
+        ("--config.epochs", r"--config.epochs has no value; .* is a number, such as 100.0"),
+        ("--config.epochs=", r"config.epochs='' is of the wrong type; it is a number"),
+        ("--config.epochs=True", r"config.epochs='True' is of the wrong type; it is a number"),
+        ("--config.data.flip=3", r"config.data.flip='3' is of the wrong type; it is True or"),
+        ("--noconfig.epochs", r"--noconfig.epochs is for keys that are True or False"),
+        ("--noconfig.data.flip=1", r"--noconfig.data.flip .* takes no value"),
+        ("--config.model.image_size=32", r"2 whole numbers, such as --config.model.*=224,224"),
+        ("--config.model.image_size=32x32", r"2 whole numbers, such as --config.model.*=224,224"),
+        ("--config.data.channels=3", r"set both, such as .*--config.data.mean=0.485,0.456,0.406"),
+        ("--config.data.mean=0,0,0", r"set both, such as .*\(0.5,\).*--config.data.mean=0.5"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_naming_the_right_one(file, given, message):
@@ -178,8 +310,13 @@ def test_a_value_of_the_wrong_type_is_refused_naming_the_right_one(file, given, 
         parse(f"--config={file}", given)
 
 
+def test_a_flag_is_no_value(file):
+    with pytest.raises(ValueError, match=r"--config.epochs has no value"):
+        parse(f"--config={file}", "--config.epochs", "--workdir=W")
+
+
 def test_a_value_that_is_not_allowed_is_refused(file):
-    with pytest.raises(ValueError, match=r"mask_ratio=1.5"):
+    with pytest.raises(ValueError, match=r"mask.ratio=1.5"):
         parse(f"--config={file}", "--config.mask.ratio=1.5")
     with pytest.raises(ValueError, match=r"model.size='Bi'; known: "):
         parse(f"--config={file}", "--config.model.size=Bi")
@@ -195,6 +332,56 @@ def test_an_argument_that_is_no_flag_is_refused(file):
         parse(f"--config={file}", "runs/a")
 
 
+ALL_KEYS = flatten(pretrain_defaults())
+TEXTS = ("0", "-1", "nan", "inf", "-inf", "1e308", "1e-323", "", "x", "()", "0,0", "None", "True")
+VALUES = (0, -1, 0.5, math.nan, math.inf, -math.inf, 1e308, "", "x", (), (1,), None, True)
+VALUES += (("x", "x"), (None, None), (math.nan, math.nan), [[]], {}, {"a": 1})
+
+
+def refusal(check, *arguments):
+    """What a ``ValueError`` says; None if there is none. Any other error is one of the test."""
+    try:
+        check(*arguments)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def build_all(config):
+    """All that is made of a config alone, before anything is compiled or written."""
+    schedule = build.Schedule(22, 44)
+    build.build_method(config)
+    build.build_optimizer(config, schedule)
+    assert 1 <= schedule.steps(config.checkpoint.every_epochs) < 2**31
+    assert 1 <= schedule.steps(config.log.figures_every_epochs) < 2**31
+    json.dumps(to_plain(config), allow_nan=False)
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+def test_whatever_the_command_line_gives_is_taken_or_refused_by_name(file, key):
+    num_refused = 0
+    for text in TEXTS:
+        argv = (f"--config={file}", f"--config.{key}={text}")
+        message = refusal(parse, *argv)
+        num_refused += message is not None
+        assert message is None or key in message, text
+        if message is None:
+            build_all(parse(*argv).config)
+    assert num_refused or isinstance(ALL_KEYS[key], str)
+
+
+@pytest.mark.parametrize("key", ALL_KEYS)
+def test_whatever_a_file_sets_is_taken_or_refused_by_name(key):
+    for value in VALUES:
+        config = pretrain_defaults()
+        with config.ignore_type():
+            config.update_from_flattened_dict({key: value})
+        message = refusal(check_config, config)
+        assert message is None or key in message, value
+        if message is None:
+            build_all(config)
+
+
 # ---- how errors reach the person
 
 
@@ -206,6 +393,9 @@ def test_an_argument_that_is_no_flag_is_refused(file):
         ["--config=FILE", "--config.model.sise=B"],
         ["--config=FILE", "--config.batch_size=many"],
         ["--config=FILE", "--config.mask.ratio=7"],
+        ["--config=FILE", "--config.model=B"],
+        ["--config=FILE", "--config.epochs"],
+        ["--config=FILE", "--flagfile=none"],
         ["--config=FILE", "--wrkdir=W"],
         ["--config=FILE", "W"],
     ],

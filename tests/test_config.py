@@ -1,3 +1,4 @@
+import ast
 import json
 import pathlib
 import re
@@ -7,12 +8,16 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config import (
     CHOICES,
+    RENAMED,
     check_config,
     contradictions,
     flatten,
     from_plain,
+    ignored_keys,
+    parse_value,
     pretrain_defaults,
     to_plain,
+    typed,
     unknown_key,
 )
 
@@ -60,6 +65,8 @@ def test_every_known_word_passes(key, word):
     config.update_from_flattened_dict({key: word})
     if word == "H":
         config.model.patch_size = 14
+    if word == "tfds":
+        config.data.name = "cifar10"
     assert check_config(config) is None
 
 
@@ -71,23 +78,33 @@ def test_every_known_word_passes(key, word):
         ("teacher.momentum_start", 1.1, "in [0, 1]"),
         ("teacher.momentum_end", -0.1, "in [0, 1]"),
         ("data.max_corrupt_share", 1.5, "in [0, 1]"),
-        ("batch_size", 0, "at least 1"),
+        ("batch_size", 0, "in [1, "),
         ("epochs", -1.0, "more than 0"),
         ("epochs", 0.0, "more than 0"),
         ("checkpoint.every_epochs", 0.0, "more than 0"),
         ("checkpoint.every_epochs", -2.0, "more than 0"),
-        ("model.patch_size", 0, "at least 1"),
-        ("log.every_steps", 0, "at least 1"),
-        ("checkpoint.keep_last", 0, "at least 1"),
-        ("checkpoint.keep_every", -1, "at least 0"),
-        ("optimizer.learning_rate", -1e-3, "at least 0"),
-        ("optimizer.weight_decay", -0.1, "at least 0"),
+        ("model.patch_size", 0, "in [1, "),
+        ("log.every_steps", 0, "in [1, "),
+        ("checkpoint.keep_last", 0, "in [1, "),
+        ("checkpoint.keep_every", -1, "in [0, "),
+        ("optimizer.learning_rate", -1e-3, "in [0, "),
+        ("optimizer.weight_decay", -0.1, "in [0, "),
         ("optimizer.warmup_epochs", -1.0, "at least 0"),
-        ("optimizer.clip_norm", -3.0, "at least 0"),
-        ("evaluation.k", 0, "at least 1"),
-        ("evaluation.temperature", -0.1, "at least 0"),
-        ("data.num_workers", -1, "at least 0"),
-        ("data.num_threads", -1, "at least 0"),
+        ("optimizer.clip_norm", -3.0, "in [0, "),
+        ("evaluation.k", 0, "in [1, "),
+        ("evaluation.temperature", -0.1, "in [0, "),
+        ("data.num_workers", -1, "in [0, "),
+        ("data.num_threads", -1, "in [0, "),
+        ("seed", -1, "in [0, 4294967295]"),
+        ("seed", 2**32, "in [0, 4294967295]"),
+        ("batch_size", 10**6 + 1, "in [1, 1000000]"),
+        ("evaluation.batch_size", 10**20, "in [1, 1000000]"),
+        ("data.num_workers", 10**6, "in [0, 1024]"),
+        ("optimizer.learning_rate", 1e308, "in [0, 1e+30]"),
+        ("supervision.beta_step", 1e308, "in [0, 1000000]"),
+        ("evaluation.temperature", 1e-9, "at least 0.001, or 0"),
+        ("epochs", float("inf"), "a finite number, more than 0"),
+        ("checkpoint.every_epochs", float("inf"), "a finite number, more than 0"),
     ],
 )
 def test_a_number_out_of_range_is_refused_naming_what_is_allowed(key, bad, allowed):
@@ -122,7 +139,7 @@ def test_not_a_number_is_refused(key):
         {"optimizer.b1": 1.0},
         {"optimizer.b2": -0.1},
         {"evaluation.batch_size": 0},
-        {"evaluation.max_train_examples": -1},
+        {"evaluation.max_examples": -1},
         {"evaluation.knn_every_epochs": -1.0},
         {"log.figures_every_epochs": -1.0},
         {"decoder.num_heads": 7, "model.encoder_input": "visible"},
@@ -140,19 +157,31 @@ def test_what_could_only_fail_later_is_refused_at_once(changes):
 @pytest.mark.parametrize(
     ("key", "bad", "message"),
     [
-        ("model.image_size", (224,), r"model.image_size=\(224,\); it has 2 values"),
-        ("data.crop_scale", (0.2, 0.5, 1.0), r"data.crop_scale=.*; it has 2 values"),
-        ("data.crop_ratio", (1.0,), r"data.crop_ratio=.*; it has 2 values"),
-        ("supervision.beta_range", (0.0,), r"supervision.beta_range=.*; it has 2 values"),
-        ("data.mean", (0.5,), r"data.mean=\(0.5,\); it has 3 values"),
-        ("data.std", (0.5, 0.5), r"data.std=\(0.5, 0.5\); it has 3 values"),
-        ("data.channels", 1, r"data.mean=.*; it has 1 values"),
-        ("model.image_size", (230, 224), r"image_size=\(230, 224\) .*patch_size=16.*\(224, 224\)"),
-        ("model.image_size", (8, 8), r"image_size=\(8, 8\), patch_size=16; .*at least one patch"),
-        ("mask.ratio", 1.2, r"mask_ratio=1.2; it is the hidden share of patches and lies in"),
-        ("mask.ratio", 0.0, r"mask_ratio=0.0; .*lies in \(0, 1\)"),
-        ("mask.ratio", 0.999, r"mask_ratio=0.999 leaves no visible patch of the 196"),
-        ("supervision.depths", (6, 13), r"supervision.depths=\(6, 13\).*'B' has 12 blocks"),
+        (
+            "model.image_size",
+            (224,),
+            r"model.image_size=\(224,\); it is 2 whole numbers, such as \(224",
+        ),
+        ("data.crop_scale", (0.2, 0.5, 1.0), r"data.crop_scale=.*; it is 2 numbers, such as"),
+        ("data.crop_ratio", (1.0,), r"data.crop_ratio=.*; it is 2 numbers, such as"),
+        ("supervision.beta_range", (0.0,), r"supervision.beta_range=.*; it is 2 numbers, such as"),
+        ("data.mean", (0.5,), r"data.mean=\(0.5,\); data.channels=3 asks for 3 values"),
+        ("data.std", (0.5, 0.5), r"data.std=.*0.5\); data.channels=3 asks for 3 values"),
+        ("data.channels", 1, r"data.mean=.*1 value in each of data.mean and data.std: .*=0.5$"),
+        (
+            "model.image_size",
+            (230, 224),
+            r"^model.image_size=\(230, .*model.patch_size=16.*\(224, 2",
+        ),
+        (
+            "model.image_size",
+            (8, 8),
+            r"model.image_size=\(8, 8\), model.patch_size=16; .*one patch",
+        ),
+        ("mask.ratio", 1.2, r"^mask.ratio=1.2; it is the hidden share of patches and lies in"),
+        ("mask.ratio", 0.0, r"^mask.ratio=0.0; .*lies in \(0, 1\)"),
+        ("mask.ratio", 0.999, r"^mask.ratio=0.999 leaves no visible patch of the 196"),
+        ("supervision.depths", (6, 13), r"supervision.depths=\(6, 13\).*at most 12"),
         ("supervision.depths", (0, 6), r"supervision.depths=\(0, 6\).*at least 1"),
         ("supervision.depths", (8, 6), r"supervision.depths=\(8, 6\); they ascend"),
         ("supervision.depth_weights", (1.0, 2.0), r"depth_weights=\(1.0, 2.0\); one for each"),
@@ -173,9 +202,236 @@ def test_class_token_pooling_needs_a_class_token():
         check_config(config)
 
 
-def test_last_supervision_takes_a_single_depth_weight():
-    config = changed(supervision__mode="last", supervision__depth_weights=(2.0,))
+@pytest.mark.parametrize("mode", ["deep", "deep_dynamic"])
+@pytest.mark.parametrize("weights", [(0, 0), (1.0, 0.0)])
+def test_weights_that_leave_the_last_blocks_untrained_are_refused(mode, weights):
+    config = changed(
+        supervision__mode=mode, supervision__depths=(6, 12), supervision__depth_weights=weights
+    )
+    with pytest.raises(
+        ValueError, match=r"depth_weights=.*the last one, of depth 12, must be more"
+    ):
+        check_config(config)
+    config.supervision.depth_weights = (0, 0.5)
     assert check_config(config) is None
+
+
+def test_last_supervision_takes_a_config_made_for_several_depths():
+    config = changed(supervision__depths=(6, 12), supervision__depth_weights=(0.5, 1.0))
+    assert check_config(config) is None
+    config.supervision.mode = "last"
+    assert check_config(config) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("data.crop_ratio", [(1e-9, 1e9), (0.001, 1), (1, 101)]),
+        ("data.crop_scale", [(5e-324, 1), (0.2, 1.1), (0, 0)]),
+        ("data.mean", [(123.7, 116.3, 103.5), (-0.1, 0, 0)]),  # of 0..255
+        ("data.std", [(58.4, 57.1, 57.4), (1e-9, 1, 1)]),
+        ("supervision.beta_range", [(-100, 0), (0, 1e300)]),
+        ("supervision.depth_weights", [(1, 1, 1, -1), (1, 1, 1, 1e300)]),
+        ("model.image_size", [(0, 16), (2**40, 16)]),
+    ],
+)
+def test_extreme_values_of_a_tuple_are_refused(key, values):
+    for value in values:
+        config = pretrain_defaults()
+        config.update_from_flattened_dict({key: value})
+        with pytest.raises(ValueError, match=re.escape(f"{key}={value}; each is in [")):
+            check_config(config)
+
+
+@pytest.mark.parametrize("beta_init", [-2.1, 2.1])
+def test_beta_starts_in_its_range(beta_init):
+    with pytest.raises(ValueError, match=rf"beta_init={beta_init} lies outside .*beta_range=\(-2"):
+        check_config(changed(supervision__beta_init=beta_init))
+    assert check_config(changed(supervision__beta_init=-2.0)) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ("optimizer.end_learning_rate", "optimizer.learning_rate"),
+        ("teacher.momentum_start", "teacher.momentum_end"),
+    ],
+)
+def test_schedules_do_not_run_backwards(low, high):
+    config = pretrain_defaults()
+    config.update_from_flattened_dict({low: 0.5, high: 0.25})
+    with pytest.raises(ValueError, match=f"{low}=0.5 must not exceed {high}=0.25"):
+        check_config(config)
+    config.update_from_flattened_dict({high: 0.5})
+    assert check_config(config) is None
+
+
+def test_a_tfds_source_needs_a_name():
+    with pytest.raises(ValueError, match=r"data.source='tfds' needs .*data.name='cifar10'"):
+        check_config(changed(data__source="tfds"))
+
+
+@pytest.mark.parametrize("key", flatten(pretrain_defaults()))
+def test_none_is_refused_naming_the_key(key):
+    config = pretrain_defaults()
+    config.update_from_flattened_dict({key: None})
+    with pytest.raises(ValueError, match=f"config.{key}=None is of the wrong type; it is "):
+        check_config(config)
+
+
+def test_a_config_without_a_key_or_with_another_is_refused():
+    config = pretrain_defaults()
+    config.unlock()
+    del config.model.size
+    with pytest.raises(ValueError, match=r"config.model.size is missing; .*pretrain_defaults\(\)"):
+        check_config(config)
+    config = pretrain_defaults()
+    config.unlock()
+    config.model.sise = "B"
+    with pytest.raises(ValueError, match=r"config.model.sise is no key.*config.model.size\?"):
+        check_config(config)
+
+
+# ---- what is set and has no effect
+
+
+def test_the_defaults_ignore_nothing():
+    assert ignored_keys(pretrain_defaults()) == []
+    assert ignored_keys(changed(supervision__mode="last", targets__feature_weight=0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "ignored"),
+    [
+        ({"supervision.mode": "last", "supervision.depths": (6, 12)}, ["supervision.depths"]),
+        (
+            {"supervision.mode": "last", "supervision.depth_weights": (0.5, 1.0)},
+            ["supervision.depth_weights"],
+        ),
+        ({"supervision.mode": "deep", "supervision.depths": (6, 12)}, []),
+        (
+            {
+                "supervision.mode": "deep",
+                "supervision.weighting": "normalised",
+                "supervision.beta_init": 0.0,
+                "supervision.beta_step": 1.0,
+                "supervision.beta_range": (-1.0, 1.0),
+            },
+            [
+                "supervision.beta_init",
+                "supervision.beta_range",
+                "supervision.beta_step",
+                "supervision.weighting",
+            ],
+        ),
+        ({"supervision.weighting": "normalised"}, []),
+        ({"decoder.width": 64, "decoder.depth": 1}, ["decoder.depth", "decoder.width"]),
+        ({"decoder.width": 64, "model.encoder_input": "visible"}, []),
+        (
+            {"teacher.momentum_start": 0.9, "targets.feature_weight": 0.0},
+            ["teacher.momentum_start"],
+        ),
+        ({"teacher.momentum_start": 0.9}, []),
+        (
+            {"targets.normalize_pixels": False, "targets.pixel_weight": 0.0},
+            ["targets.normalize_pixels"],
+        ),
+        ({"data.name": "cifar10"}, ["data.name"]),
+        ({"data.name": "cifar10", "data.source": "tfds"}, []),
+        ({"data.data_dir": "/data", "data.source": "digits"}, ["data.data_dir"]),
+        ({"data.data_dir": "/data"}, []),
+        ({"evaluation.max_examples": 64}, ["evaluation.max_examples"]),
+        ({"evaluation.max_examples": 64, "evaluation.knn_every_epochs": 1.0}, []),
+    ],
+    ids=str,
+)
+def test_keys_that_others_switch_off_are_named_with_the_reason(changes, ignored):
+    config = pretrain_defaults()
+    config.update_from_flattened_dict(changes)
+    lines = ignored_keys(config)
+    assert sorted(line.partition("=")[0] for line in lines) == ignored
+    for line in lines:
+        key = line.partition("=")[0]
+        value, reason = line.removeprefix(f"{key}=").split(" is ignored: ")
+        assert value == repr(changes[key])
+        assert reason.partition("=")[0] in flatten(config)  # the key that switches it off
+
+
+# ---- values in words
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("epochs", "3", 3.0),
+        ("epochs", "1e-3", 0.001),
+        ("batch_size", "64", 64),
+        ("data.flip", "true", True),
+        ("data.flip", "0", False),
+        ("data.data_dir", "", ""),
+        ("data.data_dir", "a=b, c", "a=b, c"),
+        ("model.image_size", "32,24", (32, 24)),
+        ("model.image_size", "(32, 24)", (32, 24)),
+        ("model.image_size", "[32,24,]", (32, 24)),
+        ("data.mean", "0.5", (0.5,)),
+        ("data.mean", "(0.5,)", (0.5,)),
+        ("supervision.depths", "()", ()),
+        ("supervision.depths", "", ()),
+        ("supervision.depths", "12", (12,)),
+    ],
+)
+def test_values_are_read_from_text(key, text, value):
+    found = parse_value(key, text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "allowed"),
+    [
+        ("epochs", "True", "a number, such as --config.epochs=100.0"),
+        ("epochs", "", "a number, such as --config.epochs=100.0"),
+        ("batch_size", "2.5", "a whole number, such as --config.batch_size=256"),
+        ("batch_size", "True", "a whole number, such as --config.batch_size=256"),
+        ("data.flip", "3", "True or False, such as --config.data.flip=True"),
+        ("model.image_size", "32", "2 whole numbers, such as --config.model.image_size=224,224"),
+        ("model.image_size", "32x32", "2 whole numbers, such as --config.model.image_size=224,224"),
+        ("model.image_size", "32 32", "2 whole numbers, such as --config.model.image_size=224,224"),
+        ("model.image_size", "32.0,32", "2 whole numbers, such as --config.model.image_size=224,"),
+        ("model.image_size", "(32,32", "2 whole numbers, such as --config.model.image_size=224,"),
+        ("supervision.depths", "6,,12", "whole numbers, such as --config.supervision.depths=6,12"),
+        ("data.mean", "None", "numbers, such as --config.data.mean=0.485,0.456,0.406"),
+    ],
+)
+def test_a_text_that_is_no_value_is_refused_with_an_example(key, text, allowed):
+    message = f"config.{key}={text!r} is of the wrong type; it is {allowed}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_value(key, text)
+
+
+def test_examples_in_messages_are_values():
+    for key in flatten(pretrain_defaults()):
+        with pytest.raises(ValueError, match="it is ") as caught:
+            typed(key, None)
+        _, has_example, example = str(caught.value).partition(", such as ")
+        if has_example:
+            assert typed(key, ast.literal_eval(example)) == ast.literal_eval(example)
+
+
+def test_types_are_kept_apart():
+    assert (typed("epochs", 3), type(typed("epochs", 3))) == (3.0, float)
+    assert typed("data.mean", [0, 0.5]) == (0, 0.5)
+    for key, value in [
+        ("epochs", True),
+        ("batch_size", True),
+        ("batch_size", 2.0),
+        ("data.flip", 1),
+        ("model.size", 3),
+        ("model.image_size", 32),
+        ("model.image_size", (32, True)),
+        ("epochs", 10**400),
+    ]:
+        with pytest.raises(ValueError, match=f"config.{key}={re.escape(repr(value))} is of the wr"):
+            typed(key, value)
 
 
 # ---- stored and read again
@@ -204,6 +460,47 @@ def test_a_stored_key_that_no_config_has_is_refused():
     stored["model"]["sise"] = "B"
     with pytest.raises(ValueError, match=r"config.model.sise is no key.*config.model.size\?"):
         from_plain(stored)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ([], r"holds \[\]; it must hold the keys of a config"),
+        (None, r"holds None; it must hold the keys of a config"),
+        ({"epochs": "ten"}, r"config.epochs='ten' is of the wrong type; it is a number"),
+        ({"epochs": None}, r"config.epochs=None is of the wrong type; it is a number"),
+        ({"epochs": {}}, r"config.epochs=\{\} is of the wrong type; it is a number"),
+        ({"epochs": {"a": 1}}, r"config.epochs.a is no key.*did you mean config.epochs\?"),
+        ({"batch_size": 2.5}, r"config.batch_size=2.5 is of the wrong type; it is a whole number"),
+        ({"data": {"flip": 1}}, r"config.data.flip=1 is of the wrong type; it is True or False"),
+        ({"data": {"mean": 0.5}}, r"config.data.mean=0.5 is of the wrong type; it is numbers"),
+        ({"data": {"mean": ["a"]}}, r"config.data.mean=\['a'\] is of the wrong type; it is num"),
+        ({"model": "B"}, r"config.model is a section; its keys are model.attention_form, "),
+        ({"modle": {"size": "B"}}, r"config.modle.size is no key.*config.model.size\?"),
+    ],
+    ids=str,
+)
+def test_a_stored_config_that_somebody_broke_names_file_and_key(stored, message):
+    for read in (
+        lambda: from_plain(stored, "W/config.json"),
+        lambda: contradictions(stored, to_plain(pretrain_defaults()), "W/config.json"),
+    ):
+        with pytest.raises(ValueError, match=rf"^W/config.json:? {message}"):
+            read()
+
+
+def test_a_stored_config_may_have_keys_by_their_older_names():
+    stored = to_plain(pretrain_defaults())
+    del stored["evaluation"]["max_examples"]
+    stored["evaluation"]["max_train_examples"] = 64
+    assert from_plain(stored).evaluation.max_examples == 64
+    assert contradictions(stored, to_plain(pretrain_defaults())) == []
+
+
+def test_renamed_keys_are_none_any_more_and_lead_to_one():
+    known = flatten(pretrain_defaults())
+    assert not set(RENAMED) & set(known)
+    assert set(RENAMED.values()) <= set(known)
 
 
 def test_flatten_names_keys_by_dots():
@@ -238,7 +535,6 @@ def test_contradictions_name_each_key_with_both_values():
         ("data.data_dir", "/elsewhere"),
         ("data.num_workers", 9),
         ("data.num_threads", 9),
-        ("data.in_memory", True),
         ("data.max_corrupt_share", 0.5),
     ],
 )
@@ -251,7 +547,13 @@ def test_keys_that_do_not_change_what_is_computed_are_free(key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epochs", 7.0), ("data.augment_in", "device"), ("data.name", "x"), ("data.flip", False)],
+    [
+        ("epochs", 7.0),
+        ("data.augment_in", "device"),
+        ("data.name", "x"),
+        ("data.flip", False),
+        ("data.in_memory", True),  # a JPEG is decoded smaller where it is decoded for each crop
+    ],
 )
 def test_keys_that_do_are_not(key, value):
     config = pretrain_defaults()
@@ -282,12 +584,33 @@ def test_keys_younger_than_a_stored_config_have_their_defaults():
         ("optimiser.learning_rate", "optimizer.learning_rate"),
         ("learning_rate", "optimizer.learning_rate"),  # the section left out
         ("model.ratio", "mask.ratio"),  # another section's
+        ("evaluation.max_train_examples", "evaluation.max_examples"),  # its older name
+        ("max_train_examples", "evaluation.max_examples"),
+        ("evaluation.max_train_exampels", "evaluation.max_examples"),
+        ("epochs.number", "epochs"),  # it has no keys below it
+        ("mode.size", "model.size"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(wrong, near):
     message = unknown_key(wrong)
     assert message.startswith(f"config.{wrong} is no key of a pretraining config; ")
     assert f"did you mean config.{near}?" in message
+
+
+@pytest.mark.parametrize("section", ["model", "mesh", "evaluation"])
+def test_a_section_lists_its_keys(section):
+    keys = [key for key in flatten(pretrain_defaults()) if key.startswith(f"{section}.")]
+    expected = f"config.{section} is a section; its keys are {', '.join(keys)}"
+    assert unknown_key(section) == expected
+
+
+def test_a_name_that_several_sections_have_leads_to_all_of_them():
+    message = unknown_key("model.batch_size")
+    assert message.endswith("did you mean config.batch_size or config.evaluation.batch_size?")
+
+
+def test_a_key_like_no_other_of_its_section_gets_the_sections_list():
+    assert unknown_key("mesh.x").endswith("; known: mesh.data, mesh.fsdp")
 
 
 def test_the_nearest_key_is_a_whole_one():
