@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command
-from ddae_jax.config import contradictions, to_plain
+from ddae_jax.config import contradictions, ignored_keys, to_plain
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
@@ -233,6 +233,8 @@ def say_start(run: Run, start_step: int) -> None:
         run.mesh.size,
         jax.devices()[0].platform,
     )
+    for line in ignored_keys(config):
+        _log.warning(line)
     if config.optimizer.warmup_epochs >= config.epochs:
         _log.warning(
             "optimizer.warmup_epochs=%g: the learning rate rises until the end of %g epochs",
@@ -250,7 +252,9 @@ def check_workdir(path: str, config: ConfigDict, allow_config_changes: bool) -> 
     workdir = Workdir(path)
     workdir.check_is_a_run_or_empty()
     stored = workdir.read_config()
-    differences = contradictions(stored, to_plain(config)) if stored else []
+    differences = (
+        contradictions(stored, to_plain(config), workdir.config) if stored is not None else []
+    )
     if differences and not allow_config_changes:
         shown = "\n  ".join(differences)
         raise ValueError(

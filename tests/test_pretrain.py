@@ -17,7 +17,9 @@ from PIL import Image
 
 import tiny
 from ddae_jax import build, pretrain
+from ddae_jax.config import pretrain_defaults
 from ddae_jax.monitor import KnnMonitor
+from ddae_jax.training.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +276,9 @@ def status(arguments):
 BAD_INPUT = {
     "--config.model.patchsize=4": "did you mean config.model.patch_size",
     "--config.model.patch_size=four": "config.model.patch_size='four' is of the wrong type",
-    "--config.mask.ratio=1.2": "mask_ratio=1.2; it is the hidden share",
+    "--config.mask.ratio=1.2": "mask.ratio=1.2; it is the hidden share",
     "--config.mask.ratio=0.99": "leaves no visible patch",
-    "--config.model.image_size=(18,16)": "not divisible by patch_size=4",
+    "--config.model.image_size=(18,16)": "not divisible by model.patch_size=4",
     "--config.model.patch_size=1": "a patch of one value cannot be normalised",
     "--config.supervision.depths=(1,2)": "the last one must be 3",
     "--config.supervision.depths=(2,9)": "at most 3, the model's depth",
@@ -285,6 +287,9 @@ BAD_INPUT = {
     "--config.method=ddea": "did you mean 'ddae'",
     "--config.data.source=digit": "did you mean 'digits'",
     "--config.epochs=0": "epochs=0.0; it is more than 0",
+    "--config.epochs=1e300": "epochs=1e+300 of 22 steps are 2.2e+301 steps; a run has at most",
+    "--config.model=B": "config.model is a section; its keys are model.attention_form, ",
+    "--config.supervision.beta_init=-3": "lies outside supervision.beta_range=(-2.0, 2.0)",
     "--no_such_flag=1": "no_such_flag",
 }
 
@@ -297,6 +302,30 @@ def test_bad_input_is_explained_before_anything_is_written(argument, config, tmp
     assert BAD_INPUT[argument] in message
     assert message.startswith("error: ")
     assert not workdir.exists()
+
+
+def test_keys_without_effect_are_named_once_at_the_start(caplog):
+    config = pretrain_defaults()
+    config.model.size = "Ti"
+    config.supervision.mode = "last"
+    config.supervision.depths = (6, 12)
+    mesh = make_mesh()
+    run = pretrain.Run(
+        config=config,
+        workdir=None,
+        mesh=mesh,
+        method=build.build_method(config),
+        source=range(512),
+        loader=None,
+        knn=None,
+        schedule=build.Schedule(2, 200),
+    )
+    with caplog.at_level("WARNING", logger="ddae_jax"):
+        pretrain.say_start(run, start_step=0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "supervision.depths=(6, 12) is ignored: supervision.mode='last' reads out the last block "
+        "alone"
+    ]
 
 
 def test_missing_data_is_explained_before_anything_is_written(config, tmp_path, capsys):
@@ -391,7 +420,7 @@ def test_cifar10_runs_from_the_folder_given_without_tensorflow(tmp_path):
             "--config.model.size=micro",
             "--config.epochs=0.002",
             "--config.batch_size=32",
-            "--config.evaluation.max_train_examples=64",
+            "--config.evaluation.max_examples=64",
             "--config.optimizer.warmup_epochs=0.001",
         ],
         env=tiny.environment(),
