@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
+import logging
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,7 +15,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from ddae_jax.models.vit import ViT
+from ddae_jax.training.agreement import agreed
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
+from ddae_jax.training.workdir import written_atomically
+
+_log = logging.getLogger(__name__)
 
 Pool = Literal["mean", "class_token"]
 Examples = tuple[Float[np.ndarray, "examples width"], Int[np.ndarray, "examples"]]
@@ -22,6 +27,9 @@ Examples = tuple[Float[np.ndarray, "examples width"], Int[np.ndarray, "examples"
 Encode = Callable[[PyTree, Array], Float[Array, "batch width"]]
 
 _SETS = ("train", "test")
+
+MOST_RAW_PIXELS = 32
+"""The longer side, in pixels, to which images are shrunk where their raw pixels are features."""
 
 
 def make_encode(
@@ -65,12 +73,27 @@ def encode_dataset(
 
 
 def raw_pixels(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Examples:
-    """The pixels themselves as features, 0..1: the baseline that knows nothing."""
-    flatten = jax.jit(
-        lambda images: images.reshape(images.shape[0], -1).astype(jnp.float32) / 255,
-        out_shardings=replicated(mesh),
-    )
-    return _collect(flatten, batches, mesh)
+    """The pixels themselves as features, 0..1: the baseline that knows nothing.
+
+    Images of more than :data:`MOST_RAW_PIXELS` a side are shrunk to that first, in their
+    proportions: at 224 x 224, ImageNet's pixels would fill 700 GiB.
+    """
+
+    def flatten(images):
+        batch, *size, channels = images.shape
+        images = images.astype(jnp.float32) / 255
+        if raw_pixel_size(size) != tuple(size):
+            shape = (batch, *raw_pixel_size(size), channels)
+            images = jax.image.resize(images, shape, "linear", antialias=True)
+        return images.reshape(batch, -1)
+
+    return _collect(jax.jit(flatten, out_shardings=replicated(mesh)), batches, mesh)
+
+
+def raw_pixel_size(image_size: Sequence[int]) -> tuple[int, ...]:
+    """(height, width) at which the raw pixels of images of a size are compared."""
+    shrink = max(1, max(image_size) / MOST_RAW_PIXELS)
+    return tuple(max(1, round(side / shrink)) for side in image_size)
 
 
 def _collect(
@@ -93,6 +116,9 @@ def cached(
 ) -> tuple[Examples, Examples]:
     """``compute()``, or what it gave the last time it was asked for with the same key.
 
+    Of several processes, all compute unless all can read what is kept. What cannot be kept or read
+    is computed, with a warning.
+
     Args:
         folder: of the cache.
         key: all that the result depends on, as JSON can store it.
@@ -101,19 +127,33 @@ def cached(
     described = json.dumps(key, sort_keys=True)
     digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = folder / f"{digest}.npz"
-    if path.exists():
+    kept = _read(path) if path.exists() else None
+    if agreed(kept is not None):
+        return kept
+    examples = compute()
+    if jax.process_index() == 0:
+        _keep(path, described, examples)
+    return examples
+
+
+def _read(path: pathlib.Path) -> tuple[Examples, Examples] | None:
+    try:
         with np.load(path) as stored:
             train, test = ((stored[f"{s}_features"], stored[f"{s}_labels"]) for s in _SETS)
             return train, test
-    examples = compute()
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        half_written = folder / f".{digest}.{os.getpid()}.npz"
-        arrays = {
-            f"{name}_{what}": array
-            for name, pair in zip(_SETS, examples, strict=True)
-            for what, array in zip(("features", "labels"), pair, strict=True)
-        }
-        np.savez(half_written, key=described, **arrays)
-        os.replace(half_written, path)
-    return examples
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _log.warning("%s cannot be read (%s); its features are computed anew", path, error)
+        return None
+
+
+def _keep(path: pathlib.Path, key: str, examples: tuple[Examples, Examples]) -> None:
+    arrays = {
+        f"{name}_{what}": array
+        for name, pair in zip(_SETS, examples, strict=True)
+        for what, array in zip(("features", "labels"), pair, strict=True)
+    }
+    try:
+        with written_atomically(path) as half_written, open(half_written, "wb") as file:
+            np.savez(file, key=key, **arrays)
+    except OSError as error:
+        _log.warning("features could not be kept for the next time: %s", error)

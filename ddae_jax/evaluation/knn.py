@@ -74,7 +74,9 @@ def _vote(
     k: int,
     temperature: float,
 ) -> Int[Array, "chunk"]:
-    similarity, nearest = jax.lax.top_k(test @ train.T, k)
+    # The default precision of accelerators would swap neighbours that are about as near.
+    products = jnp.matmul(test, train.T, precision=jax.lax.Precision.HIGHEST)
+    similarity, nearest = jax.lax.top_k(products, k)
     # The largest similarity is taken off first: the vote is the same, and nothing overflows.
     weight = jnp.exp((similarity - similarity[:, :1]) / temperature) if temperature else 1.0
     votes = (

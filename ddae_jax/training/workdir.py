@@ -1,11 +1,14 @@
 """The folder of a run: what lies where, and that only one run at a time writes there."""
 
+import contextlib
 import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+_HALF_WRITTEN_CONFIG = ".config.*.json"
 
 
 class WorkdirInUse(RuntimeError):
@@ -61,7 +64,7 @@ class Workdir:
         lock.write(str(os.getpid()))
         lock.flush()
         self._lock = lock
-        for left_over in self.path.glob(".config.json.*"):  # by a kill amid write_config
+        for left_over in self.path.glob(_HALF_WRITTEN_CONFIG):  # by a kill amid write_config
             left_over.unlink(missing_ok=True)
 
     def release(self) -> None:
@@ -78,7 +81,7 @@ class Workdir:
         foreign = sorted(
             entry.name
             for entry in self.path.iterdir()
-            if not (entry.name in own or entry.name.startswith(".config.json."))
+            if entry.name not in own and not entry.match(_HALF_WRITTEN_CONFIG)
         )
         if foreign:
             raise ValueError(
@@ -111,13 +114,22 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a file so that readers, and a crash, see the old text or the new one."""
+    with written_atomically(path) as half_written:
+        half_written.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written_atomically(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name to write a file to, beside ``path``, which it becomes if the body ends well.
+
+    Readers, and a crash, see the old file or the new one; its folder is made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    half_written = path.with_name(f".{path.name}.{os.getpid()}")
+    half_written = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        with open(half_written, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name without its text
+        yield half_written
+        with open(half_written, "rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
         os.replace(half_written, path)
     finally:
         half_written.unlink(missing_ok=True)

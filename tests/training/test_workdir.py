@@ -110,7 +110,7 @@ def test_a_config_that_is_no_json_object_is_named(text, tmp_path):
 
 
 def test_what_a_kill_leaves_of_a_first_config_does_not_lock_the_workdir(tmp_path):
-    (tmp_path / ".config.json.123").write_text('{"se')
+    (tmp_path / ".config.123.json").write_text('{"se')
     workdir = Workdir(tmp_path)
     workdir.check_is_a_run_or_empty()
     workdir.claim()
