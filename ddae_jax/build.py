@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -178,17 +178,15 @@ def build_labelled_images(
 ) -> LabelledImages:
     """The labelled training and test images of the config, to evaluate frozen features on.
 
-    Raises ``ValueError`` if the source has no labels.
+    Raises ``ValueError`` if the source has no labels, or the two sets other classes.
     """
     train, test = (
         build_source(config, split) for split in (config.data.train_split, config.data.test_split)
     )
-    if train.num_classes is None or test.num_classes != train.num_classes:
-        raise ValueError(
-            f"evaluation needs labelled images: the {config.data.train_split!r} split has "
-            f"{train.num_classes} classes, {config.data.test_split!r} has {test.num_classes}. Set "
-            "evaluation.knn_every_epochs=0 to pretrain without"
-        )
+    _check_same_classes(
+        {config.data.train_split: train.class_names, config.data.test_split: test.class_names},
+        {config.data.train_split: train.num_classes, config.data.test_split: test.num_classes},
+    )
     batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
     walk = functools.partial(
         eval_batches,
@@ -205,6 +203,27 @@ def build_labelled_images(
         num_classes=train.num_classes,
         mesh=mesh,
     )
+
+
+def _check_same_classes(
+    names: Mapping[str, tuple[str, ...] | None], counts: Mapping[str, int | None]
+) -> None:
+    """Raises ``ValueError`` unless both splits have classes, and the same ones."""
+    without = "Set evaluation.knn_every_epochs=0 to pretrain without"
+    if None in counts.values() or len(set(counts.values())) > 1:
+        found = " and ".join(
+            f"the {split!r} split has {count or 'no'} classes" for split, count in counts.items()
+        )
+        raise ValueError(
+            f"evaluation needs labelled images of the same classes: {found}. {without}"
+        )
+    train, test = names.values()
+    if train is not None and test is not None and train != test:
+        differing = sorted(set(train) ^ set(test)) or [f"{train[0]}, in another order"]
+        raise ValueError(
+            f"the splits {' and '.join(map(repr, names))} have {len(train)} classes each, but not "
+            f"the same ones; only one of them has {', '.join(differing[:4])}. {without}"
+        )
 
 
 def build_encode(config: ConfigDict, mesh: Mesh, *, depth: int, pool: str) -> Encode:

@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command
 from ddae_jax.config import check_config, from_plain, to_plain
 from ddae_jax.evaluation.classify import Examples, untrained_params
-from ddae_jax.evaluation.features import cached
+from ddae_jax.evaluation.features import cached, raw_pixel_size
 from ddae_jax.methods import Method
+from ddae_jax.training.agreement import all_or_none
 from ddae_jax.training.checkpoint import Checkpoints, abstract
 from ddae_jax.training.sharding import make_mesh, state_sharding
 from ddae_jax.training.workdir import Workdir
@@ -45,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with command.bad_input_is_explained():
         flags = command.parse_flags(argv, "ddae_jax.evaluate " + __doc__, _define_flags)
-        workdir = Workdir(flags.workdir)
-        config = read_config(workdir, flags)
         command.start_devices(flags.distributed)
-        mesh = make_mesh(**config.mesh)
-        method = build.build_method(config)
+        with all_or_none():
+            workdir = Workdir(flags.workdir)
+            config = read_config(workdir, flags)
+            mesh = make_mesh(**config.mesh)
+            method = build.build_method(config)
         encoder_params, step, saved_at = restore_encoder(
             workdir, config, method, mesh, config.evaluation.encoder, flags.step
         )
@@ -109,6 +111,7 @@ def classify(
             lambda: images.features(encode, encoder_params), **trained_key, saved_at=saved_at
         ),
         "untrained": accuracy(untrained, **untrained_key),
+        "raw_pixel_size": list(raw_pixel_size(config.model.image_size)),
         "raw_pixels": accuracy(images.pixels, encoder="none", limit=readout.limit),
         **sizes,
     }
@@ -129,7 +132,7 @@ def read_config(workdir: Workdir, flags: absl_flags.FlagValues) -> ConfigDict:
         )
     config = from_plain(stored, workdir.config)
     for name in ("encoder", "depth", "pool", "k", "temperature", "batch_size"):
-        if flags[name].present:
+        if flags[name].value is not None:
             config.evaluation[name] = flags[name].value
     if flags.data_dir is not None:
         config.data.data_dir = flags.data_dir
@@ -170,13 +173,18 @@ def _table(task: str, result: dict) -> str:
     rows = {
         trained: result["accuracy"],
         "untrained network": result["untrained"],
-        "raw pixels": result["raw_pixels"],
+        _raw_pixels(result["raw_pixel_size"]): result["raw_pixels"],
     }
     width = max(map(len, rows))
     lines = [
         f"{title} accuracy on {result['num_test']:,} images ({result['num_train']:,} to learn)"
     ]
     return "\n".join(lines + [f"  {name:{width}s}  {value:6.2%}" for name, value in rows.items()])
+
+
+def _raw_pixels(size: Sequence[int]) -> str:
+    height, width = size
+    return f"raw pixels ({height} x {width})"
 
 
 def _define_flags(flags: absl_flags.FlagValues) -> None:
@@ -186,13 +194,18 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     define("string", "workdir", None, "Folder of the run.")
     define("enum", "task", None, TASKS, "What to evaluate.")
     absl_flags.mark_flags_as_required(("workdir", "task"), flag_values=flags)
-    define("enum", "encoder", "student", ("student", "teacher"), "Whose features.")
-    define("integer", "depth", 0, "Block to read after; 0 for the last.")
-    define("enum", "pool", "mean", ("mean", "class_token"), "Mean over patches, or class token.")
+
+    def of_the_run(kind: str, name: str, *arguments) -> None:
+        *others, text = arguments
+        define(kind, name, None, *others, f"{text} (default: evaluation.{name} of the run)")
+
+    of_the_run("enum", "encoder", ("student", "teacher"), "Whose features.")
+    of_the_run("integer", "depth", "Block to read after; 0 for the last.")
+    of_the_run("enum", "pool", ("mean", "class_token"), "Mean over patches, or class token.")
     define("integer", "step", None, "Of the checkpoint; the latest by default.")
-    define("integer", "k", 20, "Neighbours that vote (knn).")
-    define("float", "temperature", 0.07, "Of their votes; 0 for equal ones (knn).")
-    define("integer", "batch_size", 256, "Images encoded at a time.")
+    of_the_run("integer", "k", "Neighbours that vote (knn).")
+    of_the_run("float", "temperature", "Of their votes; 0 for equal ones (knn).")
+    of_the_run("integer", "batch_size", "Images encoded at a time.")
     define("integer", "limit", 0, "At most so many images of each set, spread evenly; 0 for all.")
     define("string", "data_dir", None, "Where the data is now, if it has moved.")
     define("bool", "distributed", False, "One of several processes: join the others first.")

@@ -178,6 +178,7 @@ def make_plan(run: Run, report: ReportWriter, record: Recorder) -> Plan:
         save_every_steps=schedule.steps(config.checkpoint.every_epochs),
         actions=actions,
         on_record=record,
+        on_step=record.advance,
     )
 
 

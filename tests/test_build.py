@@ -287,7 +287,18 @@ def test_evaluation_batches_divide_over_the_devices(splits):
 @pytest.mark.parametrize(("train", "test"), [(None, 3), (3, None), (None, None), (3, 4)])
 def test_evaluation_without_labels_or_with_others_is_refused(splits, train, test):
     splits.update(train=source_of(5, train), test=source_of(5, test))
-    with pytest.raises(ValueError, match=rf"'train' split has {train} classes, 'test' has {test}"):
+    counts = [f"'{s}' split has {n or 'no'} classes" for s, n in (("train", train), ("test", test))]
+    with pytest.raises(ValueError, match=" and the ".join(counts)):
+        build.build_labelled_images(tiny(), make_mesh())
+
+
+def test_splits_of_as_many_but_other_classes_are_refused_naming_them(splits):
+    splits.update(train=source_of(5, 3), test=source_of(5, 3))
+    splits["test"].class_names = ("0", "1", "cat")
+    with pytest.raises(ValueError, match="3 classes each.* only one of them has 2, cat. Set"):
+        build.build_labelled_images(tiny(), make_mesh())
+    splits["test"].class_names = ("1", "0", "2")
+    with pytest.raises(ValueError, match="0, in another order"):
         build.build_labelled_images(tiny(), make_mesh())
 
 

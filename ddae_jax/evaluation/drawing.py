@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ddae_jax.training.workdir import written_atomically
+
 Colour = str | tuple[float, ...]
 
 INK, MUTED, LINE = "#1f2933", "#66727f", "#d5dae1"
@@ -55,12 +57,14 @@ _STYLE = {
 
 @contextmanager
 def figure(path: Path, height_inches: float) -> Iterator[Figure]:
-    """An empty figure in the common style, written to ``path`` when the block ends."""
+    """An empty figure in the common style, written to ``path`` when the block ends well."""
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         yield drawn
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12)
+        with written_atomically(path) as half_written:
+            drawn.savefig(
+                half_written, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12
+            )
 
 
 def panel_rows(count: int) -> int:

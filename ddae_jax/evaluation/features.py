@@ -1,5 +1,6 @@
 """Frozen features of a whole dataset, extracted over all devices and cached."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -61,7 +62,9 @@ def make_encode(
 def encode_dataset(
     encode: Encode, params: PyTree, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> Examples:
-    """Features and labels of every valid example, in an order that depends on the processes.
+    """Features and labels of every valid and labelled example.
+
+    Their order depends on the number of processes.
 
     Args:
         encode: from :func:`make_encode`.
@@ -108,7 +111,17 @@ def _collect(
         )
         features.append(found[is_valid])
         labels.append(label[is_valid])
-    return np.concatenate(features), np.concatenate(labels)
+    features, labels = np.concatenate(features), np.concatenate(labels)
+    is_labelled = labels >= 0
+    if not is_labelled.all():
+        _say_unlabelled(int((~is_labelled).sum()), len(labels))
+    return features[is_labelled], labels[is_labelled]
+
+
+@functools.cache
+def _say_unlabelled(count: int, of: int) -> None:
+    """Warns once in a process, though a set is walked through several times."""
+    _log.warning("%d of %d images have no label, and are left out of evaluation", count, of)
 
 
 def cached(

@@ -77,9 +77,11 @@ def gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """``x / 2 * (1 + erf(x / sqrt 2))``, the exact form (Hendrycks & Gimpel 2016, section 2).
 
     Written so, instead of with ``erfc`` as in ``jax.nn.gelu``, it has no two branches that are both
-    evaluated (benchmarks/results/cpu_layers.json).
+    evaluated (benchmarks/results/cpu_layers.json). In float32 throughout: in bfloat16, ``1 + erf``
+    would keep two digits of a small tail.
     """
-    return 0.5 * values * (1 + jax.lax.erf(values * 0.5**0.5))
+    exact = values.astype(jnp.float32)
+    return (0.5 * exact * (1 + jax.lax.erf(exact * 0.5**0.5))).astype(values.dtype)
 
 
 def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:

@@ -1,14 +1,14 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
 
+import contextlib
 import json
 import logging
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-import tensorboardX
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
@@ -19,6 +19,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ddae_jax.training.workdir import Workdir, write_atomically
 
@@ -57,9 +60,7 @@ class MetricsWriter:
         kept = [r for r in read_metrics(path) if r["step"] <= start_step] if start_step else []
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
-        self._events = tensorboard and tensorboardX.SummaryWriter(
-            str(tensorboard), purge_step=start_step + 1 if start_step else None, flush_secs=10
-        )
+        self._events = tensorboard and _Events(tensorboard, start_step + 1 if start_step else 0)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One record; a value that is not finite is written as null."""
@@ -67,14 +68,60 @@ class MetricsWriter:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._events:
-            for name, value in metrics.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, metrics)
 
     def close(self) -> None:
         """Flushes and closes the files."""
         self._file.close()
         if self._events:
             self._events.close()
+
+
+class _Events:
+    """TensorBoard's event file, written as the records come.
+
+    tensorboardX's own ``SummaryWriter`` writes in a thread, which ends at the first error (a full
+    disk), whereupon the program waits for it for ever. Here an error is logged once, and there are
+    no further events: metrics.jsonl has everything.
+
+    Args:
+        folder: of the events.
+        first_step: earlier events of this step and later ones are to be dropped.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        self._writer = None
+        with self._harmless():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            begins = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=first_step, session_log=begins))
+            self._writer.flush()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One record."""
+        with self._harmless():
+            if self._writer:
+                for name, value in metrics.items():
+                    scalar = summary.scalar(name, value)
+                    self._writer.write_event(
+                        Event(step=step, wall_time=time.time(), summary=scalar)
+                    )
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        with self._harmless():
+            if self._writer:
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            _log.warning("there are no further TensorBoard events: %s", error)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
@@ -140,6 +187,11 @@ class ProgressDisplay:
             left = (self._total - step) / rate if rate > 0 else 0.0
             _log.info("step %d/%d  %s  %s left", step, self._total, text, duration(left))
 
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self._bar:
@@ -185,6 +237,11 @@ class Recorder:
         self.write(step, metrics)
         if self._display:
             self._display.update(step, metrics)
+
+    def advance(self, step: int) -> None:
+        """Shows that a step was taken."""
+        if self._display:
+            self._display.advance(step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a record to the files only."""

@@ -7,7 +7,13 @@ import pytest
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import ArraySource
 from ddae_jax.evaluation.classify import LabelledImages, untrained_params
-from ddae_jax.evaluation.features import cached, encode_dataset, make_encode, raw_pixels
+from ddae_jax.evaluation.features import (
+    cached,
+    encode_dataset,
+    make_encode,
+    raw_pixel_size,
+    raw_pixels,
+)
 from ddae_jax.models.vit import ViT
 from ddae_jax.training.sharding import make_mesh
 
@@ -44,6 +50,58 @@ def expected(images, params):
     """Tokens after each block, by the encoder itself, on one device and in one batch."""
     tokens = ENCODER.apply({"params": params}, normalize(images.astype(np.float32)), depths=(1, 2))
     return np.asarray(tokens.tokens, np.float64)
+
+
+def test_images_without_a_label_are_left_out_and_counted_once(images, caplog):
+    some = np.where(np.arange(COUNT) % 5 == 0, -1, labels()).astype(np.int32)
+    for _ in range(2):
+        unlabelled = eval_batches(ArraySource(images, some), (8, 8), 8)
+        features, found = raw_pixels(unlabelled, make_mesh())
+        np.testing.assert_array_equal(found, some[some >= 0])
+        expected = images[some >= 0].reshape(len(found), -1) / 255
+        np.testing.assert_allclose(features, expected, rtol=1e-6)
+    assert caplog.text.count("8 of 37 images have no label") == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((32, 32), (32, 32)),
+        ((8, 20), (8, 20)),
+        ((224, 224), (32, 32)),
+        ((96, 64), (32, 21)),
+        ((33, 1000), (1, 32)),
+    ],
+)
+def test_raw_pixels_are_compared_at_32_pixels_a_side_at_most(size, wanted):
+    grey = np.full((8, *size, 1), 51, np.uint8)
+    source = ArraySource(grey, np.zeros(8, np.int32))
+    features, _ = raw_pixels(eval_batches(source, size, 8), make_mesh())
+    assert raw_pixel_size(size) == wanted
+    assert features.shape == (8, wanted[0] * wanted[1])
+    np.testing.assert_allclose(features, 0.2, rtol=1e-5)
+
+
+def test_a_cache_that_cannot_be_read_or_kept_is_done_without(images, tmp_path, caplog):
+    def compute():
+        computed.append(1)
+        return ((np.ones((2, 3)), np.arange(2)),) * 2
+
+    computed = []
+    cached(tmp_path, {"a": 1}, compute)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    train, _ = cached(tmp_path, {"a": 1}, compute)
+    assert len(computed) == 2
+    assert train[1].tolist() == [0, 1]
+    assert "computed anew" in caplog.text
+    cached(tmp_path, {"a": 1}, compute)
+    assert len(computed) == 2
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    cached(in_the_way, {"a": 1}, compute)
+    assert len(computed) == 3
+    assert "could not be kept" in caplog.text
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [((8, 1), 8), ((4, 2), 16), ((1, 1), 64)])

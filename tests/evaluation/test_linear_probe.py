@@ -43,6 +43,15 @@ def test_the_default_penalty_reaches_scikit_learns_accuracy(digits):
     assert (found != expected).mean() < 0.01
 
 
+def test_one_that_has_not_converged_says_so(digits, caplog):
+    train, test = digits
+    linear_predict(*train, test[0], num_classes=10, max_iterations=2)
+    assert "has not converged: after 2 iterations" in caplog.text
+    caplog.clear()
+    linear_predict(*train, test[0], num_classes=10, l2=1e-1)
+    assert caplog.text == ""
+
+
 def test_units_of_the_features_do_not_matter(digits):
     train, test = digits
     scale = 2.0 ** np.linspace(-6, 6, 64).round().astype(np.float32)

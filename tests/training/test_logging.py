@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import logging
@@ -130,7 +131,33 @@ def test_tensorboard_is_told_where_a_run_continues(tmp_path):
         writer.close()
     found = events(tmp_path / "events")
     starts = [event.step for event in found if event.session_log.status == SessionLog.START]
-    assert starts == [21]  # TensorBoard forgets what it had from there on
+    assert starts == [0, 21]  # TensorBoard forgets what it had from there on
+
+
+def test_a_run_that_starts_over_drops_the_events_of_the_one_that_was_killed(tmp_path):
+    for loss in (3.0, 2.0):
+        writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0)
+        writer.write(0, {"loss": loss})
+        writer.close()
+    found = events(tmp_path / "tensorboard")
+    starts = [event.step for event in found if event.session_log.status == SessionLog.START]
+    assert starts == [0, 0]
+
+
+def test_a_full_disk_ends_the_events_with_one_warning_and_nothing_else(
+    tmp_path, monkeypatch, caplog
+):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0)
+
+    def disk_is_full(self, event):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(training_logging.EventsWriter, "write_event", disk_is_full)
+    for step in range(100):  # more than any queue holds
+        writer.write(step, {"loss": 1.0})
+    writer.close()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 100
+    assert caplog.text.count("No space left on device") == 1
 
 
 def test_without_tensorboard_no_events_are_written(tmp_path):

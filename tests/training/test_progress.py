@@ -46,6 +46,16 @@ def test_without_a_terminal_there_are_plain_lines_with_rate_loss_and_time_left(p
     assert plain_lines() == ["step 200/400  loss 1.235  12,346 img/s  1:40 left"]
 
 
+def test_on_a_terminal_the_bar_moves_with_every_step(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(training_logging, "_console", console)
+    display = ProgressDisplay(40)
+    display.update(10, METRICS)
+    display.advance(13)
+    display.close()
+    assert "13/40" in console.file.getvalue()
+
+
 def test_plain_lines_come_now_and_then_and_at_the_end(plain_lines, clock):
     display = ProgressDisplay(10, plain_every_s=10)
     for step in range(1, 11):
