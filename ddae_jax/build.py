@@ -143,14 +143,16 @@ def build_optimizer(
 def build_source(config: ConfigDict, split: str) -> Source:
     """The images of a split."""
     data = config.data
-    source = make_source(
-        data.source,
-        name=data.name,
-        data_dir=data.data_dir,
-        split=split,
-        channels=data.channels,
+    make = _decoded_source if data.in_memory else make_source
+    return make(
+        data.source, name=data.name, data_dir=data.data_dir, split=split, channels=data.channels
     )
-    return in_memory(source) if data.in_memory else source
+
+
+@functools.lru_cache(maxsize=2)
+def _decoded_source(*args, **kwargs) -> Source:
+    """Once in a process: training and evaluation share what takes long to decode."""
+    return in_memory(make_source(*args, **kwargs))
 
 
 def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
@@ -202,6 +204,7 @@ def build_labelled_images(
         test_batches=functools.partial(walk, test),
         num_classes=train.num_classes,
         mesh=mesh,
+        fingerprint=f"{train.fingerprint}; {test.fingerprint}",
     )
 
 

@@ -24,7 +24,7 @@ from ddae_jax.config import (
     type_in_words,
     unknown_key,
 )
-from ddae_jax.data.pipeline import TooManyCorruptImages
+from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.logging import set_up_logging
@@ -34,7 +34,7 @@ from ddae_jax.training.workdir import WorkdirInUse
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
 _BAD_INPUT += (OtherProcessFailed,)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_RUN_ENDERS = (CheckpointError, NonFiniteLoss, TooManyCorruptImages)
+_RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 
 
 class CommandEnded(SystemExit):

@@ -88,6 +88,7 @@ def classify(
 
     def accuracy(compute: Callable[[], tuple[Examples, Examples]], **key) -> float:
         key |= {"data": to_plain(config.data), "image_size": list(config.model.image_size)}
+        key |= {"examples": images.fingerprint}
         train, test = cached(workdir.features, key, compute)
         sizes.update(num_train=len(train[1]), num_test=len(test[1]))
         return images.accuracy(predict, train, test)

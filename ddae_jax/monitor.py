@@ -76,9 +76,8 @@ class KnnMonitor:
 
         They are kept in ``path``, with all that they depend on, and computed where that differs.
         """
-        key = {name: to_plain(self._config[name]) for name in ("data", "model", "evaluation")} | {
-            "seed": self._config.seed
-        }
+        key = {name: to_plain(self._config[name]) for name in ("data", "model", "evaluation")}
+        key |= {"seed": self._config.seed, "examples": self._images.fingerprint}
         kept = _kept(path, key)
         # The first process decides: computing takes all of them.
         if from_first(kept is not None):

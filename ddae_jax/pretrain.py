@@ -52,6 +52,7 @@ class Run:
     loader: TrainLoader
     knn: KnnMonitor | None
     schedule: build.Schedule
+    allows_changes: bool
 
     def __enter__(self) -> "Run":
         return self
@@ -99,6 +100,7 @@ def prepare(argv: Sequence[str] | None) -> Run:
             knn=KnnMonitor.from_config(config, method, mesh),
             schedule=build.build_schedule(config, source),
             workdir=workdir,
+            allows_changes=flags.allow_config_changes,
         )
         if is_primary:
             workdir.claim()
@@ -213,7 +215,7 @@ def start_or_continue(
         state = jax.jit(initialize, out_shardings=sharding)(key)
     else:
         state, data_state = checkpoints.restore(abstract(shapes, sharding))
-        run.loader.set_state(data_state)
+        run.loader.set_state(data_state, allow_changes=run.allows_changes)
         _log.info("continuing from the checkpoint of step %d", int(state.step))
     if jax.process_index() == 0:
         run.workdir.write_config(to_plain(run.config))
@@ -285,7 +287,7 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "allow_config_changes",
         False,
-        "Continue a run although its config differs.",
+        "Continue a run although its config, or its data, differs.",
         flag_values=flags,
     )
     absl_flags.DEFINE_bool(

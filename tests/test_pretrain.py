@@ -134,6 +134,45 @@ def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, f
     assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
 
 
+def test_a_signal_to_the_whole_group_is_no_error_of_the_workers(config, tmp_path):
+    workdir = tmp_path / "stopped"
+    options = [f"--config={config}", f"--workdir={workdir}", "--config.data.num_workers=2"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            tiny.command("pretrain", *options, "--config.epochs=1000"),
+            env=tiny.environment(),
+            stderr=log,
+            start_new_session=True,
+        )
+        wait_for_step(workdir, 4, process)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said, said
+    assert checkpoint_steps(workdir)[-1] == tiny.records(workdir)[-1]["step"]
+
+
+def test_a_run_is_not_continued_on_other_data_unless_that_is_asked_for(config, photos, tmp_path):
+    arguments = [
+        f"--config={config}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={photos}",
+        "--config.data.max_corrupt_share=0.1",
+        *FROM_FOLDER,
+    ]
+    done = tiny.run("pretrain", *arguments, "--config.epochs=0.5")
+    assert done.returncode == 0, done.stderr
+    (photos / "a" / "2.png").unlink()
+    refused = tiny.run("pretrain", *arguments, "--config.epochs=0.5")
+    assert refused.returncode == 1
+    assert "error: the training data is not what the run was trained on" in refused.stderr
+    assert "40 examples" in refused.stderr
+    assert "39 examples" in refused.stderr
+    allowed = tiny.run("pretrain", *arguments, "--config.epochs=1", "--allow_config_changes")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "the training data has changed" in allowed.stderr
+
+
 def test_a_stop_before_training_ends_at_once_and_writes_nothing(config, tmp_path, monkeypatch):
     def asked_to_stop(*_):
         signal.raise_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 """What lies in a folder of image files: its splits, its classes and, in words, anything else."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,10 @@ import numpy as np
 from jaxtyping import Int32
 
 from ddae_jax.data.images import NO_LABEL
+
+_log = logging.getLogger(__name__)
+
+SPLIT_NAMES = frozenset({"train", "training", "val", "validation", "valid", "dev", "test", "eval"})
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -30,6 +35,7 @@ def split_folder(data_dir: str, split: str) -> Path:
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is a file; expected a folder of images")
     if (root / split).is_dir():
+        _warn_of_ignored_folders(root, split)
         return root / split
     if split == "train":
         return root
@@ -37,6 +43,23 @@ def split_folder(data_dir: str, split: str) -> Path:
         f"no split {split!r} in {root}: expected the folder {root / split}; "
         f"{root} contains {contents(root)}"
     )
+
+
+def _warn_of_ignored_folders(root: Path, split: str) -> None:
+    """Where `split` may be one class of several, beside others that nobody would call a split."""
+    beside = [
+        entry.name
+        for entry in _sorted_entries(root)
+        if entry.is_dir() and entry.name.lower() not in SPLIT_NAMES | {split.lower()}
+    ]
+    if beside:
+        _log.warning(
+            "only the images in %s are read, not those in the folders beside it (%s); if %r is one "
+            "of your classes, put all of them into a folder called 'train'",
+            root / split,
+            _some(beside),
+            split,
+        )
 
 
 def scan(

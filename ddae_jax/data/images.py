@@ -1,6 +1,7 @@
 """Images that are decoded when asked: upright, in one of two colour modes, or corrupt by name."""
 
 import contextlib
+import errno
 import functools
 import io
 from collections.abc import Callable, Iterator
@@ -24,11 +25,14 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
+# Errors of reading that say nothing of the machine, only of one file: gone, or not for us.
+_OF_THIS_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+
 Pixels = UInt8[np.ndarray, "height width channel"]
 
 
 class CorruptImage(ValueError):
-    """An image whose bytes cannot be decoded. The message names the image and the cause."""
+    """An image that cannot be read or decoded. The message names the image and the cause."""
 
 
 class Example(TypedDict):
@@ -135,7 +139,9 @@ def _naming_corruption(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        # An errno comes from the disk or the network: the image may be fine, the machine is not.
+        if isinstance(error, OSError) and error.errno in _OF_THIS_FILE:
+            raise CorruptImage(f"{name} cannot be read: {error.strerror}") from error
+        # Any other errno comes from the disk or the network: the image may be fine, they are not.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise CorruptImage(f"{name} cannot be decoded: {error}") from error

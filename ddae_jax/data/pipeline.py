@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int, Int32, UInt8
 
-from ddae_jax.data import augment
+from ddae_jax.data import augment, workers
 from ddae_jax.data.images import NO_LABEL, CorruptImage, LazyImage, Pixels
 from ddae_jax.data.sources import Source, reading_threads
 
@@ -33,6 +33,10 @@ Batch = dict[str, np.ndarray]
 
 class TooManyCorruptImages(RuntimeError):
     """More images cannot be decoded than the run allows. The message counts and names them."""
+
+
+class DataChanged(ValueError):
+    """A run is to be continued on other examples than those that it was trained on so far."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class TrainLoader:
       unless many small images keep Python itself busy.
     - `num_threads`: threads that read, in this process or in each worker; each makes a whole batch.
       None: `reading_threads(source)`.
-    - `prefetch_batches`: batches that are made ahead, over all workers.
+    - `prefetch_batches`: batches that are made ahead, over all workers; at least one a thread.
     - `max_corrupt_share`: the share of the source's images that may be undecodable, 0 to 1.
     - `unite`: the different indices that any process has met, from those that this one has; see
       `synchronize`. Needed with several processes only.
@@ -167,8 +171,11 @@ class TrainLoader:
         if self._is_closed:
             raise ValueError("this loader is closed")
         if self._batches is None:
-            self._batches = iter(self._dataset_from(self._step))
-        batch = next(self._batches)
+            with workers.left_to_this_process():  # which start with the first batch
+                self._batches = iter(self._dataset_from(self._step))
+                batch = next(self._batches)
+        else:
+            batch = next(self._batches)
         if self._num_workers:
             # Workers hand over shared memory, which must not be unmapped under a device's transfer.
             batch = {key: np.array(value) for key, value in batch.items()}
@@ -196,11 +203,30 @@ class TrainLoader:
         self._check_corrupt_share()
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` needs: {"step": int, "corrupt": [index, ...]}, fit for JSON."""
-        return {"step": self._step, "corrupt": sorted(self._corrupt)}
+        """What `set_state` needs, fit for JSON: step, corrupt indices, the source's fingerprint."""
+        return {
+            "step": self._step,
+            "corrupt": sorted(self._corrupt),
+            "source": self._source.fingerprint,
+        }
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues at a step, before or amid iteration. Reads nothing of the steps before."""
+    def set_state(self, state: dict[str, Any], allow_changes: bool = False) -> None:
+        """Continues at a step, before or amid iteration. Reads nothing of the steps before.
+
+        Raises `DataChanged` if the state is of a source with other examples, unless that is
+        allowed; older states, which do not tell, are taken as they are.
+        """
+        known = state.get("source", self._source.fingerprint)
+        if known != self._source.fingerprint:
+            change = f"it was [{known}], and is [{self._source.fingerprint}]"
+            if not allow_changes:
+                raise DataChanged(
+                    f"the training data is not what the run was trained on so far: {change}. Bring "
+                    "the same examples back, start in another --workdir, or continue with these by "
+                    "--allow_config_changes"
+                )
+            _logger.warning("the training data has changed: %s", change)
+            state = state | {"corrupt": []}  # indices of other examples
         self._stop_reading()
         self._step = int(state["step"])
         self._corrupt = {int(index) for index in state["corrupt"]}
@@ -235,17 +261,17 @@ class TrainLoader:
             .map_with_index(load)
             .slice(slice(first, None, self._process_count))
         )
-        workers = max(self._num_workers, 1)
-        batches_per_worker = -(-self._prefetch_batches // workers)
-        dataset = batches.to_iter_dataset(
-            _read_options(min(self._num_threads, batches_per_worker), batches_per_worker)
-        )
+        num_readers = max(self._num_workers, 1)
+        # Each thread makes a whole batch, so that fewer batches would leave threads idle.
+        ahead = max(-(-self._prefetch_batches // num_readers), self._num_threads)
+        dataset = batches.to_iter_dataset(_read_options(self._num_threads, ahead))
         if self._num_workers:
             if not flags.FLAGS.is_parsed():
                 # Grain reads its flags, which nobody parses where no absl app runs.
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1)
+                grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1),
+                worker_init_fn=workers.ends_with_this_process(),
             )
         return dataset
 

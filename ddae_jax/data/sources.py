@@ -6,13 +6,15 @@ not decoded yet (`Source.open`): whoever needs a small crop of a big JPEG can de
 
 import difflib
 import functools
+import hashlib
+import logging
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
-from absl import logging
 from jaxtyping import Int32, UInt8
 
 from ddae_jax.data.folder import IMAGE_SUFFIXES, contents, scan, split_folder
@@ -26,10 +28,13 @@ from ddae_jax.data.images import (
     LazyImage,
 )
 
+_log = logging.getLogger(__name__)
+
 SOURCE_KINDS = ("digits", "tfds", "folder")
 
 # How many files a folder looks at before it says that all its images share one size.
 _SIZE_SAMPLE = 1000
+_TELL_EVERY_S = 10.0
 # Pixels a side, up to which one thread reads faster than several; see benchmarks/augmentation.py.
 _SMALL_SIDE = 64
 
@@ -49,6 +54,13 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Example:
         """Decodes one example. Raises `CorruptImage`, and `IndexError` outside of 0..len-1."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells two sources apart: which examples there are, and in which order.
+
+        Not where they lie, nor what is in each: a folder that was moved is the same.
+        """
 
     def name(self, index: int) -> str:
         """What a person would look for: a file name, or "cifar10/train[17]"."""
@@ -107,6 +119,7 @@ class ArraySource(_IndexedSource):
     - `labels`: int32[example], -1 where there is none.
     - `title`: what `name` begins with: "digits/train" names "digits/train[17]".
     - `corrupt`: index -> error, for examples that could not be decoded.
+    - `decoded_from`: the source that these images were decoded from: examples have its names.
     """
 
     def __init__(
@@ -117,6 +130,7 @@ class ArraySource(_IndexedSource):
         title: str = "array",
         class_names: tuple[str, ...] | None = None,
         corrupt: dict[int, str] | None = None,
+        decoded_from: Source | None = None,
     ):
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images, but {len(labels)} labels")
@@ -124,6 +138,7 @@ class ArraySource(_IndexedSource):
         self._labels = labels
         self._title = title
         self._corrupt = corrupt or {}
+        self._decoded_from = decoded_from
         self.channels = images.shape[-1]
         self.image_size = images.shape[1:3]
         self.class_names = class_names
@@ -132,7 +147,15 @@ class ArraySource(_IndexedSource):
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def fingerprint(self) -> str:
+        if self._decoded_from is not None:
+            return self._decoded_from.fingerprint
+        return f"{self._title}, {len(self)} examples"
+
     def name(self, index: int) -> str:
+        if self._decoded_from is not None:
+            return self._decoded_from.name(index)
         return f"{self._title}[{index}]"
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
@@ -156,12 +179,16 @@ def reading_threads(source: Source) -> int:
 def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
     """Decodes a whole source once: worth it where the images are small and epochs are many.
 
-    The names of its examples are "memory[17]"; a corrupt one still raises with its own name.
+    Its examples keep their names. They are decoded at full size, where a random crop of a JPEG may
+    be decoded at a half or less: a crop of either differs in its last bits.
     `num_threads=None` reads in `reading_threads(source)` threads.
-    Raises `ValueError` if the images do not share one size.
+    Raises `ValueError` if the images do not share one size, naming one that differs.
     """
     if source.image_size is None:
-        raise ValueError("only images that share one size can be kept in memory as one array")
+        raise ValueError(
+            "only images that share one size can be kept in memory as one array, and those of this "
+            "source do not; set data.in_memory=False"
+        )
     images = np.zeros((len(source), *source.image_size, source.channels), np.uint8)
     labels = np.full(len(source), NO_LABEL, np.int32)
     corrupt: dict[int, str] = {}
@@ -170,15 +197,27 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
         for index, (image, label) in zip(indices, source.open(indices), strict=True):
             labels[index] = label
             try:
-                images[index] = image.pixels()
+                pixels = image.pixels()
             except CorruptImage as error:
                 corrupt[index] = str(error)
+                continue
+            if pixels.shape != images.shape[1:]:
+                raise ValueError(
+                    "only images that share one size can be kept in memory as one array: "
+                    f"{source.name(index)} is {pixels.shape[0]} x {pixels.shape[1]} pixels, others "
+                    f"are {images.shape[1]} x {images.shape[2]}; set data.in_memory=False"
+                )
+            images[index] = pixels
 
     chunks = [range(start, min(start + 1024, len(source))) for start in range(0, len(source), 1024)]
+    told = time.monotonic()
     with ThreadPoolExecutor(num_threads or reading_threads(source)) as pool:
-        list(pool.map(decode, chunks))
+        for chunk, _ in zip(chunks, pool.map(decode, chunks), strict=True):
+            if time.monotonic() > told + _TELL_EVERY_S:
+                told = time.monotonic()
+                _log.info("decoded %s of %s images", f"{chunk.stop:,}", f"{len(source):,}")
     return ArraySource(
-        images, labels, title="memory", class_names=source.class_names, corrupt=corrupt
+        images, labels, class_names=source.class_names, corrupt=corrupt, decoded_from=source
     )
 
 
@@ -220,6 +259,7 @@ class TfdsSource(_IndexedSource):
             raise ValueError(f"TFDS dataset {name!r} has no image, only {', '.join(features)}")
         self._records = _record_reader(builder, split)
         self._title = f"{name}/{split}"
+        self._full_name = builder.info.full_name
         label = dict(features.items()).get("label")
         names = getattr(label, "names", None)
         self._has_label = label is not None and hasattr(label, "num_classes")
@@ -231,6 +271,10 @@ class TfdsSource(_IndexedSource):
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._full_name}, {self._title}, {len(self)} examples"
 
     def name(self, index: int) -> str:
         return f"{self._title}[{index}]"
@@ -271,13 +315,13 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
         ) from error
     if not builder.is_prepared():
         expected = f"{builder.data_path}/{{dataset_info.json,features.json,*.array_record*}}"
-        logging.info("%s is not at %s: downloading it", name, builder.data_path)
+        _log.info("%s is not at %s: downloading it", name, builder.data_path)
         try:
             builder.download_and_prepare()
         except Exception as error:
             raise FileNotFoundError(
                 f"TFDS dataset {name!r} is not at {builder.data_path} and could not be downloaded "
-                f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}). Prepare it "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Prepare it "
                 f"on a machine with network access, with tfds.builder({name!r}, "
                 'file_format="array_record").download_and_prepare(), and copy it so that there '
                 f"is {expected}"
@@ -321,6 +365,12 @@ class FolderSource(_IndexedSource):
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self._paths)
+        digest.update(self._ends)
+        return f"{digest.hexdigest()[:16]}, {len(self)} examples"
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._path(index))

@@ -23,12 +23,14 @@ class LabelledImages:
             :func:`ddae_jax.data.pipeline.eval_batches` does.
         num_classes: classes.
         mesh: that images are spread over.
+        fingerprint: tells these examples from others.
     """
 
     train_batches: Batches
     test_batches: Batches
     num_classes: int
     mesh: Mesh
+    fingerprint: str = ""
 
     def features(self, encode: Encode, params: PyTree) -> tuple[Examples, Examples]:
         """Features and labels of both sets."""

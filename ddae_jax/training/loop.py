@@ -116,7 +116,9 @@ def train(
 
     while step < plan.total_steps and not is_stopping:
         with meter.waiting():
-            images = next(batches)["image"]
+            images = _next_images(batches, stop)
+        if images is None:
+            break
         images = put(images)
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, images)
@@ -158,6 +160,17 @@ def train(
         checkpoints.save(state, step, batches.get_state())
     checkpoints.wait()
     return state
+
+
+def _next_images(batches: Batches, stop: StopRequest) -> np.ndarray | None:
+    """The next batch's; None if it cannot be read because what reads was stopped too."""
+    try:
+        return next(batches)["image"]
+    except RuntimeError as error:
+        if not stop or jax.process_count() > 1:
+            raise
+        _log.warning("reading ended before this process did: %s", error)
+        return None
 
 
 def _act(

@@ -1,11 +1,13 @@
 """How any image file is decoded, and what is said where it cannot be."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddae_jax.data import sources
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.sources import make_source
 
@@ -119,9 +121,26 @@ class TestDecoding:
         with pytest.raises(CorruptImage, match=rf"broken\.{suffix} cannot be decoded: \S"):
             decoded(path)
 
-    def test_failing_disk_is_no_corrupt_image(self, tmp_path):
+    def test_failing_disk_is_no_corrupt_image(self, tmp_path, monkeypatch):
         save(Image.new("RGB", (2, 2)), tmp_path / "a.png")
         source = make_source("folder", data_dir=str(tmp_path))
-        (tmp_path / "a.png").unlink()
-        with pytest.raises(FileNotFoundError, match=r"a\.png"):
+
+        def fail(path):
+            raise OSError(errno.EIO, "Input/output error", path)
+
+        monkeypatch.setattr(sources, "_read_bytes", fail)
+        with pytest.raises(OSError, match=r"Input/output error.*a\.png"):
+            source[0]
+
+    @pytest.mark.parametrize("becomes", ["gone", "a folder", "a link to itself"])
+    def test_file_that_alone_cannot_be_read_is_a_corrupt_image(self, tmp_path, becomes):
+        path = tmp_path / "a.png"
+        save(Image.new("RGB", (2, 2)), path)
+        source = make_source("folder", data_dir=str(tmp_path))
+        path.unlink()
+        if becomes == "a folder":
+            path.mkdir()
+        elif becomes == "a link to itself":
+            path.symlink_to(path)
+        with pytest.raises(CorruptImage, match=r"a\.png cannot be read: "):
             source[0]

@@ -15,6 +15,7 @@ from PIL import Image
 from ddae_jax.data.augment import resize_and_center_crop
 from ddae_jax.data.pipeline import (
     Augmentation,
+    DataChanged,
     TooManyCorruptImages,
     TrainLoader,
     batches_per_epoch,
@@ -141,12 +142,44 @@ class TestSameBatchesWhoeverReads:
         with TrainLoader(numbered_source(20), CROP, batch_size=8, seed=3) as loader:
             take(loader, step)
             state = json.loads(json.dumps(loader.get_state()))
-        assert state == {"step": step, "corrupt": []}
+        assert state == {"step": step, "corrupt": [], "source": "numbers, 20 examples"}
         with TrainLoader(numbered_source(20), CROP, batch_size=8, seed=3) as loader:
             loader.set_state(state)
             assert_same(take(loader, 6 - step), expected[step:])
             loader.set_state(state)
             assert_same(take(loader, 1), expected[step : step + 1])
+
+    def test_changed_data_is_refused_unless_that_is_allowed(self, caplog):
+        with TrainLoader(numbered_source(20, (7,)), CROP, batch_size=8, seed=3) as loader:
+            loader.set_state({"step": 2, "corrupt": [7]})  # of a time before states told
+            state = loader.get_state()
+        with TrainLoader(numbered_source(21), CROP, batch_size=8, seed=3) as loader:
+            with pytest.raises(
+                DataChanged, match=r"was \[numbers, 20 examples\], and is \[numbers, 21 examples\]"
+            ):
+                loader.set_state(state)
+            assert loader.step == 0
+            loader.set_state(state, allow_changes=True)
+            assert loader.step == 2
+            assert loader.corrupt_count == 0
+        assert "the training data has changed" in caplog.text
+
+    def test_as_many_threads_read_as_are_asked_for(self):
+        readers, all_are_there = set(), threading.Event()
+
+        class Meeting(ArraySource):
+            def open(self, indices):
+                readers.add(threading.get_ident())
+                if len(readers) >= 7:
+                    all_are_there.set()
+                all_are_there.wait(timeout=5)
+                return super().open(indices)
+
+        source = Meeting(np.zeros((20, 8, 8, 1), np.uint8), np.zeros(20, np.int32))
+        options = {"num_threads": 7, "prefetch_batches": 2}
+        with TrainLoader(source, CROP, batch_size=8, seed=3, **options) as loader:
+            take(loader, 1)
+        assert len(readers) == 7
 
     def test_far_step_is_reached_without_reading_those_before(self):
         class Counting(ArraySource):
@@ -199,7 +232,7 @@ class TestCorruptImages:
             assert labels_of(batches) == [9 if label in (7, 8) else label for label in whole]
             assert set(batches[0]) == {"image", "label"}
             assert loader.corrupt_count == 2
-            assert loader.get_state() == {"step": 6, "corrupt": [7, 8]}
+            assert loader.get_state()["corrupt"] == [7, 8]
         named = [record.getMessage() for record in caplog.records]
         assert sum("numbers[7]" in message for message in named) == 1
         assert sum("numbers[8]" in message for message in named) == 1

@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ddae_jax.data import sources
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.sources import (
     ArraySource,
@@ -98,6 +101,17 @@ class TestDigits:
 
 
 class TestFolder:
+    def test_a_class_that_is_called_train_is_warned_of(self, tmp_path, caplog):
+        for name in ("train", "test", "plane", "ship"):
+            save(Image.new("RGB", (2, 2)), tmp_path / name / "a.png")
+        assert len(make_source("folder", data_dir=str(tmp_path))) == 1
+        assert "not those in the folders beside it (plane, ship); if 'train' is" in caplog.text
+        caplog.clear()
+        for name in ("plane", "ship"):
+            shutil.rmtree(tmp_path / name)
+        make_source("folder", data_dir=str(tmp_path))
+        assert caplog.text == ""
+
     def test_sorted_nested_labelled_and_hidden_files_left_out(self, rgb_folder):
         source = make_source("folder", data_dir=str(rgb_folder))
         names = [os.path.relpath(source.name(i), rgb_folder) for i in range(len(source))]
@@ -303,7 +317,50 @@ class TestTfds:
         assert source.class_names[:2] == ("airplane", "automobile")
 
 
+class TestFingerprint:
+    def test_of_a_folder_is_of_its_names_wherever_it_lies(self, rgb_folder, tmp_path):
+        def fingerprint(folder):
+            return make_source("folder", data_dir=str(folder)).fingerprint
+
+        before = fingerprint(rgb_folder)
+        moved = shutil.copytree(rgb_folder, tmp_path.parent / "elsewhere")
+        assert fingerprint(moved) == before
+        some = moved / "ant" / "c.jpg"
+        some.rename(some.with_name("renamed.jpg"))
+        renamed = fingerprint(moved)
+        assert renamed != before
+        (some.parent / "renamed.jpg").unlink()
+        assert fingerprint(moved) not in (before, renamed)
+
+    def test_of_a_copy_in_memory_is_the_original_s(self, rgb_folder):
+        source = make_source("folder", data_dir=str(rgb_folder))
+        assert in_memory(source).fingerprint == source.fingerprint
+
+    def test_of_digits_tells_the_splits_apart(self):
+        assert len({make_source("digits", split=s).fingerprint for s in ("train", "test")}) == 2
+
+
 class TestInMemory:
+    def test_examples_keep_their_names(self, rgb_folder):
+        source = make_source("folder", data_dir=str(rgb_folder))
+        assert in_memory(source).name(0) == source.name(0)
+
+    def test_an_image_of_another_size_is_named(self, tmp_path, monkeypatch):
+        for index in range(12):
+            side = 4 if index == 7 else 6
+            save(Image.new("RGB", (side, side)), tmp_path / f"{index:02d}.png")
+        monkeypatch.setattr(sources, "_SIZE_SAMPLE", 3)  # which does not meet number 7
+        source = make_source("folder", data_dir=str(tmp_path))
+        with pytest.raises(ValueError, match=r"07\.png is 4 x 4 pixels, others are 6 x 6"):
+            in_memory(source)
+
+    def test_what_takes_long_is_told(self, rgb_folder, monkeypatch, caplog):
+        caplog.set_level(logging.INFO)
+        monkeypatch.setattr(sources, "_TELL_EVERY_S", -1)
+        source = make_source("folder", data_dir=str(rgb_folder))
+        in_memory(source)
+        assert f"decoded {len(source)} of {len(source)} images" in caplog.text
+
     def test_holds_the_same_examples(self, rgb_folder):
         source = make_source("folder", data_dir=str(rgb_folder))
         copy = in_memory(source)
