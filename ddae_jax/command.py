@@ -16,7 +16,6 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from ddae_jax.config import (
-    check_config,
     check_keys,
     flatten,
     parse_value,
@@ -24,6 +23,7 @@ from ddae_jax.config import (
     type_in_words,
     unknown_key,
 )
+from ddae_jax.config_checks import check_config
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError

@@ -1,4 +1,4 @@
-"""The config of a run: its keys and defaults, what they may be, and how two configs differ."""
+"""The config of a run: its keys, their defaults and types, and how two configs differ."""
 
 import contextlib
 import difflib
@@ -7,76 +7,10 @@ import json
 import math
 import os
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-
-from ddae_jax.masking import num_masked_patches
-from ddae_jax.methods import METHODS
-from ddae_jax.methods.supervision import MODES, supervised_depths
-from ddae_jax.models.vit import SIZES
-from ddae_jax.patches import patch_grid
-
-CHOICES = {
-    "method": tuple(METHODS),
-    "model.size": tuple(SIZES),
-    "model.encoder_input": ("full", "visible"),
-    "model.positions": ("sincos", "learned"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.rematerialization": ("none", "dots", "full"),
-    "model.attention_form": ("auto", "batched_matmul", "dot_product"),
-    "mask.kind": ("random", "block"),
-    "supervision.mode": MODES,
-    "supervision.weighting": ("power", "normalised"),
-    "data.source": ("digits", "tfds", "folder"),
-    "data.augment_in": ("workers", "device"),
-    "data.channels": (1, 3),
-    "evaluation.pool": ("mean", "class_token"),
-    "evaluation.encoder": ("student", "teacher"),
-}
-"""The words that a key may hold."""
-
-_ABOVE_0 = 5e-324  # the smallest number there is
-_MANY = 10**9  # of whatever is counted: more can only be a slip of the keyboard
-
-RANGES = {
-    "seed": (0, 2**32 - 1),
-    "batch_size": (1, 10**6),
-    "epochs": (_ABOVE_0, math.inf),  # but see build.build_schedule
-    "model.patch_size": (1, 2**14),
-    "model.drop_path_rate": (0, 0.99),
-    "decoder.width": (1, 2**16),
-    "decoder.depth": (0, 1000),
-    "decoder.num_heads": (1, 2**16),
-    "targets.pixel_weight": (0, 10**6),
-    "targets.feature_weight": (0, 10**6),
-    "supervision.beta_init": (-10, 10),  # no distance ** beta leaves float32
-    "supervision.beta_step": (0, 10**6),
-    "teacher.momentum_start": (0, 1),
-    "teacher.momentum_end": (0, 1),
-    "optimizer.learning_rate": (0, 1e30),  # scaled to the batch, it stays within float32
-    "optimizer.end_learning_rate": (0, 1e30),
-    "optimizer.warmup_epochs": (0, math.inf),
-    "optimizer.weight_decay": (0, 1000),
-    "optimizer.b1": (0, 0.999999),
-    "optimizer.b2": (0, 0.999999),
-    "optimizer.clip_norm": (0, 10**6),
-    "data.num_workers": (0, 1024),
-    "data.num_threads": (0, 1024),
-    "data.max_corrupt_share": (0, 1),
-    "checkpoint.every_epochs": (_ABOVE_0, math.inf),
-    "checkpoint.keep_last": (1, _MANY),
-    "checkpoint.keep_every": (0, _MANY),
-    "log.every_steps": (1, _MANY),
-    "log.figures_every_epochs": (0, math.inf),
-    "evaluation.knn_every_epochs": (0, math.inf),
-    "evaluation.k": (1, _MANY),
-    "evaluation.temperature": (0, 1000),
-    "evaluation.batch_size": (1, 10**6),
-    "evaluation.max_examples": (0, _MANY),
-}
-"""The least and the most that a number may be."""
 
 TUPLES = {
     "model.image_size": (2, int, (1, 2**14)),
@@ -89,14 +23,6 @@ TUPLES = {
     "data.std": ("data.channels", float, (0.001, 1)),
 }
 """How many values a tuple has (None: any number), of which type, and their least and most."""
-
-_ASCENDING = ("supervision.beta_range", "data.crop_scale", "data.crop_ratio")
-
-_NOT_ABOVE = (
-    ("optimizer.end_learning_rate", "optimizer.learning_rate"),
-    ("teacher.momentum_start", "teacher.momentum_end"),
-)
-"""Pairs of keys of which the first must not exceed the second."""
 
 RENAMED = {"evaluation.max_train_examples": "evaluation.max_examples"}
 """Keys that stored configs may have by an older name, and what they are called now."""
@@ -220,210 +146,17 @@ def pretrain_defaults() -> ConfigDict:
     return config
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raises ``ValueError``, naming key, value and what is allowed, for what can be seen here.
-
-    Nothing is built, read or compiled.
-    """
-    check_keys(config)
-    flat = flatten(config)
-    for key, known in CHOICES.items():
-        if flat[key] not in known:
-            raise ValueError(
-                f"{key}={flat[key]!r}; known: {_listed(known)}{_near(flat[key], known)}"
-            )
-    for key, (least, most) in RANGES.items():
-        _check_number(key, flat[key], least, most)
-    for key, (length, _, (least, most)) in TUPLES.items():
-        _check_length(key, flat, length)
-        for value in flat[key]:
-            _check_number(key, value, least, most, shown=flat[key])
-    for key in _ASCENDING:
-        if flat[key][0] > flat[key][1]:
-            raise ValueError(f"{key}={flat[key]}; its start must not exceed its end")
-    for low, high in _NOT_ABOVE:
-        if flat[low] > flat[high]:
-            raise ValueError(f"{low}={flat[low]} must not exceed {high}={flat[high]}")
-    _check_model(config)
-    _check_supervision(config)
-    _check_evaluation(config)
-    if config.data.source == "tfds" and not config.data.name:
-        raise ValueError(
-            "data.source='tfds' needs the name of a dataset, such as data.name='cifar10'"
-        )
-
-
 def check_keys(config: ConfigDict) -> None:
     """Raises ``ValueError`` unless a config has every key, no other one, and the right types."""
     flat = flatten(config)
     for key, value in flat.items():
         typed(key, value)
-    missing = [key for key in _defaults() if key not in flat]
+    missing = [key for key in defaults_by_key() if key not in flat]
     if missing:
         raise ValueError(
             f"config.{missing[0]} is missing; a config starts from "
             "ddae_jax.config.pretrain_defaults(), which has every key"
         )
-
-
-def ignored_keys(config: ConfigDict) -> list[str]:
-    """One line for each key that is set but has no effect, as others switch off what it is about.
-
-    Set means: to something else than the default.
-    """
-    flat, defaults = flatten(config), _defaults()
-    mode, source = flat["supervision.mode"], flat["data.source"]
-    switched_off = [
-        (
-            mode == "last",
-            ("supervision.depths", "supervision.depth_weights"),
-            "supervision.mode='last' reads out the last block alone",
-        ),
-        (
-            mode in ("last", "deep"),
-            ("supervision.weighting", "supervision.beta_"),
-            f"supervision.mode={mode!r} weighs all hidden patches alike",
-        ),
-        (
-            flat["model.encoder_input"] == "full",
-            ("decoder.",),
-            "model.encoder_input='full' has no decoder",
-        ),
-        (
-            flat["targets.feature_weight"] == 0,
-            ("teacher.",),
-            "targets.feature_weight=0 leaves out the teacher",
-        ),
-        (
-            flat["targets.pixel_weight"] == 0,
-            ("targets.normalize_pixels",),
-            "targets.pixel_weight=0 leaves out the pixels",
-        ),
-        (source != "tfds", ("data.name",), f"data.source={source!r} reads no dataset by name"),
-        (source == "digits", ("data.data_dir",), "data.source='digits' comes with scikit-learn"),
-        (
-            flat["evaluation.knn_every_epochs"] == 0,
-            ("evaluation.max_examples",),
-            "evaluation.knn_every_epochs=0 leaves out k-NN during training",
-        ),
-    ]
-    return [
-        f"{key}={flat[key]!r} is ignored: {reason}"
-        for holds, prefixes, reason in switched_off
-        for key in flat
-        if holds and key.startswith(prefixes) and flat[key] != defaults[key]
-    ]
-
-
-def _check_number(key: str, value: float, least: float, most: float, shown: Any = None) -> None:
-    if least <= value <= most and abs(value) < math.inf:  # also refuses what is not a number
-        return
-    if least == _ABOVE_0:
-        allowed = "more than 0" if abs(value) < math.inf else "a finite number, more than 0"
-    elif most < math.inf:
-        allowed = f"in [{least}, {most}]"
-    else:
-        allowed = f"at least {least}" if abs(value) < math.inf else f"finite, at least {least}"
-    if key in ("data.mean", "data.std"):
-        allowed += ", as pixel values are divided by 255"
-    it_is = f"{value}; it is" if shown is None else f"{shown}; each is"
-    raise ValueError(f"{key}={it_is} {allowed}")
-
-
-def _check_length(key: str, flat: Mapping[str, Any], length: int | str | None) -> None:
-    values = flat[key]
-    if isinstance(length, str):
-        wanted = flat[length]
-        if len(values) != wanted:
-            such_as = (0.5,) if wanted == 1 else _defaults()[key]
-            raise ValueError(
-                f"{key}={values}; {length}={wanted} asks for {_count(wanted, 'value')} in each of "
-                f"data.mean and data.std: set both, such as {key}={such_as} in the config file, or "
-                f"--config.{key}={_on_command_line(such_as)}"
-            )
-    elif length is not None and len(values) != length:
-        raise ValueError(f"{key}={values}; it is {type_in_words(key)}")
-
-
-def _check_model(config: ConfigDict) -> None:
-    model, decoder = config.model, config.decoder
-    with _named_by_key(
-        image_size="model.image_size", patch_size="model.patch_size", mask_ratio="mask.ratio"
-    ):
-        grid = patch_grid(model.image_size, model.patch_size)
-        num_masked_patches(grid, config.mask.ratio)
-    if not config.targets.pixel_weight and not config.targets.feature_weight:
-        raise ValueError(
-            "targets.pixel_weight and targets.feature_weight are both 0; nothing is left to learn"
-        )
-    is_one_value = model.patch_size**2 * config.data.channels == 1
-    if is_one_value and config.targets.normalize_pixels and config.targets.pixel_weight:
-        raise ValueError(
-            "model.patch_size=1, data.channels=1: a patch of one value cannot be normalised; "
-            "raise one of them, or set targets.normalize_pixels=False"
-        )
-    if decoder.width % decoder.num_heads or decoder.width % 4:
-        raise ValueError(
-            f"decoder.width={decoder.width}, decoder.num_heads={decoder.num_heads}; the width is a "
-            "multiple of the heads, and of 4"
-        )
-
-
-def _check_supervision(config: ConfigDict) -> None:
-    size, supervision = SIZES[config.model.size], config.supervision
-    with _named_by_key(depths="supervision.depths"):
-        depths = supervised_depths(supervision.mode, size.depth, supervision.depths)
-    if depths[-1] != size.depth:
-        raise ValueError(
-            f"supervision.depths={depths}; the last one must be {size.depth}, the depth of "
-            f"model.size={config.model.size!r}, or the blocks after it are never trained"
-        )
-    weights = supervision.depth_weights if supervision.mode != "last" else ()
-    if weights and len(weights) != len(depths):
-        raise ValueError(
-            f"supervision.depth_weights={weights}; one for each of the supervised depths {depths}, "
-            f"or () for 1 each"
-        )
-    if weights and not weights[-1]:
-        raise ValueError(
-            f"supervision.depth_weights={weights}; the last one, of depth {depths[-1]}, must be "
-            "more than 0, or the blocks before it are never trained"
-        )
-    low, high = supervision.beta_range
-    if not low <= supervision.beta_init <= high:
-        raise ValueError(
-            f"supervision.beta_init={supervision.beta_init} lies outside "
-            f"supervision.beta_range={supervision.beta_range}"
-        )
-
-
-def _check_evaluation(config: ConfigDict) -> None:
-    depth, evaluation = SIZES[config.model.size].depth, config.evaluation
-    if not 0 <= evaluation.depth <= depth:
-        raise ValueError(
-            f"evaluation.depth={evaluation.depth}; it lies in [1, {depth}], or is 0 for the last"
-        )
-    if 0 < evaluation.temperature < 0.001:
-        raise ValueError(
-            f"evaluation.temperature={evaluation.temperature}; it is at least 0.001, or 0 for "
-            "votes that count alike"
-        )
-    if evaluation.encoder == "teacher" and not config.targets.feature_weight:
-        raise ValueError("evaluation.encoder='teacher' needs a teacher: targets.feature_weight > 0")
-    if evaluation.pool == "class_token" and not config.model.use_class_token:
-        raise ValueError("evaluation.pool='class_token' needs model.use_class_token=True")
-
-
-@contextlib.contextmanager
-def _named_by_key(**keys: str) -> Iterator[None]:
-    """Lets an error about a function's argument name the key that it comes from."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error)
-        for name, key in keys.items():
-            message = message.replace(f"{name}=", f"{key}=")
-        raise ValueError(message) from None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -488,9 +221,9 @@ def typed(key: str, value: Any) -> Any:
 
     Raises ``ValueError`` for a value of the wrong type, and for what is no key.
     """
-    if key not in _defaults():
+    if key not in defaults_by_key():
         raise ValueError(unknown_key(key))
-    kind = type(_defaults()[key])
+    kind = type(defaults_by_key()[key])
     if kind is tuple and isinstance(value, list | tuple):
         if all(_is_number(item, TUPLES[key][1]) for item in value):
             return tuple(value)
@@ -508,9 +241,9 @@ def parse_value(key: str, text: str) -> Any:
 
     Raises ``ValueError`` for a text that is no such value, and for what is no key.
     """
-    if key not in _defaults():
+    if key not in defaults_by_key():
         raise ValueError(unknown_key(key))
-    kind = type(_defaults()[key])
+    kind = type(defaults_by_key()[key])
     with contextlib.suppress(ValueError, KeyError):
         if kind is bool:
             return _BOOLEANS[text.strip().lower()]
@@ -521,7 +254,7 @@ def parse_value(key: str, text: str) -> Any:
             return values
     raise ValueError(
         f"config.{key}={text!r} is of the wrong type; it is {_kind_in_words(key)}, such as "
-        f"--config.{key}={_on_command_line(_example(key))}"
+        f"--config.{key}={on_command_line(_example(key))}"
     )
 
 
@@ -533,7 +266,7 @@ def type_in_words(key: str) -> str:
 
 def unknown_key(key: str) -> str:
     """Message for a key that no config has: the nearest known ones, or all of its section."""
-    known = list(_defaults())
+    known = list(defaults_by_key())
     below = [name for name in known if name.startswith(f"{key}.")]
     if below:
         return f"config.{key} is a section; its keys are {', '.join(below)}"
@@ -589,7 +322,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _kind_in_words(key: str) -> str:
-    kind = type(_defaults()[key])
+    kind = type(defaults_by_key()[key])
     if kind is not tuple:
         words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
         return words[kind]
@@ -599,31 +332,19 @@ def _kind_in_words(key: str) -> str:
 
 
 def _example(key: str) -> Any:
-    return _EXAMPLES.get(key, _defaults()[key])
+    return _EXAMPLES.get(key, defaults_by_key()[key])
 
 
-def _on_command_line(value: Any) -> str:
+def on_command_line(value: Any) -> str:
+    """A value as it is written after ``--config.KEY=``."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @functools.cache
-def _defaults() -> Mapping[str, Any]:
+def defaults_by_key() -> Mapping[str, Any]:
+    """The defaults by dotted key: ``{"model.size": "B", ...}``."""
     return types.MappingProxyType(flatten(pretrain_defaults()))
 
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _near(value: Any, known: Iterable) -> str:
-    by_lower_case = {str(word).lower(): word for word in known}
-    near = difflib.get_close_matches(str(value).lower(), by_lower_case, n=1)
-    return f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
-
-
-def _listed(known: Iterable) -> str:
-    return ", ".join(repr(word) for word in known)

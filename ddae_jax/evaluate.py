@@ -19,7 +19,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command
-from ddae_jax.config import check_config, from_plain, to_plain
+from ddae_jax.config import from_plain, to_plain
+from ddae_jax.config_checks import check_config
 from ddae_jax.evaluation.classify import Examples, untrained_params
 from ddae_jax.evaluation.features import cached, raw_pixel_size
 from ddae_jax.methods import Method

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command
-from ddae_jax.config import contradictions, ignored_keys, to_plain
+from ddae_jax.config import contradictions, to_plain
+from ddae_jax.config_checks import ignored_keys
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
@@ -52,7 +53,7 @@ class Run:
     loader: TrainLoader
     knn: KnnMonitor | None
     schedule: build.Schedule
-    allows_changes: bool
+    allows_changes: bool = False
 
     def __enter__(self) -> "Run":
         return self

@@ -11,7 +11,8 @@ from absl import flags as absl_flags
 
 from ddae_jax import build, command
 from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_explained
-from ddae_jax.config import check_config, flatten, pretrain_defaults, to_plain
+from ddae_jax.config import flatten, pretrain_defaults, to_plain
+from ddae_jax.config_checks import check_config
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError

@@ -7,19 +7,17 @@ import pytest
 from ml_collections import ConfigDict
 
 from ddae_jax.config import (
-    CHOICES,
     RENAMED,
-    check_config,
     contradictions,
     flatten,
     from_plain,
-    ignored_keys,
     parse_value,
     pretrain_defaults,
     to_plain,
     typed,
     unknown_key,
 )
+from ddae_jax.config_checks import CHOICES, check_config, ignored_keys
 
 
 def changed(**changes):
