@@ -8,6 +8,7 @@ import pathlib
 import re
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Err
 _BAD_INPUT += (OtherProcessFailed,)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
+_RUN_ENDERS += (OtherProcessFailed,)
 
 
 class CommandEnded(SystemExit):
@@ -61,6 +63,26 @@ def run_ends_are_explained() -> Iterator[None]:
         if error.errno not in _DISK_FULL:
             raise
         _end(OSError(f"{error}; make room, and the same command continues the run"), 1)
+
+
+@contextlib.contextmanager
+def one_ends_all() -> Iterator[None]:
+    """Ends this process at once if the body fails and there are others, with a message.
+
+    The others wait for this one in their next collective operation. So would this one, if it left
+    in good order: closing checkpoints takes all processes. JAX ends them when it misses this one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, _RUN_ENDERS):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def parse_flags(
@@ -130,6 +152,8 @@ def parse_config_flags(
 def start_devices(is_distributed: bool) -> bool:
     """Joins the other processes, if any, and sets up the log. True in the first process."""
     if is_distributed:
+        # JAX's own answer to SIGTERM would take the place of StopRequest's, and end nothing.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize()
     is_primary = jax.process_index() == 0
     set_up_logging(is_primary)
@@ -137,10 +161,27 @@ def start_devices(is_distributed: bool) -> bool:
 
 
 def use_compilation_cache(folder: pathlib.Path) -> None:
-    """Keeps compiled programs in a folder, so that a restart need not compile them again."""
+    """Keeps compiled programs in a folder, so that a restart need not compile them again.
+
+    Halves of them, left by a kill or a full disk, are removed first: JAX would neither read nor
+    replace them.
+    """
+    for path in sorted(folder.glob("*-cache")):
+        if not _is_whole(path.read_bytes()):
+            path.unlink(missing_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _is_whole(compressed: bytes) -> bool:
+    """Whether all of a compressed program is there, as far as zlib, JAX's default, can tell."""
+    if compressed.startswith(b"\x28\xb5\x2f\xfd"):  # Zstandard, where that is installed
+        return True
+    decompressor = zlib.decompressobj()
+    with contextlib.suppress(zlib.error):
+        decompressor.decompress(compressed)
+    return decompressor.eof
 
 
 def load_config(path: str) -> ConfigDict:

@@ -90,7 +90,10 @@ class KnnMonitor:
         _log.info("k-NN accuracy: untrained %.3f, raw pixels %.3f", untrained, raw_pixels)
         values = {"knn/untrained": untrained, "knn/raw_pixels": raw_pixels}
         if jax.process_index() == 0:
-            write_atomically(path, json.dumps({"of": key, "values": values}, indent=2) + "\n")
+            try:
+                write_atomically(path, json.dumps({"of": key, "values": values}, indent=2) + "\n")
+            except OSError as error:
+                _log.warning("the baselines could not be kept for the next start: %s", error)
         return values
 
     def measure(self, state: TrainState, step: int) -> dict[str, float]:
@@ -143,15 +146,19 @@ class ReportWriter:
     def write(self, state: TrainState, step: int, status: str | None = None) -> dict[str, float]:
         """Draws and writes everything, from the state and the records so far; gives no metrics.
 
+        What goes wrong in that is logged.
+
         ``status`` is what the run is doing; by default running, or complete at its last step.
         """
         key = jax.random.key(self._config.seed)
         seen = jax.device_get(self._look(state.params, self._normalize(self._images), key))
         if jax.process_index() == 0:
-            records = read_metrics(self._workdir.metrics)
-            self._workdir.figures.mkdir(exist_ok=True)
-            self._draw(seen, records)
-            self._write_report(step, records, status)
+            try:
+                records = read_metrics(self._workdir.metrics)
+                self._draw(seen, records)
+                self._write_report(step, records, status)
+            except Exception:  # no run ends for its pictures
+                _log.exception("step %d: figures or report could not be written", step)
         return {}
 
     def finish(self, state: TrainState, step: int) -> None:

@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +30,7 @@ from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
 from ddae_jax.methods import Method
 from ddae_jax.monitor import KnnMonitor, ReportWriter
-from ddae_jax.training.agreement import all_or_none
+from ddae_jax.training.agreement import all_or_none, from_first
 from ddae_jax.training.checkpoint import Checkpoints, abstract
 from ddae_jax.training.interruption import Stopped, StopRequest
 from ddae_jax.training.logging import Recorder, read_metrics
@@ -67,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with StopRequest() as stop:
         try:
-            with stop.at_once(), command.bad_input_is_explained():
-                run = prepare(argv)
+            with command.bad_input_is_explained():
+                run = prepare(argv, stop)
             with command.run_ends_are_explained(), run:
                 command.use_compilation_cache(run.workdir.compilation_cache)
                 pretrain(run, stop)
@@ -77,16 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(argv: Sequence[str] | None) -> Run:
+def prepare(argv: Sequence[str] | None, stop: StopRequest) -> Run:
     """Builds what the command line asks for, and claims its workdir.
 
     Raises ``ValueError``, ``OSError`` or ``WorkdirInUse`` for bad input, and
     ``OtherProcessFailed`` if another process of the run does.
     """
-    flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
-    config = flags.config
-    is_primary = command.start_devices(flags.distributed)
-    with all_or_none():
+    with stop.at_once():
+        flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
+        config = flags.config
+        command.start_devices(flags.distributed)
+    with may_stop_at_once(stop), all_or_none():
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh)
         workdir = check_workdir(flags.workdir, config, flags.allow_config_changes)
@@ -103,9 +106,23 @@ def prepare(argv: Sequence[str] | None) -> Run:
             workdir=workdir,
             allows_changes=flags.allow_config_changes,
         )
-        if is_primary:
-            workdir.claim()
+    with may_stop_at_once(stop), all_or_none():
+        claim(workdir, config, flags.allow_config_changes)
     return run
+
+
+def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> None:
+    """Lets this run, and no other, write to the workdir; all its processes see the same one.
+
+    Raises ``WorkdirInUse``, or ``ValueError`` as :func:`check_workdir` does: another run may have
+    come and gone since that was asked, and ``ValueError`` if the folder is not shared.
+    """
+    token = from_first(secrets.randbelow(2**31))
+    with all_or_none():
+        if jax.process_index() == 0:
+            workdir.claim(token)
+            check_workdir(workdir.path, config, allow_config_changes)
+    workdir.check_is_shared(token)
 
 
 def pretrain(run: Run, stop: StopRequest) -> TrainState:
@@ -123,7 +140,7 @@ def pretrain(run: Run, stop: StopRequest) -> TrainState:
     report = ReportWriter(
         config, run.workdir, run.method, run.source, schedule.total_steps, run.mesh
     )
-    with open_checkpoints(run) as checkpoints:
+    with open_checkpoints(run) as checkpoints, command.one_ends_all():
         with may_stop_at_once(stop):
             state = start_or_continue(run, optimizer, checkpoints)
             start_step = int(state.step)
@@ -216,10 +233,12 @@ def start_or_continue(
         state = jax.jit(initialize, out_shardings=sharding)(key)
     else:
         state, data_state = checkpoints.restore(abstract(shapes, sharding))
-        run.loader.set_state(data_state, allow_changes=run.allows_changes)
+        with all_or_none():
+            run.loader.set_state(data_state, allow_changes=run.allows_changes)
         _log.info("continuing from the checkpoint of step %d", int(state.step))
-    if jax.process_index() == 0:
-        run.workdir.write_config(to_plain(run.config))
+    with all_or_none():
+        if jax.process_index() == 0:
+            run.workdir.write_config(to_plain(run.config))
     return state
 
 
@@ -247,7 +266,9 @@ def say_start(run: Run, start_step: int) -> None:
         )
 
 
-def check_workdir(path: str, config: ConfigDict, allow_config_changes: bool) -> Workdir:
+def check_workdir(
+    path: str | os.PathLike, config: ConfigDict, allow_config_changes: bool
+) -> Workdir:
     """The folder of this run, after checking the config against the one stored there.
 
     Raises ``ValueError`` if the folder holds a run with another config (its differing keys are

@@ -26,7 +26,8 @@ find_python() {
 # made good the next time.
 requirements=(requirements.txt tests/requirements.txt)
 wanted=$(cat "${requirements[@]}" | cksum)
-if [ ! -f .venv/installed ] || [ "$(cat .venv/installed)" != "$wanted" ]; then
+if ! .venv/bin/python -c '' 2>/dev/null || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]
+then
   # An environment without pip is one whose making failed, such as on Debian without python3-venv.
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(find_python)

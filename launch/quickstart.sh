@@ -2,4 +2,4 @@
 # Pretrains DDAE on scanned digits, a few minutes on two CPU cores, and says where the report is.
 # Arguments are handed on: launch/quickstart.sh --config.epochs=5
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-.venv/bin/python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits "$@"
+exec .venv/bin/python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits "$@"

@@ -11,13 +11,15 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from ddae_jax.training.agreement import from_first
+from ddae_jax.training.agreement import all_or_none, from_first
 from ddae_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
 # Old checkpoints are moved here in one operation before their files are deleted one by one.
 _DELETED = ".deleted"
+
+_DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 class CheckpointError(RuntimeError):
@@ -128,8 +130,9 @@ class Checkpoints:
             FileNotFoundError: if there is no such checkpoint.
             CheckpointError: if it holds another model; the first differences are named.
         """
-        step = self.existing_step(step)
-        self._check_fits(abstract_state, step)
+        with all_or_none():
+            step = self.existing_step(step)
+            self._check_fits(abstract_state, step)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -147,8 +150,9 @@ class Checkpoints:
 
         Raises as :meth:`restore` does.
         """
-        step = self.existing_step(step)
-        self._check_fits(abstract_part, step, is_part=True)
+        with all_or_none():
+            step = self.existing_step(step)
+            self._check_fits(abstract_part, step, is_part=True)
         part = _restore_arguments(abstract_part, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=part))["state"]
 
@@ -195,14 +199,15 @@ class Checkpoints:
 
     def _cannot_write(self, error: Exception) -> CheckpointError:
         self._manager.reload()
-        usable = self.steps()
+        usable, reason = self.steps(), _first_line(error)
+        advice = "Make room" if reason in _DISK_FULL else "Mend that"
         return CheckpointError(
-            f"a checkpoint could not be saved in {self._directory}: {_first_line(error)}. "
+            f"a checkpoint could not be saved in {self._directory}: {reason}. "
             + (
-                f"The earlier ones are whole and usable: steps {usable}. Make room, then start "
+                f"The earlier ones are whole and usable: steps {usable}. {advice}, then start "
                 "the same command again; it continues from the latest."
                 if usable
-                else "There is no earlier one. Make room, then start the same command again."
+                else f"There is no earlier one. {advice}, then start the same command again."
             )
         )
 
@@ -233,7 +238,7 @@ def _key_name(key) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    full = "No space left on device"
-    if full in str(error):  # at the end of a line that names files nobody knows
-        return full
+    for full in _DISK_FULL:
+        if full in str(error):  # at the end of a line that names files nobody knows
+            return full
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import pathlib
+import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,9 +23,16 @@ class Workdir:
     ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``report.html``,
     ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``,
     ``baselines.json`` (what k-NN reaches without training), ``lock``.
+
+    Raises ``ValueError`` for an address such as ``gs://bucket/run``.
     """
 
     def __init__(self, path: str | os.PathLike):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
+            raise ValueError(
+                f"--workdir={path} is an address, not a folder; mount the bucket (gcsfuse, "
+                "mountpoint-s3, ...) and give the folder where it is mounted"
+            )
         self.path = pathlib.Path(path).expanduser().resolve()
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -37,10 +46,11 @@ class Workdir:
         self._lock_path = self.path / "lock"
         self._lock = None
 
-    def claim(self) -> None:
+    def claim(self, token: int = 0) -> None:
         """Makes the folder and locks it for this process, until :meth:`release`.
 
-        The lock is the kernel's: it goes with the process at the latest, however that ends.
+        The lock is the kernel's: it goes with the process at the latest, however that ends. By the
+        ``token`` other processes of the same run recognise it (:meth:`check_is_shared`).
         Raises :class:`WorkdirInUse` if another process holds it, ``NotADirectoryError`` if the
         path is a file.
         """
@@ -54,18 +64,39 @@ class Workdir:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            holder = lock.readline().strip() or "unknown"
             lock.close()
             raise WorkdirInUse(
                 f"another run (process {holder}) is writing to {self.path}; "
                 "wait for it, stop it, or choose another --workdir"
             ) from None
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()}\n{token}\n")
         lock.flush()
         self._lock = lock
         for left_over in self.path.glob(_HALF_WRITTEN_CONFIG):  # by a kill amid write_config
             left_over.unlink(missing_ok=True)
+
+    def check_is_shared(self, token: int, patience_s: float = 10.0) -> None:
+        """Raises ``ValueError`` unless the folder is one that was claimed with this token.
+
+        A network file system may show that late; it gets some patience.
+        """
+        deadline = time.monotonic() + patience_s
+        while self._token() != str(token):
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"--workdir={self.path} is not the folder that the first process of this run "
+                    "writes to; give one that all processes see"
+                )
+            time.sleep(0.1)
+
+    def _token(self) -> str | None:
+        try:
+            lines = self._lock_path.read_text().splitlines()
+        except OSError:
+            return None
+        return lines[1] if len(lines) > 1 else None
 
     def release(self) -> None:
         """Lets other runs write there again."""
