@@ -3,6 +3,7 @@ import json
 import math
 import pathlib
 import sys
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -500,3 +501,17 @@ def test_every_config_that_comes_along_is_sound_and_describes_a_model(path):
     assert shapes["supervision"]["beta"].shape == (2, len(supervision.depths))
     depth = method.student.encoder.depth
     assert supervision.depths == (depth // 2, depth * 2 // 3, depth * 5 // 6, depth)
+
+
+def test_halves_of_compiled_programs_are_removed_as_nobody_would_replace_them(tmp_path):
+    whole = zlib.compress(b"a program" * 1000)
+    (tmp_path / "whole-cache").write_bytes(whole)
+    (tmp_path / "half-cache").write_bytes(whole[:20])
+    (tmp_path / "empty-cache").write_bytes(b"")
+    (tmp_path / "whole-atime").write_bytes(b"12345678")
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        command.use_compilation_cache(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["whole-atime", "whole-cache"]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -16,13 +16,15 @@ import tiny
 PROGRAM = """
 import sys
 import jax
+index, patch = int(sys.argv[2]), sys.argv[3]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+jax.distributed.initialize(sys.argv[1], 2, index)
 from ddae_jax import evaluate, pretrain
 from ddae_jax.models import vit
 vit.SIZES["micro"] = vit.Size(16, 3, 2)  # as the config file of pretraining has it
-job = {"pretrain": pretrain, "evaluate": evaluate}[sys.argv[3]]
-sys.exit(job.main(sys.argv[4:]))
+exec(patch)
+job = {"pretrain": pretrain, "evaluate": evaluate}[sys.argv[4]]
+sys.exit(job.main(sys.argv[5:]))
 """
 
 
@@ -32,12 +34,16 @@ def free_address():
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def start(job, *options, of_process=((), ())):
-    """Two processes of a job; ``of_process`` are further options for each of them."""
+def start(job, *options, of_process=((), ()), patch=""):
+    """Two processes of a job.
+
+    ``of_process`` are further options of each of them, ``patch`` is code that they run first, in
+    which ``index`` tells which one it is.
+    """
     address = free_address()
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(index), job, *options, *own],
+            [sys.executable, "-c", PROGRAM, address, str(index), patch, job, *options, *own],
             env=tiny.environment(num_devices=2),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -118,13 +124,108 @@ def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(
     last = tiny.records(workdir)[-1]["step"]
     assert 6 <= last < 880
     assert saved_steps(workdir)[-1] == last
-    processes = start("pretrain", *options)
-    wait_for_step(workdir, last + 2, processes)
+
+
+def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, tmp_path):
+    workdir = tmp_path / "run"
+    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40", "--distributed"]
+    job = {
+        "SLURM_JOB_ID": free_address().rpartition(":")[2],  # the port follows from it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    }
+    processes = [
+        subprocess.Popen(
+            tiny.command("pretrain", *options),
+            env=tiny.environment(2) | job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    wait_for_step(workdir, 6, processes)
     for process in processes:
         process.send_signal(signal.SIGTERM)
-    _, logs = finish(processes)
-    assert f"continuing from the checkpoint of step {last}" in logs[0]
-    assert saved_steps(workdir)[-1] == tiny.records(workdir)[-1]["step"] > last
+    finish(processes)
+    assert saved_steps(workdir)[-1] == tiny.records(workdir)[-1]["step"] >= 6
+
+
+def test_killed_and_restarted_two_processes_end_bit_identical(config, tmp_path):
+    def run(name):
+        options = [f"--config={config}", f"--workdir={tmp_path / name}", "--config.epochs=1"]
+        return start("pretrain", *options)
+
+    finish(run("undisturbed"))
+    processes = run("killed")
+    wait_for_step(tmp_path / "killed", 10, processes)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    _, logs = finish(run("killed"))
+    assert "continuing from the checkpoint of step" in logs[0]
+    one, other = (
+        {r["step"]: r["loss"] for r in tiny.records(tmp_path / name)}
+        for name in ("undisturbed", "killed")
+    )
+    assert one == other
+    assert max(one) == 22
+
+
+def test_pictures_that_fail_in_the_one_process_that_draws_them_stop_nobody(config, tmp_path):
+    patch = """
+from ddae_jax.monitor import ReportWriter
+def fail(*_):
+    raise OSError(28, "No space left on device")
+ReportWriter._draw = fail
+"""
+    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.epochs=0.5"]
+    _, logs = finish(start("pretrain", *options, patch=patch))
+    assert "figures or report could not be written" in logs[0]
+    assert tiny.records(tmp_path / "run")[-1]["step"] == 11
+
+
+def test_an_error_in_one_process_ends_both_and_is_told(config, tmp_path):
+    patch = """
+from ddae_jax.training.logging import MetricsWriter
+write = MetricsWriter.write
+def fail(self, step, metrics):
+    write(self, step, metrics)
+    if step >= 6:
+        raise OSError(28, "No space left on device")
+MetricsWriter.write = fail
+"""
+    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    processes = start("pretrain", *options, patch=patch)
+    logs = [process.communicate(timeout=150)[1] for process in processes]
+    assert all(process.returncode for process in processes)
+    assert "No space left on device" in logs[0]
+
+
+def test_workdirs_that_are_not_the_same_folder_are_refused(config, tmp_path):
+    places = ([f"--workdir={tmp_path / 'one'}"], [f"--workdir={tmp_path / 'other'}"])
+    processes = start("pretrain", f"--config={config}", of_process=places)
+    logs = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], logs
+    assert f"{tmp_path / 'other'} is not the folder that the first process" in logs[1]
+
+
+def test_a_stop_of_one_process_while_they_prepare_stops_both(config, tmp_path):
+    patch = """
+import signal
+from ddae_jax import build
+make = build.build_source
+def stopped(*arguments):
+    if index == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return make(*arguments)
+build.build_source = stopped
+"""
+    workdir = tmp_path / "run"
+    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40"]
+    finish(start("pretrain", *options, patch=patch))
+    assert saved_steps(workdir)[-1] <= 8
 
 
 def test_where_one_process_cannot_start_the_other_ends_too_and_each_says_why(config, tmp_path):

@@ -45,7 +45,7 @@ def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(tiny.ROOT / "launch" / script)]).returncode == 0
 
 
-def test_an_environment_that_was_made_without_pip_is_made_anew(tmp_path):
+def test_an_environment_without_pip_or_without_its_python_is_made_anew(tmp_path):
     clone = tmp_path / "clone"
     shutil.copytree(tiny.ROOT / "launch", clone / "launch")
     (clone / "tests").mkdir()
@@ -61,11 +61,13 @@ def test_an_environment_that_was_made_without_pip_is_made_anew(tmp_path):
             text=True,
         )
 
-    first, second = set_up(), set_up()
-    assert first.returncode == 0, first.stderr
-    assert str(clone / ".venv") in first.stdout
-    assert "making .venv" in first.stderr
-    assert (second.returncode, second.stderr) == (0, "")
+    for damage in (lambda: None, lambda: (clone / ".venv" / "bin" / "python3").unlink()):
+        damage()
+        first, second = set_up(), set_up()
+        assert first.returncode == 0, first.stderr
+        assert str(clone / ".venv") in first.stdout
+        assert "making .venv" in first.stderr
+        assert (second.returncode, second.stderr) == (0, "")
 
 
 def test_a_python_that_is_too_old_or_too_new_is_not_taken(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 
 import tiny
 from ddae_jax import build, pretrain
-from ddae_jax.config import pretrain_defaults
+from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.monitor import KnnMonitor
 from ddae_jax.training.sharding import make_mesh
 
@@ -101,6 +101,10 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
     print("moments drawn with seed", seed)
     moments = random.Random(seed)
     workdir = tmp_path / "killed"
+    process = start(config, workdir)
+    time.sleep(moments.uniform(1, 8))  # while it starts: builds, claims, compiles, ...
+    process.kill()
+    process.wait()
     for step in sorted(moments.sample(range(2, 43), 3)):
         process = start(config, workdir)
         wait_for_step(workdir, step, process)
@@ -231,7 +235,7 @@ def test_started_again_a_complete_run_says_so_and_changes_nothing(config, finish
     assert (finished / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_of_one_device_continues_on_four(config, tmp_path):
+def test_a_run_of_one_device_continues_on_four(config, finished, tmp_path):
     workdir = tmp_path / "moved"
     arguments = (f"--config={config}", f"--workdir={workdir}")
     process = start(config, workdir)
@@ -240,7 +244,9 @@ def test_a_run_of_one_device_continues_on_four(config, tmp_path):
     assert process.wait(timeout=60) == 0
     moved = tiny.run("pretrain", *arguments, "--config.mesh.fsdp=2", num_devices=4)
     assert moved.returncode == 0, moved.stderr
-    assert tiny.records(workdir)[-1]["step"] == 44
+    one, four = ({r["step"]: r["loss"] for r in tiny.records(w)} for w in (finished, workdir))
+    for step, loss in one.items():
+        np.testing.assert_allclose(four[step], loss, rtol=1e-4, err_msg=str(step))
 
 
 def test_two_runs_in_one_workdir_the_second_is_refused(config, tmp_path):
@@ -255,6 +261,24 @@ def test_two_runs_in_one_workdir_the_second_is_refused(config, tmp_path):
     first.wait()
     assert second.returncode == 2
     assert f"another run (process {first.pid}) is writing to {workdir}" in second.stderr
+
+
+def test_a_run_that_came_and_went_while_this_one_prepared_is_noticed(
+    config, tmp_path, monkeypatch, capsys
+):
+    workdir = tmp_path / "run"
+    make = build.build_source
+
+    def meanwhile(*arguments):
+        other = pretrain_defaults()
+        other.seed = 7
+        workdir.mkdir()
+        (workdir / "config.json").write_text(json.dumps(to_plain(other)))
+        return make(*arguments)
+
+    monkeypatch.setattr(build, "build_source", meanwhile)
+    assert status([f"--config={config}", f"--workdir={workdir}"]) == 2
+    assert "seed: 7 in the workdir, 0 given" in capsys.readouterr().err
 
 
 def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finished, capsys):

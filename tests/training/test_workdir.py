@@ -127,6 +127,25 @@ def test_a_released_workdir_is_free_in_the_same_process(tmp_path):
     second.release()
 
 
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])
+def test_an_address_is_no_folder(address):
+    with pytest.raises(
+        ValueError, match=rf"--workdir={address} is an address, not a folder; mount"
+    ):
+        Workdir(address)
+
+
+def test_processes_of_a_run_recognise_the_folder_that_the_first_one_claimed(tmp_path):
+    first, second = Workdir(tmp_path), Workdir(tmp_path)
+    first.claim(token=123)
+    second.check_is_shared(123)
+    with pytest.raises(ValueError, match="is not the folder that the first process"):
+        second.check_is_shared(124, patience_s=0)
+    with pytest.raises(ValueError, match="is not the folder that the first process"):
+        Workdir(tmp_path / "other").check_is_shared(123, patience_s=0.2)
+    first.release()
+
+
 def test_paths_of_a_run_are_where_people_look(tmp_path):
     workdir = Workdir(tmp_path)
     names = "config.json metrics.jsonl checkpoints figures report.html tensorboard features"
