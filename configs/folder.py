@@ -2,7 +2,9 @@
 
 Command:    python -m ddae_jax.pretrain --config=configs/folder.py --workdir=runs/mine \\
                 --config.data.data_dir=FOLDER
-Hardware:   a GPU; --config.model.size=Ti --config.batch_size=32 for a look on a CPU.
+Hardware:   a GPU; with little memory add --config.batch_size=64 or
+            --config.model.rematerialization=full. For a look on a CPU add --config.model.size=Ti
+            --config.batch_size=32.
 Expect:     a backbone fitted to your images; worth the while from some 100,000 of them on.
 """
 

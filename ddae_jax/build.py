@@ -212,20 +212,17 @@ def _check_same_classes(
     names: Mapping[str, tuple[str, ...] | None], counts: Mapping[str, int | None]
 ) -> None:
     """Raises ``ValueError`` unless both splits have classes, and the same ones."""
-    without = "Set evaluation.knn_every_epochs=0 to pretrain without"
     if None in counts.values() or len(set(counts.values())) > 1:
         found = " and ".join(
             f"the {split!r} split has {count or 'no'} classes" for split, count in counts.items()
         )
-        raise ValueError(
-            f"evaluation needs labelled images of the same classes: {found}. {without}"
-        )
+        raise ValueError(f"evaluation needs labelled images of the same classes: {found}")
     train, test = names.values()
     if train is not None and test is not None and train != test:
         differing = sorted(set(train) ^ set(test)) or [f"{train[0]}, in another order"]
         raise ValueError(
             f"the splits {' and '.join(map(repr, names))} have {len(train)} classes each, but not "
-            f"the same ones; only one of them has {', '.join(differing[:4])}. {without}"
+            f"the same ones; only one of them has {', '.join(differing[:4])}"
         )
 
 

@@ -3,14 +3,16 @@
 import contextlib
 import errno
 import importlib.util
+import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 from absl import flags as absl_flags
@@ -63,6 +65,40 @@ def run_ends_are_explained() -> Iterator[None]:
         if error.errno not in _DISK_FULL:
             raise
         _end(OSError(f"{error}; make room, and the same command continues the run"), 1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _end(
+            MemoryError(
+                f"{str(error).splitlines()[0]} A smaller batch_size or model.size needs less "
+                "memory, and so does model.rematerialization=full."
+            ),
+            1,
+        )
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with a job's status, at once.
+
+    Threads that still compile, download or compute what nobody waits for any more would keep it,
+    or crash an interpreter that is being taken down under them.
+    """
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if jax.process_count() > 1:
+        sys.exit(status)  # the others are told
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -83,6 +119,13 @@ def one_ends_all() -> Iterator[None]:
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def require(name: str, value: str, flags: absl_flags.FlagValues) -> None:
+    """Lets :func:`parse_flags` ask for a flag that is missing, whose value looks like ``value``."""
+    absl_flags.register_validator(
+        name, lambda given: given is not None, f"--{name}={value} is missing", flag_values=flags
+    )
 
 
 def parse_flags(
@@ -154,7 +197,13 @@ def start_devices(is_distributed: bool) -> bool:
     if is_distributed:
         # JAX's own answer to SIGTERM would take the place of StopRequest's, and end nothing.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"--distributed: no other processes were found ({error}); leave it out on one "
+                "machine, or start the job on all of them, as SLURM, GKE and TPU pods do"
+            ) from error
     is_primary = jax.process_index() == 0
     set_up_logging(is_primary)
     return is_primary

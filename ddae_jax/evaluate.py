@@ -9,7 +9,6 @@ JSON object: the accuracy, and beside it that of the untrained network and of ra
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -83,7 +82,10 @@ def classify(
     saved_at: int,
 ) -> dict:
     """Accuracy of ``knn`` or ``linear`` on the features, and on the two baselines'."""
-    images = build.build_labelled_images(config, mesh, limit=readout.limit or None)
+    try:
+        images = build.build_labelled_images(config, mesh, limit=readout.limit or None)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --data_dir=FOLDER says where it is now") from error
     encode = build.build_encode(config, mesh, depth=readout.depth, pool=readout.pool)
     predict = build.build_predict(config, task)
 
@@ -195,7 +197,8 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
     define("string", "workdir", None, "Folder of the run.")
     define("enum", "task", None, TASKS, "What to evaluate.")
-    absl_flags.mark_flags_as_required(("workdir", "task"), flag_values=flags)
+    command.require("workdir", "FOLDER", flags)
+    command.require("task", "|".join(TASKS), flags)
 
     def of_the_run(kind: str, name: str, *arguments) -> None:
         *others, text = arguments
@@ -214,4 +217,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -69,7 +69,13 @@ class KnnMonitor:
     @classmethod
     def from_config(cls, config: ConfigDict, method: Method, mesh: Mesh) -> "KnnMonitor | None":
         """None if the config asks for no k-NN. Raises ``ValueError`` if there are no labels."""
-        return cls(config, method, mesh) if config.evaluation.knn_every_epochs else None
+        if not config.evaluation.knn_every_epochs:
+            return None
+        try:
+            return cls(config, method, mesh)
+        except (ValueError, FileNotFoundError) as error:
+            without = "set evaluation.knn_every_epochs=0 to pretrain without k-NN"
+            raise type(error)(f"{error}; {without}") from error
 
     def baselines(self, path: pathlib.Path) -> dict[str, float]:
         """``knn/untrained`` and ``knn/raw_pixels``: what k-NN reaches without training.

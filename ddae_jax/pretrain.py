@@ -13,7 +13,6 @@ import logging
 import os
 import pathlib
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -88,6 +87,7 @@ def prepare(argv: Sequence[str] | None, stop: StopRequest) -> Run:
     with stop.at_once():
         flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
         config = flags.config
+        config.data.data_dir = absolute(config.data.data_dir)
         command.start_devices(flags.distributed)
     with may_stop_at_once(stop), all_or_none():
         mesh = make_mesh(**config.mesh)
@@ -271,12 +271,14 @@ def check_workdir(
 ) -> Workdir:
     """The folder of this run, after checking the config against the one stored there.
 
+    A run that has no checkpoint yet has nothing to be continued: it may start over with any config.
+
     Raises ``ValueError`` if the folder holds a run with another config (its differing keys are
     named), or files that are no run's.
     """
     workdir = Workdir(path)
     workdir.check_is_a_run_or_empty()
-    stored = workdir.read_config()
+    stored = workdir.read_config() if workdir.has_checkpoint() else None
     differences = (
         contradictions(stored, to_plain(config), workdir.config) if stored is not None else []
     )
@@ -288,6 +290,12 @@ def check_workdir(
             "to continue it with these"
         )
     return workdir
+
+
+def absolute(folder: str) -> str:
+    """A folder as it can be found from elsewhere later; addresses and nothing stay as they are."""
+    is_path = folder and "://" not in folder
+    return os.path.abspath(os.path.expanduser(folder)) if is_path else folder
 
 
 def describe(method: Method) -> str:
@@ -305,7 +313,7 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "workdir", None, "Folder of the run; it is made, or continued.", flag_values=flags
     )
-    absl_flags.mark_flag_as_required("workdir", flag_values=flags)
+    command.require("workdir", "FOLDER", flags)
     absl_flags.DEFINE_bool(
         "allow_config_changes",
         False,
@@ -321,4 +329,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -2,6 +2,7 @@ import functools
 import json
 import math
 import pathlib
+import subprocess
 import sys
 import zlib
 
@@ -501,6 +502,39 @@ def test_every_config_that_comes_along_is_sound_and_describes_a_model(path):
     assert shapes["supervision"]["beta"].shape == (2, len(supervision.depths))
     depth = method.student.encoder.depth
     assert supervision.depths == (depth // 2, depth * 2 // 3, depth * 5 // 6, depth)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("return 0", 0),
+        ("return 3", 3),
+        ("raise KeyboardInterrupt", 130),
+        ("raise SystemExit(2)", 2),
+        ("raise ZeroDivisionError", 1),
+    ],
+)
+def test_a_job_ends_with_its_status_whatever_still_runs(end, status):
+    program = f"""
+import threading, time
+from ddae_jax import command
+def main():
+    threading.Thread(target=time.sleep, args=(100,)).start()  # no daemon: Python would wait
+    print("said")
+    {end}
+command.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.returncode == status
+    assert done.stdout == b"said\n"
+    assert (b"Traceback" in done.stderr) == ("Zero" in end)
+
+
+def test_memory_that_is_not_there_is_explained(capsys):
+    with pytest.raises(CommandEnded) as ended, run_ends_are_explained():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    assert ended.value.code == 1
+    assert "allocating 9 bytes. A smaller batch_size" in capsys.readouterr().err
 
 
 def test_halves_of_compiled_programs_are_removed_as_nobody_would_replace_them(tmp_path):

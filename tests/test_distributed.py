@@ -101,14 +101,22 @@ def test_two_processes_train_as_one_does_and_write_everything_once(config, tmp_p
     assert (tmp_path / "two" / "report.html").exists()
     # What only the first process can read must not decide for it alone what all of them compute.
     shutil.copytree(tmp_path / "two", tmp_path / "copy")
-    places = ([f"--workdir={tmp_path / 'two'}"], [f"--workdir={tmp_path / 'copy'}"])
-    first, second = (
-        finish(start("evaluate", "--task=knn", "--limit=200", of_process=places))[0]
-        for _ in range(2)
+    task = ("--task=knn", "--limit=200")
+    program = "\n".join(line for line in PROGRAM.splitlines() if not line.startswith("jax."))
+    arguments = ("", "0", "", "evaluate", *task, f"--workdir={tmp_path / 'two'}")
+    alone = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=tiny.environment(4),
+        capture_output=True,
+        text=True,
     )
-    assert first[0] == second[0]
-    assert json.loads(first[0][-1])["accuracy"] > 0.1
-    assert "".join(first[1]) == ""  # the other process computes, and says nothing
+    assert alone.returncode == 0, alone.stderr
+    assert len(list((tmp_path / "two" / "features").iterdir())) == 3
+    places = ([f"--workdir={tmp_path / 'two'}"], [f"--workdir={tmp_path / 'copy'}"])
+    printed, _ = finish(start("evaluate", *task, of_process=places))
+    assert printed[0][-1] == alone.stdout.splitlines()[-1]
+    assert json.loads(printed[0][-1])["accuracy"] > 0.1
+    assert "".join(printed[1]) == ""  # the other process computes, and says nothing
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import random
 import re
 import signal
@@ -43,6 +44,13 @@ def start(config, workdir, *arguments):
         env=tiny.environment(),
         stderr=log,
     )
+
+
+def caught_by(pid):
+    """The signals that a process has handlers for."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", status)
+    return {number for number in signal.valid_signals() if int(caught, 16) >> (number - 1) & 1}
 
 
 def wait_for_step(workdir, step, process, timeout_s=120):
@@ -272,13 +280,45 @@ def test_a_run_that_came_and_went_while_this_one_prepared_is_noticed(
     def meanwhile(*arguments):
         other = pretrain_defaults()
         other.seed = 7
-        workdir.mkdir()
+        checkpoint = workdir / "checkpoints" / "4"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "_CHECKPOINT_METADATA").touch()
         (workdir / "config.json").write_text(json.dumps(to_plain(other)))
         return make(*arguments)
 
     monkeypatch.setattr(build, "build_source", meanwhile)
     assert status([f"--config={config}", f"--workdir={workdir}"]) == 2
     assert "seed: 7 in the workdir, 0 given" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_starts_over_with_any_config(config, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=0.1"]
+    workdir.mkdir()
+    other = pretrain_defaults()
+    (workdir / "config.json").write_text(json.dumps(to_plain(other)))
+    assert pretrain.main(arguments) == 0
+    assert json.loads((workdir / "config.json").read_text())["model"]["size"] == "micro"
+
+
+def test_data_is_found_from_elsewhere_later(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert pretrain.absolute("photos") == str(tmp_path / "photos")
+    assert pretrain.absolute("~/photos") == os.path.expanduser("~/photos")
+    assert pretrain.absolute("gs://bucket/tfds") == "gs://bucket/tfds"
+    assert pretrain.absolute("") == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_it_starts_ends_well_at_any_moment(number, config, tmp_path):
+    moment = random.SystemRandom().uniform(0, 4)
+    workdir = tmp_path / "run"
+    process = start(config, workdir, "--config.evaluation.knn_every_epochs=1")
+    while process.poll() is None and signal.SIGTERM not in caught_by(process.pid):
+        time.sleep(0.01)  # until its handlers are there
+    time.sleep(moment)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 0, (moment, (tmp_path / "run.log").read_text())
 
 
 def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finished, capsys):

@@ -288,7 +288,7 @@ class TrainLoader:
             raise TooManyCorruptImages(
                 f"{len(self._corrupt)} of {len(self._source)} images cannot be decoded: a share of "
                 f"{len(self._corrupt) / len(self._source):.2%}, above the limit "
-                f"max_corrupt_share={self._max_corrupt_share:.2%}. Among them: {names}"
+                f"data.max_corrupt_share={self._max_corrupt_share:.2%}. Among them: {names}"
             )
 
 

@@ -26,9 +26,9 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
         ),
         "loss": (
             "The total loss, and the error of each objective at each supervised depth, as "
-            "weighted in training. Thin lines are the values as logged, bold ones their running "
-            "mean. Because β moves, a weighted loss also falls when attention shifts: compare "
-            "runs by what their features are worth."
+            "weighted in training; bold lines are running means over the values as logged, where "
+            "these are many. Because β moves, a weighted loss also falls when attention shifts: "
+            "compare runs by what their features are worth."
         ),
         "knn": (
             "A nearest-neighbour classifier on frozen features: each image gets the label that its "
@@ -36,9 +36,9 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "training, the dotted one the raw pixels: what lies above both was learned."
         ),
         "schedule": (
-            "The learning rate (warm-up, then cosine), the momentum of the teacher, and the "
-            "global norm of the gradient before clipping. A norm that keeps climbing is an early "
-            "sign of divergence."
+            "The learning rate (warm-up, then cosine; the config's times batch_size / 256), the "
+            "momentum of the teacher, and the global norm of the gradient before clipping. A norm "
+            "that keeps climbing is an early sign of divergence."
         ),
     }
 )

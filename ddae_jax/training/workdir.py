@@ -120,6 +120,10 @@ class Workdir:
                 f"{', ...' if len(foreign) > 3 else ''}); give an empty or new folder"
             )
 
+    def has_checkpoint(self) -> bool:
+        """Whether the run has got as far as its first checkpoint."""
+        return any(self.checkpoints.glob("[0-9]*/_CHECKPOINT_METADATA"))
+
     def read_config(self) -> dict[str, Any] | None:
         """The stored config, or None if there is none yet.
 
