@@ -50,9 +50,12 @@ def linear_predict(
         (jnp.asarray(features, jnp.float32) - mean) / deviation
         for features in (train_features, test_features)
     )
-    (weights, bias), steepest = _fit(
-        train, jnp.asarray(train_labels), num_classes, l2, max_iterations, tolerance
-    )
+    # Accelerators would otherwise take less than float32, in L-BFGS's own products too.
+    with jax.default_matmul_precision("highest"):
+        (weights, bias), steepest = _fit(
+            train, jnp.asarray(train_labels), num_classes, l2, max_iterations, tolerance
+        )
+        logits = test @ weights + bias
     if steepest > tolerance:
         _log.warning(
             "the linear probe has not converged: after %d iterations the largest entry of its "
@@ -61,7 +64,7 @@ def linear_predict(
             steepest,
             tolerance,
         )
-    return np.asarray((_product(test, weights) + bias).argmax(axis=-1))
+    return np.asarray(logits.argmax(axis=-1))
 
 
 def _statistics(
@@ -74,11 +77,6 @@ def _statistics(
     deviation = np.sqrt(squares / len(features))
     deviation = np.where(deviation <= 1e-6 * np.abs(mean), 1, deviation)
     return mean.astype(np.float32), deviation.astype(np.float32)
-
-
-def _product(a: Float[Array, "i j"], b: Float[Array, "j k"]) -> Float[Array, "i k"]:
-    """In float32 on accelerators too, whose default precision is lower."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 4))
@@ -94,7 +92,7 @@ def _fit(
 
     def loss(classifier):
         weights, bias = classifier
-        logits = _product(features, weights) + bias
+        logits = features @ weights + bias
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return cross_entropy + l2 / 2 * jnp.square(weights).sum()
 
