@@ -1,7 +1,7 @@
 """Encoders of timm and transformers, as parameters of :class:`ddae_jax.models.vit.ViT`.
 
-Both libraries store one flat dict of arrays. Each has a table here: its names as patterns, and where
-and how such an array lies in the tree. What no pattern knows is named in an error, not left out.
+Both libraries store one flat dict of arrays. Each has a table here: its names as patterns, and
+where and how such an array lies in the tree. What no pattern knows is named in an error.
 """
 
 import re

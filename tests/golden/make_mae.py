@@ -8,6 +8,7 @@ import pathlib
 import torch
 from randomized import randomize, store
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 GRADIENTS = (
     "vit.embeddings.cls_token",
@@ -19,6 +20,15 @@ GRADIENTS = (
     "decoder.decoder_layers.0.mlp.fc1.weight",
     "decoder.decoder_pred.bias",
 )
+
+
+def fixed_positions(width: int) -> torch.Tensor:
+    """The published ones, as transformers makes them; its untrained models leave them at 0."""
+    positions = build_2d_sinusoidal_position_embedding(
+        height=4, width=4, embed_dim=width, cls_token=True
+    )
+    of_rows, of_columns = positions.chunk(2, dim=-1)
+    return torch.cat([of_columns, of_rows], dim=-1)[None]
 
 
 def main() -> None:
@@ -40,6 +50,8 @@ def main() -> None:
     )
     model = ViTMAEForPreTraining(config).eval()
     randomize(model, seed=1)
+    model.vit.embeddings.position_embeddings.data = fixed_positions(config.hidden_size)
+    model.decoder.decoder_pos_embed.data = fixed_positions(config.decoder_hidden_size)
     generator = torch.Generator().manual_seed(2)
     images = torch.randn((3, 3, 16, 16), generator=generator)
     noise = torch.rand((3, 16), generator=generator)

@@ -8,7 +8,7 @@ import torch
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Every parameter random and none at rest: norms around 1, all else around 0, fixed ones kept."""
+    """Makes every parameter random: norms around 1, all else around 0; fixed ones stay."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
