@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
+from ddae_jax.config_checks import mask_unit
 from ddae_jax.data.augment import augment_on_device
 from ddae_jax.data.pipeline import Augmentation, TrainLoader, batches_per_epoch, eval_batches
 from ddae_jax.data.sources import Source, in_memory, make_source
@@ -20,7 +21,7 @@ from ddae_jax.evaluation.features import Encode, make_encode
 from ddae_jax.evaluation.knn import knn_predict
 from ddae_jax.evaluation.linear_probe import linear_predict
 from ddae_jax.masking import block_mask, num_masked_patches, random_mask
-from ddae_jax.methods import Method, find_method
+from ddae_jax.methods import Method, find_method, options_of
 from ddae_jax.methods.supervision import supervised_depths
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import SIZES, ViT
@@ -78,6 +79,9 @@ def build_encoder(config: ConfigDict) -> ViT:
         image_size=tuple(model.image_size),
         patch_size=model.patch_size,
         positions=model.positions,
+        relative_positions=model.relative_positions,
+        has_key_bias=model.has_key_bias,
+        layer_scale=model.layer_scale or None,
         use_class_token=model.use_class_token,
         drop_path_rate=model.drop_path_rate,
         **SIZES[model.size]._asdict(),
@@ -91,15 +95,22 @@ def build_method(config: ConfigDict) -> Method:
     decoder = None
     if config.model.encoder_input == "visible":
         decoder = Decoder(encoder.grid, **config.decoder, **_computation(config))
-    num_masked = num_masked_patches(encoder.grid, config.mask.ratio)
+    unit = mask_unit(config)
+    num_masked = num_masked_patches(encoder.grid, config.mask.ratio, unit)
+    sample_mask = functools.partial(
+        _MASKS[config.mask.kind], grid=encoder.grid, num_masked=num_masked
+    )
+    if unit > 1:
+        sample_mask = functools.partial(sample_mask, unit=unit)
+    own_options = {
+        name: value for name, value in config.targets.items() if name in options_of(config.method)
+    }
     supervision = config.supervision
     is_last = supervision.mode == "last"
     return find_method(config.method)(
         encoder,
         decoder,
-        sample_mask=functools.partial(
-            _MASKS[config.mask.kind], grid=encoder.grid, num_masked=num_masked
-        ),
+        sample_mask=sample_mask,
         num_masked=num_masked,
         depths=supervised_depths(supervision.mode, encoder.depth, tuple(supervision.depths)),
         channels=config.data.channels,
@@ -108,7 +119,7 @@ def build_method(config: ConfigDict) -> Method:
         # Given for several depths, of which this mode reads out one.
         depth_weights=None if is_last else tuple(supervision.depth_weights) or None,
         beta_init=supervision.beta_init,
-        **config.targets,
+        **own_options,
     )
 
 

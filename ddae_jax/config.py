@@ -59,6 +59,9 @@ def pretrain_defaults() -> ConfigDict:
     config.model.patch_size = 16
     config.model.encoder_input = "full"  # or "visible", with the decoder
     config.model.positions = "sincos"
+    config.model.relative_positions = "none"  # or a learned bias, "shared" or "per_block"
+    config.model.layer_scale = 0.0  # where the factors of each branch start; 0 for no factors
+    config.model.has_key_bias = True
     config.model.use_class_token = True
     config.model.drop_path_rate = 0.0
     config.model.dtype = "bfloat16"  # of the computation; parameters are float32
@@ -73,6 +76,7 @@ def pretrain_defaults() -> ConfigDict:
     config.mask = ConfigDict()
     config.mask.kind = "random"
     config.mask.ratio = 0.75  # hidden share of patches
+    config.mask.unit = 1  # side of the squares that a random mask hides as a whole, patches
 
     config.targets = ConfigDict()
     config.targets.normalize_pixels = True

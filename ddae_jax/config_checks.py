@@ -17,7 +17,7 @@ from ddae_jax.config import (
     type_in_words,
 )
 from ddae_jax.masking import num_masked_patches
-from ddae_jax.methods import METHODS
+from ddae_jax.methods import METHODS, options_of
 from ddae_jax.methods.supervision import MODES, supervised_depths
 from ddae_jax.models.vit import SIZES
 from ddae_jax.patches import patch_grid
@@ -26,7 +26,8 @@ CHOICES = {
     "method": tuple(METHODS),
     "model.size": tuple(SIZES),
     "model.encoder_input": ("full", "visible"),
-    "model.positions": ("sincos", "learned"),
+    "model.positions": ("sincos", "learned", "none"),
+    "model.relative_positions": ("none", "shared", "per_block"),
     "model.dtype": ("float32", "bfloat16"),
     "model.rematerialization": ("none", "dots", "full"),
     "model.attention_form": ("auto", "batched_matmul", "dot_product"),
@@ -50,6 +51,8 @@ RANGES = {
     "epochs": (_ABOVE_0, math.inf),  # but see build.build_schedule
     "model.patch_size": (1, 2**14),
     "model.drop_path_rate": (0, 0.99),
+    "model.layer_scale": (0, 10),
+    "mask.unit": (1, 2**14),
     "decoder.width": (1, 2**16),
     "decoder.depth": (0, 1000),
     "decoder.num_heads": (1, 2**16),
@@ -130,7 +133,7 @@ def ignored_keys(config: ConfigDict) -> list[str]:
     Set means: to something else than the default.
     """
     flat, defaults = flatten(config), defaults_by_key()
-    mode, source = flat["supervision.mode"], flat["data.source"]
+    mode, source, method = flat["supervision.mode"], flat["data.source"], flat["method"]
     switched_off = [
         (
             mode == "last",
@@ -148,15 +151,23 @@ def ignored_keys(config: ConfigDict) -> list[str]:
             "model.encoder_input='full' has no decoder",
         ),
         (
-            flat["targets.feature_weight"] == 0,
-            ("teacher.",),
-            "targets.feature_weight=0 leaves out the teacher",
+            True,
+            tuple(f"targets.{name}" for name in config.targets if name not in options_of(method)),
+            f"method={method!r} has no such option",
         ),
         (
-            flat["targets.pixel_weight"] == 0,
+            not _has_teacher(config),
+            ("teacher.",),
+            "targets.feature_weight=0 leaves out the teacher"
+            if "feature_weight" in options_of(method)
+            else f"method={method!r} has no teacher",
+        ),
+        (
+            not _predicts_pixels(config),
             ("targets.normalize_pixels",),
             "targets.pixel_weight=0 leaves out the pixels",
         ),
+        (flat["mask.kind"] == "block", ("mask.unit",), "mask.kind='block' hides blocks of patches"),
         (source != "tfds", ("data.name",), f"data.source={source!r} reads no dataset by name"),
         (source == "digits", ("data.data_dir",), "data.source='digits' comes with scikit-learn"),
         (
@@ -171,6 +182,20 @@ def ignored_keys(config: ConfigDict) -> list[str]:
         for key in flat
         if holds and key.startswith(prefixes) and flat[key] != defaults[key]
     ]
+
+
+def mask_unit(config: ConfigDict) -> int:
+    """The side of what a mask hides as a whole, patches; blocks are made of single patches."""
+    return config.mask.unit if config.mask.kind == "random" else 1
+
+
+def _has_teacher(config: ConfigDict) -> bool:
+    return "feature_weight" in options_of(config.method) and config.targets.feature_weight > 0
+
+
+def _predicts_pixels(config: ConfigDict) -> bool:
+    has_weight = "pixel_weight" in options_of(config.method)
+    return not has_weight or config.targets.pixel_weight > 0
 
 
 def _check_number(key: str, value: float, least: float, most: float, shown: Any = None) -> None:
@@ -206,16 +231,25 @@ def _check_length(key: str, flat: Mapping[str, Any], length: int | str | None) -
 def _check_model(config: ConfigDict) -> None:
     model, decoder = config.model, config.decoder
     with _named_by_key(
-        image_size="model.image_size", patch_size="model.patch_size", mask_ratio="mask.ratio"
+        image_size="model.image_size",
+        patch_size="model.patch_size",
+        mask_ratio="mask.ratio",
+        mask_unit="mask.unit",
     ):
         grid = patch_grid(model.image_size, model.patch_size)
-        num_masked_patches(grid, config.mask.ratio)
-    if not config.targets.pixel_weight and not config.targets.feature_weight:
+        num_masked_patches(grid, config.mask.ratio, mask_unit(config))
+    if model.encoder_input == "visible" and model.relative_positions != "none":
+        raise ValueError(
+            f"model.relative_positions={model.relative_positions!r} are those of all patches, but "
+            "model.encoder_input='visible' encodes some; set one of them to 'none' or 'full'"
+        )
+    weights = {"pixel_weight", "feature_weight"} & options_of(config.method)
+    if weights and not any(config.targets[name] for name in weights):
         raise ValueError(
             "targets.pixel_weight and targets.feature_weight are both 0; nothing is left to learn"
         )
     is_one_value = model.patch_size**2 * config.data.channels == 1
-    if is_one_value and config.targets.normalize_pixels and config.targets.pixel_weight:
+    if is_one_value and config.targets.normalize_pixels and _predicts_pixels(config):
         raise ValueError(
             "model.patch_size=1, data.channels=1: a patch of one value cannot be normalised; "
             "raise one of them, or set targets.normalize_pixels=False"
@@ -266,8 +300,11 @@ def _check_evaluation(config: ConfigDict) -> None:
             f"evaluation.temperature={evaluation.temperature}; it is at least 0.001, or 0 for "
             "votes that count alike"
         )
-    if evaluation.encoder == "teacher" and not config.targets.feature_weight:
-        raise ValueError("evaluation.encoder='teacher' needs a teacher: targets.feature_weight > 0")
+    if evaluation.encoder == "teacher" and not _has_teacher(config):
+        raise ValueError(
+            "evaluation.encoder='teacher' needs a teacher: method='ddae' with "
+            "targets.feature_weight > 0"
+        )
     if evaluation.pool == "class_token" and not config.model.use_class_token:
         raise ValueError("evaluation.pool='class_token' needs model.use_class_token=True")
 

@@ -9,17 +9,21 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ddae_jax.patches import Grid
 
 
-def num_masked_patches(grid: Grid, mask_ratio: float) -> int:
-    """How many of the grid's patches a mask ratio hides: the nearest whole number.
+def num_masked_patches(grid: Grid, mask_ratio: float, unit: int = 1) -> int:
+    """How many of the grid's patches a mask ratio hides: the nearest whole number of units.
 
-    Raises ``ValueError`` if the ratio lies outside (0, 1), or hides no patch or all of them.
+    A unit is a square of ``unit`` x ``unit`` patches (see :func:`random_mask`).
+
+    Raises ``ValueError`` if the ratio lies outside (0, 1), or hides no patch or all of them, or the
+    grid is not made of whole units.
     """
     if not 0 < mask_ratio < 1:
         raise ValueError(
             f"mask_ratio={mask_ratio}; it is the hidden share of patches and lies in (0, 1)"
         )
-    total = grid[0] * grid[1]
-    num_masked = round(mask_ratio * total)
+    h, w = _unit_grid(grid, unit)
+    total = h * w * unit**2
+    num_masked = round(mask_ratio * h * w) * unit**2
     if not 0 < num_masked < total:
         kept = "no visible" if num_masked else "no hidden"
         raise ValueError(
@@ -30,27 +34,33 @@ def num_masked_patches(grid: Grid, mask_ratio: float) -> int:
 
 
 def random_mask(
-    key: PRNGKeyArray, batch: int, grid: Grid, num_masked: int
+    key: PRNGKeyArray, batch: int, grid: Grid, num_masked: int, *, unit: int = 1
 ) -> Bool[Array, "batch patches"]:
-    """Hides ``num_masked`` patches of each image, every choice equally likely.
+    """Hides ``num_masked`` patches of each image, every choice of units equally likely.
 
     Args:
         key: random key; the mask is a pure function of it.
         batch: number of images.
         grid: ``(h, w)``.
         num_masked: hidden patches of each image, exactly.
+        unit: side of the squares of patches that are hidden or visible as a whole.
 
     Returns:
         True where hidden.
 
     Raises:
-        ValueError: if ``num_masked`` lies outside [0, h * w].
+        ValueError: if ``num_masked`` lies outside [0, h * w], or the grid or ``num_masked`` is not
+            made of whole units.
 
-    Source: He et al. 2022, section 3 ("Masking").
+    Source: He et al. 2022, section 3 ("Masking"); Xie et al. 2022, section 3.2 (units).
     """
-    total = _checked_total(grid, num_masked)
-    noise = jax.random.uniform(key, (batch, total))
-    return _lowest(noise, num_masked)
+    _checked_total(grid, num_masked)
+    h, w = _unit_grid(grid, unit)
+    if num_masked % unit**2:
+        raise ValueError(f"num_masked={num_masked} is not made of units of {unit}x{unit} patches")
+    noise = jax.random.uniform(key, (batch, h * w))
+    mask = _lowest(noise, num_masked // unit**2).reshape(batch, h, 1, w, 1)
+    return jnp.broadcast_to(mask, (batch, h, unit, w, unit)).reshape(batch, grid[0] * grid[1])
 
 
 def block_mask(
@@ -152,6 +162,15 @@ def _lowest(noise: Float[Array, "batch patches"], count: int) -> Bool[Array, "ba
     """True at the ``count`` lowest values of each row; ties go to the earlier one."""
     rank = jnp.argsort(jnp.argsort(noise, axis=-1, stable=True), axis=-1, stable=True)
     return rank < count
+
+
+def _unit_grid(grid: Grid, unit: int) -> Grid:
+    if unit < 1 or grid[0] % unit or grid[1] % unit:
+        raise ValueError(
+            f"mask_unit={unit}; a {grid[0]}x{grid[1]} grid of patches is not made of squares of "
+            f"{unit}x{unit}"
+        )
+    return grid[0] // unit, grid[1] // unit
 
 
 def _checked_total(grid: Grid, num_masked: int) -> int:

@@ -189,3 +189,25 @@ def test_visible_indices_are_those_of_visible_patches_ascending():
     mask = np.asarray(random_mask(key(), 20, (5, 6), 22))
     expected = np.stack([np.flatnonzero(~row) for row in mask])
     np.testing.assert_array_equal(visible_indices(mask, 8), expected)
+
+
+@pytest.mark.parametrize(("grid", "unit"), [((8, 8), 2), ((6, 9), 3), ((14, 14), 2), ((4, 6), 1)])
+def test_units_are_hidden_or_visible_as_a_whole(grid, unit):
+    num_masked = num_masked_patches(grid, 0.6, unit)
+    mask = np.asarray(random_mask(jax.random.key(0), 50, grid, num_masked, unit=unit))
+    assert (mask.sum(axis=1) == num_masked).all()
+    h, w = grid[0] // unit, grid[1] // unit
+    units = mask.reshape(50, h, unit, w, unit)
+    assert (units == units[:, :, :1, :, :1]).all()
+    assert num_masked == round(0.6 * h * w) * unit**2
+    # Every unit is hidden in some masks and visible in others.
+    shares = units[:, :, 0, :, 0].mean(axis=0)
+    assert shares.min() > 0.3
+    assert shares.max() < 0.9
+
+
+def test_a_grid_or_a_count_that_is_not_made_of_units_is_refused():
+    with pytest.raises(ValueError, match="mask_unit=3; a 8x8 grid of patches is not made of"):
+        num_masked_patches((8, 8), 0.5, unit=3)
+    with pytest.raises(ValueError, match="num_masked=6 is not made of units of 2x2"):
+        random_mask(jax.random.key(0), 2, (8, 8), 6, unit=2)

@@ -1,13 +1,24 @@
 """What each method predicts, against what, and how its errors are supervised."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 
 from ddae_jax.methods.ddae import ddae
 from ddae_jax.methods.method import Method
+from ddae_jax.methods.pixels import mae, predict_pixels, simmim
 
-METHODS: dict[str, Callable[..., Method]] = {"ddae": ddae}
+METHODS: dict[str, Callable[..., Method]] = {"ddae": ddae, "mae": mae, "simmim": simmim}
 """Every method by name. Adding one: docs/adding_a_method.md."""
+
+_TAKES_OPTIONS_OF = {mae: predict_pixels, simmim: predict_pixels}
+
+
+def options_of(name: str) -> frozenset[str]:
+    """The names of a method's own options, such as ``feature_weight``."""
+    builder = find_method(name)
+    parameters = inspect.signature(_TAKES_OPTIONS_OF.get(builder, builder)).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def find_method(name: str) -> Callable[..., Method]:

@@ -1,11 +1,6 @@
 """DDAE: pixels and momentum features of hidden patches, under deep dynamic supervision."""
 
-from collections.abc import Callable
-
-from jaxtyping import PRNGKeyArray
-
-from ddae_jax.methods.method import Mask, Method, Objective, Student
-from ddae_jax.methods.supervision import DeepDynamicSupervision
+from ddae_jax.methods.method import Method, Objective, make_method
 from ddae_jax.methods.targets import feature_targets, pixel_targets, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
@@ -15,14 +10,12 @@ def ddae(
     encoder: ViT,
     decoder: Decoder | None,
     *,
-    sample_mask: Callable[[PRNGKeyArray, int], Mask],
-    num_masked: int,
     depths: tuple[int, ...],
     channels: int = 3,
     pixel_weight: float = 1.0,
     feature_weight: float = 1.0,
     normalize_pixels: bool = True,
-    **supervision,
+    **options,
 ) -> Method:
     """Every supervised depth predicts two things of each hidden patch, through one head:
 
@@ -35,13 +28,11 @@ def ddae(
     Args:
         encoder: the vision transformer.
         decoder: None for ``full`` input, a light decoder for ``visible`` input.
-        sample_mask: ``(key, batch) -> mask``.
-        num_masked: hidden patches of each image.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
         channels: of the images.
         pixel_weight, feature_weight: ``lambda`` of the two objectives.
         normalize_pixels: whether pixel targets are normalised patch by patch.
-        supervision: further arguments of :class:`DeepDynamicSupervision`.
+        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
 
     Raises:
         ValueError: if both weights are 0, or one is negative.
@@ -68,23 +59,13 @@ def ddae(
             found["features"] = feature_targets(features.patches)
         return found
 
-    student = Student(
-        encoder=encoder,
-        decoder=decoder,
-        output_widths={name: o.width for name, o in objectives.items()},
-        supervision=DeepDynamicSupervision(
-            objectives=tuple(objectives),
-            depths=depths,
-            objective_weights=tuple(o.weight for o in objectives.values()),
-            **supervision,
-        ),
-    )
-    return Method(
-        student=student,
-        objectives=objectives,
-        targets=targets,
-        sample_mask=sample_mask,
-        num_masked=num_masked,
+    return make_method(
+        encoder,
+        decoder,
+        objectives,
+        targets,
+        depths=depths,
         has_teacher="features" in objectives,
         pixels_are_normalized=normalize_pixels if "pixels" in objectives else None,
+        **options,
     )

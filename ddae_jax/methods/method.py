@@ -187,3 +187,47 @@ class Method:
 
     def _apply(self, params: PyTree, *args, **kwargs):
         return self.student.apply({"params": params}, *args, **kwargs)
+
+
+def make_method(
+    encoder: ViT,
+    decoder: Decoder | None,
+    objectives: Mapping[str, Objective],
+    targets: Callable[[PyTree, Images], Predictions],
+    *,
+    sample_mask: Callable[[PRNGKeyArray, int], Mask],
+    num_masked: int,
+    depths: tuple[int, ...],
+    has_teacher: bool = False,
+    pixels_are_normalized: bool | None = None,
+    **supervision,
+) -> Method:
+    """A method of these objectives and targets, under deep dynamic supervision.
+
+    Args:
+        encoder, decoder, objectives: of the :class:`Student`.
+        targets, sample_mask, num_masked, has_teacher, pixels_are_normalized: of the
+            :class:`Method`.
+        depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
+        supervision: further arguments of :class:`DeepDynamicSupervision`, such as its ``mode``.
+    """
+    student = Student(
+        encoder=encoder,
+        decoder=decoder,
+        output_widths={name: o.width for name, o in objectives.items()},
+        supervision=DeepDynamicSupervision(
+            objectives=tuple(objectives),
+            depths=depths,
+            objective_weights=tuple(o.weight for o in objectives.values()),
+            **supervision,
+        ),
+    )
+    return Method(
+        student=student,
+        objectives=objectives,
+        targets=targets,
+        sample_mask=sample_mask,
+        num_masked=num_masked,
+        has_teacher=has_teacher,
+        pixels_are_normalized=pixels_are_normalized,
+    )

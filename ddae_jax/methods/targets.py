@@ -45,6 +45,13 @@ def feature_targets(
     return (features - mean) / jnp.sqrt(variance + epsilon)
 
 
+def absolute_error(
+    predictions: Float[Array, "*batch values"], targets: Float[Array, "*batch values"]
+) -> Float[Array, "*batch"]:
+    """Mean absolute error of each patch, in float32."""
+    return jnp.abs(predictions.astype(jnp.float32) - targets.astype(jnp.float32)).mean(axis=-1)
+
+
 def squared_error(
     predictions: Float[Array, "*batch values"], targets: Float[Array, "*batch values"]
 ) -> Float[Array, "*batch"]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddae_jax.models.dense import Dense
+from ddae_jax.models.positions import relative_positions
+from ddae_jax.patches import Grid
 
 AttentionForm = Literal["auto", "batched_matmul", "dot_product"]
 
@@ -20,6 +22,7 @@ class SelfAttention(nn.Module):
         form: ``batched_matmul`` works on ``(batch * heads, tokens, head_width)``, several times
             faster than batched einsums on CPU; ``dot_product`` is ``jax.nn.dot_product_attention``;
             ``auto`` takes the former on CPU and the latter elsewhere.
+        has_key_bias: whether keys have a bias; softmax does not see it, BEiT leaves it out.
         dtype: of the computation; parameters are float32.
 
     Source: Vaswani et al. 2017, section 3.2.2.
@@ -27,18 +30,52 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     form: AttentionForm = "auto"
+    has_key_bias: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "batch tokens width"]
+        self,
+        tokens: Float[Array, "batch tokens width"],
+        bias: Float[Array, "heads tokens tokens"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
+        """Mixes the tokens; ``bias`` is added to the logits, queries in its rows."""
         batch, length, width = tokens.shape
-        qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(tokens)
+        project = Dense(3 * width, use_bias=self.has_key_bias, dtype=self.dtype, name="qkv")
+        qkv = project(tokens)
+        if not self.has_key_bias:
+            query_bias, value_bias = (
+                self.param(name, nn.initializers.zeros, (width,))
+                for name in ("query_bias", "value_bias")
+            )
+            no_bias = jnp.zeros_like(query_bias)
+            qkv += jnp.concatenate([query_bias, no_bias, value_bias]).astype(self.dtype)
         qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        mixed = _FORMS[_resolve(self.form)](qkv)
+        mixed = _FORMS[_resolve(self.form)](qkv, bias)
         mixed = mixed.reshape(batch, length, width)
         return Dense(width, dtype=self.dtype, name="projection")(mixed)
+
+
+class RelativePositionBias(nn.Module):
+    """What the relative position of two tokens adds to their attention logit, in each head.
+
+    Attributes:
+        grid: ``(h, w)`` of patches.
+        has_class_token: whether a class token comes before the patches.
+        num_heads: heads.
+
+    Source: Bao et al. 2021, BEiT; Raffel et al. 2020, T5. See :func:`relative_positions`.
+    """
+
+    grid: Grid
+    has_class_token: bool
+    num_heads: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "heads tokens tokens"]:
+        index, count = relative_positions(self.grid, self.has_class_token)
+        table = self.param("table", nn.initializers.zeros, (count, self.num_heads))
+        return jnp.moveaxis(table[index], -1, 0)
 
 
 def _resolve(form: AttentionForm) -> AttentionForm:
@@ -49,19 +86,24 @@ def _resolve(form: AttentionForm) -> AttentionForm:
 
 def _batched_matmul(
     qkv: Float[Array, "batch tokens 3 heads head_width"],
+    bias: Float[Array, "heads tokens tokens"] | None,
 ) -> Float[Array, "batch tokens heads head_width"]:
     batch, length, _, heads, head_width = qkv.shape
     q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, length, head_width)
-    logits = (q * head_width**-0.5) @ k.swapaxes(-1, -2)
-    weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
+    logits = ((q * head_width**-0.5) @ k.swapaxes(-1, -2)).astype(jnp.float32)
+    if bias is not None:
+        logits = (logits.reshape(batch, heads, length, length) + bias).reshape(logits.shape)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
     return (weights @ v).reshape(batch, heads, length, head_width).transpose(0, 2, 1, 3)
 
 
 def _dot_product(
     qkv: Float[Array, "batch tokens 3 heads head_width"],
+    bias: Float[Array, "heads tokens tokens"] | None,
 ) -> Float[Array, "batch tokens heads head_width"]:
     q, k, v = jnp.moveaxis(qkv, 2, 0)
-    return jax.nn.dot_product_attention(q, k, v)
+    bias = None if bias is None else bias[None].astype(q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias)
 
 
 _FORMS = {"batched_matmul": _batched_matmul, "dot_product": _dot_product}

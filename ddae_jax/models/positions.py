@@ -1,7 +1,7 @@
-"""Fixed position embeddings."""
+"""Where a patch is: fixed embeddings, and which relative position two tokens have."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ddae_jax.patches import Grid
 
@@ -25,3 +25,26 @@ def sincos_positions(grid: Grid, width: int) -> Float[np.ndarray, "patches width
         angle = position.reshape(-1, 1) * frequency
         parts += [np.sin(angle), np.cos(angle)]
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def relative_positions(
+    grid: Grid, has_class_token: bool
+) -> tuple[Int[np.ndarray, "tokens tokens"], int]:
+    """Which relative position each token (row) sees each token (column) at, and how many there are.
+
+    Two patches that differ by as many rows and columns share one of ``(2h - 1)(2w - 1)``. With a
+    class token three more follow: from it to a patch, from a patch to it, and from it to itself.
+
+    Source: Bao et al. 2021, BEiT, after Raffel et al. 2020, T5.
+    """
+    h, w = grid
+    row, column = (part.ravel() for part in np.meshgrid(np.arange(h), np.arange(w), indexing="ij"))
+    rows_apart = row[:, None] - row + h - 1
+    columns_apart = column[:, None] - column + w - 1
+    count = (2 * h - 1) * (2 * w - 1)
+    index = rows_apart * (2 * w - 1) + columns_apart
+    if has_class_token:
+        index = np.pad(index, ((1, 0), (1, 0)))
+        index[0, :], index[:, 0], index[0, 0] = count, count + 1, count + 2
+        count += 3
+    return index.astype(np.int32), count

@@ -26,7 +26,9 @@ class Block(nn.Module):
         mlp_width: hidden width of the MLP.
         drop_path_rate: probability that an image skips a branch in training (needs the random
             stream ``drop_path``).
-        attention_form: see :class:`SelfAttention`.
+        attention_form, has_key_bias: see :class:`SelfAttention`.
+        layer_scale: where the learned factors of each branch's values start; None for no factors
+            (Touvron et al. 2021, CaiT, section 3).
         dtype: of the computation.
 
     Source: Dosovitskiy et al. 2021, equations 2 and 3; Huang et al. 2016 (stochastic depth).
@@ -36,11 +38,16 @@ class Block(nn.Module):
     mlp_width: int
     drop_path_rate: float = 0.0
     attention_form: AttentionForm = "auto"
+    has_key_bias: bool = True
+    layer_scale: float | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, tokens: Float[Array, "batch tokens width"], is_training: bool = False
+        self,
+        tokens: Float[Array, "batch tokens width"],
+        is_training: bool = False,
+        attention_bias: Float[Array, "heads tokens tokens"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
         drop_path = nn.Dropout(
             self.drop_path_rate,
@@ -48,14 +55,23 @@ class Block(nn.Module):
             rng_collection="drop_path",
             deterministic=not is_training,
         )
-        attention = SelfAttention(self.num_heads, self.attention_form, self.dtype, name="attention")
+        attention = SelfAttention(
+            self.num_heads, self.attention_form, self.has_key_bias, self.dtype, name="attention"
+        )
         normed = layer_norm(self.dtype, name="attention_norm")(tokens)
-        tokens = tokens + drop_path(attention(normed))
+        mixed = self._scale("attention_scale", attention(normed, attention_bias))
+        tokens = tokens + drop_path(mixed)
         hidden = layer_norm(self.dtype, name="mlp_norm")(tokens)
         hidden = Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(hidden)
         hidden = gelu(hidden)
         hidden = Dense(tokens.shape[-1], dtype=self.dtype, name="mlp_out")(hidden)
-        return tokens + drop_path(hidden)
+        return tokens + drop_path(self._scale("mlp_scale", hidden))
+
+    def _scale(self, name: str, values: Float[Array, "batch tokens width"]):
+        if self.layer_scale is None:
+            return values
+        factors = self.param(name, nn.initializers.constant(self.layer_scale), values.shape[-1:])
+        return values * factors.astype(self.dtype)
 
 
 def block_class(rematerialization: Rematerialization) -> type[Block]:

@@ -7,7 +7,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ddae_jax.models.attention import AttentionForm
+from ddae_jax.models.attention import AttentionForm, RelativePositionBias
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.transformer import (
@@ -71,7 +71,10 @@ class ViT(nn.Module):
         patch_size: side of a patch, pixels; divides both.
         width, depth, num_heads: see :data:`SIZES`.
         mlp_ratio: hidden width of the MLPs over ``width``.
-        positions: ``sincos`` (fixed) or ``learned``.
+        positions: ``sincos`` (fixed), ``learned``, or ``none`` are added to the patches.
+        relative_positions: ``none``; or a learned attention bias for each relative position of
+            two tokens, ``shared`` by all blocks or one ``per_block`` (full input only).
+        has_key_bias, layer_scale: see :class:`ddae_jax.models.transformer.Block`.
         use_class_token: whether a learned token is put before the patches.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
         rematerialization: see :func:`ddae_jax.models.transformer.block_class`.
@@ -87,7 +90,10 @@ class ViT(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
-    positions: Literal["sincos", "learned"] = "sincos"
+    positions: Literal["sincos", "learned", "none"] = "sincos"
+    relative_positions: Literal["none", "shared", "per_block"] = "none"
+    has_key_bias: bool = True
+    layer_scale: float | None = None
     use_class_token: bool = True
     drop_path_rate: float = 0.0
     rematerialization: Rematerialization = "none"
@@ -122,7 +128,8 @@ class ViT(nn.Module):
             is_training: whether stochastic depth is on (random stream ``drop_path``).
 
         Raises:
-            ValueError: if a depth lies outside [1, depth], or the images are of another size.
+            ValueError: if a depth lies outside [1, depth], the images are of another size, or only
+                visible patches are encoded by relative positions.
         """
         depths = (self.depth,) if depths is None else tuple(depths)
         check_depths(depths, self.depth)
@@ -130,18 +137,31 @@ class ViT(nn.Module):
             raise ValueError(
                 f"images are {images.shape[1:3]} pixels; this encoder is for {self.image_size}"
             )
+        if visible is not None and self.relative_positions != "none":
+            raise ValueError(
+                f"relative_positions={self.relative_positions!r} are those of all patches; "
+                "encode all of them, or use positions='sincos'"
+            )
         tokens = self._embed(images, mask, visible)
+        shared_bias = None
+        if self.relative_positions == "shared":
+            shared_bias = self._relative_position_bias("relative_positions")
         block = block_class(self.rematerialization)
         readout = []
         for index in range(self.depth if self.is_initializing() else max(depths)):
+            bias = shared_bias
+            if self.relative_positions == "per_block":
+                bias = self._relative_position_bias(f"relative_positions_{index + 1:02d}")
             tokens = block(
                 num_heads=self.num_heads,
                 mlp_width=int(self.width * self.mlp_ratio),
                 drop_path_rate=self.drop_path_rate * index / max(self.depth - 1, 1),
                 attention_form=self.attention_form,
+                has_key_bias=self.has_key_bias,
+                layer_scale=self.layer_scale,
                 dtype=self.dtype,
                 name=f"block_{index + 1:02d}",
-            )(tokens, is_training)
+            )(tokens, is_training, bias)
             if index + 1 in depths:
                 readout.append(tokens)
         features = jnp.stack(readout)
@@ -156,7 +176,8 @@ class ViT(nn.Module):
         if mask is not None:
             mask_token = self.param("mask_token", token_initializer(), (self.width,))
             tokens = jnp.where(mask[..., None], mask_token.astype(self.dtype), tokens)
-        tokens = tokens + self._positions().astype(self.dtype)
+        if self.positions != "none":
+            tokens = tokens + self._positions().astype(self.dtype)
         if visible is not None:
             tokens = jnp.take_along_axis(tokens, visible[..., None], axis=1)
         if self.use_class_token:
@@ -165,13 +186,16 @@ class ViT(nn.Module):
             tokens = jnp.concatenate([class_token.astype(self.dtype), tokens], axis=1)
         return tokens
 
+    def _relative_position_bias(self, name: str) -> Float[Array, "heads tokens tokens"]:
+        return RelativePositionBias(self.grid, self.use_class_token, self.num_heads, name=name)()
+
     def _positions(self) -> Float[Array, "patches width"]:
         if self.positions == "learned":
             shape = (self.grid[0] * self.grid[1], self.width)
             return self.param("positions", nn.initializers.normal(0.02), shape)
         if self.positions == "sincos":
             return jnp.asarray(sincos_positions(self.grid, self.width))
-        raise ValueError(f"positions={self.positions!r}; known: 'sincos', 'learned'")
+        raise ValueError(f"positions={self.positions!r}; known: 'sincos', 'learned', 'none'")
 
 
 def check_depths(depths: tuple[int, ...], depth: int) -> None:

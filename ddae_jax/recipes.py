@@ -1,0 +1,48 @@
+"""Methods as their papers have them: what a config takes over from a name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddae_jax.methods import find_method
+from ddae_jax.methods.supervision import check_mode
+
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "ddae": {},
+        "mae": {
+            "model.encoder_input": "visible",
+            "mask.kind": "random",
+            "mask.ratio": 0.75,
+            "targets.normalize_pixels": True,
+        },
+        "simmim": {
+            "model.encoder_input": "full",
+            "mask.kind": "random",
+            "mask.ratio": 0.6,
+            "mask.unit": 2,  # 32 pixels, for patches of 16
+            "targets.normalize_pixels": False,
+        },
+    }
+)
+"""What makes each method the published one, by key, beside the config's defaults."""
+
+
+def use_recipe(config: ConfigDict, cell: str) -> None:
+    """Sets a config to a cell of the grid of methods and supervisions.
+
+    Args:
+        config: is changed in place.
+        cell: ``METHOD`` or ``METHOD,SUPERVISION``, such as ``mae,deep_dynamic``; without a
+            supervision the config keeps its own.
+
+    Raises ``ValueError``, naming the known ones, for another method or supervision.
+    """
+    method, has_supervision, supervision = cell.partition(",")
+    find_method(method.strip())
+    config.method = method.strip()
+    if has_supervision:
+        config.supervision.mode = check_mode(supervision.strip())
+    config.update_from_flattened_dict(dict(RECIPES[config.method]))

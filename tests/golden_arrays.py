@@ -1,0 +1,30 @@
+"""Arrays of reference implementations; the script that made each lies beside it in golden/."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+
+
+def load(name):
+    """Arrays and weights: ``(arrays by name, weights by the reference's name)``."""
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        arrays = dict(stored)
+    weights = {k.removeprefix("weights/"): arrays.pop(k) for k in list(arrays) if "weights/" in k}
+    return arrays, weights
+
+
+def gradients(arrays):
+    """The reference's gradients of a few parameters, by the reference's name."""
+    return {k.removeprefix("gradients/"): v for k, v in arrays.items() if "gradients/" in k}
+
+
+def assert_same_shapes(found, wanted):
+    """Two trees have the same arrays."""
+    found, wanted = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (found, wanted))
+    )
+    assert found == wanted

@@ -1,0 +1,95 @@
+"""The grid of methods and supervisions: each cell is a config, and trains."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from ddae_jax import build, command
+from ddae_jax.config import flatten, pretrain_defaults
+from ddae_jax.config_checks import check_config, ignored_keys
+from ddae_jax.methods import METHODS
+from ddae_jax.methods.supervision import MODES
+from ddae_jax.models import vit
+from ddae_jax.recipes import RECIPES, use_recipe
+from ddae_jax.training.sharding import make_mesh
+from ddae_jax.training.state import init_state
+from ddae_jax.training.step import jit_train_step, make_train_step
+
+CELLS = [",".join(cell) for cell in itertools.product(METHODS, MODES)]
+
+
+def config_of(cell):
+    return command.load_config(f"{tiny.ROOT / 'configs' / 'cifar10.py'}:{cell}")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_is_a_sound_config_of_its_name(cell):
+    config = config_of(cell)
+    check_config(config)
+    assert f"{config.method},{config.supervision.mode}" == cell
+    assert [line for line in ignored_keys(config) if not line.startswith("decoder.")] == []
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_trains(cell, monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(24, 3, 2))
+    config = config_of(cell)
+    config.model.size = "micro"
+    config.model.dtype = "float32"
+    config.batch_size = 8
+    config.decoder.width = 24
+    config.decoder.num_heads = 2
+    config.decoder.depth = 1
+    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.learning_rate = 0.02
+    method = build.build_method(config)
+    schedule = build.Schedule(steps_per_epoch=30, total_steps=30)
+    optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
+    state = init_state(jax.random.key(0), method, optimizer, channels=3)
+    step = make_train_step(
+        method,
+        optimizer,
+        build.build_prepare_images(config),
+        learning_rate=learning_rate,
+        momentum=momentum,
+        seed=0,
+    )
+    take = jit_train_step(step, make_mesh(1, 1, jax.devices()[:1]), state)
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    images = images.repeat(4, axis=1).repeat(4, axis=2)  # patches of one colour
+    losses = []
+    for _ in range(8):
+        state, metrics = take(state, images)
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    assert (state.teacher != {}) == (config.method == "ddae")
+    betas = {name: float(value) for name, value in metrics.items() if name.startswith("beta/")}
+    moves = config.supervision.mode == "deep_dynamic"
+    assert all((beta > -0.5) if moves else (beta == 0) for beta in betas.values())
+    depths = {name.rpartition("_")[2] for name in betas}
+    assert depths == ({"3"} if config.supervision.mode == "last" else {"2", "3"})
+
+
+def test_recipes_hold_keys_that_exist():
+    assert RECIPES.keys() == METHODS.keys()
+    for recipe in RECIPES.values():
+        assert recipe.keys() <= flatten(pretrain_defaults()).keys()
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("mea,last", "known: ddae, mae, simmim. Did you mean 'mae'"),
+        ("mae,deeper", "known: last, deep, deep_dynamic"),
+        ("", "known: ddae, mae, simmim"),
+    ],
+)
+def test_an_unknown_cell_names_the_known_ones(cell, message):
+    with pytest.raises(ValueError, match=message):
+        use_recipe(pretrain_defaults(), cell)
+    with pytest.raises(ValueError, match=message):
+        config_of(cell)
