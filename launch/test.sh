@@ -3,4 +3,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
-exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --basetemp=.cache/pytest "$@"
+exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup --basetemp=.cache/pytest "$@"

@@ -84,6 +84,7 @@ def assert_bit_identical(one, other):
         np.testing.assert_array_equal(leaf, other[path], err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.xdist_group("undisturbed run")
 def test_a_run_leaves_what_the_readme_promises(finished):
     records = tiny.records(finished)
     assert [r["step"] for r in records] == list(range(2, 45, 2))
@@ -104,6 +105,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     assert list((finished / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.xdist_group("undisturbed run")
 def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, finished, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print("moments drawn with seed", seed)
@@ -127,6 +129,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
     assert [r["loss"] for r in numbers] == [r["loss"] for r in undisturbed]
 
 
+@pytest.mark.xdist_group("undisturbed run")
 def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, finished, tmp_path):
     workdir = tmp_path / "stopped"
     process = start(config, workdir, "--config.checkpoint.every_epochs=10")
@@ -235,6 +238,7 @@ def test_baselines_are_computed_once_recorded_and_computed_anew_where_they_would
     assert again[-1][1] not in (0.123, untrained)
 
 
+@pytest.mark.xdist_group("undisturbed run")
 def test_started_again_a_complete_run_says_so_and_changes_nothing(config, finished):
     before = (finished / "metrics.jsonl").read_text()
     again = tiny.run("pretrain", f"--config={config}", f"--workdir={finished}")
@@ -243,6 +247,7 @@ def test_started_again_a_complete_run_says_so_and_changes_nothing(config, finish
     assert (finished / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.xdist_group("undisturbed run")
 def test_a_run_of_one_device_continues_on_four(config, finished, tmp_path):
     workdir = tmp_path / "moved"
     arguments = (f"--config={config}", f"--workdir={workdir}")
@@ -309,8 +314,8 @@ def test_data_is_found_from_elsewhere_later(monkeypatch, tmp_path):
     assert pretrain.absolute("") == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_while_it_starts_ends_well_at_any_moment(number, config, tmp_path):
+def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
+    number = random.SystemRandom().choice([signal.SIGTERM, signal.SIGINT])
     moment = random.SystemRandom().uniform(0, 4)
     workdir = tmp_path / "run"
     process = start(config, workdir, "--config.evaluation.knn_every_epochs=1")
@@ -318,9 +323,10 @@ def test_a_stop_while_it_starts_ends_well_at_any_moment(number, config, tmp_path
         time.sleep(0.01)  # until its handlers are there
     time.sleep(moment)
     process.send_signal(number)
-    assert process.wait(timeout=60) == 0, (moment, (tmp_path / "run.log").read_text())
+    assert process.wait(timeout=60) == 0, (number, moment, (tmp_path / "run.log").read_text())
 
 
+@pytest.mark.xdist_group("undisturbed run")
 def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finished, capsys):
     arguments = [f"--config={config}", f"--workdir={finished}", "--config.mask.ratio=0.75"]
     arguments += ["--config.epochs=3", "--config.log.every_steps=4"]
@@ -332,6 +338,7 @@ def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finis
     assert json.loads((finished / "config.json").read_text())["mask"]["ratio"] == 0.5
 
 
+@pytest.mark.xdist_group("undisturbed run")
 def test_another_model_is_refused_and_leaves_the_workdir_as_it_was(config, finished):
     before = (finished / "config.json").read_text()
     other = tiny.run(

@@ -6,6 +6,7 @@ import pytest
 
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import ArraySource
+from ddae_jax.evaluation import features
 from ddae_jax.evaluation.classify import LabelledImages, untrained_params
 from ddae_jax.evaluation.features import (
     cached,
@@ -80,6 +81,24 @@ def test_raw_pixels_are_compared_at_32_pixels_a_side_at_most(size, wanted):
     assert raw_pixel_size(size) == wanted
     assert features.shape == (8, wanted[0] * wanted[1])
     np.testing.assert_allclose(features, 0.2, rtol=1e-5)
+
+
+def test_where_another_process_cannot_read_the_cache_all_compute(tmp_path, monkeypatch):
+    def compute():
+        computed.append(1)
+        return ((np.ones((2, 3)), np.arange(2)),) * 2
+
+    computed, asked = [], []
+
+    def agreed(value):
+        asked.append(value)
+        return False  # as the other one says no
+
+    cached(tmp_path, {"a": 1}, compute)
+    monkeypatch.setattr(features, "agreed", agreed)
+    cached(tmp_path, {"a": 1}, compute)
+    cached(tmp_path, {"b": 1}, compute)
+    assert (len(computed), asked) == (3, [True, False])
 
 
 def test_a_cache_that_cannot_be_read_or_kept_is_done_without(images, tmp_path, caplog):
