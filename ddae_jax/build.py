@@ -32,8 +32,6 @@ from ddae_jax.training.step import PrepareImages
 
 _log = logging.getLogger(__name__)
 
-_MASKS = {"random": random_mask, "block": block_mask}
-
 MAX_STEPS = 2**31 - 1
 """The longest run: its steps are counted in an int32."""
 
@@ -95,13 +93,11 @@ def build_method(config: ConfigDict) -> Method:
     decoder = None
     if config.model.encoder_input == "visible":
         decoder = Decoder(encoder.grid, **config.decoder, **_computation(config))
-    unit = mask_unit(config)
-    num_masked = num_masked_patches(encoder.grid, config.mask.ratio, unit)
-    sample_mask = functools.partial(
-        _MASKS[config.mask.kind], grid=encoder.grid, num_masked=num_masked
-    )
-    if unit > 1:
-        sample_mask = functools.partial(sample_mask, unit=unit)
+    num_masked = num_masked_patches(encoder.grid, config.mask.ratio, mask_unit(config))
+    masks = {
+        "random": functools.partial(random_mask, unit=config.mask.unit),
+        "block": block_mask,
+    }
     own_options = {
         name: value for name, value in config.targets.items() if name in options_of(config.method)
     }
@@ -110,7 +106,9 @@ def build_method(config: ConfigDict) -> Method:
     return find_method(config.method)(
         encoder,
         decoder,
-        sample_mask=sample_mask,
+        sample_mask=functools.partial(
+            masks[config.mask.kind], grid=encoder.grid, num_masked=num_masked
+        ),
         num_masked=num_masked,
         depths=supervised_depths(supervision.mode, encoder.depth, tuple(supervision.depths)),
         channels=config.data.channels,

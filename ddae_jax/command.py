@@ -1,7 +1,6 @@
 """What the jobs' command lines share: flags, devices, and how errors reach the person."""
 
 import contextlib
-import errno
 import importlib.util
 import logging
 import os
@@ -32,11 +31,10 @@ from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.logging import set_up_logging
 from ddae_jax.training.loop import NonFiniteLoss
-from ddae_jax.training.workdir import WorkdirInUse
+from ddae_jax.training.workdir import DISK_FULL, WorkdirInUse
 
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
 _BAD_INPUT += (OtherProcessFailed,)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 _RUN_ENDERS += (OtherProcessFailed,)
 
@@ -62,7 +60,7 @@ def run_ends_are_explained() -> Iterator[None]:
     except _RUN_ENDERS as error:
         _end(error, 1)
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in DISK_FULL:
             raise
         _end(OSError(f"{error}; make room, and the same command continues the run"), 1)
     except jax.errors.JaxRuntimeError as error:

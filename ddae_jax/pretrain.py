@@ -106,7 +106,7 @@ def prepare(argv: Sequence[str] | None, stop: StopRequest) -> Run:
             workdir=workdir,
             allows_changes=flags.allow_config_changes,
         )
-    with may_stop_at_once(stop), all_or_none():
+    with may_stop_at_once(stop):
         claim(workdir, config, flags.allow_config_changes)
     return run
 
@@ -122,7 +122,8 @@ def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> N
         if jax.process_index() == 0:
             workdir.claim(token)
             check_workdir(workdir.path, config, allow_config_changes)
-    workdir.check_is_shared(token)
+    with all_or_none():
+        workdir.check_is_shared(token)
 
 
 def pretrain(run: Run, stop: StopRequest) -> TrainState:
@@ -153,17 +154,16 @@ def pretrain(run: Run, stop: StopRequest) -> TrainState:
             use_tensorboard=config.log.tensorboard,
             is_primary=jax.process_index() == 0,
         ) as record:
+            plan = make_plan(run, report, record)
             if not is_recorded(baselines, run.workdir.metrics):
-                progress = start_step / schedule.total_steps
-                epoch = start_step / schedule.steps_per_epoch
-                record.write(start_step, {"epoch": epoch, "progress": progress, **baselines})
+                record.write(start_step, plan.progress(start_step) | baselines)
             state = train(
                 state,
                 jit_train_step(step, run.mesh, state),
                 run.loader,
                 lambda images: put_batch(images, run.mesh),
                 checkpoints,
-                make_plan(run, report, record),
+                plan,
                 stop,
             )
         report.finish(state, int(state.step))
@@ -177,8 +177,8 @@ def may_stop_at_once(stop: StopRequest) -> contextlib.AbstractContextManager:
 
 def is_recorded(metrics: Mapping[str, float], path: pathlib.Path) -> bool:
     """Whether a metrics file has these metrics, or later ones of their names, with these values."""
-    latest = {name: curves.latest(read_metrics(path), name) for name in metrics}
-    return latest == metrics
+    records = read_metrics(path) if metrics else []
+    return metrics == {name: curves.latest(records, name) for name in metrics}
 
 
 def make_plan(run: Run, report: ReportWriter, record: Recorder) -> Plan:

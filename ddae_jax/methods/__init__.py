@@ -6,18 +6,15 @@ from collections.abc import Callable
 
 from ddae_jax.methods.ddae import ddae
 from ddae_jax.methods.method import Method
-from ddae_jax.methods.pixels import mae, predict_pixels, simmim
+from ddae_jax.methods.pixels import mae, simmim
 
 METHODS: dict[str, Callable[..., Method]] = {"ddae": ddae, "mae": mae, "simmim": simmim}
 """Every method by name. Adding one: docs/adding_a_method.md."""
 
-_TAKES_OPTIONS_OF = {mae: predict_pixels, simmim: predict_pixels}
-
 
 def options_of(name: str) -> frozenset[str]:
     """The names of a method's own options, such as ``feature_weight``."""
-    builder = find_method(name)
-    parameters = inspect.signature(_TAKES_OPTIONS_OF.get(builder, builder)).parameters.values()
+    parameters = inspect.signature(find_method(name)).parameters.values()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 

@@ -10,7 +10,14 @@ from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
 
-def mae(encoder: ViT, decoder: Decoder | None, **options) -> Method:
+def mae(
+    encoder: ViT,
+    decoder: Decoder | None,
+    *,
+    channels: int = 3,
+    normalize_pixels: bool = True,
+    **options,
+) -> Method:
     """Every supervised depth predicts the pixels of hidden patches, by their mean squared error.
 
     With ``visible`` input, random masks of 75 %, per-patch normalisation and the mode ``last`` this
@@ -19,14 +26,21 @@ def mae(encoder: ViT, decoder: Decoder | None, **options) -> Method:
     Args:
         encoder: the vision transformer.
         decoder: a light decoder for ``visible`` input; None for ``full`` input.
-        options: see :func:`predict_pixels`.
+        channels, normalize_pixels, options: see :func:`predict_pixels`.
 
     Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners".
     """
-    return predict_pixels(encoder, decoder, squared_error, **options)
+    return predict_pixels(encoder, decoder, squared_error, channels, normalize_pixels, **options)
 
 
-def simmim(encoder: ViT, decoder: Decoder | None, **options) -> Method:
+def simmim(
+    encoder: ViT,
+    decoder: Decoder | None,
+    *,
+    channels: int = 3,
+    normalize_pixels: bool = True,
+    **options,
+) -> Method:
     """Every supervised depth predicts the pixels of hidden patches, by their mean absolute error.
 
     With ``full`` input, random masks of 60 % in units of 32 pixels, pixels as they are and the mode
@@ -35,20 +49,19 @@ def simmim(encoder: ViT, decoder: Decoder | None, **options) -> Method:
     Args:
         encoder: the vision transformer.
         decoder: None for ``full`` input.
-        options: see :func:`predict_pixels`.
+        channels, normalize_pixels, options: see :func:`predict_pixels`.
 
     Source: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling".
     """
-    return predict_pixels(encoder, decoder, absolute_error, **options)
+    return predict_pixels(encoder, decoder, absolute_error, channels, normalize_pixels, **options)
 
 
 def predict_pixels(
     encoder: ViT,
     decoder: Decoder | None,
     error: Callable[[Array, Array], Array],
-    *,
-    channels: int = 3,
-    normalize_pixels: bool = True,
+    channels: int,
+    normalize_pixels: bool,
     **options,
 ) -> Method:
     """A method whose one objective is the pixels of hidden patches.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -13,13 +14,15 @@ from jaxtyping import PyTree
 
 from ddae_jax.training.agreement import all_or_none, from_first
 from ddae_jax.training.state import TrainState
+from ddae_jax.training.workdir import DISK_FULL
 
 _log = logging.getLogger(__name__)
 
 # Old checkpoints are moved here in one operation before their files are deleted one by one.
 _DELETED = ".deleted"
 
-_DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+# Orbax hands on the words only.
+_DISK_FULL = tuple(map(os.strerror, DISK_FULL))
 
 
 class CheckpointError(RuntimeError):
@@ -97,9 +100,9 @@ class Checkpoints:
 
         Raises :class:`CheckpointError` if this save, or the one before, cannot be written.
         """
+        self.wait()
+        self._sweep()
         try:
-            self._manager.wait_until_finished()
-            self._sweep()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(

@@ -79,6 +79,10 @@ class Plan:
     on_record: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
     on_step: Callable[[int], None] = lambda step: None
 
+    def progress(self, step: int) -> dict[str, float]:
+        """How far a step is: ``epoch``, and ``progress`` from 0 to 1."""
+        return {"epoch": step / self.steps_per_epoch, "progress": step / self.total_steps}
+
 
 def train(
     state: TrainState,
@@ -136,13 +140,8 @@ def train(
         is_recorded = due or step % plan.log_every_steps == 0 or is_last or is_stopping
         if is_recorded:
             batches.synchronize()
-            values = watch.check() | meter.read()
-            values |= {
-                "epoch": step / plan.steps_per_epoch,
-                "progress": step / plan.total_steps,
-                "corrupt_images": float(batches.corrupt_count),
-                **peak_memory(),
-            }
+            values = watch.check() | meter.read() | plan.progress(step) | peak_memory()
+            values["corrupt_images"] = float(batches.corrupt_count)
         with meter.paused():
             # Saving comes first: what is saved is not lost while something else takes its time.
             if step % plan.save_every_steps == 0 or is_last or is_stopping:

@@ -1,6 +1,7 @@
 """The folder of a run: what lies where, and that only one run at a time writes there."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,9 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors that making room would mend."""
 
 _HALF_WRITTEN_CONFIG = ".config.*.json"
 
