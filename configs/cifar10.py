@@ -2,7 +2,9 @@
 
 Command:    python -m ddae_jax.pretrain --config=configs/cifar10.py:mae,deep_dynamic \\
                 --workdir=runs/cifar10_mae_deep_dynamic
-            METHOD,SUPERVISION: ddae, mae or simmim; last (as published), deep or deep_dynamic.
+            METHOD is ddae, mae, simmim, maskfeat, beit or beit2; SUPERVISION is last (as
+            published), deep or deep_dynamic. beit and beit2 need a tokenizer first: see
+            configs/cifar10_tokenizer.py.
             With --config.data.data_dir=FOLDER if FOLDER/cifar10/3.0.2 holds the dataset already.
 Hardware:   any GPU; a CPU for a few epochs (--config.model.size=micro --config.epochs=5).
 Expect:     docs/evaluation.md
@@ -18,8 +20,13 @@ def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
     """The study's config for a cell of the grid of methods and supervisions."""
     config = cifar10_ddae.get_config()
     use_recipe(config, cell)
-    # A decoder as narrow, against the encoder, as MAE's.
-    config.decoder.width = 128
-    config.decoder.depth = 4
-    config.decoder.num_heads = 4
+    if config.method in ("beit", "beit2"):
+        config.targets.tokenizer = "runs/cifar10_tokenizer"
+    if config.method == "maskfeat":
+        config.targets.hog_cell = 4  # a patch has one cell, not 2 x 2
+    if config.model.encoder_input == "visible":
+        # A decoder as narrow, against the encoder, as MAE's.
+        config.decoder.width = 128
+        config.decoder.depth = 4
+        config.decoder.num_heads = 4
     return config

@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from ddae_jax.config_checks import mask_unit
@@ -22,9 +21,11 @@ from ddae_jax.evaluation.knn import knn_predict
 from ddae_jax.evaluation.linear_probe import linear_predict
 from ddae_jax.masking import block_mask, num_masked_patches, random_mask
 from ddae_jax.methods import Method, find_method, options_of
+from ddae_jax.methods.method import Trainable
 from ddae_jax.methods.supervision import supervised_depths
-from ddae_jax.models.decoder import Decoder
-from ddae_jax.models.vit import SIZES, ViT
+from ddae_jax.methods.vqkd import VqKd
+from ddae_jax.networks import build_decoder, build_encoder, build_normalize, build_tokenizer
+from ddae_jax.pretrained import load_teacher, load_tokenizer
 from ddae_jax.training.agreement import united
 from ddae_jax.training.optimizer import make_optimizer
 from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
@@ -70,55 +71,64 @@ def build_schedule(config: ConfigDict, source: Source) -> Schedule:
     return Schedule(steps_per_epoch, max(1, round(total_steps)))
 
 
-def build_encoder(config: ConfigDict) -> ViT:
-    """The encoder that the config describes."""
-    model = config.model
-    return ViT(
-        image_size=tuple(model.image_size),
-        patch_size=model.patch_size,
-        positions=model.positions,
-        relative_positions=model.relative_positions,
-        has_key_bias=model.has_key_bias,
-        layer_scale=model.layer_scale or None,
-        use_class_token=model.use_class_token,
-        drop_path_rate=model.drop_path_rate,
-        **SIZES[model.size]._asdict(),
-        **_computation(config),
-    )
+def build_trainable(config: ConfigDict) -> Trainable:
+    """What the config trains: a method, or the tokenizer of one.
+
+    Raises ``ValueError`` or ``FileNotFoundError`` for a tokenizer or teacher that is not there or
+    does not fit.
+    """
+    return build_vqkd(config) if config.method == "vqkd" else build_method(config)
 
 
 def build_method(config: ConfigDict) -> Method:
     """The method that the config describes, around its encoder."""
     encoder = build_encoder(config)
-    decoder = None
-    if config.model.encoder_input == "visible":
-        decoder = Decoder(encoder.grid, **config.decoder, **_computation(config))
     num_masked = num_masked_patches(encoder.grid, config.mask.ratio, mask_unit(config))
     masks = {
         "random": functools.partial(random_mask, unit=config.mask.unit),
         "block": block_mask,
     }
-    own_options = {
-        name: value for name, value in config.targets.items() if name in options_of(config.method)
-    }
     supervision = config.supervision
     is_last = supervision.mode == "last"
     return find_method(config.method)(
         encoder,
-        decoder,
+        build_decoder(config),
         sample_mask=functools.partial(
             masks[config.mask.kind], grid=encoder.grid, num_masked=num_masked
         ),
         num_masked=num_masked,
         depths=supervised_depths(supervision.mode, encoder.depth, tuple(supervision.depths)),
-        channels=config.data.channels,
         mode=supervision.mode,
         weighting=supervision.weighting,
         # Given for several depths, of which this mode reads out one.
         depth_weights=None if is_last else tuple(supervision.depth_weights) or None,
         beta_init=supervision.beta_init,
-        **own_options,
+        **_own_options(config),
     )
+
+
+def build_vqkd(config: ConfigDict) -> VqKd:
+    """The tokenizer that the config describes, and the teacher that it learns from."""
+    teacher = load_teacher(config.tokenizer.teacher, config)
+    return VqKd(
+        build_tokenizer(config, teacher.module.width),
+        teacher,
+        num_codes=config.tokenizer.num_codes,
+        decay=config.tokenizer.decay,
+        commitment=config.tokenizer.commitment,
+        revive_below=config.tokenizer.revive_below,
+    )
+
+
+def _own_options(config: ConfigDict) -> dict[str, Any]:
+    """The method's own options, which not all methods have."""
+    names = options_of(config.method)
+    found = {name: value for name, value in config.targets.items() if name in names}
+    if "channels" in names:
+        found["channels"] = config.data.channels
+    if "tokenizer" in names:
+        found["tokenizer"] = load_tokenizer(config.targets.tokenizer, config)
+    return found
 
 
 def build_optimizer(
@@ -252,14 +262,6 @@ def build_predict(config: ConfigDict, task: str) -> Predict:
     )
 
 
-def build_normalize(
-    config: ConfigDict,
-) -> Callable[[UInt8[Array, "*b c"]], Float[Array, "*b c"]]:
-    """Pixel values 0..255 to zero mean and unit deviation, by the config's statistics; float32."""
-    mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
-    return lambda images: (images.astype(jnp.float32) / 255 - mean) / std
-
-
 def build_prepare_images(config: ConfigDict) -> PrepareImages:
     """What the step does to images first: augmentation, if on the device, and normalisation."""
     normalize = build_normalize(config)
@@ -277,12 +279,4 @@ def _crops(config: ConfigDict) -> dict:
         "crop_scale": tuple(data.crop_scale),
         "crop_ratio": tuple(data.crop_ratio),
         "flip": data.flip,
-    }
-
-
-def _computation(config: ConfigDict) -> dict:
-    return {
-        "rematerialization": config.model.rematerialization,
-        "attention_form": config.model.attention_form,
-        "dtype": jnp.dtype(config.model.dtype),
     }

@@ -35,10 +35,13 @@ _EXAMPLES = {
     "supervision.depth_weights": (0.5, 1.0),
     "data.name": "cifar10",
     "data.data_dir": "/data",
+    "targets.tokenizer": "runs/tokenizer",
+    "tokenizer.teacher": "runs/teacher",
 }
 
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
-FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share")
+FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity")
+FREE_TO_CHANGE += ("targets.tokenizer", "tokenizer.teacher")  # where it is; not what
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 
@@ -72,6 +75,7 @@ def pretrain_defaults() -> ConfigDict:
     config.decoder.width = 512
     config.decoder.depth = 8
     config.decoder.num_heads = 16
+    config.decoder.intermediate_blocks = 0  # that decode depths before the last; 0 for all
 
     config.mask = ConfigDict()
     config.mask.kind = "random"
@@ -82,6 +86,20 @@ def pretrain_defaults() -> ConfigDict:
     config.targets.normalize_pixels = True
     config.targets.pixel_weight = 1.0  # lambda of each objective; 0 leaves it out
     config.targets.feature_weight = 1.0
+    config.targets.hog_cell = 8  # side of the cells of gradient histograms, pixels
+    config.targets.tokenizer = ""  # workdir of a run with method="vqkd"
+    config.targets.aggregation_blocks = 2  # of BEiT v2's patch-aggregation head
+    config.targets.aggregated_patches_from = 0  # the block they come from; 0 for that at 3/4
+
+    config.tokenizer = ConfigDict()  # used with method="vqkd"
+    config.tokenizer.teacher = ""  # workdir of a run, or a folder with model.safetensors
+    config.tokenizer.num_codes = 8192
+    config.tokenizer.code_width = 32
+    config.tokenizer.decoder_depth = 3
+    config.tokenizer.decay = 0.99  # of the codebook's moving averages
+    config.tokenizer.commitment = 1.0  # weight of the loss that draws vectors to codes
+    config.tokenizer.revive_below = 0.01  # dead is a code of less than this share of mean usage
+    config.tokenizer.min_perplexity = 16.0  # less than this for long is warned of; 0 for never
 
     config.supervision = ConfigDict()
     config.supervision.mode = "deep_dynamic"

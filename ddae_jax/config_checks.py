@@ -23,7 +23,7 @@ from ddae_jax.models.vit import SIZES
 from ddae_jax.patches import patch_grid
 
 CHOICES = {
-    "method": tuple(METHODS),
+    "method": (*METHODS, "vqkd"),
     "model.size": tuple(SIZES),
     "model.encoder_input": ("full", "visible"),
     "model.positions": ("sincos", "learned", "none"),
@@ -56,8 +56,19 @@ RANGES = {
     "decoder.width": (1, 2**16),
     "decoder.depth": (0, 1000),
     "decoder.num_heads": (1, 2**16),
+    "decoder.intermediate_blocks": (0, 1000),
     "targets.pixel_weight": (0, 10**6),
     "targets.feature_weight": (0, 10**6),
+    "targets.hog_cell": (1, 2**14),
+    "targets.aggregation_blocks": (1, 1000),
+    "targets.aggregated_patches_from": (0, 1000),
+    "tokenizer.num_codes": (2, 2**20),
+    "tokenizer.code_width": (1, 2**12),
+    "tokenizer.decoder_depth": (0, 1000),
+    "tokenizer.decay": (0, 0.999999),
+    "tokenizer.commitment": (0, 10**6),
+    "tokenizer.revive_below": (0, 1),
+    "tokenizer.min_perplexity": (0, 2**20),
     "supervision.beta_init": (-10, 10),  # no distance ** beta leaves float32
     "supervision.beta_step": (0, 10**6),
     "teacher.momentum_start": (0, 1),
@@ -119,6 +130,7 @@ def check_config(config: ConfigDict) -> None:
         if flat[low] > flat[high]:
             raise ValueError(f"{low}={flat[low]} must not exceed {high}={flat[high]}")
     _check_model(config)
+    _check_method(config)
     _check_supervision(config)
     _check_evaluation(config)
     if config.data.source == "tfds" and not config.data.name:
@@ -151,19 +163,30 @@ def ignored_keys(config: ConfigDict) -> list[str]:
             "model.encoder_input='full' has no decoder",
         ),
         (
+            flat["model.encoder_input"] == "visible" and mode == "last",
+            ("decoder.intermediate_blocks",),
+            "supervision.mode='last' decodes no intermediate depth",
+        ),
+        (method != "vqkd", ("tokenizer.",), f"method={method!r} trains no tokenizer"),
+        (
+            method == "vqkd",
+            ("mask.", "supervision."),
+            "a tokenizer sees all and is supervised once",
+        ),
+        (
             True,
-            tuple(f"targets.{name}" for name in config.targets if name not in options_of(method)),
+            tuple(f"targets.{name}" for name in config.targets if name not in _options(config)),
             f"method={method!r} has no such option",
         ),
         (
-            not _has_teacher(config),
+            not has_momentum_encoder(config),
             ("teacher.",),
             "targets.feature_weight=0 leaves out the teacher"
-            if "feature_weight" in options_of(method)
+            if "feature_weight" in _options(config)
             else f"method={method!r} has no teacher",
         ),
         (
-            not _predicts_pixels(config),
+            "pixel_weight" in _options(config) and not _predicts_pixels(config),
             ("targets.normalize_pixels",),
             "targets.pixel_weight=0 leaves out the pixels",
         ),
@@ -189,13 +212,21 @@ def mask_unit(config: ConfigDict) -> int:
     return config.mask.unit if config.mask.kind == "random" else 1
 
 
-def _has_teacher(config: ConfigDict) -> bool:
-    return "feature_weight" in options_of(config.method) and config.targets.feature_weight > 0
+def has_momentum_encoder(config: ConfigDict) -> bool:
+    """Whether the run keeps one."""
+    return "feature_weight" in _options(config) and config.targets.feature_weight > 0
+
+
+def _options(config: ConfigDict) -> frozenset[str]:
+    """The method's own ones; a tokenizer, which hides nothing, has none."""
+    return options_of(config.method) if config.method in METHODS else frozenset()
 
 
 def _predicts_pixels(config: ConfigDict) -> bool:
-    has_weight = "pixel_weight" in options_of(config.method)
-    return not has_weight or config.targets.pixel_weight > 0
+    options = _options(config)
+    if "pixel_weight" in options:
+        return config.targets.pixel_weight > 0
+    return "normalize_pixels" in options
 
 
 def _check_number(key: str, value: float, least: float, most: float, shown: Any = None) -> None:
@@ -238,15 +269,15 @@ def _check_model(config: ConfigDict) -> None:
     ):
         grid = patch_grid(model.image_size, model.patch_size)
         num_masked_patches(grid, config.mask.ratio, mask_unit(config))
+    if decoder.intermediate_blocks > decoder.depth:
+        raise ValueError(
+            f"decoder.intermediate_blocks={decoder.intermediate_blocks} are more than "
+            f"decoder.depth={decoder.depth}"
+        )
     if model.encoder_input == "visible" and model.relative_positions != "none":
         raise ValueError(
             f"model.relative_positions={model.relative_positions!r} are those of all patches, but "
             "model.encoder_input='visible' encodes some; set one of them to 'none' or 'full'"
-        )
-    weights = {"pixel_weight", "feature_weight"} & options_of(config.method)
-    if weights and not any(config.targets[name] for name in weights):
-        raise ValueError(
-            "targets.pixel_weight and targets.feature_weight are both 0; nothing is left to learn"
         )
     is_one_value = model.patch_size**2 * config.data.channels == 1
     if is_one_value and config.targets.normalize_pixels and _predicts_pixels(config):
@@ -258,6 +289,38 @@ def _check_model(config: ConfigDict) -> None:
         raise ValueError(
             f"decoder.width={decoder.width}, decoder.num_heads={decoder.num_heads}; the width is a "
             "multiple of the heads, and of 4"
+        )
+
+
+def _check_method(config: ConfigDict) -> None:
+    model, targets = config.model, config.targets
+    if model.encoder_input == "visible" and config.method in ("beit2", "vqkd"):
+        raise ValueError(
+            f"method={config.method!r} encodes all patches; set model.encoder_input='full'"
+        )
+    if config.method == "beit2" and not model.use_class_token:
+        raise ValueError(
+            "method='beit2' aggregates in the class token: set model.use_class_token=True"
+        )
+    if "tokenizer" in _options(config) and not targets.tokenizer:
+        raise ValueError(
+            f"method={config.method!r} predicts the tokens of a trained tokenizer: give the "
+            "workdir of a run with method='vqkd' as targets.tokenizer"
+        )
+    if config.method == "vqkd" and not config.tokenizer.teacher:
+        raise ValueError(
+            "method='vqkd' learns from a teacher: give the workdir of an earlier run, or a folder "
+            "with model.safetensors, as tokenizer.teacher"
+        )
+    if "hog_cell" in _options(config) and model.patch_size % targets.hog_cell:
+        raise ValueError(
+            f"targets.hog_cell={targets.hog_cell} does not divide model.patch_size="
+            f"{model.patch_size}"
+        )
+    weights = {"pixel_weight", "feature_weight"} & _options(config)
+    if weights and not any(targets[name] for name in weights):
+        raise ValueError(
+            "targets.pixel_weight and targets.feature_weight are both 0; nothing is left to learn"
         )
 
 
@@ -300,7 +363,7 @@ def _check_evaluation(config: ConfigDict) -> None:
             f"evaluation.temperature={evaluation.temperature}; it is at least 0.001, or 0 for "
             "votes that count alike"
         )
-    if evaluation.encoder == "teacher" and not _has_teacher(config):
+    if evaluation.encoder == "teacher" and not has_momentum_encoder(config):
         raise ValueError(
             "evaluation.encoder='teacher' needs a teacher: method='ddae' with "
             "targets.feature_weight > 0"

@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command
 from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config_checks import check_config
-from ddae_jax.evaluation.classify import Examples, untrained_params
+from ddae_jax.evaluation.classify import Examples
 from ddae_jax.evaluation.features import cached, raw_pixel_size
-from ddae_jax.methods import Method
+from ddae_jax.models.vit import SIZES
+from ddae_jax.networks import untrained_encoder_params
+from ddae_jax.pretrained import restore_encoder
 from ddae_jax.training.agreement import all_or_none
-from ddae_jax.training.checkpoint import Checkpoints, abstract
-from ddae_jax.training.sharding import make_mesh, state_sharding
+from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 
 TASKS = ("knn", "linear")
@@ -51,20 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             workdir = Workdir(flags.workdir)
             config = read_config(workdir, flags)
             mesh = make_mesh(**config.mesh)
-            method = build.build_method(config)
-        encoder_params, step, saved_at = restore_encoder(
-            workdir, config, method, mesh, config.evaluation.encoder, flags.step
-        )
+        encoder_params, step, saved_at = restore_encoder(workdir, config, mesh, flags.step)
         readout = Readout(
             step,
             config.evaluation.encoder,
-            config.evaluation.depth or method.student.encoder.depth,
+            config.evaluation.depth or SIZES[config.model.size].depth,
             config.evaluation.pool,
             flags.limit,
         )
-        result = classify(
-            flags.task, config, workdir, method, mesh, encoder_params, readout, saved_at
-        )
+        result = classify(flags.task, config, workdir, mesh, encoder_params, readout, saved_at)
     if jax.process_index() == 0:
         print(_table(flags.task, result))
         print(json.dumps(result))
@@ -75,7 +71,6 @@ def classify(
     task: str,
     config: ConfigDict,
     workdir: Workdir,
-    method: Method,
     mesh: Mesh,
     encoder_params: PyTree,
     readout: Readout,
@@ -97,8 +92,7 @@ def classify(
         return images.accuracy(predict, train, test)
 
     def untrained() -> tuple[Examples, Examples]:
-        params = untrained_params(lambda k: method.init(k, config.data.channels), config.seed)
-        return images.features(encode, params["encoder"])
+        return images.features(encode, untrained_encoder_params(config))
 
     sizes = {}
     trained_key = dataclasses.asdict(readout)
@@ -143,32 +137,6 @@ def read_config(workdir: Workdir, flags: absl_flags.FlagValues) -> ConfigDict:
     config.mesh.data, config.mesh.fsdp = -1, 1
     check_config(config)
     return config
-
-
-def restore_encoder(
-    workdir: Workdir,
-    config: ConfigDict,
-    method: Method,
-    mesh: Mesh,
-    encoder: str,
-    step: int | None = None,
-) -> tuple[PyTree, int, int]:
-    """Parameters of the ``student``'s or ``teacher``'s encoder, their step, and when it was saved.
-
-    The time, nanoseconds, tells a run from another one that was made in the same folder.
-    """
-    if encoder == "teacher" and not method.has_teacher:
-        raise ValueError("--encoder=teacher: this run has no teacher (targets.feature_weight=0)")
-    with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.existing_step(step)
-        saved_at = checkpoints.saved_at(step)
-        params = jax.eval_shape(lambda k: method.init(k, config.data.channels), jax.random.key(0))
-        wanted = {"params": {"encoder": params["encoder"]}}
-        if encoder == "teacher":
-            wanted = {"teacher": method.teacher_of(params)}
-        restored = checkpoints.restore_part(abstract(wanted, state_sharding(mesh, wanted)), step)
-    found = restored["teacher"] if encoder == "teacher" else restored["params"]["encoder"]
-    return found, step, saved_at
 
 
 def _table(task: str, result: dict) -> str:

@@ -135,6 +135,22 @@ def visible_indices(
     return jnp.argsort(mask, axis=-1, stable=True)[:, :num_visible]
 
 
+def hidden_indices(
+    mask: Bool[Array, "batch patches"], num_masked: int
+) -> Int[Array, "batch hidden"]:
+    """Indices of each image's hidden patches, ascending; each row must have ``num_masked``."""
+    return visible_indices(~mask, num_masked)
+
+
+def spread_hidden(
+    values: Float[Array, "*batch hidden"], mask: Bool[Array, "batch patches"]
+) -> Float[Array, "*batch patches"]:
+    """One value for each hidden patch, ascending, in their places; 0 at visible ones."""
+    place = jnp.clip(jnp.cumsum(mask, axis=-1) - 1, 0, values.shape[-1] - 1)
+    place = jnp.broadcast_to(place, (*values.shape[:-1], place.shape[-1]))
+    return jnp.where(mask, jnp.take_along_axis(values, place, axis=-1), 0.0)
+
+
 def _block(
     key: PRNGKeyArray,
     grid: Grid,

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import math
 import pathlib
 import platform
 from collections.abc import Mapping
@@ -18,10 +19,11 @@ from ddae_jax.config import to_plain
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves, pictures
-from ddae_jax.evaluation.classify import LabelledImages, untrained_params
+from ddae_jax.evaluation.classify import LabelledImages
 from ddae_jax.evaluation.features import Encode
 from ddae_jax.evaluation.report import Captioned, Summary, write_report
-from ddae_jax.methods import Method
+from ddae_jax.methods.method import Trainable
+from ddae_jax.networks import build_normalize, untrained_encoder_params
 from ddae_jax.training.agreement import from_first
 from ddae_jax.training.logging import read_metrics
 from ddae_jax.training.sharding import replicated
@@ -35,10 +37,13 @@ _NUM_WEIGHED = 2  # of which weights are shown too
 
 _SECTIONS = {
     "reconstruction": "What is predicted",
+    "tokens": "What is predicted",
+    "histograms": "What is predicted",
     "supervision": "What is paid attention to",
     "beta": "What is paid attention to",
     "knn": "How training went",
     "loss": "How training went",
+    "codebook": "How training went",
     "schedule": "How training went",
 }
 """Where each figure stands in the report, in its order."""
@@ -55,7 +60,7 @@ class KnnMonitor:
         mesh: of devices.
     """
 
-    def __init__(self, config: ConfigDict, method: Method, mesh: Mesh):
+    def __init__(self, config: ConfigDict, method: Trainable, mesh: Mesh):
         self._config = config
         self._method = method
         self._images: LabelledImages = build.build_labelled_images(
@@ -67,7 +72,7 @@ class KnnMonitor:
         self._predict = build.build_predict(config, "knn")
 
     @classmethod
-    def from_config(cls, config: ConfigDict, method: Method, mesh: Mesh) -> "KnnMonitor | None":
+    def from_config(cls, config: ConfigDict, method: Trainable, mesh: Mesh) -> "KnnMonitor | None":
         """None if the config asks for no k-NN. Raises ``ValueError`` if there are no labels."""
         if not config.evaluation.knn_every_epochs:
             return None
@@ -88,10 +93,7 @@ class KnnMonitor:
         # The first process decides: computing takes all of them.
         if from_first(kept is not None):
             return kept or {}
-        params = untrained_params(
-            lambda key: self._method.init(key, self._config.data.channels), self._config.seed
-        )
-        untrained = self._accuracy(params["encoder"])
+        untrained = self._accuracy(untrained_encoder_params(self._config))
         raw_pixels = self._images.accuracy(self._predict, *self._images.pixels())
         _log.info("k-NN accuracy: untrained %.3f, raw pixels %.3f", untrained, raw_pixels)
         values = {"knn/untrained": untrained, "knn/raw_pixels": raw_pixels}
@@ -131,7 +133,7 @@ class ReportWriter:
         self,
         config: ConfigDict,
         workdir: Workdir,
-        method: Method,
+        method: Trainable,
         source: Source,
         total_steps: int,
         mesh: Mesh,
@@ -140,8 +142,9 @@ class ReportWriter:
         self._workdir = workdir
         self._method = method
         self._total_steps = total_steps
-        self._normalize = build.build_normalize(config)
+        self._normalize = build_normalize(config)
         self._look = jax.jit(method.look, out_shardings=replicated(mesh))
+        self._grid = method.encoder.grid
         candidates = next(
             eval_batches(
                 source, tuple(config.model.image_size), 4 * _NUM_SHOWN, limit=4 * _NUM_SHOWN
@@ -157,7 +160,8 @@ class ReportWriter:
         ``status`` is what the run is doing; by default running, or complete at its last step.
         """
         key = jax.random.key(self._config.seed)
-        seen = jax.device_get(self._look(state.params, self._normalize(self._images), key))
+        images = self._normalize(self._images)
+        seen = jax.device_get(self._look(state.params, state.teacher, images, key))
         if jax.process_index() == 0:
             try:
                 records = read_metrics(self._workdir.metrics)
@@ -183,29 +187,49 @@ class ReportWriter:
         )
 
     def _draw(self, seen: Mapping[str, np.ndarray], records: list[dict]) -> None:
-        encoder, supervision = self._method.student.encoder, self._method.student.supervision
-        images = self._images.astype(np.float32) / 255
-        common = {"images": images, "mask": seen["mask"]}
+        images = {"images": self._images.astype(np.float32) / 255, "grid": self._grid}
+        depths = self._method.depths
         if "reconstructions" in seen:
             mean, std = np.asarray(self._config.data.mean), np.asarray(self._config.data.std)
             pictures.reconstruction_figure(
                 self._figure("reconstruction"),
-                **common,
-                grid=encoder.grid,
+                **images,
+                mask=seen["mask"],
                 reconstructions=np.clip(seen["reconstructions"] * std + mean, 0, 1),
-                depths=supervision.depths,
+                depths=depths,
             )
-        pictures.supervision_figure(
-            self._figure("supervision"),
-            **{name: value[:_NUM_WEIGHED] for name, value in common.items()},
-            grid=encoder.grid,
-            distance=seen["distance"][:_NUM_WEIGHED],
-            weights=seen["weights"][:, :, :_NUM_WEIGHED],
-            beta=seen["beta"],
-            objectives=supervision.objectives,
-            depths=supervision.depths,
-        )
-        for name in ("beta", "loss", "knn", "schedule"):
+        if "histograms" in seen:
+            pictures.histograms_figure(
+                self._figure("histograms"),
+                **images,
+                mask=seen["mask"],
+                histograms=seen["histograms"],
+                predicted=seen["predicted_histograms"],
+                depths=depths,
+            )
+        if "tokens" in seen:
+            pictures.tokens_figure(
+                self._figure("tokens"),
+                **images,
+                tokens=seen["tokens"],
+                codes=seen["codes"],
+                mask=seen.get("mask"),
+                predicted=seen.get("predicted_tokens", ()),
+                depths=depths,
+            )
+        if "weights" in seen:
+            pictures.supervision_figure(
+                self._figure("supervision"),
+                images=images["images"][:_NUM_WEIGHED],
+                mask=seen["mask"][:_NUM_WEIGHED],
+                grid=self._grid,
+                distance=seen["distance"][:_NUM_WEIGHED],
+                weights=seen["weights"][:, :, :_NUM_WEIGHED],
+                beta=seen["beta"],
+                objectives=list(self._method.objectives),
+                depths=depths,
+            )
+        for name in ("beta", "loss", "knn", "codebook", "schedule"):
             getattr(curves, f"{name}_figure")(self._figure(name), records)
 
     def _write_report(self, step: int, records: list[dict], status: str | None) -> None:
@@ -228,6 +252,36 @@ class ReportWriter:
 
     def _figure(self, name: str) -> pathlib.Path:
         return self._workdir.figures / f"{name}.png"
+
+
+class CollapseWatch:
+    """Warns of a codebook that has collapsed: few of its codes are used, and it stays so.
+
+    Args:
+        least: perplexity below which it has; 0 for no warnings.
+        patience: records in a row.
+    """
+
+    def __init__(self, least: float, patience: int = 5):
+        self._least = least
+        self._patience = patience
+        self._num_below = 0
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes a record; warns at every ``patience`` -th one in a row that is below."""
+        found = metrics.get("codebook/perplexity", math.inf)
+        self._num_below = self._num_below + 1 if found < self._least else 0
+        if self._num_below and self._num_below % self._patience == 0:
+            _log.warning(
+                "step %d: the codebook has COLLAPSED: its perplexity is %.1f, below "
+                "tokenizer.min_perplexity=%g, for %d records in a row. Tokens of it say little. A "
+                "lower optimizer.learning_rate, a smaller tokenizer.code_width, a larger "
+                "batch_size or a higher tokenizer.revive_below usually helps",
+                step,
+                found,
+                self._least,
+                self._num_below,
+            )
 
 
 def _kept(path: pathlib.Path, key: Mapping[str, Any]) -> dict[str, float] | None:

@@ -1,7 +1,8 @@
 """Images as sequences of patches, and back. Pure functions on arrays."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 Grid = tuple[int, int]
 """Rows and columns of patches, ``(h, w)``; ``N = h * w``, counted row by row."""
@@ -50,6 +51,14 @@ def unpatchify(
     images = patches.reshape(*batch, h, w, patch_size, patch_size, channels)
     images = jnp.moveaxis(images, -4, -3)
     return images.reshape(*batch, h * patch_size, w * patch_size, channels)
+
+
+def at_patches(
+    values: Num[Array, "depths batch patches *values"], indices: Int[Array, "batch chosen"]
+) -> Num[Array, "depths batch chosen *values"]:
+    """The values of each image's chosen patches."""
+    choose = jax.vmap(lambda of_image, chosen: of_image[:, chosen], in_axes=(1, 0), out_axes=1)
+    return choose(values, indices)
 
 
 def patch_statistics(

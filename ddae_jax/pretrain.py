@@ -16,9 +16,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from absl import flags as absl_flags
 from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command
@@ -27,10 +29,10 @@ from ddae_jax.config_checks import ignored_keys
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
-from ddae_jax.methods import Method
-from ddae_jax.monitor import KnnMonitor, ReportWriter
+from ddae_jax.methods.method import Trainable
+from ddae_jax.monitor import CollapseWatch, KnnMonitor, ReportWriter
 from ddae_jax.training.agreement import all_or_none, from_first
-from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.checkpoint import CheckpointError, Checkpoints, abstract
 from ddae_jax.training.interruption import Stopped, StopRequest
 from ddae_jax.training.logging import Recorder, read_metrics
 from ddae_jax.training.loop import Every, Plan, train
@@ -38,6 +40,9 @@ from ddae_jax.training.sharding import check_divisible, make_mesh, put_batch, st
 from ddae_jax.training.state import TrainState, init_state
 from ddae_jax.training.step import jit_train_step, make_train_step
 from ddae_jax.training.workdir import Workdir
+
+FOLDERS = (("data", "data_dir"), ("targets", "tokenizer"), ("tokenizer", "teacher"))
+"""Keys that name folders; they are stored so that these can be found from elsewhere."""
 
 _log = logging.getLogger("ddae_jax.pretrain")  # also where __name__ is "__main__"
 
@@ -49,7 +54,7 @@ class Run:
     config: ConfigDict
     workdir: Workdir
     mesh: Mesh
-    method: Method
+    method: Trainable
     source: Source
     loader: TrainLoader
     knn: KnnMonitor | None
@@ -87,14 +92,15 @@ def prepare(argv: Sequence[str] | None, stop: StopRequest) -> Run:
     with stop.at_once():
         flags = command.parse_config_flags(argv, "ddae_jax.pretrain " + __doc__, _define_flags)
         config = flags.config
-        config.data.data_dir = absolute(config.data.data_dir)
+        for section, key in FOLDERS:
+            config[section][key] = absolute(config[section][key])
         command.start_devices(flags.distributed)
     with may_stop_at_once(stop), all_or_none():
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh)
         workdir = check_workdir(flags.workdir, config, flags.allow_config_changes)
         source = build.build_source(config, config.data.train_split)
-        method = build.build_method(config)
+        method = build.build_trainable(config)
         run = Run(
             config=config,
             mesh=mesh,
@@ -190,6 +196,12 @@ def make_plan(run: Run, report: ReportWriter, record: Recorder) -> Plan:
     if config.log.figures_every_epochs:
         figure_steps = schedule.steps(config.log.figures_every_epochs)
         actions.append(Every(figure_steps, report.write, at_end=False))
+    watch = CollapseWatch(config.tokenizer.min_perplexity)
+
+    def on_record(step: int, metrics: Mapping[str, float]) -> None:
+        record(step, metrics)
+        watch(step, metrics)
+
     return Plan(
         total_steps=schedule.total_steps,
         batch_size=config.batch_size,
@@ -197,7 +209,7 @@ def make_plan(run: Run, report: ReportWriter, record: Recorder) -> Plan:
         log_every_steps=config.log.every_steps,
         save_every_steps=schedule.steps(config.checkpoint.every_epochs),
         actions=actions,
-        on_record=record,
+        on_record=on_record,
         on_step=record.advance,
     )
 
@@ -226,15 +238,16 @@ def start_or_continue(
         optimizer=optimizer,
         channels=run.config.data.channels,
     )
-    key = jax.random.key(run.config.seed)
-    shapes = jax.eval_shape(initialize, key)
+    inputs = {"key": jax.random.key(run.config.seed), "frozen": run.method.frozen}
+    shapes = jax.eval_shape(initialize, **inputs)
     sharding = state_sharding(run.mesh, shapes)
     if checkpoints.latest_step() is None:
-        state = jax.jit(initialize, out_shardings=sharding)(key)
+        state = jax.jit(lambda inputs: initialize(**inputs), out_shardings=sharding)(inputs)
     else:
         state, data_state = checkpoints.restore(abstract(shapes, sharding))
         with all_or_none():
             run.loader.set_state(data_state, allow_changes=run.allows_changes)
+            check_same_frozen(run, state)
         _log.info("continuing from the checkpoint of step %d", int(state.step))
     with all_or_none():
         if jax.process_index() == 0:
@@ -242,12 +255,30 @@ def start_or_continue(
     return state
 
 
+def check_same_frozen(run: Run, state: TrainState) -> None:
+    """Raises ``CheckpointError`` if a tokenizer or teacher is not what the run started with."""
+
+    @jax.jit
+    def is_same(ours: PyTree, given: PyTree) -> Array:
+        equal = jax.tree.map(lambda a, b: (a == b).all(), ours, given)
+        return jnp.all(jnp.asarray(jax.tree.leaves(equal)))
+
+    ours = run.method.frozen_of(state.teacher)
+    if jax.tree.leaves(ours) and not is_same(ours, run.method.frozen):
+        key = "tokenizer.teacher" if run.config.method == "vqkd" else "targets.tokenizer"
+        section, name = key.split(".")
+        raise CheckpointError(
+            f"{key}={run.config[section][name]!r} is not what this run started with; give that, or "
+            "another --workdir"
+        )
+
+
 def say_start(run: Run, start_step: int) -> None:
     """One line in the log on what is trained, on what, and for how long."""
     config = run.config
     _log.info(
         "%s, %s images, %g epochs = %d steps of %d, from step %d, on %d %s device(s)",
-        describe(run.method),
+        run.method.description,
         f"{len(run.source):,}",
         config.epochs,
         run.schedule.total_steps,
@@ -296,17 +327,6 @@ def absolute(folder: str) -> str:
     """A folder as it can be found from elsewhere later; addresses and nothing stay as they are."""
     is_path = folder and "://" not in folder
     return os.path.abspath(os.path.expanduser(folder)) if is_path else folder
-
-
-def describe(method: Method) -> str:
-    """One line on what is trained."""
-    encoder, supervision = method.student.encoder, method.student.supervision
-    h, w = encoder.grid
-    return (
-        f"{supervision.mode} supervision of {' and '.join(method.objectives)} at depths "
-        f"{', '.join(map(str, supervision.depths))} of {encoder.depth}, width {encoder.width}, "
-        f"{method.num_masked} of {h}x{w} patches hidden"
-    )
 
 
 def _define_flags(flags: absl_flags.FlagValues) -> None:

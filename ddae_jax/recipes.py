@@ -9,6 +9,16 @@ from ml_collections import ConfigDict
 from ddae_jax.methods import find_method
 from ddae_jax.methods.supervision import check_mode
 
+_BEIT = {
+    "model.encoder_input": "full",
+    "model.positions": "none",
+    "model.relative_positions": "shared",
+    "model.layer_scale": 0.1,
+    "model.has_key_bias": False,
+    "mask.kind": "block",
+    "mask.ratio": 0.4,
+}
+
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "ddae": {},
@@ -25,6 +35,14 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "mask.unit": 2,  # 32 pixels, for patches of 16
             "targets.normalize_pixels": False,
         },
+        "maskfeat": {
+            "model.encoder_input": "full",
+            "mask.kind": "block",
+            "mask.ratio": 0.4,
+            "targets.hog_cell": 8,
+        },
+        "beit": _BEIT,
+        "beit2": _BEIT,
     }
 )
 """What makes each method the published one, by key, beside the config's defaults."""

@@ -152,9 +152,9 @@ def test_masks_hide_the_configs_share(kind, ratio, hidden):
 def test_an_objective_of_weight_0_is_left_out_and_the_teacher_with_the_features():
     assert tuple(build.build_method(tiny()).objectives) == ("pixels", "features")
     pixels = build.build_method(tiny(targets__feature_weight=0.0))
-    assert (tuple(pixels.objectives), pixels.has_teacher) == (("pixels",), False)
+    assert (tuple(pixels.objectives), pixels.has_momentum_encoder) == (("pixels",), False)
     features = build.build_method(tiny(targets__pixel_weight=0.0, targets__feature_weight=2.0))
-    assert (tuple(features.objectives), features.has_teacher) == (("features",), True)
+    assert (tuple(features.objectives), features.has_momentum_encoder) == (("features",), True)
     assert features.student.supervision.objective_weights == (2.0,)
     with pytest.raises(ValueError, match="one of them is positive"):
         build.build_method(tiny(targets__pixel_weight=0.0, targets__feature_weight=0.0))

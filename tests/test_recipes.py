@@ -8,17 +8,34 @@ import pytest
 
 import tiny
 from ddae_jax import build, command
+from ddae_jax.codebook import unit_vectors
 from ddae_jax.config import flatten, pretrain_defaults
 from ddae_jax.config_checks import check_config, ignored_keys
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
+from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models import vit
+from ddae_jax.networks import build_tokenizer
 from ddae_jax.recipes import RECIPES, use_recipe
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import jit_train_step, make_train_step
 
 CELLS = [",".join(cell) for cell in itertools.product(METHODS, MODES)]
+
+
+@pytest.fixture
+def tokenizer(monkeypatch):
+    """One that nobody has trained, in the place of the one that configs name."""
+
+    def load(path, config):
+        module = build_tokenizer(config, teacher_width=1)
+        images = np.zeros((1, 32, 32, 3), np.float32)
+        params = module.init(jax.random.key(1), images)["params"]
+        codes = unit_vectors(jax.random.normal(jax.random.key(2), (6, config.tokenizer.code_width)))
+        return TrainedTokenizer(module, {"params": params, "codes": codes})
+
+    monkeypatch.setattr(build, "load_tokenizer", load)
 
 
 def config_of(cell):
@@ -34,7 +51,7 @@ def test_every_cell_is_a_sound_config_of_its_name(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_trains(cell, monkeypatch):
+def test_every_cell_trains(cell, monkeypatch, tokenizer):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(24, 2, 2))
     config = config_of(cell)
     config.model.size = "micro"
@@ -66,12 +83,13 @@ def test_every_cell_trains(cell, monkeypatch):
         losses.append(float(metrics["loss"]))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
-    assert (state.teacher != {}) == (config.method == "ddae")
+    assert (state.teacher != {}) == (config.method in ("ddae", "beit", "beit2"))
     betas = {name: float(value) for name, value in metrics.items() if name.startswith("beta/")}
     moves = config.supervision.mode == "deep_dynamic"
     assert all((beta > -0.5) if moves else (beta == 0) for beta in betas.values())
     depths = {name.rpartition("_")[2] for name in betas}
-    assert depths == ({"2"} if config.supervision.mode == "last" else {"1", "2"})
+    aggregated = {"4"} if config.method == "beit2" else set()  # two blocks more
+    assert depths == aggregated | ({"2"} if config.supervision.mode == "last" else {"1", "2"})
 
 
 def test_recipes_hold_keys_that_exist():
@@ -83,7 +101,7 @@ def test_recipes_hold_keys_that_exist():
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("mea,last", "known: ddae, mae, simmim. Did you mean 'mae'"),
+        ("mea,last", "known: ddae, mae, simmim, maskfeat, beit, beit2. Did you mean 'mae'"),
         ("mae,deeper", "known: last, deep, deep_dynamic"),
         ("", "known: ddae, mae, simmim"),
     ],

@@ -35,6 +35,12 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "neighbours have, and nothing is fitted. The dashed line is the same network before "
             "training, the dotted one the raw pixels: what lies above both was learned."
         ),
+        "codebook": (
+            "Perplexity is how many equally used codes would be as varied as those of one batch: "
+            "near 1, the codebook has collapsed; the share counts codes that some patch has. "
+            "Below, how far the teacher's features, as told from the codes, are off, and how far "
+            "the vectors are from their codes."
+        ),
         "schedule": (
             "The learning rate (warm-up, then cosine; the config's times batch_size / 256), the "
             "momentum of the teacher, and the global norm of the gradient before clipping. A norm "
@@ -152,18 +158,27 @@ def schedule_figure(path: Path, records: Sequence[Record]) -> bool:
         "momentum": "teacher momentum",
         "gradient_norm": "gradient norm",
     }
-    drawn = [key for key in titles if has_series(records, key)]
-    if not drawn:
-        return False
-    with drawing.figure(path, 2.6) as figure:
-        for axes, key in zip(drawing.panels(figure, len(drawn)), drawn, strict=True):
-            epochs, values = series(records, key)
-            power = _power_of_ten(values) if key == "learning_rate" else 0
-            factor = rf" ($\times\,10^{{{power}}}$)" if power else ""
-            plot = _plot_trend if key == "gradient_norm" else _plot
-            plot(axes, epochs, values / 10.0**power, drawing.ACCENT)
-            axes.set(title=titles[key] + factor, xlabel="epoch")
-    return True
+    return _draw_side_by_side(path, records, titles)
+
+
+def codebook_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws how much of a codebook is used, and a tokenizer's losses, over epochs.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``epoch`` and any of ``codebook/perplexity``, ``codebook/used``,
+            ``loss/features`` and ``loss/commitment``.
+
+    Returns:
+        Whether the records hold anything to draw; if not, nothing is written.
+    """
+    titles = {
+        "codebook/perplexity": "perplexity of a batch (codes)",
+        "codebook/used": "share of codes in a batch",
+        "loss/features": "1 − cosine to the teacher",
+        "loss/commitment": "commitment loss",
+    }
+    return _draw_side_by_side(path, records, titles)
 
 
 def keys_by_objective(records: Sequence[Record], family: str) -> dict[str, dict[str, int]]:
@@ -233,6 +248,22 @@ def _power_of_ten(values: Float[np.ndarray, " points"]) -> int:
     """The power of ten of the largest value, so that an axis needs no long numbers; 0 for none."""
     largest = np.nanmax(np.abs(values))
     return int(np.floor(np.log10(largest))) if 0 < largest < np.inf else 0
+
+
+def _draw_side_by_side(path: Path, records: Sequence[Record], titles: Mapping[str, str]) -> bool:
+    """One panel over epochs for each key that was logged; whether there was any."""
+    drawn = [key for key in titles if has_series(records, key)]
+    if not drawn:
+        return False
+    with drawing.figure(path, 2.6 * drawing.panel_rows(len(drawn))) as figure:
+        for axes, key in zip(drawing.panels(figure, len(drawn)), drawn, strict=True):
+            epochs, values = series(records, key)
+            power = _power_of_ten(values) if key == "learning_rate" else 0
+            factor = rf" ($\times\,10^{{{power}}}$)" if power else ""
+            plot = _plot_trend if key == "gradient_norm" else _plot
+            plot(axes, epochs, values / 10.0**power, drawing.ACCENT)
+            axes.set(title=titles[key] + factor, xlabel="epoch")
+    return True
 
 
 def _plot(

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
@@ -27,6 +27,17 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "and as the readout of each supervised depth fills it in. Visible patches are copied "
             "from the image, since the loss asks nothing of them; each hidden patch has its true "
             "mean and contrast, which normalised targets leave open."
+        ),
+        "tokens": (
+            "Each row is one image: as it is, and with its patches painted by their tokens; like "
+            "codes have like colours. Where something is predicted, each depth's column shows the "
+            "tokens that it predicts for the hidden patches (grey-blue), amid the true ones of the "
+            "visible patches, and how many are right."
+        ),
+        "histograms": (
+            "Each row is one image: as it is, as the model sees it (hidden patches in grey-blue), "
+            "its histograms of oriented gradients, drawn as stars of edges, and what each "
+            "supervised depth predicts of the hidden ones."
         ),
         "supervision": (
             "What the loss looks at. Distance is measured in patches from each hidden patch to "
@@ -66,16 +77,131 @@ def reconstruction_figure(
         ValueError: if the shapes do not fit each other.
     """
     _check_count("reconstructions", len(reconstructions), "depths", depths)
-    filled = [paste_hidden(images, restored, mask, grid) for restored in reconstructions]
-    columns = [to_rgb_images(images), hide_patches(images, mask, grid), *filled]
-    titles = ["original", "hidden", *(f"depth {depth}" for depth in depths)]
-    rows, height_to_width = len(mask), images.shape[1] / images.shape[2]
-    with drawing.figure(path, _image_rows_height(rows, len(columns), height_to_width)) as figure:
-        axes = figure.subplots(rows, len(columns), squeeze=False)
-        for column, (title, pictures) in enumerate(zip(titles, columns, strict=True)):
-            axes[0, column].set_title(title, loc="center")
-            for row, picture in enumerate(pictures):
-                _show(axes[row, column], picture)
+    _draw_rows(
+        path,
+        {
+            "original": to_rgb_images(images),
+            "hidden": hide_patches(images, mask, grid),
+            **{
+                f"depth {depth}": paste_hidden(images, restored, mask, grid)
+                for depth, restored in zip(depths, reconstructions, strict=True)
+            },
+        },
+    )
+
+
+def tokens_figure(
+    path: Path,
+    images: Num[np.ndarray, "batch height width channels"],
+    grid: tuple[int, int],
+    tokens: Int[np.ndarray, "batch patches"],
+    codes: Float[np.ndarray, "codes width"],
+    mask: Bool[np.ndarray, "batch patches"] | None = None,
+    predicted: Int[np.ndarray, "depths batch patches"] = (),
+    depths: Sequence[int] = (),
+) -> None:
+    """Draws images and their tokens, as colours; and the predicted ones at each depth.
+
+    Like codes have like colours (:func:`code_colours`). Visible patches of a prediction have their
+    own tokens; its title tells how many of the hidden ones are right.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        images: uint8, or float in [0, 1].
+        grid: ``(h, w)`` patches.
+        tokens: index of each patch's code.
+        codes: unit vectors.
+        mask: True where a patch is hidden, if anything is predicted.
+        predicted: tokens, as read out at each depth.
+        depths: the block after which each was read out.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+    """
+    _check_count("predicted", len(predicted), "depths", depths)
+    colours, size = code_colours(codes), images.shape[1:3]
+
+    def picture(tokens):
+        return np.moveaxis(
+            patch_map_to_image(np.moveaxis(colours[tokens], -1, 0), grid, size), 0, -1
+        )
+
+    columns = {"original": to_rgb_images(images)}
+    if mask is not None:
+        columns["hidden"] = hide_patches(images, mask, grid)
+    columns["tokens"] = picture(tokens)
+    for depth, found in zip(depths, predicted, strict=True):
+        right = (found == tokens)[mask].mean()
+        columns[f"depth {depth}\n{right:.0%} right"] = picture(np.where(mask, found, tokens))
+    _draw_rows(path, columns)
+
+
+def histograms_figure(
+    path: Path,
+    images: Num[np.ndarray, "batch height width channels"],
+    mask: Bool[np.ndarray, "batch patches"],
+    grid: tuple[int, int],
+    histograms: Float[np.ndarray, "batch cell_rows cell_columns orientations"],
+    predicted: Float[np.ndarray, "depths batch cell_rows cell_columns orientations"],
+    depths: Sequence[int],
+) -> None:
+    """Draws images, their gradient histograms, and the predicted ones at each depth.
+
+    Each cell is a star of edges, the brighter the stronger. Visible patches of a prediction are
+    drawn as they are.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        images: uint8, or float in [0, 1].
+        mask: True where a patch is hidden.
+        grid: ``(h, w)`` patches.
+        histograms: of each cell of each image.
+        predicted: histograms, as read out at each depth.
+        depths: the block after which each was read out.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+    """
+    _check_count("predicted", len(predicted), "depths", depths)
+    is_hidden = patch_map_to_image(mask, grid, histograms.shape[1:3])[..., None]
+    columns = {
+        "original": to_rgb_images(images),
+        "hidden": hide_patches(images, mask, grid),
+        "histograms": stars(histograms),
+    }
+    for depth, found in zip(depths, predicted, strict=True):
+        columns[f"depth {depth}"] = stars(np.where(is_hidden, found, histograms))
+    _draw_rows(path, columns)
+
+
+def code_colours(codes: Float[np.ndarray, "codes width"]) -> Float[np.ndarray, "codes 3"]:
+    """A colour in [0, 1] for each code: its place along the three widest directions of them all."""
+    centred = codes - codes.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    places = centred @ directions[:3].T
+    places = np.pad(places, ((0, 0), (0, 3 - places.shape[1])))
+    ranks = places.argsort(axis=0).argsort(axis=0)
+    return (0.1 + 0.8 * ranks / max(1, len(codes) - 1)).astype(np.float32)
+
+
+def stars(
+    histograms: Float[np.ndarray, "batch cell_rows cell_columns orientations"], side: int = 16
+) -> Float[np.ndarray, "batch height width 3"]:
+    """Each cell as a picture of ``side`` pixels: a line along the edges of each orientation.
+
+    An edge runs across the direction in which the image rises. The strongest line is white.
+    """
+    orientations = histograms.shape[-1]
+    middle = (np.arange(side) - (side - 1) / 2) / (side / 2)
+    down, right = np.meshgrid(middle, middle, indexing="ij")
+    angle = (np.arange(orientations)[:, None, None] + 0.5) * np.pi / orientations
+    along_gradient = right * np.cos(angle) + down * np.sin(angle)
+    is_line = (np.abs(along_gradient) < 1.2 / side) & (down**2 + right**2 <= 0.9)
+    values = np.clip(histograms, 0, None)
+    drawn = np.einsum("bhwo,oij->bhiwj", values, is_line.astype(np.float32))
+    batch, h, _, w, _ = drawn.shape
+    drawn = drawn.reshape(batch, h * side, w * side) / max(float(drawn.max()), 1e-6)
+    return np.repeat(np.sqrt(drawn)[..., None], 3, axis=-1)
 
 
 def supervision_figure(
@@ -251,6 +377,20 @@ def _weight_norm(weights: np.ma.MaskedArray) -> LogNorm:
     drawn = weights.compressed()
     highest = drawn.max(initial=2.0)
     return LogNorm(max(drawn.min(initial=0.5), highest / 1000), highest, clip=True)
+
+
+def _draw_rows(
+    path: Path, columns: Mapping[str, Float[np.ndarray, "batch height width 3"]]
+) -> None:
+    """One row per image, one titled column per picture of it."""
+    first = next(iter(columns.values()))
+    rows, height_to_width = len(first), first.shape[1] / first.shape[2]
+    with drawing.figure(path, _image_rows_height(rows, len(columns), height_to_width)) as figure:
+        axes = figure.subplots(rows, len(columns), squeeze=False)
+        for column, (title, pictures) in enumerate(columns.items()):
+            axes[0, column].set_title(title, loc="center")
+            for row, picture in enumerate(pictures):
+                _show(axes[row, column], picture)
 
 
 def _show(axes: Axes, picture: Float[np.ndarray, "height width 3"]) -> None:

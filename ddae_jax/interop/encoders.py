@@ -66,7 +66,7 @@ def transformers_encoder(weights: Weights, prefix: str) -> Tree:
 
     Args:
         weights: of the whole model.
-        prefix: ``"vit."`` or ``"beit."``; the final norm and BEiT's head lie beside it.
+        prefix: ``"vit."`` or ``"beit."``; the final norm may lie beside it. Heads are left out.
 
     Raises :class:`UnknownWeights`.
     """
@@ -163,23 +163,30 @@ _TIMM = (
     Rule(r"blocks\.(\d+)\.(?:gamma_1|ls1\.gamma)", "block_{}/attention_scale"),
     Rule(r"blocks\.(\d+)\.(?:gamma_2|ls2\.gamma)", "block_{}/mlp_scale"),
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", "relative_positions_{}/table"),
-    Rule(r"rel_pos_bias\.relative_position_bias_table", "relative_positions/table"),
+    Rule(r"rel_pos_bias\.relative_position_bias_table", "shared_bias/table"),
     Rule(r".*relative_position_index", None),  # follows from the grid
+    *_norm(r"norm_pre", "embedding_norm"),
     *_norm(r"(?:fc_)?norm", "norm"),
     Rule(r"(?:head|fc)\..*", None),
 )
 
-_BLOCK_OF_TRANSFORMERS = r"(?:encoder\.layer|layers|decoder_layers)\.(\d+)\."
+_BLOCK_OF_TRANSFORMERS = r"(?:encoder\.layer|layers|decoder_layers|decoder_encoder\.layer)\.(\d+)\."
 
 _TRANSFORMERS_BLOCK = (
     *_norm(_BLOCK_OF_TRANSFORMERS + "layernorm_before", "block_{}/attention_norm"),
     *_norm(_BLOCK_OF_TRANSFORMERS + "layernorm_after", "block_{}/mlp_norm"),
-    *_layer(_BLOCK_OF_TRANSFORMERS + r"attention\.q_proj", "block_{}/attention/query"),
-    *_layer(_BLOCK_OF_TRANSFORMERS + r"attention\.k_proj", "block_{}/attention/key"),
-    *_layer(_BLOCK_OF_TRANSFORMERS + r"attention\.v_proj", "block_{}/attention/value"),
-    *_layer(_BLOCK_OF_TRANSFORMERS + r"attention\.o_proj", "block_{}/attention/projection"),
-    *_layer(_BLOCK_OF_TRANSFORMERS + r"mlp\.fc1", "block_{}/mlp_in"),
-    *_layer(_BLOCK_OF_TRANSFORMERS + r"mlp\.fc2", "block_{}/mlp_out"),
+    *(
+        rule
+        for theirs, ours in (  # in memory, and in files
+            (r"attention\.(?:q_proj|attention\.query)", "attention/query"),
+            (r"attention\.(?:k_proj|attention\.key)", "attention/key"),
+            (r"attention\.(?:v_proj|attention\.value)", "attention/value"),
+            (r"attention\.(?:o_proj|output\.dense)", "attention/projection"),
+            (r"(?:mlp\.fc1|intermediate\.dense)", "mlp_in"),
+            (r"(?:mlp\.fc2|output\.dense)", "mlp_out"),
+        )
+        for rule in _layer(_BLOCK_OF_TRANSFORMERS + theirs, f"block_{{}}/{ours}")
+    ),
 )
 
 _TRANSFORMERS = (
@@ -196,10 +203,17 @@ _TRANSFORMERS = (
     Rule(_BLOCK_OF_TRANSFORMERS + "lambda_1", "block_{}/attention_scale"),
     Rule(_BLOCK_OF_TRANSFORMERS + "lambda_2", "block_{}/mlp_scale"),
     Rule(
-        _BLOCK_OF_TRANSFORMERS + r"relative_position_bias\.relative_position_bias_table",
+        _BLOCK_OF_TRANSFORMERS
+        + r"(?:attention\.attention\.)?relative_position_bias\.relative_position_bias_table",
         "relative_positions_{}/table",
     ),
+    Rule(
+        r"(?:encoder\.)?relative_position_bias\.relative_position_bias_table", "shared_bias/table"
+    ),
+    Rule(r".*relative_position_index", None),  # follows from the grid
     *_norm("layernorm", "norm"),
+    *_norm(r"pooler\.layernorm", "norm"),  # BEiT's, of the mean of the patches
+    Rule(r"pooler\.dense\..*", None),
 )
 
 _MAE_DECODER = tuple(

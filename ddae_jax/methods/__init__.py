@@ -4,11 +4,20 @@ import difflib
 import inspect
 from collections.abc import Callable
 
+from ddae_jax.methods.beit import beit, beit2
 from ddae_jax.methods.ddae import ddae
+from ddae_jax.methods.maskfeat import maskfeat
 from ddae_jax.methods.method import Method
 from ddae_jax.methods.pixels import mae, simmim
 
-METHODS: dict[str, Callable[..., Method]] = {"ddae": ddae, "mae": mae, "simmim": simmim}
+METHODS: dict[str, Callable[..., Method]] = {
+    "ddae": ddae,
+    "mae": mae,
+    "simmim": simmim,
+    "maskfeat": maskfeat,
+    "beit": beit,
+    "beit2": beit2,
+}
 """Every method by name. Adding one: docs/adding_a_method.md."""
 
 

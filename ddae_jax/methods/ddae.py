@@ -1,7 +1,7 @@
 """DDAE: pixels and momentum features of hidden patches, under deep dynamic supervision."""
 
 from ddae_jax.methods.method import Method, Objective, make_method
-from ddae_jax.methods.targets import feature_targets, pixel_targets, squared_error
+from ddae_jax.methods.targets import feature_targets, pixel_targets, show_pixels, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
@@ -65,7 +65,7 @@ def ddae(
         objectives,
         targets,
         depths=depths,
-        has_teacher="features" in objectives,
-        pixels_are_normalized=normalize_pixels if "pixels" in objectives else None,
+        has_momentum_encoder="features" in objectives,
+        show=show_pixels(encoder, normalize_pixels) if "pixels" in objectives else None,
         **options,
     )

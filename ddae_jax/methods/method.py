@@ -4,26 +4,30 @@ A method's own file says which objectives it has, and builds a :class:`Method` f
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+import optax
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
 from ddae_jax.dynamic_loss import dynamic_weights
-from ddae_jax.masking import visible_indices
+from ddae_jax.masking import hidden_indices, spread_hidden, visible_indices
 from ddae_jax.methods.supervision import DeepDynamicSupervision, Supervised
-from ddae_jax.methods.targets import images_from_pixel_predictions
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.dense import Dense
+from ddae_jax.models.transformer import block_class
 from ddae_jax.models.vit import ViT
+from ddae_jax.patches import at_patches
 
 Images = Float[Array, "batch height width channels"]
 Mask = Bool[Array, "batch patches"]
-Predictions = Mapping[str, Float[Array, "depths batch patches values"]]
+Predictions = Mapping[str, Num[Array, "depths batch patches *values"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,24 @@ class Objective:
     weight: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Aggregation:
+    """A patch-aggregation head: the last class token beside an earlier block's patches.
+
+    To predict hidden patches from features that are not yet complete, its blocks have to put what
+    the image is into the class token.
+
+    Attributes:
+        num_blocks: its blocks.
+        patches_from: the block of the encoder whose patches it takes.
+
+    Source: Peng et al. 2022, BEiT v2, section 3.2.
+    """
+
+    num_blocks: int
+    patches_from: int
+
+
 class Student(nn.Module):
     """The trained network: encoder, decoder if only visible patches are encoded, and ONE head.
 
@@ -52,30 +74,64 @@ class Student(nn.Module):
         decoder: None, if hidden patches enter the encoder as mask tokens.
         output_widths: values to predict for a patch, by objective.
         supervision: the loss of the errors.
+        aggregation: None, or the blocks of a patch-aggregation head, which makes one more readout:
+            as many blocks deeper than the encoder.
     """
 
     encoder: ViT
     decoder: Decoder | None
     output_widths: Mapping[str, int]
     supervision: DeepDynamicSupervision
+    aggregation: Aggregation | None = None
 
     def setup(self):
         self.head = Dense(sum(self.output_widths.values()), dtype=self.encoder.dtype)
+        block = block_class(self.encoder.rematerialization)
+        self.aggregation_blocks = [
+            block(**self.encoder.block_options, drop_path_rate=self.encoder.drop_path_rate)
+            for _ in range(self.aggregation.num_blocks if self.aggregation else 0)
+        ]
 
     def predict(
-        self, images: Images, mask: Mask, num_visible: int, is_training: bool = False
+        self,
+        images: Images,
+        mask: Mask,
+        num_visible: int,
+        *,
+        at: Int[Array, "batch chosen"] | None = None,
+        is_training: bool = False,
     ) -> Predictions:
-        """Predictions for all patches, hidden or not, at each supervised depth."""
-        options = {"depths": self.supervision.depths, "is_training": is_training}
-        if self.decoder is None:
-            patches = self.encoder(images, mask=mask, **options).patches
-        else:
-            visible = visible_indices(mask, num_visible)
-            patches = self.decoder(self.encoder(images, visible=visible, **options), mask)
+        """Predictions at each supervised depth, for the patches ``at``, or for all of them."""
+        patches = self._read_out(images, mask, num_visible, is_training)
+        if at is not None:
+            patches = at_patches(patches, at)
         # The batch comes first where axes are flattened, so that it stays split over devices.
         outputs = jnp.moveaxis(self.head(jnp.moveaxis(patches, 0, 1)), 1, 0)
         ends = list(itertools.accumulate(self.output_widths.values()))[:-1]
         return dict(zip(self.output_widths, jnp.split(outputs, ends, axis=-1), strict=True))
+
+    def _read_out(
+        self, images: Images, mask: Mask, num_visible: int, is_training: bool
+    ) -> Float[Array, "depths batch patches width"]:
+        """What the head sees of each patch."""
+        depths = tuple(d for d in self.supervision.depths if d <= self.encoder.depth)
+        if self.decoder is not None:
+            visible = visible_indices(mask, num_visible)
+            features = self.encoder(images, visible=visible, depths=depths, is_training=is_training)
+            return self.decoder(features, mask)
+        encode = functools.partial(self.encoder, images, mask=mask, is_training=is_training)
+        if self.aggregation is None:
+            return encode(depths=depths).patches
+        read = tuple(sorted({*depths, self.aggregation.patches_from}))
+        features = encode(depths=read, normalize=False)
+        found = dict(zip(read, features.tokens, strict=True))
+        tokens = jnp.concatenate(
+            [found[depths[-1]][:, :1], found[self.aggregation.patches_from][:, 1:]], axis=1
+        )
+        for block in self.aggregation_blocks:
+            tokens = block(tokens, is_training, self.encoder.attention_bias())
+        patches = jnp.stack([*(found[d] for d in depths), tokens])[:, :, 1:]
+        return self.encoder.norm(patches)
 
     def supervise(self, errors: Float[Array, "objectives depths batch patches"], mask: Mask):
         """See :class:`DeepDynamicSupervision`."""
@@ -86,20 +142,81 @@ class Student(nn.Module):
         return self.supervision.beta()
 
 
+class Trainable(Protocol):
+    """What a run needs of whatever it trains: a :class:`Method`, or a tokenizer.
+
+    Attributes:
+        encoder: that is trained; its parameters are ``params["encoder"]``.
+        frozen: parameters that targets are made with and no step changes; part of the teacher.
+        has_momentum_encoder: whether the teacher is one (parameters of ``encoder``).
+        description: one line on what is trained.
+        objectives: names of what is predicted at each of ``depths``, if that is supervised.
+        depths: supervised depths, if any.
+    """
+
+    frozen: PyTree
+    objectives: Collection[str]
+
+    @property
+    def depths(self) -> tuple[int, ...]: ...
+
+    @property
+    def encoder(self) -> ViT: ...
+
+    @property
+    def has_momentum_encoder(self) -> bool: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
+        """Fresh parameters, float32."""
+
+    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
+        """What no gradient moves, where the student starts with these parameters.
+
+        ``frozen`` stands for the attribute, where that must not become a constant of a program.
+        """
+
+    def frozen_of(self, teacher: PyTree) -> PyTree:
+        """The part of a teacher that is as ``frozen``."""
+
+    def loss(
+        self,
+        params: PyTree,
+        teacher: PyTree,
+        images: Images,
+        key: PRNGKeyArray,
+        is_training: bool = True,
+    ) -> tuple[Float[Array, ""], Any]:
+        """Loss of a batch of normalised images, and its outcome, for the two below."""
+
+    def follow(self, teacher: PyTree, params: PyTree, outcome: Any, momentum: Array) -> PyTree:
+        """The teacher after a step that led to these parameters."""
+
+    def metrics(self, outcome: Any) -> dict[str, Float[Array, ""]]:
+        """What a step's outcome is made of, under readable names."""
+
+    def look(
+        self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
+    ) -> dict[str, Array]:
+        """What people look at, for the figures."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A masked-image-modelling method, ready to be trained.
+    """A masked-image-modelling method, ready to be trained (see :class:`Trainable`).
 
     Attributes:
         student: the trained network.
         objectives: by name, in the supervision's order.
-        targets: ``(teacher parameters, images) -> targets by objective``, each of shape
-            ``(depths or 1, batch, patches, values)``. No gradient passes through them.
+        targets: ``(teacher, images) -> targets by objective``, each of shape ``(depths or 1, batch,
+            patches, ...)``. No gradient passes through them.
         sample_mask: ``(key, batch) -> mask``, with ``num_masked`` hidden patches a row.
         num_masked: hidden patches of each image.
-        has_teacher: whether a momentum encoder is to be kept (parameters of ``student.encoder``).
-        pixels_are_normalized: None if no objective is called ``pixels``; else whether its targets
-            are normalised patch by patch.
+        has_momentum_encoder: whether the teacher is a momentum encoder.
+        frozen: the teacher, if it is none.
+        show: ``(predictions, targets, teacher, images) -> arrays for the figures``, of all patches.
     """
 
     student: Student
@@ -107,18 +224,39 @@ class Method:
     targets: Callable[[PyTree, Images], Predictions]
     sample_mask: Callable[[PRNGKeyArray, int], Mask]
     num_masked: int
-    has_teacher: bool
-    pixels_are_normalized: bool | None = None
+    has_momentum_encoder: bool = False
+    frozen: PyTree = dataclasses.field(default_factory=dict)
+    show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None
+
+    @property
+    def encoder(self) -> ViT:
+        """The student's."""
+        return self.student.encoder
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Supervised depths."""
+        return self.student.supervision.depths
 
     @property
     def num_visible(self) -> int:
         """Visible patches of each image."""
-        h, w = self.student.encoder.grid
+        h, w = self.encoder.grid
         return h * w - self.num_masked
+
+    @property
+    def description(self) -> str:
+        """One line on what is trained."""
+        supervision, (h, w) = self.student.supervision, self.encoder.grid
+        return (
+            f"{supervision.mode} supervision of {' and '.join(self.objectives)} at depths "
+            f"{', '.join(map(str, supervision.depths))} of {self.encoder.depth}, width "
+            f"{self.encoder.width}, {self.num_masked} of {h}x{w} patches hidden"
+        )
 
     def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
         """Fresh parameters of the student, float32."""
-        images = jnp.zeros((1, *self.student.encoder.image_size, channels))
+        images = jnp.zeros((1, *self.encoder.image_size, channels))
         mask = jnp.arange(self.num_masked + self.num_visible)[None] < self.num_masked
 
         def touch_everything(student):
@@ -128,9 +266,23 @@ class Method:
 
         return self.student.init(key, method=touch_everything)["params"]
 
-    def teacher_of(self, params: PyTree) -> PyTree:
-        """The part of the student's parameters that the momentum encoder follows."""
-        return params["encoder"] if self.has_teacher else {}
+    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
+        """The student's encoder, for a momentum encoder to start from, or what is frozen."""
+        if self.has_momentum_encoder:
+            return params["encoder"]
+        return self.frozen if frozen is None else frozen
+
+    def frozen_of(self, teacher: PyTree) -> PyTree:
+        """All of it, if it is no momentum encoder."""
+        return {} if self.has_momentum_encoder else teacher
+
+    def follow(
+        self, teacher: PyTree, params: PyTree, outcome: Supervised, momentum: Array
+    ) -> PyTree:
+        """``teacher <- momentum * teacher + (1 - momentum) * student``, or as it was."""
+        if not self.has_momentum_encoder:
+            return teacher
+        return optax.incremental_update(params["encoder"], teacher, 1 - momentum)
 
     def loss(
         self,
@@ -140,49 +292,66 @@ class Method:
         key: PRNGKeyArray,
         is_training: bool = True,
     ) -> tuple[Float[Array, ""], Supervised]:
-        """Loss of a batch of normalised images, and what it is made of."""
+        """Loss of a batch of normalised images, and what it is made of.
+
+        Only hidden patches are predicted: the others carry no loss.
+        """
         mask_key, drop_path_key = jax.random.split(key)
         mask = self.sample_mask(mask_key, images.shape[0])
+        hidden = hidden_indices(mask, self.num_masked)
         targets = jax.lax.stop_gradient(self.targets(teacher, images))
         predictions = self._apply(
             params,
             images,
             mask,
             self.num_visible,
-            is_training,
+            at=hidden,
+            is_training=is_training,
             method="predict",
             rngs={"drop_path": drop_path_key},
         )
-        errors = jnp.stack(
-            [o.error(predictions[name], targets[name]) for name, o in self.objectives.items()]
-        )
+        errors = [
+            objective.error(predictions[name], at_patches(targets[name], hidden))
+            for name, objective in self.objectives.items()
+        ]
+        errors = spread_hidden(jnp.stack(errors), mask)
         supervised = self._apply(params, errors, mask, method="supervise")
         return supervised.loss, supervised
 
-    def look(self, params: PyTree, images: Images, key: PRNGKeyArray) -> dict[str, Array]:
-        """What people look at: masks, distances, weights, beta, and reconstructed images.
+    def metrics(self, outcome: Supervised) -> dict[str, Float[Array, ""]]:
+        """Dynamic loss, plain loss and beta by objective and depth.
+
+        ``loss/pixels/depth_6`` and so on; ``plain_loss/...`` is the same with all hidden patches
+        weighed alike.
+        """
+        found = {}
+        for row, objective in enumerate(self.objectives):
+            for column, depth in enumerate(self.student.supervision.depths):
+                place = f"{objective}/depth_{depth}"
+                found[f"loss/{place}"] = outcome.losses[row, column]
+                found[f"plain_loss/{place}"] = outcome.plain_losses[row, column]
+                found[f"beta/{place}"] = outcome.beta[row, column]
+        return found
+
+    def look(
+        self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
+    ) -> dict[str, Array]:
+        """What people look at: masks, distances, weights, beta, and what the method predicts.
 
         Returns:
             ``mask`` and ``distance`` (batch, patches), ``weights`` (objectives, depths, batch,
-            patches), ``beta`` (objectives, depths), and ``reconstructions`` (depths, batch, height,
-            width, channels) where the method predicts pixels: predictions at hidden patches, in the
-            units of ``images``.
+            patches), ``beta`` (objectives, depths), and what ``show`` makes of the predictions for
+            all patches.
         """
-        encoder, supervision = self.student.encoder, self.student.supervision
+        supervision = self.student.supervision
         mask = self.sample_mask(key, images.shape[0])
-        distance = distance_map(mask, encoder.grid)
+        distance = distance_map(mask, self.encoder.grid)
         beta = self._apply(params, method="beta")
         weights = dynamic_weights(distance, mask, beta, supervision.weighting)
         seen = {"mask": mask, "distance": distance, "weights": weights, "beta": beta}
-        if self.pixels_are_normalized is not None:
+        if self.show is not None:
             predictions = self._apply(params, images, mask, self.num_visible, method="predict")
-            seen["reconstructions"] = images_from_pixel_predictions(
-                predictions["pixels"],
-                images,
-                encoder.grid,
-                encoder.patch_size,
-                self.pixels_are_normalized,
-            )
+            seen |= self.show(predictions, self.targets(teacher, images), teacher, images)
         return seen
 
     def _apply(self, params: PyTree, *args, **kwargs):
@@ -198,19 +367,28 @@ def make_method(
     sample_mask: Callable[[PRNGKeyArray, int], Mask],
     num_masked: int,
     depths: tuple[int, ...],
-    has_teacher: bool = False,
-    pixels_are_normalized: bool | None = None,
+    aggregation: Aggregation | None = None,
+    has_momentum_encoder: bool = False,
+    frozen: PyTree | None = None,
+    show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None,
+    depth_weights: tuple[float, ...] | None = None,
     **supervision,
 ) -> Method:
     """A method of these objectives and targets, under deep dynamic supervision.
 
     Args:
         encoder, decoder, objectives: of the :class:`Student`.
-        targets, sample_mask, num_masked, has_teacher, pixels_are_normalized: of the
+        targets, sample_mask, num_masked, has_momentum_encoder, frozen, show: of the
             :class:`Method`.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
+        aggregation: see :class:`Aggregation`; its readout is supervised too, with weight 1, as
+            that of depth ``encoder.depth + aggregation.num_blocks``.
+        depth_weights: ``alpha`` of each of ``depths``; 1 each by default.
         supervision: further arguments of :class:`DeepDynamicSupervision`, such as its ``mode``.
     """
+    if aggregation is not None:
+        depths = (*depths, encoder.depth + aggregation.num_blocks)
+        depth_weights = None if depth_weights is None else (*depth_weights, 1.0)
     student = Student(
         encoder=encoder,
         decoder=decoder,
@@ -219,8 +397,10 @@ def make_method(
             objectives=tuple(objectives),
             depths=depths,
             objective_weights=tuple(o.weight for o in objectives.values()),
+            depth_weights=depth_weights,
             **supervision,
         ),
+        aggregation=aggregation,
     )
     return Method(
         student=student,
@@ -228,6 +408,7 @@ def make_method(
         targets=targets,
         sample_mask=sample_mask,
         num_masked=num_masked,
-        has_teacher=has_teacher,
-        pixels_are_normalized=pixels_are_normalized,
+        has_momentum_encoder=has_momentum_encoder,
+        frozen=frozen or {},
+        show=show,
     )

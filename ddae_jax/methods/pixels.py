@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Array
 
 from ddae_jax.methods.method import Method, Objective, make_method
-from ddae_jax.methods.targets import absolute_error, pixel_targets, squared_error
+from ddae_jax.methods.targets import absolute_error, pixel_targets, show_pixels, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
@@ -82,6 +82,6 @@ def predict_pixels(
         decoder,
         {"pixels": Objective(encoder.patch_size**2 * channels, error)},
         targets,
-        pixels_are_normalized=normalize_pixels,
+        show=show_pixels(encoder, normalize_pixels),
         **options,
     )

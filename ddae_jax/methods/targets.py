@@ -1,9 +1,14 @@
 """What masked patches are predicted against, and how far a prediction is off."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from collections.abc import Callable
 
-from ddae_jax.patches import Grid, normalize_patches, patch_statistics, patchify, unpatchify
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ddae_jax.hog import hog
+from ddae_jax.models.vit import ViT
+from ddae_jax.patches import normalize_patches, patch_statistics, patchify, unpatchify
 
 
 def pixel_targets(
@@ -17,19 +22,22 @@ def pixel_targets(
     return normalize_patches(patches) if normalize else patches
 
 
-def images_from_pixel_predictions(
-    predictions: Float[Array, "depths batch patches values"],
-    images: Float[Array, "batch height width channels"],
-    grid: Grid,
-    patch_size: int,
-    is_normalized: bool,
-) -> Float[Array, "depths batch height width channels"]:
-    """Predicted pixels as images; normalised ones get the true patches' mean and deviation back."""
-    predictions = predictions.astype(jnp.float32)
-    if is_normalized:
-        mean, deviation = patch_statistics(patchify(images.astype(jnp.float32), patch_size))
-        predictions = predictions * deviation + mean
-    return unpatchify(predictions, grid, patch_size)
+def show_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Array]]:
+    """``Method.show`` of an objective ``pixels``: ``reconstructions`` at each depth.
+
+    They are images in the units of those given, of shape (depths, batch, height, width, channels);
+    normalised predictions get the true patches' mean and deviation back.
+    """
+
+    def show(predictions, targets, teacher, images):
+        patches = predictions["pixels"].astype(jnp.float32)
+        if is_normalized:
+            true_patches = patchify(images.astype(jnp.float32), encoder.patch_size)
+            mean, deviation = patch_statistics(true_patches)
+            patches = patches * deviation + mean
+        return {"reconstructions": unpatchify(patches, encoder.grid, encoder.patch_size)}
+
+    return show
 
 
 def feature_targets(
@@ -43,6 +51,33 @@ def feature_targets(
     mean = features.mean(axis=-1, keepdims=True)
     variance = features.var(axis=-1, keepdims=True)
     return (features - mean) / jnp.sqrt(variance + epsilon)
+
+
+def hog_targets(
+    images: Float[Array, "batch height width channels"], patch_size: int, cell_size: int
+) -> Float[Array, "batch patches values"]:
+    """The histograms of oriented gradients of each patch's cells, float32.
+
+    Values of a patch: row of cells, column, channel, orientation. Raises ``ValueError`` if a patch
+    is not made of whole cells.
+
+    Source: Wei et al. 2022, MaskFeat, section 3.
+    """
+    if cell_size < 1 or patch_size % cell_size:
+        raise ValueError(
+            f"hog_cell={cell_size}; a patch of {patch_size} pixels is not made of whole cells"
+        )
+    cells = hog(images, cell_size)
+    return patchify(cells.reshape(*cells.shape[:3], -1), patch_size // cell_size)
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch codes"], tokens: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """``-log softmax(logits)[token]``, in float32; the tokens may have leading axes of size 1."""
+    logits = logits.astype(jnp.float32)
+    tokens = jnp.broadcast_to(tokens, logits.shape[:-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
 
 
 def absolute_error(

@@ -11,6 +11,7 @@ from ddae_jax.models.attention import AttentionForm, SelfAttention
 from ddae_jax.models.dense import Dense
 
 Rematerialization = Literal["none", "dots", "full"]
+Activation = Literal["gelu", "quick_gelu"]
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -27,6 +28,8 @@ class Block(nn.Module):
         drop_path_rate: probability that an image skips a branch in training (needs the random
             stream ``drop_path``).
         attention_form, has_key_bias: see :class:`SelfAttention`.
+        activation: of the MLP: ``gelu``, or ``quick_gelu`` (Radford et al. 2021, CLIP).
+        norm_epsilon: added to the variance by layer norms.
         layer_scale: where the learned factors of each branch's values start; None for no factors
             (Touvron et al. 2021, CaiT, section 3).
         dtype: of the computation.
@@ -40,6 +43,8 @@ class Block(nn.Module):
     attention_form: AttentionForm = "auto"
     has_key_bias: bool = True
     layer_scale: float | None = None
+    activation: Activation = "gelu"
+    norm_epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -58,12 +63,12 @@ class Block(nn.Module):
         attention = SelfAttention(
             self.num_heads, self.attention_form, self.has_key_bias, self.dtype, name="attention"
         )
-        normed = layer_norm(self.dtype, name="attention_norm")(tokens)
+        normed = layer_norm(self.dtype, self.norm_epsilon, name="attention_norm")(tokens)
         mixed = self._scale("attention_scale", attention(normed, attention_bias))
         tokens = tokens + drop_path(mixed)
-        hidden = layer_norm(self.dtype, name="mlp_norm")(tokens)
+        hidden = layer_norm(self.dtype, self.norm_epsilon, name="mlp_norm")(tokens)
         hidden = Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(hidden)
-        hidden = gelu(hidden)
+        hidden = _ACTIVATIONS[self.activation](hidden)
         hidden = Dense(tokens.shape[-1], dtype=self.dtype, name="mlp_out")(hidden)
         return tokens + drop_path(self._scale("mlp_scale", hidden))
 
@@ -100,9 +105,17 @@ def gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (0.5 * exact * (1 + jax.lax.erf(exact * 0.5**0.5))).astype(values.dtype)
 
 
-def layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+def quick_gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``x * sigmoid(1.702 x)`` (Hendrycks & Gimpel 2016, section 2)."""
+    return values * jax.nn.sigmoid(1.702 * values)
+
+
+_ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
+def layer_norm(dtype: jnp.dtype, epsilon: float = 1e-6, name: str | None = None) -> nn.LayerNorm:
     """Layer normalisation with the vision transformer's epsilon; statistics in float32."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
 def token_initializer() -> nn.initializers.Initializer:

@@ -1,6 +1,6 @@
 """The vision transformer, which reads out the features of the depths it is asked for."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -11,6 +11,7 @@ from ddae_jax.models.attention import AttentionForm, RelativePositionBias
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.transformer import (
+    Activation,
     Rematerialization,
     block_class,
     layer_norm,
@@ -74,7 +75,9 @@ class ViT(nn.Module):
         positions: ``sincos`` (fixed), ``learned``, or ``none`` are added to the patches.
         relative_positions: ``none``; or a learned attention bias for each relative position of
             two tokens, ``shared`` by all blocks or one ``per_block`` (full input only).
-        has_key_bias, layer_scale: see :class:`ddae_jax.models.transformer.Block`.
+        norms_embedding: whether a layer norm precedes the blocks (Radford et al. 2021, CLIP).
+        has_key_bias, layer_scale, activation, norm_epsilon: see
+            :class:`ddae_jax.models.transformer.Block`.
         use_class_token: whether a learned token is put before the patches.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
         rematerialization: see :func:`ddae_jax.models.transformer.block_class`.
@@ -94,6 +97,9 @@ class ViT(nn.Module):
     relative_positions: Literal["none", "shared", "per_block"] = "none"
     has_key_bias: bool = True
     layer_scale: float | None = None
+    activation: Activation = "gelu"
+    norm_epsilon: float = 1e-6
+    norms_embedding: bool = False
     use_class_token: bool = True
     drop_path_rate: float = 0.0
     rematerialization: Rematerialization = "none"
@@ -104,6 +110,25 @@ class ViT(nn.Module):
     def grid(self) -> Grid:
         """Rows and columns of patches."""
         return patch_grid(self.image_size, self.patch_size)
+
+    @property
+    def block_options(self) -> dict[str, Any]:
+        """What all blocks have alike: arguments of :class:`ddae_jax.models.transformer.Block`."""
+        return {
+            "num_heads": self.num_heads,
+            "mlp_width": int(self.width * self.mlp_ratio),
+            "attention_form": self.attention_form,
+            "has_key_bias": self.has_key_bias,
+            "layer_scale": self.layer_scale,
+            "activation": self.activation,
+            "norm_epsilon": self.norm_epsilon,
+            "dtype": self.dtype,
+        }
+
+    def setup(self):
+        self.norm = layer_norm(self.dtype, self.norm_epsilon)
+        if self.relative_positions == "shared":
+            self.shared_bias = RelativePositionBias(self.grid, self.use_class_token, self.num_heads)
 
     @nn.compact
     def __call__(
@@ -143,32 +168,35 @@ class ViT(nn.Module):
                 "encode all of them, or use positions='sincos'"
             )
         tokens = self._embed(images, mask, visible)
-        shared_bias = None
-        if self.relative_positions == "shared":
-            shared_bias = self._relative_position_bias("relative_positions")
+        if self.norms_embedding:
+            tokens = layer_norm(self.dtype, self.norm_epsilon, name="embedding_norm")(tokens)
+        shared_bias = self.attention_bias()
         block = block_class(self.rematerialization)
         readout = []
         for index in range(self.depth if self.is_initializing() else max(depths)):
             bias = shared_bias
             if self.relative_positions == "per_block":
-                bias = self._relative_position_bias(f"relative_positions_{index + 1:02d}")
+                bias = RelativePositionBias(
+                    self.grid,
+                    self.use_class_token,
+                    self.num_heads,
+                    name=f"relative_positions_{index + 1:02d}",
+                )()
             tokens = block(
-                num_heads=self.num_heads,
-                mlp_width=int(self.width * self.mlp_ratio),
+                **self.block_options,
                 drop_path_rate=self.drop_path_rate * index / max(self.depth - 1, 1),
-                attention_form=self.attention_form,
-                has_key_bias=self.has_key_bias,
-                layer_scale=self.layer_scale,
-                dtype=self.dtype,
                 name=f"block_{index + 1:02d}",
             )(tokens, is_training, bias)
             if index + 1 in depths:
                 readout.append(tokens)
         features = jnp.stack(readout)
-        norm = layer_norm(self.dtype, name="norm")
         if normalize or self.is_initializing():
-            features = norm(features)
+            features = self.norm(features)
         return Features(tokens=features, has_class_token=self.use_class_token)
+
+    def attention_bias(self) -> Float[Array, "heads tokens tokens"] | None:
+        """What relative positions add to the attention of all blocks alike; None for nothing."""
+        return self.shared_bias() if self.relative_positions == "shared" else None
 
     def _embed(self, images, mask, visible) -> Float[Array, "batch tokens width"]:
         embed = Dense(self.width, dtype=self.dtype, name="patch_embedding")
@@ -185,9 +213,6 @@ class ViT(nn.Module):
             class_token = jnp.broadcast_to(class_token, (tokens.shape[0], 1, self.width))
             tokens = jnp.concatenate([class_token.astype(self.dtype), tokens], axis=1)
         return tokens
-
-    def _relative_position_bias(self, name: str) -> Float[Array, "heads tokens tokens"]:
-        return RelativePositionBias(self.grid, self.use_class_token, self.num_heads, name=name)()
 
     def _positions(self) -> Float[Array, "patches width"]:
         if self.positions == "learned":

@@ -46,14 +46,18 @@ def united(values: Int[np.ndarray, " own"]) -> Int[np.ndarray, " all"]:
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """Ends with an error in every process if the body ends with one in any.
+    """Ends with an error in every process if the body ends with one in any; may be nested.
 
     Raises :class:`OtherProcessFailed` where the body itself went well.
     """
     try:
         yield
-    except Exception:
-        agreed(False)
+    except OtherProcessFailed:  # of a body within this one: all know it
+        raise
+    except Exception as error:
+        if not getattr(error, "is_known_to_all", False):
+            agreed(False)
+            error.is_known_to_all = True
         raise
     if not agreed(True):
         raise OtherProcessFailed("another process of this run could not start; see its message")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from ddae_jax.methods.method import Method
+from ddae_jax.methods.method import Trainable
 
 
 @flax.struct.dataclass
@@ -18,7 +18,8 @@ class TrainState:
     Attributes:
         step: steps taken so far.
         params: the student's parameters, float32, beta among them.
-        teacher: the momentum encoder's parameters, a tree of its own; empty if there is none.
+        teacher: what targets are made with and no gradient moves, a tree of its own: a momentum
+            encoder, a tokenizer, a codebook and its teacher; empty if there is nothing.
         opt_state: the optimizer's.
     """
 
@@ -29,13 +30,25 @@ class TrainState:
 
 
 def init_state(
-    key: PRNGKeyArray, method: Method, optimizer: optax.GradientTransformation, channels: int
+    key: PRNGKeyArray,
+    method: Trainable,
+    optimizer: optax.GradientTransformation,
+    channels: int,
+    frozen: PyTree | None = None,
 ) -> TrainState:
-    """A fresh state; the teacher starts as a copy of the student's encoder."""
+    """A fresh state.
+
+    Args:
+        key: of the parameters.
+        method: that is trained.
+        optimizer: of its parameters.
+        channels: of the images.
+        frozen: ``method.frozen``, where it must not become a constant of a compiled program.
+    """
     params = method.init(key, channels)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        teacher=jax.tree.map(jnp.copy, method.teacher_of(params)),
+        teacher=jax.tree.map(jnp.array, method.teacher_of(params, frozen)),
         opt_state=optimizer.init(params),
     )

@@ -8,8 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
-from ddae_jax.methods.method import Method
-from ddae_jax.methods.supervision import DeepDynamicSupervision, Supervised
+from ddae_jax.methods.method import Trainable
 from ddae_jax.training.sharding import batch_sharding, replicated, state_sharding
 from ddae_jax.training.state import TrainState
 
@@ -20,7 +19,7 @@ TrainStep = Callable[[TrainState, RawImages], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    method: Method,
+    method: Trainable,
     optimizer: optax.GradientTransformation,
     prepare_images: PrepareImages,
     *,
@@ -30,9 +29,9 @@ def make_train_step(
 ) -> TrainStep:
     """The step ``(state, uint8 images) -> (state, metrics)``.
 
-    Images are prepared (augmented, normalised), masked, and seen by student and teacher; gradients
-    move the student; the teacher follows, ``teacher <- m * teacher + (1 - m) * student``. The
-    randomness of step k is ``fold_in(seed, k)``, whoever computes it.
+    Images are prepared (augmented, normalised) and seen by student and teacher; gradients move the
+    student; the teacher follows. The randomness of step k is ``fold_in(seed, k)``, whoever computes
+    it.
 
     Args:
         method: what is predicted, and the loss.
@@ -47,13 +46,14 @@ def make_train_step(
         augment_key, loss_key = jax.random.split(step_key(seed, state.step))
         images = prepare_images(augment_key, images)
         loss_and_gradient = jax.value_and_grad(method.loss, has_aux=True)
-        (_, supervised), gradient = loss_and_gradient(state.params, state.teacher, images, loss_key)
+        (loss, outcome), gradient = loss_and_gradient(state.params, state.teacher, images, loss_key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = momentum(state.step)
-        teacher = optax.incremental_update(method.teacher_of(params), state.teacher, 1 - rate)
+        teacher = method.follow(state.teacher, params, outcome, rate)
         metrics = {
-            **supervision_metrics(supervised, method.student.supervision),
+            "loss": loss,
+            **method.metrics(outcome),
             "gradient_norm": optax.global_norm(gradient),
             "parameter_norm": optax.global_norm(params),
             "learning_rate": learning_rate(state.step),
@@ -79,19 +79,3 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: PyTree) -> TrainSte
 def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
     """The random key of a step."""
     return jax.random.fold_in(jax.random.key(seed), step)
-
-
-def supervision_metrics(supervised: Supervised, supervision: DeepDynamicSupervision) -> dict:
-    """Loss, and dynamic loss, plain loss and beta by objective and depth, under readable names.
-
-    ``loss/pixels/depth_6`` and so on; ``plain_loss/...`` is the same with all hidden patches
-    weighed alike.
-    """
-    metrics = {"loss": supervised.loss}
-    for row, objective in enumerate(supervision.objectives):
-        for column, depth in enumerate(supervision.depths):
-            place = f"{objective}/depth_{depth}"
-            metrics[f"loss/{place}"] = supervised.losses[row, column]
-            metrics[f"plain_loss/{place}"] = supervised.plain_losses[row, column]
-            metrics[f"beta/{place}"] = supervised.beta[row, column]
-    return metrics

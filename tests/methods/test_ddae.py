@@ -250,7 +250,7 @@ def test_supervised_depths_add_no_parameter_but_their_betas(inputs):
 
 def test_without_the_features_there_is_no_teacher():
     example = example_of(feature_weight=0.0)
-    assert not example.method.has_teacher
+    assert not example.method.has_momentum_encoder
     assert list(example.method.objectives) == ["pixels"]
     params = example.params
     assert example.method.teacher_of(params) == {}
@@ -267,10 +267,10 @@ def test_without_the_features_there_is_no_teacher():
 
 def test_without_the_pixels_there_is_nothing_to_reconstruct():
     example = example_of(pixel_weight=0.0)
-    assert example.method.has_teacher
+    assert example.method.has_momentum_encoder
     assert list(example.method.objectives) == ["features"]
-    assert example.method.pixels_are_normalized is None
-    assert "reconstructions" not in example.look(example.params, images_of(), key())
+    seen = example.look(example.params, example.teacher, images_of(), key())
+    assert "reconstructions" not in seen
 
 
 @pytest.mark.parametrize(("pixel_weight", "feature_weight"), [(0.0, 0.0), (-1.0, 1.0), (1.0, -0.5)])
@@ -319,7 +319,7 @@ def test_bfloat16_keeps_parameters_gradients_and_losses_in_float32(inputs):
 def test_what_people_look_at_is_what_the_documentation_says(inputs):
     example = example_of(inputs)
     params, images = example.params, images_of()
-    seen = example.look(params, images, key())
+    seen = example.look(params, example.teacher, images, key())
     assert {name: value.shape for name, value in seen.items()} == {
         "mask": (3, 6),
         "distance": (3, 6),
@@ -340,13 +340,13 @@ def test_what_people_look_at_is_what_the_documentation_says(inputs):
 def test_reconstructions_are_predictions_in_the_units_of_the_images(is_normalized):
     example = example_of("full", **({} if is_normalized else {"normalize_pixels": False}))
     params, images = example.params, images_of()
-    assert example.method.pixels_are_normalized is is_normalized
     predicted = np.asarray(example.predict(params, images)["pixels"], np.float64)
     if is_normalized:
         patches = numpy_patches(images.astype(np.float64))
         deviation = np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
         predicted = predicted * deviation + patches.mean(-1, keepdims=True)
-    reconstructions = np.asarray(example.look(params, images, key())["reconstructions"])
+    seen = example.look(params, example.teacher, images, key())
+    reconstructions = np.asarray(seen["reconstructions"])
     for depth in range(2):
         np.testing.assert_allclose(
             numpy_patches(reconstructions[depth]), predicted[depth], rtol=1e-4, atol=1e-5

@@ -6,10 +6,11 @@ import pytest
 
 from ddae_jax.methods.targets import (
     feature_targets,
-    images_from_pixel_predictions,
     pixel_targets,
+    show_pixels,
     squared_error,
 )
+from ddae_jax.models.vit import ViT
 
 
 def images_of(channels=3, dtype=np.float32) -> np.ndarray:
@@ -37,19 +38,25 @@ def test_targets_are_float32_even_of_bfloat16_images(normalize):
     assert pixel_targets(jnp.asarray(images_of(), "bfloat16"), 2, normalize).dtype == jnp.float32
 
 
+def shown(predictions, images, normalize):
+    encoder = ViT((4, 6), 2, width=8, depth=1, num_heads=2)
+    show = show_pixels(encoder, normalize)
+    return show({"pixels": jnp.asarray(predictions)}, {}, {}, images)["reconstructions"]
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_perfect_predictions_become_the_original_images(normalize, channels):
     images = images_of(channels)
     perfect = jnp.stack([pixel_targets(images, 2, normalize)] * 3)
-    restored = images_from_pixel_predictions(perfect, images, (2, 3), 2, normalize)
+    restored = shown(perfect, images, normalize)
     assert restored.shape == (3, *images.shape)
     np.testing.assert_allclose(restored, np.stack([images] * 3), rtol=1e-5, atol=1e-5)
 
 
 def test_normalised_predictions_of_zero_become_each_patchs_mean_colour():
     images = images_of(1)
-    restored = images_from_pixel_predictions(np.zeros((1, 2, 6, 4)), images, (2, 3), 2, True)
+    restored = shown(np.zeros((1, 2, 6, 4), np.float32), images, True)
     means = images.reshape(2, 2, 2, 3, 2).mean(axis=(2, 4))  # batch, row, column
     expected = means.repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_allclose(restored[0, ..., 0], expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,119 @@
+"""A codebook of unit vectors, learned by moving averages. Pure functions on arrays.
+
+Under ``jit`` a batch that is split over devices is still one batch: counts and sums are those of
+all of it.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@flax.struct.dataclass
+class Codebook:
+    """Codes and how much each is used.
+
+    Attributes:
+        codes: unit vectors; all zero before :func:`start_codebook`.
+        usage: moving average of the share of vectors that each code is nearest to; sums to 1 once
+            the codebook has started, and is 0 before.
+    """
+
+    codes: Float[Array, "codes width"]
+    usage: Float[Array, " codes"]
+
+
+def empty_codebook(num_codes: int, width: int) -> Codebook:
+    """A codebook that has not started."""
+    return Codebook(jnp.zeros((num_codes, width)), jnp.zeros(num_codes))
+
+
+def unit_vectors(values: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    """Each vector over its length, in float32."""
+    values = values.astype(jnp.float32)
+    return values * jax.lax.rsqrt(jnp.square(values).sum(axis=-1, keepdims=True) + 1e-12)
+
+
+def nearest_codes(
+    vectors: Float[Array, "*batch width"], codes: Float[Array, "codes width"]
+) -> Int[Array, "*batch"]:
+    """The index of the code with the largest cosine to each unit vector."""
+    return jnp.argmax(jnp.einsum("...d,kd->...k", vectors, codes, precision=_HIGHEST), axis=-1)
+
+
+def start_codebook(
+    key: PRNGKeyArray,
+    vectors: Float[Array, "vectors width"],
+    num_codes: int,
+    num_rounds: int = 10,
+) -> Codebook:
+    """A codebook by spherical k-means of unit vectors, started at randomly chosen ones of them.
+
+    Vectors are chosen again where there are fewer than codes. A centre that nothing is nearest to
+    stays where it is.
+
+    Source: Dhillon & Modha 2001 (spherical k-means); Peng et al. 2022, BEiT v2 (as a start).
+    """
+    order = jax.random.permutation(key, vectors.shape[0])
+    centres = vectors[order[jnp.arange(num_codes) % vectors.shape[0]]]
+
+    def one_round(_, centres):
+        counts, sums = _count_and_sum(vectors, nearest_codes(vectors, centres), num_codes)
+        return jnp.where(counts[:, None] > 0, unit_vectors(sums), centres)
+
+    centres = jax.lax.fori_loop(0, num_rounds, one_round, centres)
+    counts, _ = _count_and_sum(vectors, nearest_codes(vectors, centres), num_codes)
+    return Codebook(centres, counts / counts.sum())
+
+
+def update_codebook(
+    key: PRNGKeyArray,
+    codebook: Codebook,
+    vectors: Float[Array, "vectors width"],
+    indices: Int[Array, " vectors"],
+    decay: float,
+    revive_below: float,
+) -> Codebook:
+    """Moves each code towards the mean of the vectors nearest to it, and revives dead ones.
+
+    ``code <- unit(decay * code + (1 - decay) * unit(mean))``, where there are such vectors, and
+    ``usage <- decay * usage + (1 - decay) * share``. A code whose usage is below ``revive_below /
+    codes`` becomes a randomly chosen vector of the batch, with the usage of one code among all.
+
+    Args:
+        key: of the choice.
+        codebook: that has started.
+        vectors: unit vectors of the batch.
+        indices: of the code nearest to each.
+        decay: of the moving averages, in [0, 1).
+        revive_below: a dead code's usage over the mean usage; 0 revives none.
+
+    Source: Peng et al. 2022, BEiT v2, section 3.1; van den Oord et al. 2017, appendix A.1 (moving
+    averages); Dhariwal et al. 2020, Jukebox, section 3 (random restarts).
+    """
+    num_codes = codebook.codes.shape[0]
+    counts, sums = _count_and_sum(vectors, indices, num_codes)
+    moved = unit_vectors(decay * codebook.codes + (1 - decay) * unit_vectors(sums))
+    codes = jnp.where(counts[:, None] > 0, moved, codebook.codes)
+    usage = decay * codebook.usage + (1 - decay) * counts / counts.sum()
+    is_dead = usage < revive_below / num_codes
+    chosen = vectors[jax.random.randint(key, (num_codes,), 0, vectors.shape[0])]
+    usage = jnp.where(is_dead, 1 / num_codes, usage)
+    return Codebook(jnp.where(is_dead[:, None], chosen, codes), usage / usage.sum())
+
+
+def perplexity(usage: Float[Array, " codes"]) -> Float[Array, ""]:
+    """``exp(entropy)`` of the usage: how many equally used codes are as varied; at least 1."""
+    share = usage / jnp.maximum(usage.sum(), 1e-12)
+    return jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-12))).sum())
+
+
+def _count_and_sum(
+    vectors: Float[Array, "vectors width"], indices: Int[Array, " vectors"], num_codes: int
+) -> tuple[Float[Array, " codes"], Float[Array, "codes width"]]:
+    counts = jnp.zeros(num_codes).at[indices].add(1.0)
+    sums = jnp.zeros((num_codes, vectors.shape[-1])).at[indices].add(vectors)
+    return counts, sums

@@ -1,0 +1,187 @@
+"""Folders with somebody's vision transformer: weights, architecture and pixel statistics.
+
+A folder is as timm and transformers save it: ``model.safetensors`` with ``config.json``, and for
+transformers ``preprocessor_config.json``. Nothing in it is executed.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ddae_jax.interop.encoders import (
+    Tree,
+    UnknownWeights,
+    Weights,
+    timm_encoder,
+    transformers_encoder,
+)
+
+
+class Backbone(NamedTuple):
+    """An encoder that was trained elsewhere.
+
+    Attributes:
+        options: arguments of :class:`ddae_jax.models.vit.ViT`, but for its computation.
+        params: of that encoder.
+        mean, std: of each channel, of pixel values in [0, 1], that it was trained on.
+    """
+
+    options: dict[str, Any]
+    params: Tree
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+_ACTIVATIONS = ("gelu", "quick_gelu")
+_PREFIXES = {"vit_mae": "vit.", "beit": "beit.", "vit": "vit."}
+
+
+def read_backbone(folder: str | os.PathLike) -> Backbone:
+    """The encoder in a folder.
+
+    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for what is not known here:
+    weights, width, heads, pixel statistics, each by name with what to do.
+    """
+    folder = pathlib.Path(folder)
+    weights = _read_weights(folder / "model.safetensors")
+    config = _read_json(folder / "config.json", "it says the architecture")
+    if "architecture" in config:
+        return _from_timm(folder, config, weights)
+    if config.get("model_type") in _PREFIXES:
+        return _from_transformers(folder, config, weights)
+    found = config.get("model_type", "none")
+    raise ValueError(
+        f"{folder / 'config.json'}: known are timm's (with 'architecture') and transformers' with "
+        f"model_type {', '.join(map(repr, _PREFIXES))}; found model_type {found!r}"
+    )
+
+
+def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], weights: Weights) -> Backbone:
+    arguments = config.get("model_args", {})
+    architecture = config["architecture"]
+    trained_on = config.get("pretrained_cfg", {})
+    sizes = re.findall("|".join(_HEADS_OF_TIMM), architecture)
+    num_heads = arguments.get("num_heads") or (_HEADS_OF_TIMM[sizes[0]] if sizes else None)
+    if num_heads is None:
+        raise ValueError(
+            f"{folder / 'config.json'}: the heads of architecture {architecture!r} are not known; "
+            'give them as "model_args": {"num_heads": 12}'
+        )
+    params = timm_encoder(weights)
+    size = arguments.get("img_size") or trained_on.get("input_size", [None])[-2:]
+    options = {
+        "num_heads": num_heads,
+        "image_size": _pair(size, folder / "config.json", "pretrained_cfg.input_size"),
+        "activation": "quick_gelu" if "quickgelu" in architecture else "gelu",
+        "norm_epsilon": 1e-5 if "clip" in architecture else 1e-6,
+    }
+    where = f"{folder / 'config.json'}: pretrained_cfg"
+    return _finish(
+        options,
+        params,
+        _statistics(trained_on, "mean", where),
+        _statistics(trained_on, "std", where),
+    )
+
+
+def _from_transformers(
+    folder: pathlib.Path, config: Mapping[str, Any], weights: Weights
+) -> Backbone:
+    prefix = _PREFIXES[config["model_type"]]
+    if not any(name.startswith(prefix) for name in weights):
+        weights = {prefix + name: array for name, array in weights.items()}  # saved without a head
+    params = transformers_encoder(weights, prefix)
+    file = folder / "preprocessor_config.json"
+    seen = _read_json(file, "it says which pixel statistics the encoder was trained on")
+    num_heads, activation = config.get("num_attention_heads"), config.get("hidden_act", "gelu")
+    if not num_heads or activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"{folder / 'config.json'}: num_attention_heads={num_heads!r}, hidden_act="
+            f"{activation!r}; the heads must be told, and known activations are "
+            f"{', '.join(map(repr, _ACTIVATIONS))}"
+        )
+    options = {
+        "num_heads": num_heads,
+        "activation": activation,
+        "image_size": _pair(config.get("image_size"), folder / "config.json", "image_size"),
+        "norm_epsilon": config.get("layer_norm_eps", 1e-12),
+    }
+    return _finish(
+        options, params, _statistics(seen, "image_mean", file), _statistics(seen, "image_std", file)
+    )
+
+
+def _finish(
+    options: dict[str, Any], params: Tree, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Backbone:
+    """Reads off the arrays what they tell."""
+    blocks = [params[name] for name in params if re.fullmatch(r"block_\d+", name)]
+    needed = {"patch_embedding/kernel": params.get("patch_embedding", {}).get("kernel")}
+    needed["block_01/mlp_in/kernel"] = params.get("block_01", {}).get("mlp_in", {}).get("kernel")
+    lost = [name for name, array in needed.items() if array is None]
+    if lost:
+        raise UnknownWeights(f"the weights lack what is here called {', '.join(lost)}")
+    values, width = params["patch_embedding"]["kernel"].shape
+    params["patch_embedding"].setdefault("bias", np.zeros(width, np.float32))
+    has_scale = "attention_scale" in blocks[0]
+    relative = "per_block" if "relative_positions_01" in params else "none"
+    options |= {
+        "patch_size": math.isqrt(values // len(mean)),
+        "width": width,
+        "depth": len(blocks),
+        "mlp_ratio": blocks[0]["mlp_in"]["kernel"].shape[1] / width,
+        "positions": "learned" if "positions" in params else "none",
+        "relative_positions": "shared" if "shared_bias" in params else relative,
+        "has_key_bias": "query_bias" not in blocks[0]["attention"],
+        "layer_scale": 1.0 if has_scale else None,
+        "norms_embedding": "embedding_norm" in params,
+        "use_class_token": "class_token" in params,
+    }
+    return Backbone(options, params, mean, std)
+
+
+def _read_weights(path: pathlib.Path) -> Weights:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the encoder's weights")
+    try:
+        return {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no file of safetensors: {error}") from error
+
+
+def _read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {what}")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {found!r}; it must hold keys and values, in {{}}")
+    return found
+
+
+def _statistics(config: Mapping[str, Any], key: str, where: object) -> tuple[float, ...]:
+    if not config.get(key):
+        raise ValueError(
+            f"{where} has no {key!r}: the pixel statistics that the encoder was trained on are not "
+            "known. Add them, one value a channel, such as [0.5, 0.5, 0.5]"
+        )
+    return tuple(float(value) for value in config[key])
+
+
+def _pair(size: Any, where: object, key: str) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list | tuple) and len(size) == 2 and None not in size:
+        return tuple(size)
+    raise ValueError(f"{where} has no {key!r}: the size of the images is not known")

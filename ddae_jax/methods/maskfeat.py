@@ -1,0 +1,64 @@
+"""MaskFeat: the histograms of oriented gradients of hidden patches."""
+
+import jax.numpy as jnp
+
+from ddae_jax.methods.method import Method, Objective, make_method
+from ddae_jax.methods.targets import hog_targets, squared_error
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.vit import ViT
+
+_NUM_ORIENTATIONS = 9
+
+
+def maskfeat(
+    encoder: ViT,
+    decoder: Decoder | None,
+    *,
+    channels: int = 3,
+    hog_cell: int = 8,
+    **options,
+) -> Method:
+    """Every supervised depth predicts the HOG of hidden patches, by its mean squared error.
+
+    With ``full`` input, block-wise masks of 40 % and the mode ``last`` this is MaskFeat for images.
+
+    Args:
+        encoder: the vision transformer.
+        decoder: None for ``full`` input.
+        channels: of the images, each of which has its own histograms.
+        hog_cell: side of a cell, pixels; divides the patch's.
+        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
+
+    Raises:
+        ValueError: if a patch is not made of whole cells.
+
+    Source: Wei et al. 2022, "Masked Feature Prediction for Self-Supervised Visual Pre-Training".
+    """
+
+    def targets(teacher, images):
+        return {"hog": hog_targets(images, encoder.patch_size, hog_cell)[None]}
+
+    def show(predictions, targets, teacher, images):
+        on_grid = (*encoder.grid, cells, cells, channels, _NUM_ORIENTATIONS)
+
+        def histograms(values):  # mean over channels, on the grid of cells
+            values = values.astype(jnp.float32).reshape(*values.shape[:2], *on_grid).mean(axis=-2)
+            values = jnp.moveaxis(values, 4, 3)
+            h, w = encoder.grid
+            return values.reshape(*values.shape[:2], h * cells, w * cells, _NUM_ORIENTATIONS)
+
+        return {
+            "histograms": histograms(targets["hog"])[0],
+            "predicted_histograms": histograms(predictions["hog"]),
+        }
+
+    if hog_cell < 1 or encoder.patch_size % hog_cell:
+        raise ValueError(
+            f"hog_cell={hog_cell}; a patch of {encoder.patch_size} pixels is not made of whole "
+            "cells: give a divisor of its side"
+        )
+    cells = encoder.patch_size // hog_cell
+    width = cells**2 * channels * _NUM_ORIENTATIONS
+    return make_method(
+        encoder, decoder, {"hog": Objective(width, squared_error)}, targets, show=show, **options
+    )

@@ -1,0 +1,148 @@
+"""Folders that timm and transformers saved: the encoder in them computes what it did there."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import golden_arrays
+from ddae_jax.config import pretrain_defaults
+from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.models.vit import ViT
+from ddae_jax.pretrained import load_teacher
+
+FOLDERS = golden_arrays.FOLDER / "backbones"
+NAMES = ("timm_clip", "timm_vit", "transformers_vit", "transformers_vit_mae", "transformers_beit")
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.4, 0.3)
+
+
+def copy_of(name, tmp_path):
+    return shutil.copytree(FOLDERS / name, tmp_path / name)
+
+
+def change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def config_of(**data):
+    config = pretrain_defaults()
+    config.model.dtype = "float32"
+    for key, value in data.items():
+        config.data[key] = value
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_those_of_the_library_that_saved_it(name):
+    found = read_backbone(FOLDERS / name)
+    assert (found.mean, found.std) == (MEAN, STD)
+    with np.load(FOLDERS / name / "features.npz") as stored:
+        images, expected = stored["images"], stored["features"]
+    # BEiT's norm is of the mean of the patches; its tokens are as the last block left them.
+    normalize = name != "transformers_beit"
+    features = ViT(**found.options).apply(
+        {"params": found.params}, (images - np.float32(MEAN)) / np.float32(STD), normalize=normalize
+    )
+    np.testing.assert_allclose(features.tokens[0], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_a_teacher_it_sees_the_pixels_that_it_was_trained_on(name):
+    teacher = load_teacher(
+        str(FOLDERS / name), config_of(mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
+    )
+    with np.load(FOLDERS / name / "features.npz") as stored:
+        images, expected = stored["images"], stored["features"]
+    features = teacher.module.apply(
+        {"params": teacher.params},
+        teacher.adapt((images - np.float32((0.4, 0.5, 0.6))) / np.float32(0.2)),
+        normalize=name != "transformers_beit",
+    )
+    np.testing.assert_allclose(features.tokens[0], expected, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "missing", ["model.safetensors", "config.json", "preprocessor_config.json"]
+)
+def test_a_missing_file_is_named(missing, tmp_path):
+    folder = copy_of("transformers_vit", tmp_path)
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing} is missing"):
+        read_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "message"),
+    [
+        ("timm_vit", "config.json", {"pretrained_cfg": {}}, "input_size'"),
+        ("timm_vit", "config.json", {"pretrained_cfg": {"input_size": [3, 16, 16]}}, "'mean'"),
+        ("transformers_vit", "preprocessor_config.json", {"image_std": None}, "'image_std'"),
+        ("transformers_vit", "config.json", {"model_type": "bert"}, "'vit'.*found.*'bert'"),
+        ("transformers_vit", "config.json", {"image_size": None}, "'image_size'"),
+        ("transformers_vit", "config.json", {"hidden_act": "relu"}, "'relu'"),
+        ("transformers_vit", "config.json", {"num_attention_heads": None}, "num_attention_heads"),
+        (
+            "timm_vit",
+            "config.json",
+            {"architecture": "vit_strange", "model_args": {"img_size": 16}},
+            '"num_heads": 12',
+        ),
+    ],
+)
+def test_what_is_not_known_is_named(name, file, changes, message, tmp_path):
+    folder = copy_of(name, tmp_path)
+    if "pretrained_cfg" in changes:
+        changes = changes | {"model_args": {"num_heads": 3}}
+    change(folder / file, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_backbone(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    folder = copy_of("timm_vit", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        weights | {"stages.0.conv.weight": np.zeros((2, 2), np.float32)},
+        folder / "model.safetensors",
+    )
+    with pytest.raises(ValueError, match=r"stages\.0\.conv\.weight"):
+        read_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    "lost", ["norm.weight", "blocks.1.mlp.fc1.bias", "patch_embed.proj.weight"]
+)
+def test_a_network_that_lacks_weights_is_refused(lost, tmp_path):
+    folder = copy_of("timm_vit", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights[lost]
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="lack"):
+        load_teacher(str(folder), config_of())
+
+
+def test_what_is_no_file_of_weights_is_refused(tmp_path):
+    folder = copy_of("timm_vit", tmp_path)
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=r"model\.safetensors is no file of safetensors"):
+        read_backbone(folder)
+
+
+def test_a_teacher_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match="images of 3 channels, but data.channels=1"):
+        load_teacher(str(FOLDERS / "timm_vit"), config_of(channels=1, mean=(0.5,), std=(0.5,)))
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("", ValueError, "tokenizer.teacher is empty"),
+        ("nowhere", FileNotFoundError, "tokenizer.teacher='nowhere' is no folder"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_named(path, error, message):
+    with pytest.raises(error, match=message):
+        load_teacher(path, config_of())

@@ -1,0 +1,240 @@
+"""BEiT under ``last`` is the published one, by golden arrays; BEiT v2 adds one readout to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import golden_arrays
+from ddae_jax.codebook import unit_vectors
+from ddae_jax.interop.encoders import transformers_encoder
+from ddae_jax.methods import METHODS
+from ddae_jax.methods.targets import cross_entropy
+from ddae_jax.methods.vqkd import TrainedTokenizer
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.tokenizer import Tokenizer
+from ddae_jax.models.transformer import Block, layer_norm
+from ddae_jax.models.vit import ViT
+
+ENCODER = ViT(
+    (16, 16),
+    4,
+    width=32,
+    depth=2,
+    num_heads=2,
+    positions="none",
+    relative_positions="per_block",
+    has_key_bias=False,
+    layer_scale=0.1,
+)
+NUM_CODES = 40
+
+
+class ReadTokens(TrainedTokenizer):
+    """Gives the tokens that it is told."""
+
+    def tokens(self, frozen, images):
+        return frozen["tokens"]
+
+
+def tokenizer_of(encoder=ENCODER, tokens=None):
+    decoder = Decoder(encoder.grid, width=8, depth=0, num_heads=2)
+    module = Tokenizer(encoder, decoder, code_width=4, teacher_width=1)
+    codes = unit_vectors(np.random.default_rng(0).normal(size=(NUM_CODES, 4)))
+    if tokens is not None:
+        return ReadTokens(module, {"codes": codes, "tokens": jnp.asarray(tokens)})
+    images = np.zeros((1, *encoder.image_size, 3), np.float32)
+    params = module.init(jax.random.key(5), images)["params"]
+    return TrainedTokenizer(module, {"params": params, "codes": codes})
+
+
+def method(name="beit", *, encoder=ENCODER, tokenizer=None, mask=None, num_masked=7, **options):
+    options = {"mode": "last", "depths": (encoder.depth,)} | options
+    return METHODS[name](
+        encoder,
+        options.pop("decoder", None),
+        tokenizer=tokenizer or tokenizer_of(encoder),
+        sample_mask=lambda key, batch: mask,
+        num_masked=num_masked,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def golden():
+    arrays, weights = golden_arrays.load("beit")
+    head = {"kernel": weights["lm_head.weight"].T, "bias": weights["lm_head.bias"]}
+    return arrays, {"encoder": transformers_encoder(weights, "beit."), "head": head}
+
+
+def test_all_of_the_reference_s_parameters_have_a_place(golden):
+    _, params = golden
+    wanted = jax.eval_shape(lambda key: method().init(key, 3), jax.random.key(0))
+    golden_arrays.assert_same_shapes(params, wanted)
+
+
+def test_logits_are_the_reference_s(golden):
+    arrays, params = golden
+    found = method().student.apply(
+        {"params": params}, arrays["images"], arrays["mask"], 9, method="predict"
+    )
+    logits = arrays["logits"]
+    ours = found["tokens"][0]
+    if logits.shape[1] == 17:  # with the class token
+        logits = logits[:, 1:]
+    np.testing.assert_allclose(ours, logits, atol=1e-5)
+
+
+def test_loss_and_gradients_are_the_reference_s(golden):
+    arrays, params = golden
+    tokenizer = tokenizer_of(tokens=arrays["tokens"])
+    ours = method(mask=jnp.asarray(arrays["mask"]), tokenizer=tokenizer)
+
+    def loss(params):
+        return ours.loss(params, tokenizer.frozen, arrays["images"], jax.random.key(0))[0]
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
+    encoder = gradient["encoder"]
+    found = {
+        "beit.embeddings.cls_token": encoder["class_token"][None, None],
+        "beit.embeddings.mask_token": encoder["mask_token"][None, None],
+        "beit.layers.0.attention.q_proj.bias": encoder["block_01"]["attention"]["query_bias"],
+        "beit.layers.0.relative_position_bias.relative_position_bias_table": (
+            encoder["relative_positions_01"]["table"]
+        ),
+        "beit.layers.1.attention.k_proj.weight": (
+            encoder["block_02"]["attention"]["qkv"]["kernel"][:, 32:64].T
+        ),
+        "beit.layers.1.lambda_2": encoder["block_02"]["mlp_scale"],
+        "layernorm.bias": encoder["norm"]["bias"],
+        "lm_head.weight": gradient["head"]["kernel"].T,
+    }
+    expected = golden_arrays.gradients(arrays)
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], atol=1e-6, rtol=1e-4, err_msg=name)
+
+
+def images_and_mask():
+    rng = np.random.default_rng(3)
+    images = rng.normal(size=(3, 16, 16, 3)).astype(np.float32)
+    return images, rng.random((3, 16)).argsort(axis=1) < 7
+
+
+def test_targets_are_the_tokenizer_s_and_no_gradient_moves_it():
+    images, mask = images_and_mask()
+    tokenizer = tokenizer_of()
+    ours = method(mask=jnp.asarray(mask), tokenizer=tokenizer, depths=(1, 2), mode="deep")
+    params = ours.init(jax.random.key(0), 3)
+    teacher = ours.teacher_of(params)
+    tokens = tokenizer.module.apply(
+        {"params": tokenizer.frozen["params"]}, images, tokenizer.frozen["codes"], method="tokens"
+    )
+    np.testing.assert_array_equal(ours.targets(teacher, images)["tokens"][0], tokens)
+    predicted = ours.student.apply({"params": params}, images, mask, 9, method="predict")["tokens"]
+    log_shares = np.asarray(jax.nn.log_softmax(predicted))
+    by_hand = -np.take_along_axis(log_shares, np.asarray(tokens)[None, ..., None], -1)[..., 0]
+    loss, outcome = ours.loss(params, teacher, images, jax.random.key(0))
+    np.testing.assert_allclose(loss, by_hand[:, mask].mean(axis=1).sum(), rtol=1e-5)
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, ours.follow(teacher, params, outcome, 0.5), teacher)
+    )
+    assert ours.frozen_of(teacher) is teacher
+
+
+def test_what_people_see_are_tokens_true_and_predicted():
+    images, mask = images_and_mask()
+    ours = method(mask=jnp.asarray(mask), depths=(1, 2), mode="deep")
+    params = ours.init(jax.random.key(0), 3)
+    seen = ours.look(params, ours.teacher_of(params), images, jax.random.key(0))
+    predicted = ours.student.apply({"params": params}, images, mask, 9, method="predict")["tokens"]
+    np.testing.assert_array_equal(seen["predicted_tokens"], np.argmax(predicted, -1))
+    assert seen["tokens"].shape == (3, 16)
+    assert seen["codes"].shape == (NUM_CODES, 4)
+
+
+@pytest.mark.parametrize("relative", ["per_block", "shared", "none"])
+def test_beit2_reads_out_the_last_class_token_beside_earlier_patches(relative):
+    images, mask = images_and_mask()
+    encoder = ENCODER.clone(
+        relative_positions=relative, positions="sincos" if relative == "none" else "none", depth=4
+    )
+    ours = method("beit2", encoder=encoder, mask=jnp.asarray(mask))
+    assert ours.depths == (4, 6)
+    params = ours.init(jax.random.key(0), 3)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: a + rng.normal(0, 0.1, a.shape).astype(np.float32), params)
+    found = ours.student.apply({"params": params}, images, mask, 9, method="predict")["tokens"]
+
+    of_encoder = {"params": params["encoder"]}
+    tokens = encoder.apply(of_encoder, images, mask=mask, depths=(3, 4), normalize=False).tokens
+    joined = jnp.concatenate([tokens[1][:, :1], tokens[0][:, 1:]], axis=1)
+    bias = None
+    if relative == "shared":
+        bias = encoder.apply(of_encoder, method="attention_bias")
+    for index in range(2):
+        block = {"params": params[f"aggregation_blocks_{index}"]}
+        joined = Block(**encoder.block_options).apply(block, joined, False, bias)
+    norm = {"params": params["encoder"]["norm"]}
+    both = layer_norm(jnp.float32).apply(norm, jnp.stack([tokens[1], joined])[:, :, 1:])
+    expected = both @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_without_its_aggregation_beit2_is_beit():
+    images, mask = images_and_mask()
+    plain = method(mask=jnp.asarray(mask))
+    ours = method("beit2", mask=jnp.asarray(mask))
+    params = ours.init(jax.random.key(0), 3)
+    shared = {"encoder": params["encoder"], "head": params["head"]}
+    key = jax.random.key(0)
+    expected, _ = plain.loss(shared, plain.frozen, images, key)
+    _, outcome = ours.loss(params, ours.frozen, images, key)
+    np.testing.assert_allclose(outcome.losses[0, 0], expected, rtol=1e-5)
+    assert outcome.losses.shape == (1, 2)
+
+
+def test_the_aggregation_s_readout_moves_the_class_token_of_the_last_block():
+    images, mask = images_and_mask()
+    ours = method("beit2", mask=jnp.asarray(mask), encoder=ENCODER.clone(depth=3))
+    params = ours.init(jax.random.key(0), 3)
+
+    def of_aggregation(params):
+        return ours.loss(params, ours.frozen, images, jax.random.key(0))[1].losses[0, 1]
+
+    gradient = jax.grad(of_aggregation)(params)["encoder"]
+    # The last block's patches are not read; what reaches it does so through the class token.
+    assert float(jnp.abs(gradient["block_03"]["mlp_out"]["kernel"]).max()) > 0
+
+
+def test_cross_entropy_by_hand():
+    logits = np.array([[[[1.0, 2.0, 0.5]]], [[[0.0, 0.0, 0.0]]]])
+    found = cross_entropy(jnp.asarray(logits), jnp.array([[[1]]]))
+    first = -2.0 + np.log(np.exp([1.0, 2.0, 0.5]).sum())
+    np.testing.assert_allclose(found[:, 0, 0], [first, np.log(3)], rtol=1e-6)
+    assert cross_entropy(jnp.asarray(logits, jnp.bfloat16), jnp.array([[[1]]])).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("other", "what"), [({"patch_size": 8}, "patch_size=8"), ({"image_size": (32, 16)}, "32, 16")]
+)
+@pytest.mark.parametrize("name", ["beit", "beit2"])
+def test_a_tokenizer_of_another_grid_is_refused(name, other, what):
+    with pytest.raises(ValueError, match=what) as caught:
+        method(name, tokenizer=tokenizer_of(ENCODER.clone(**other)))
+    assert "(4, 4)" in str(caught.value)
+    assert "Train a tokenizer for this model" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": Decoder((4, 4), width=8, depth=1, num_heads=2)}, "encoder_input='full'"),
+        ({"encoder": ENCODER.clone(use_class_token=False)}, "use_class_token=True"),
+        ({"aggregated_patches_from": 2}, r"aggregated_patches_from=2; it lies in \[1, 1\]"),
+    ],
+)
+def test_what_cannot_be_aggregated_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        method("beit2", **options)
