@@ -212,7 +212,12 @@ def use_compilation_cache(folder: pathlib.Path) -> None:
 
     Halves of them, left by a kill or a full disk, are removed first: JAX would neither read nor
     replace them.
+
+    Where JAX's own variable ``JAX_COMPILATION_CACHE_DIR`` names another folder, that one is used,
+    with JAX's own settings. Others may be writing there, so nothing in it is removed.
     """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     for path in sorted(folder.glob("*-cache")):
         if not _is_whole(path.read_bytes()):
             path.unlink(missing_ok=True)

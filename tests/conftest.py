@@ -1,12 +1,23 @@
 """Every test runs on the CPU, as eight devices, and draws the same examples each time."""
 
 import os
+import pathlib
+import tempfile
 
 # Both are read when jax is first imported, which no test module has done yet.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 if DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICE_COUNT_FLAG}=8".strip()
+
+# What tiny.py's subprocesses compile, for this one run of the suite; its workers inherit the name.
+if "TEST_PROGRAMS" not in os.environ:
+    cache = pathlib.Path(__file__).parent.parent / ".cache"
+    cache.mkdir(exist_ok=True)
+    programs = tempfile.TemporaryDirectory(
+        prefix="programs-", dir=cache, ignore_cleanup_errors=True
+    )
+    os.environ["TEST_PROGRAMS"] = programs.name
 
 from hypothesis import settings
 

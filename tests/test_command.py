@@ -537,15 +537,52 @@ def test_memory_that_is_not_there_is_explained(capsys):
     assert "allocating 9 bytes. A smaller batch_size" in capsys.readouterr().err
 
 
-def test_halves_of_compiled_programs_are_removed_as_nobody_would_replace_them(tmp_path):
+COMPILATION_CACHE_SETTINGS = [
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+]
+
+
+@pytest.fixture
+def compilation_cache_settings():
+    """Reads JAX's settings of its cache; those from before the test are put back after it."""
+
+    def read():
+        return {name: getattr(jax.config, name) for name in COMPILATION_CACHE_SETTINGS}
+
+    before = read()
+    yield read
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """A folder with a compiled program, and halves of others."""
     whole = zlib.compress(b"a program" * 1000)
     (tmp_path / "whole-cache").write_bytes(whole)
     (tmp_path / "half-cache").write_bytes(whole[:20])
     (tmp_path / "empty-cache").write_bytes(b"")
     (tmp_path / "whole-atime").write_bytes(b"12345678")
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        command.use_compilation_cache(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["whole-atime", "whole-cache"]
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    return tmp_path
+
+
+def test_halves_of_compiled_programs_are_removed_as_nobody_would_replace_them(
+    compiled, compilation_cache_settings, monkeypatch
+):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    command.use_compilation_cache(compiled)
+    assert sorted(path.name for path in compiled.iterdir()) == ["whole-atime", "whole-cache"]
+    assert compilation_cache_settings()["jax_compilation_cache_dir"] == str(compiled)
+
+
+def test_a_folder_for_compiled_programs_that_the_environment_names_is_used_and_left_as_it_is(
+    compiled, compilation_cache_settings, monkeypatch
+):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    files, settings = sorted(compiled.iterdir()), compilation_cache_settings()
+    command.use_compilation_cache(compiled / "run" / "compilation_cache")
+    command.use_compilation_cache(compiled)
+    assert sorted(compiled.iterdir()) == files
+    assert compilation_cache_settings() == settings

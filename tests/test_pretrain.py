@@ -37,11 +37,11 @@ def finished(config, tmp_path_factory):
     return workdir
 
 
-def start(config, workdir, *arguments):
+def start(config, workdir, *arguments, shares_programs=True):
     log = open(f"{workdir}.log", "a")  # noqa: SIM115 - the process owns it
     return subprocess.Popen(
         tiny.command("pretrain", f"--config={config}", f"--workdir={workdir}", *arguments),
-        env=tiny.environment(),
+        env=tiny.environment(shares_programs=shares_programs),
         stderr=log,
     )
 
@@ -106,22 +106,29 @@ def test_a_run_leaves_what_the_readme_promises(finished):
 
 
 @pytest.mark.xdist_group("undisturbed run")
+def test_compiled_programs_are_kept_where_the_environment_says(finished):
+    assert list(pathlib.Path(os.environ["TEST_PROGRAMS"]).glob("jit_train_step*-cache"))
+    assert not (finished / "compilation_cache").exists()
+
+
+@pytest.mark.xdist_group("undisturbed run")
 def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, finished, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print("moments drawn with seed", seed)
     moments = random.Random(seed)
     workdir = tmp_path / "killed"
-    process = start(config, workdir)
+    process = start(config, workdir, shares_programs=False)
     time.sleep(moments.uniform(1, 8))  # while it starts: builds, claims, compiles, ...
     process.kill()
     process.wait()
     for step in sorted(moments.sample(range(2, 43), 3)):
-        process = start(config, workdir)
+        process = start(config, workdir, shares_programs=False)
         wait_for_step(workdir, step, process)
         time.sleep(moments.random() * 0.2)
         process.kill()
         process.wait()
-    last = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
+    arguments = [f"--config={config}", f"--workdir={workdir}"]
+    last = tiny.run("pretrain", *arguments, shares_programs=False)
     assert last.returncode == 0, last.stderr
     assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
     numbers, undisturbed = tiny.records(workdir), tiny.records(finished)
@@ -132,7 +139,8 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
 @pytest.mark.xdist_group("undisturbed run")
 def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, finished, tmp_path):
     workdir = tmp_path / "stopped"
-    process = start(config, workdir, "--config.checkpoint.every_epochs=10")
+    rarely = "--config.checkpoint.every_epochs=10"
+    process = start(config, workdir, rarely, shares_programs=False)
     wait_for_step(workdir, 6, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
@@ -141,7 +149,8 @@ def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, f
     assert 6 <= last_record < 44
     assert re.search(r">\s*stopped\s*<", (workdir / "report.html").read_text())
     compiled = list((workdir / "compilation_cache").glob("jit_train_step*"))
-    again = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
+    arguments = [f"--config={config}", f"--workdir={workdir}"]
+    again = tiny.run("pretrain", *arguments, shares_programs=False)
     assert again.returncode == 0, again.stderr
     assert len(compiled) == 1
     assert list((workdir / "compilation_cache").glob("jit_train_step*")) == compiled
@@ -264,7 +273,7 @@ def test_a_run_of_one_device_continues_on_four(config, finished, tmp_path):
 
 def test_two_runs_in_one_workdir_the_second_is_refused(config, tmp_path):
     workdir = tmp_path / "shared"
-    first = start(config, workdir, "--config.epochs=1000")
+    first = start(config, workdir, "--config.epochs=1000", shares_programs=False)
     wait_for_step(workdir, 2, first)
     second = tiny.run(
         "pretrain", f"--config={config}", f"--workdir={workdir}", "--config.epochs=1000"
@@ -318,7 +327,8 @@ def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
     number = random.SystemRandom().choice([signal.SIGTERM, signal.SIGINT])
     moment = random.SystemRandom().uniform(0, 4)
     workdir = tmp_path / "run"
-    process = start(config, workdir, "--config.evaluation.knn_every_epochs=1")
+    watched = "--config.evaluation.knn_every_epochs=1"
+    process = start(config, workdir, watched, shares_programs=False)
     while process.poll() is None and signal.SIGTERM not in caught_by(process.pid):
         time.sleep(0.01)  # until its handlers are there
     time.sleep(moment)

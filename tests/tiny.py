@@ -11,6 +11,7 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 CONFIG = """
 from ddae_jax.config import pretrain_defaults
@@ -53,17 +54,30 @@ def command(job: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"ddae_jax.{job}", *arguments]
 
 
-def environment(num_devices: int = 1) -> dict[str, str]:
-    """Environment of a subprocess with so many devices, on the CPU."""
+def environment(num_devices: int = 1, shares_programs: bool = True) -> dict[str, str]:
+    """Environment of a subprocess with so many devices, on the CPU.
+
+    They share what they compile, except those that are killed or whose own ``compilation_cache/``
+    matters. Where one finds a program that another is still writing, JAX warns and compiles it.
+    """
     flags = f"--xla_force_host_platform_device_count={num_devices}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    ours = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    if shares_programs:
+        ours[CACHE_VARIABLE] = os.environ["TEST_PROGRAMS"]
+        ours["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        ours["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        return os.environ | ours
+    theirs = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
+    return theirs | ours
 
 
-def run(job: str, *arguments: str, num_devices: int = 1, **options) -> subprocess.CompletedProcess:
+def run(
+    job: str, *arguments: str, num_devices: int = 1, shares_programs: bool = True, **options
+) -> subprocess.CompletedProcess:
     """Runs a job to its end; its output is text."""
     return subprocess.run(
         command(job, *arguments),
-        env=environment(num_devices),
+        env=environment(num_devices, shares_programs),
         capture_output=True,
         text=True,
         timeout=300,
