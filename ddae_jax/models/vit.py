@@ -29,6 +29,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
+    "nano": Size(64, 6, 2),
     "micro": Size(96, 6, 3),
     "Ti": Size(192, 12, 3),
     "S": Size(384, 12, 6),
@@ -36,7 +37,7 @@ SIZES = {
     "L": Size(1024, 24, 16),
     "H": Size(1280, 32, 16),
 }
-"""Encoder sizes. Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021; micro: laptops."""
+"""Encoder sizes. Ti, S: Touvron et al. 2021; B, L, H: Dosovitskiy et al. 2021; others: laptops."""
 
 
 @flax.struct.dataclass
