@@ -4,7 +4,7 @@
 
 Each cell is a run of configs/cifar10.py with a small encoder, in a folder of its own; BEiT and
 BEiT v2 predict the tokens of one tokenizer, which is distilled from the run ``ddae,deep_dynamic``.
-Two more runs show MAE with fewer decoder blocks for intermediate depths, and DDAE with pixels alone.
+Two more runs: MAE with fewer decoder blocks for intermediate depths, and DDAE with pixels alone.
 Started again, it goes on where it stopped. Writes benchmarks/results/method_grid.json after each
 run, and prints the table of docs/methods.md.
 """
@@ -125,7 +125,7 @@ def run(module: str, *arguments: str) -> str:
 def table(results: dict) -> str:
     """A row for each run, in Markdown."""
     lines = [
-        "| method, supervision | k-NN | untrained | linear | untrained | images/s | time | memory |",
+        "| method, supervision | k-NN | untrained | linear | untrained | images/s | x | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, cell in results.items():

@@ -19,7 +19,19 @@ if "TEST_PROGRAMS" not in os.environ:
     )
     os.environ["TEST_PROGRAMS"] = programs.name
 
+import pytest
 from hypothesis import settings
+
+from ddae_jax.models import vit
 
 settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("suite")
+
+_SIZES = dict(vit.SIZES)
+
+
+@pytest.fixture(autouse=True)
+def _same_sizes():
+    """Configs of tests may give a size another meaning; not to the tests after them."""
+    yield
+    vit.SIZES.update(_SIZES)
