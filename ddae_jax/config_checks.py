@@ -171,7 +171,7 @@ def ignored_keys(config: ConfigDict) -> list[str]:
         (
             method == "vqkd",
             ("mask.", "supervision."),
-            "a tokenizer sees all and is supervised once",
+            "method='vqkd' hides nothing, and is supervised at its end",
         ),
         (
             True,

@@ -342,6 +342,34 @@ def test_the_defaults_ignore_nothing():
         ({"mask.unit": 2, "mask.kind": "block"}, ["mask.unit"]),
         ({"method": "mae", "targets.pixel_weight": 2.0}, ["targets.pixel_weight"]),
         ({"method": "mae", "teacher.momentum_start": 0.9}, ["teacher.momentum_start"]),
+        (
+            {"method": "mae", "targets.hog_cell": 4, "targets.tokenizer": "runs/tokenizer"},
+            ["targets.hog_cell", "targets.tokenizer"],
+        ),
+        ({"method": "maskfeat", "targets.hog_cell": 4}, []),
+        (
+            {"method": "maskfeat", "targets.normalize_pixels": False},
+            ["targets.normalize_pixels"],
+        ),
+        ({"method": "beit2", "targets.tokenizer": "runs/a", "targets.aggregation_blocks": 3}, []),
+        (
+            {"method": "beit", "targets.tokenizer": "runs/a", "targets.aggregation_blocks": 3},
+            ["targets.aggregation_blocks"],
+        ),
+        ({"tokenizer.num_codes": 64}, ["tokenizer.num_codes"]),
+        (
+            {"method": "vqkd", "tokenizer.num_codes": 64, "supervision.mode": "deep"},
+            ["supervision.mode"],
+        ),
+        ({"method": "vqkd", "mask.ratio": 0.5}, ["mask.ratio"]),
+        (
+            {
+                "model.encoder_input": "visible",
+                "supervision.mode": "last",
+                "decoder.intermediate_blocks": 1,
+            },
+            ["decoder.intermediate_blocks"],
+        ),
         ({"evaluation.max_examples": 64}, ["evaluation.max_examples"]),
         ({"evaluation.max_examples": 64, "evaluation.knn_every_epochs": 1.0}, []),
     ],
@@ -633,3 +661,36 @@ def test_every_config_file_says_what_it_is_for():
         docstring = file.read_text().split('"""')[1]
         for word in ("Command:", "Hardware:", "Expect:", f"configs/{file.name}"):
             assert word in docstring, (file.name, word)
+
+
+# ---- what methods ask of a config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "beit"}, "method='beit' predicts the tokens.*targets.tokenizer"),
+        ({"method": "beit2"}, "method='beit2' predicts the tokens.*targets.tokenizer"),
+        ({"method": "vqkd"}, "method='vqkd' learns from a teacher.*tokenizer.teacher"),
+        (
+            {"method": "vqkd", "tokenizer.teacher": "a", "model.encoder_input": "visible"},
+            "method='vqkd' encodes all patches; set model.encoder_input='full'",
+        ),
+        (
+            {"method": "beit2", "targets.tokenizer": "a", "model.encoder_input": "visible"},
+            "method='beit2' encodes all patches",
+        ),
+        (
+            {"method": "beit2", "targets.tokenizer": "a", "model.use_class_token": False},
+            "set model.use_class_token=True",
+        ),
+        ({"method": "maskfeat", "targets.hog_cell": 6}, "targets.hog_cell=6 does not divide"),
+        ({"decoder.intermediate_blocks": 9}, "decoder.intermediate_blocks=9 are more than"),
+    ],
+    ids=str,
+)
+def test_what_a_method_asks_of_a_config_is_told(changes, message):
+    config = pretrain_defaults()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        check_config(config)

@@ -10,7 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 
-from ddae_jax.masking import block_mask, num_masked_patches, random_mask, visible_indices
+from ddae_jax.masking import (
+    block_mask,
+    hidden_indices,
+    num_masked_patches,
+    random_mask,
+    spread_hidden,
+    visible_indices,
+)
+from ddae_jax.patches import at_patches
 
 SAMPLERS = {"random": random_mask, "block": block_mask}
 every_sampler = pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS.keys())
@@ -189,6 +197,24 @@ def test_visible_indices_are_those_of_visible_patches_ascending():
     mask = np.asarray(random_mask(key(), 20, (5, 6), 22))
     expected = np.stack([np.flatnonzero(~row) for row in mask])
     np.testing.assert_array_equal(visible_indices(mask, 8), expected)
+
+
+def test_hidden_values_go_to_hidden_places_and_visible_ones_are_0():
+    mask = np.asarray(random_mask(key(), 20, (5, 6), 22))
+    hidden = hidden_indices(mask, 22)
+    np.testing.assert_array_equal(hidden, np.stack([np.flatnonzero(row) for row in mask]))
+    values = np.random.default_rng(0).normal(size=(2, 3, 20, 22)).astype(np.float32)
+    expected = np.zeros((2, 3, 20, 30), np.float32)
+    for image, row in enumerate(mask):
+        expected[:, :, image, row] = values[:, :, image]
+    np.testing.assert_array_equal(spread_hidden(values, mask), expected)
+    # and back
+    found = at_patches(expected.reshape(6, 20, 30), hidden)
+    np.testing.assert_array_equal(found, values.reshape(6, 20, 22))
+    tokens = np.arange(20 * 30).reshape(1, 20, 30, 1).repeat(4, axis=-1)
+    chosen = at_patches(tokens, hidden)
+    assert chosen.shape == (1, 20, 22, 4)
+    np.testing.assert_array_equal(chosen[0, 7, :, 2], 7 * 30 + np.flatnonzero(mask[7]))
 
 
 @pytest.mark.parametrize(("grid", "unit"), [((8, 8), 2), ((6, 9), 3), ((14, 14), 2), ((4, 6), 1)])

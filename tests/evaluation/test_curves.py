@@ -37,6 +37,7 @@ RECORD_FIGURES = {
     curves.loss_figure: "loss",
     curves.knn_figure: "knn/trained",
     curves.schedule_figure: "gradient_norm",
+    curves.codebook_figure: "codebook/perplexity",
 }
 
 

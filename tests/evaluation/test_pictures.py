@@ -126,6 +126,55 @@ def test_more_reconstructions_than_depths_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("depths", [(), (2, 5)])
+def test_tokens_are_painted_by_their_codes(tmp_path, depths):
+    rng = np.random.default_rng(0)
+    images, codes = rng.uniform(size=(2, 8, 12, 3)), rng.normal(size=(10, 4))
+    tokens = rng.integers(0, 10, (2, 6))
+    mask = np.array([[1, 0, 1, 0, 1, 0]] * 2, bool) if depths else None
+    predicted = np.stack([tokens, (tokens + 1) % 10])[: len(depths)]
+    path = tmp_path / "a.png"
+    pictures.tokens_figure(path, images, (2, 3), tokens, codes, mask, predicted, depths)
+    shown, colours = picture(path), pictures.code_colours(codes)
+    for token in np.unique(tokens):
+        assert has_colour(shown, colours[token])
+    assert has_colour(shown, GREY) == bool(depths)
+
+
+def test_like_codes_have_like_colours():
+    around = np.eye(4)[:, None] + np.random.default_rng(0).normal(0, 0.01, (4, 5, 4))
+    colours = pictures.code_colours(around.reshape(20, 4)).reshape(4, 5, 3)
+    assert colours.shape == (4, 5, 3)
+    assert 0 <= colours.min() <= colours.max() <= 1
+    within = np.linalg.norm(colours - colours.mean(1, keepdims=True), axis=-1).mean()
+    between = np.linalg.norm(colours.mean(1) - colours.mean((0, 1)), axis=-1).mean()
+    assert between > 2 * within
+    assert pictures.code_colours(np.ones((2, 1))).shape == (2, 3)
+
+
+def test_a_star_s_line_runs_along_the_edge():
+    histograms = np.zeros((1, 1, 2, 9), np.float32)
+    histograms[0, 0, 0, 0] = 1.0  # rises to the right: the edge is upright
+    histograms[0, 0, 1, 4] = 1.0  # rises downwards: it lies
+    upright, lying = np.split(pictures.stars(histograms, side=17)[0, :, :, 0], 2, axis=1)
+    for star, axis in ((upright, 0), (lying, 1)):
+        extent = [np.ptp(np.nonzero(star)[a]) for a in (0, 1)]
+        assert extent[axis] > 4 * extent[1 - axis]
+    assert upright.max() == 1
+
+
+def test_histograms_are_drawn_where_they_are_predicted(tmp_path):
+    rng = np.random.default_rng(0)
+    images, mask = rng.uniform(size=(2, 16, 16, 1)), np.array([[True, False, True, False]] * 2)
+    histograms = rng.uniform(size=(2, 4, 4, 9)).astype(np.float32)
+    path = tmp_path / "a.png"
+    predicted = np.stack([histograms, 0 * histograms])
+    pictures.histograms_figure(path, images, mask, (2, 2), histograms, predicted, (1, 2))
+    assert has_colour(picture(path), GREY)
+    with pytest.raises(ValueError, match="predicted holds 2 entries"):
+        pictures.histograms_figure(path, images, mask, (2, 2), histograms, predicted, (1,))
+
+
 def test_every_figure_has_a_caption():
     drawn = {name.removesuffix("_figure") for name in vars(pictures) if name.endswith("_figure")}
     assert {name for name in drawn if name} == set(pictures.CAPTIONS)

@@ -107,3 +107,26 @@ def test_rematerialization_changes_no_result():
     plain = decode(decoder_of(depth=1), params, features)
     found = decode(decoder_of(depth=1, rematerialization="full"), params, features)
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_fewer_blocks_may_decode_the_depths_before_the_last():
+    features = features_of(3, has_class_token=True)
+    cheap, whole = decoder_of(depth=3, intermediate_blocks=2), decoder_of(depth=3)
+    params = params_of(whole, features)
+    assert jax.tree.map(np.shape, params_of(cheap, features)) == jax.tree.map(np.shape, params)
+    found = decode(cheap, params, features)
+    np.testing.assert_allclose(found[-1], decode(whole, params, features)[-1], rtol=1e-5, atol=1e-5)
+    first_blocks = {name: value for name, value in params.items() if name != "block_03"}
+    expected = decode(decoder_of(depth=2), first_blocks, features)[:-1]
+    np.testing.assert_allclose(found[:-1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_mask_all_patches_are_decoded_and_none_is_filled_in():
+    decoder = decoder_of(depth=1)
+    tokens = np.random.default_rng(2).normal(size=(1, 3, 6, 12)).astype(np.float32)
+    features = Features(tokens=tokens, has_class_token=False)
+    params = params_of(decoder, features_of(1, has_class_token=False))
+    without = {name: value for name, value in params.items() if name != "mask_token"}
+    found = decode(decoder, without, features, None)
+    expected = decode(decoder, params, features, np.zeros((3, 6), bool))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
