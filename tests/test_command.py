@@ -9,6 +9,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import pytest
+import stand_ins
 from absl import flags as absl_flags
 
 from ddae_jax import build, command
@@ -465,7 +466,7 @@ def test_bugs_while_reading_input_keep_their_traceback():
 @functools.cache
 def parameter_shapes(plain_model):
     """Shapes of a model, once for all configs that share it."""
-    method = build.build_method(plain_model.config)
+    method = build.build_trainable(plain_model.config)
     channels = plain_model.config.data.channels
     return method, jax.eval_shape(lambda key: method.init(key, channels), jax.random.key(0))
 
@@ -475,7 +476,7 @@ class ModelOf:
 
     def __init__(self, config):
         self.config = config
-        sections = ("model", "decoder", "targets", "supervision", "mask")
+        sections = ("model", "decoder", "targets", "supervision", "mask", "tokenizer")
         self._key = repr([config.method, config.data.channels, *(config[s] for s in sections)])
 
     def __hash__(self):
@@ -489,19 +490,27 @@ MILLIONS = {"micro": (0.6, 0.9), "Ti": (5, 6.5), "S": (20, 24), "B": (84, 90), "
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_that_comes_along_is_sound_and_describes_a_model(path):
+def test_every_config_that_comes_along_is_sound_and_describes_a_model(path, monkeypatch):
+    stand_ins.put_in_place(monkeypatch)
     config = parse(f"--config={path}").config
     assert check_config(config) is None
     assert config.keys() == pretrain_defaults().keys()
     method, shapes = parameter_shapes(ModelOf(config))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["encoder"]))
     low, high = MILLIONS[config.model.size]
     assert low * 1e6 < count < high * 1e6
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
-    supervision = method.student.supervision
-    assert shapes["supervision"]["beta"].shape == (2, len(supervision.depths))
-    depth = method.student.encoder.depth
-    assert supervision.depths == (depth // 2, depth * 2 // 3, depth * 5 // 6, depth)
+    depth, mode = method.encoder.depth, config.supervision.mode
+    if config.method == "ddae":
+        assert mode == "deep_dynamic"
+        assert shapes["supervision"]["beta"].shape == (2, len(method.depths))
+        assert method.depths == (depth // 2, depth * 2 // 3, depth * 5 // 6, depth)
+    elif config.method != "vqkd":
+        assert mode == "last"  # as published, unless it is asked for more
+        assert method.depths[0] == depth
+        deep = parse(f"--config={path}:deep_dynamic").config
+        assert (deep.method, deep.supervision.mode) == (config.method, "deep_dynamic")
+        assert check_config(deep) is None
 
 
 @pytest.mark.parametrize(

@@ -5,37 +5,21 @@ import itertools
 import jax
 import numpy as np
 import pytest
+import stand_ins
 
 import tiny
 from ddae_jax import build, command
-from ddae_jax.codebook import unit_vectors
 from ddae_jax.config import flatten, pretrain_defaults
 from ddae_jax.config_checks import check_config, ignored_keys
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
-from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models import vit
-from ddae_jax.networks import build_tokenizer
 from ddae_jax.recipes import RECIPES, use_recipe
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import jit_train_step, make_train_step
 
 CELLS = [",".join(cell) for cell in itertools.product(METHODS, MODES)]
-
-
-@pytest.fixture
-def tokenizer(monkeypatch):
-    """One that nobody has trained, in the place of the one that configs name."""
-
-    def load(path, config):
-        module = build_tokenizer(config, teacher_width=1)
-        images = np.zeros((1, 32, 32, 3), np.float32)
-        params = module.init(jax.random.key(1), images)["params"]
-        codes = unit_vectors(jax.random.normal(jax.random.key(2), (6, config.tokenizer.code_width)))
-        return TrainedTokenizer(module, {"params": params, "codes": codes})
-
-    monkeypatch.setattr(build, "load_tokenizer", load)
 
 
 def config_of(cell):
@@ -51,7 +35,8 @@ def test_every_cell_is_a_sound_config_of_its_name(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_trains(cell, monkeypatch, tokenizer):
+def test_every_cell_trains(cell, monkeypatch):
+    stand_ins.put_in_place(monkeypatch, num_codes=6)
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(24, 2, 2))
     config = config_of(cell)
     config.model.size = "micro"
