@@ -21,8 +21,8 @@ from ddae_jax.evaluation.knn import knn_predict
 from ddae_jax.evaluation.linear_probe import linear_predict
 from ddae_jax.masking import block_mask, num_masked_patches, random_mask
 from ddae_jax.methods import Method, find_method, options_of
-from ddae_jax.methods.method import Trainable
 from ddae_jax.methods.supervision import supervised_depths
+from ddae_jax.methods.trainable import Trainable
 from ddae_jax.methods.vqkd import VqKd
 from ddae_jax.networks import build_decoder, build_encoder, build_normalize, build_tokenizer
 from ddae_jax.pretrained import load_teacher, load_tokenizer

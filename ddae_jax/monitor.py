@@ -22,7 +22,7 @@ from ddae_jax.evaluation import curves, pictures
 from ddae_jax.evaluation.classify import LabelledImages
 from ddae_jax.evaluation.features import Encode
 from ddae_jax.evaluation.report import Captioned, Summary, write_report
-from ddae_jax.methods.method import Trainable
+from ddae_jax.methods.trainable import Trainable
 from ddae_jax.networks import build_normalize, untrained_encoder_params
 from ddae_jax.training.agreement import from_first
 from ddae_jax.training.logging import read_metrics

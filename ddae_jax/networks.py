@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from ddae_jax.methods import METHODS
-from ddae_jax.methods.method import Images
+from ddae_jax.methods.trainable import Images
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import SIZES, ViT
@@ -42,15 +42,26 @@ def build_decoder(config: ConfigDict) -> Decoder | None:
 
 def build_tokenizer(config: ConfigDict, teacher_width: int) -> Tokenizer:
     """The tokenizer around the config's encoder, which tells features of so many values."""
-    encoder = build_encoder(config)
+    options = config.tokenizer
+    return tokenizer_around(
+        build_encoder(config), options.decoder_depth, options.code_width, teacher_width
+    )
+
+
+def tokenizer_around(
+    encoder: ViT, decoder_depth: int, code_width: int, teacher_width: int = 1
+) -> Tokenizer:
+    """A tokenizer whose decoder is as wide as its encoder."""
     decoder = Decoder(
         encoder.grid,
         width=encoder.width,
-        depth=config.tokenizer.decoder_depth,
+        depth=decoder_depth,
         num_heads=encoder.num_heads,
-        **_computation(config),
+        rematerialization=encoder.rematerialization,
+        attention_form=encoder.attention_form,
+        dtype=encoder.dtype,
     )
-    return Tokenizer(encoder, decoder, config.tokenizer.code_width, teacher_width)
+    return Tokenizer(encoder, decoder, code_width, teacher_width)
 
 
 def untrained_encoder_params(config: ConfigDict) -> PyTree:

@@ -29,7 +29,7 @@ from ddae_jax.config_checks import ignored_keys
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
-from ddae_jax.methods.method import Trainable
+from ddae_jax.methods.trainable import Trainable
 from ddae_jax.monitor import CollapseWatch, KnnMonitor, ReportWriter
 from ddae_jax.training.agreement import all_or_none, from_first
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints, abstract

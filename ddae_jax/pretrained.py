@@ -1,6 +1,7 @@
 """What earlier runs, or other people, have trained: encoders and tokenizers to learn from."""
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,18 @@ from ml_collections import ConfigDict
 from ddae_jax.config import from_plain
 from ddae_jax.config_checks import check_config, has_momentum_encoder
 from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
+from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import ViT
 from ddae_jax.networks import (
     build_encoder,
     build_tokenizer,
     renormalize,
+    tokenizer_around,
     untrained_encoder_params,
 )
-from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.checkpoint import Checkpoints, abstract, shapes_by_name
 from ddae_jax.training.sharding import make_mesh, replicated, state_sharding
 from ddae_jax.training.workdir import Workdir
 
@@ -71,37 +75,48 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
         module = build_encoder(theirs).clone(drop_path_rate=0.0)
         params = _encoder_of(_restore_part(workdir, _encoder_part(theirs)))
         mean, std = theirs.data.mean, theirs.data.std
-    if len(mean) != config.data.channels:
-        raise ValueError(
-            f"tokenizer.teacher={path!r} is for images of {len(mean)} channels, but data.channels="
-            f"{config.data.channels}"
-        )
+    _check_channels("tokenizer.teacher", path, mean, config)
     adapt = renormalize(config.data.mean, config.data.std, mean, std)
     return DistilledTeacher(module, params, adapt)
 
 
 def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
-    """The tokenizer that a run has trained.
+    """The tokenizer in a folder: what a run has trained, or the authors of BEiT v2.
 
     Args:
-        path: of its workdir.
+        path: a workdir, or a folder with ``model.safetensors`` (see
+            :mod:`ddae_jax.interop.tokenizers`).
         config: of the run that predicts its tokens, for its pixel statistics.
 
     Raises:
-        FileNotFoundError: if there is no run.
-        ValueError: if that run trained no tokenizer, or for images of other channels.
+        FileNotFoundError: if there is nothing.
+        ValueError: if it is no tokenizer, or for images of other channels.
     """
-    folder = _folder(path, "targets.tokenizer", "the workdir of a run with method='vqkd'")
+    what = "the workdir of a run with method='vqkd', or a folder with model.safetensors"
+    folder = _folder(path, "targets.tokenizer", what)
+    if (folder / "model.safetensors").is_file():
+        found = read_tokenizer(folder)
+        encoder = ViT(**found.options, dtype=jnp.dtype(config.model.dtype))
+        params = dict(found.params)
+        params["encoder"] = _only(params["encoder"], encoder, len(found.mean), folder)
+        module = tokenizer_around(encoder, config.tokenizer.decoder_depth, found.codes.shape[1])
+        frozen = {"params": params, "codes": found.codes}
+        mean, std = found.mean, found.std
+    else:
+        module, frozen, theirs = _restore_tokenizer(folder, path)
+        mean, std = theirs.data.mean, theirs.data.std
+    _check_channels("targets.tokenizer", path, mean, config)
+    return TrainedTokenizer(
+        module, frozen, renormalize(config.data.mean, config.data.std, mean, std)
+    )
+
+
+def _restore_tokenizer(folder: pathlib.Path, path: str) -> tuple[Tokenizer, PyTree, ConfigDict]:
     workdir, theirs = _read_run(folder, "targets.tokenizer")
     if theirs.method != "vqkd":
         raise ValueError(
             f"targets.tokenizer={path!r} is a run of method={theirs.method!r}; a tokenizer is "
             "trained by method='vqkd', as in configs/cifar10_tokenizer.py"
-        )
-    if theirs.data.channels != config.data.channels:
-        raise ValueError(
-            f"targets.tokenizer={path!r} is for images of {theirs.data.channels} channels, but "
-            f"data.channels={config.data.channels}"
         )
     module = build_tokenizer(theirs, teacher_width=1)  # of which nothing but tokens is asked
     images = jnp.zeros((1, *module.encoder.image_size, theirs.data.channels))
@@ -114,25 +129,24 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
             "teacher": {"codebook": {"codes": jax.ShapeDtypeStruct(codes, jnp.float32)}},
         },
     )
-    frozen = {"params": restored["params"], "codes": restored["teacher"]["codebook"]["codes"]}
-    statistics = theirs.data.mean, theirs.data.std
-    return TrainedTokenizer(
-        module, frozen, renormalize(config.data.mean, config.data.std, *statistics)
-    )
+    codes = restored["teacher"]["codebook"]["codes"]
+    return module, {"params": restored["params"], "codes": codes}, theirs
+
+
+def _check_channels(key: str, path: str, mean: Sequence[float], config: ConfigDict) -> None:
+    if len(mean) != config.data.channels:
+        raise ValueError(
+            f"{key}={path!r} is for images of {len(mean)} channels, but "
+            f"data.channels={config.data.channels}"
+        )
 
 
 def _only(params: PyTree, module: ViT, channels: int, folder: pathlib.Path) -> PyTree:
-    """The parameters that the encoder has. Raises ``ValueError`` if it has others or lacks some."""
+    """The parameters that the encoder has. Raises ``ValueError`` if some are not as it has them."""
     images = jnp.zeros((1, *module.image_size, channels))
     wanted = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
     params = {name: value for name, value in params.items() if name in wanted}
-    ours, theirs = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-            for path, leaf in leaves
-        }
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (wanted, params))
-    )
+    ours, theirs = map(shapes_by_name, (wanted, params))
     differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     if differing:
         raise ValueError(

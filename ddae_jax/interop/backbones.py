@@ -52,7 +52,7 @@ def read_backbone(folder: str | os.PathLike) -> Backbone:
     weights, width, heads, pixel statistics, each by name with what to do.
     """
     folder = pathlib.Path(folder)
-    weights = _read_weights(folder / "model.safetensors")
+    weights = read_weights(folder / "model.safetensors")
     config = _read_json(folder / "config.json", "it says the architecture")
     if "architecture" in config:
         return _from_timm(folder, config, weights)
@@ -123,7 +123,14 @@ def _from_transformers(
 def _finish(
     options: dict[str, Any], params: Tree, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Backbone:
-    """Reads off the arrays what they tell."""
+    return Backbone(options | describe_encoder(params, len(mean)), params, mean, std)
+
+
+def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
+    """The arguments of ``ViT`` that its parameters tell; a bias that is not there becomes 0.
+
+    Raises :class:`UnknownWeights` for parameters of no such encoder.
+    """
     blocks = [params[name] for name in params if re.fullmatch(r"block_\d+", name)]
     needed = {"patch_embedding/kernel": params.get("patch_embedding", {}).get("kernel")}
     needed["block_01/mlp_in/kernel"] = params.get("block_01", {}).get("mlp_in", {}).get("kernel")
@@ -132,24 +139,23 @@ def _finish(
         raise UnknownWeights(f"the weights lack what is here called {', '.join(lost)}")
     values, width = params["patch_embedding"]["kernel"].shape
     params["patch_embedding"].setdefault("bias", np.zeros(width, np.float32))
-    has_scale = "attention_scale" in blocks[0]
     relative = "per_block" if "relative_positions_01" in params else "none"
-    options |= {
-        "patch_size": math.isqrt(values // len(mean)),
+    return {
+        "patch_size": math.isqrt(values // channels),
         "width": width,
         "depth": len(blocks),
         "mlp_ratio": blocks[0]["mlp_in"]["kernel"].shape[1] / width,
         "positions": "learned" if "positions" in params else "none",
         "relative_positions": "shared" if "shared_bias" in params else relative,
         "has_key_bias": "query_bias" not in blocks[0]["attention"],
-        "layer_scale": 1.0 if has_scale else None,
+        "layer_scale": 1.0 if "attention_scale" in blocks[0] else None,
         "norms_embedding": "embedding_norm" in params,
         "use_class_token": "class_token" in params,
     }
-    return Backbone(options, params, mean, std)
 
 
-def _read_weights(path: pathlib.Path) -> Weights:
+def read_weights(path: pathlib.Path) -> Weights:
+    """The arrays of a file, float32. Raises ``FileNotFoundError``, or ``ValueError`` if broken."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the encoder's weights")
     try:

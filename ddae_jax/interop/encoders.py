@@ -132,7 +132,8 @@ def _from_convolution(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]))
 
 
-def _layer(theirs: str, ours: str) -> tuple[Rule, Rule]:
+def layer(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    """The rules of an affine layer, by a pattern of its name there and its path here."""
     return (
         Rule(rf"{theirs}\.weight", f"{ours}/kernel", _transposed),
         Rule(rf"{theirs}\.bias", f"{ours}/bias"),
@@ -153,13 +154,13 @@ _TIMM = (
     Rule(r"patch_embed\.proj\.bias", "patch_embedding/bias"),
     *_norm(r"blocks\.(\d+)\.norm1", "block_{}/attention_norm"),
     *_norm(r"blocks\.(\d+)\.norm2", "block_{}/mlp_norm"),
-    *_layer(r"blocks\.(\d+)\.attn\.qkv", "block_{}/attention/qkv"),
+    *layer(r"blocks\.(\d+)\.attn\.qkv", "block_{}/attention/qkv"),
     Rule(r"blocks\.(\d+)\.attn\.q_bias", "block_{}/attention/query_bias"),
     Rule(r"blocks\.(\d+)\.attn\.v_bias", "block_{}/attention/value_bias"),
     Rule(r"blocks\.\d+\.attn\.k_bias", None),  # always 0
-    *_layer(r"blocks\.(\d+)\.attn\.proj", "block_{}/attention/projection"),
-    *_layer(r"blocks\.(\d+)\.mlp\.fc1", "block_{}/mlp_in"),
-    *_layer(r"blocks\.(\d+)\.mlp\.fc2", "block_{}/mlp_out"),
+    *layer(r"blocks\.(\d+)\.attn\.proj", "block_{}/attention/projection"),
+    *layer(r"blocks\.(\d+)\.mlp\.fc1", "block_{}/mlp_in"),
+    *layer(r"blocks\.(\d+)\.mlp\.fc2", "block_{}/mlp_out"),
     Rule(r"blocks\.(\d+)\.(?:gamma_1|ls1\.gamma)", "block_{}/attention_scale"),
     Rule(r"blocks\.(\d+)\.(?:gamma_2|ls2\.gamma)", "block_{}/mlp_scale"),
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", "relative_positions_{}/table"),
@@ -185,7 +186,7 @@ _TRANSFORMERS_BLOCK = (
             (r"(?:mlp\.fc1|intermediate\.dense)", "mlp_in"),
             (r"(?:mlp\.fc2|output\.dense)", "mlp_out"),
         )
-        for rule in _layer(_BLOCK_OF_TRANSFORMERS + theirs, f"block_{{}}/{ours}")
+        for rule in layer(_BLOCK_OF_TRANSFORMERS + theirs, f"block_{{}}/{ours}")
     ),
 )
 
@@ -221,9 +222,9 @@ _MAE_DECODER = tuple(
     for rule in (
         Rule("mask_token", "mask_token", _flat),
         Rule("decoder_pos_embed", None),  # sine-cosine, as this package's decoder has it
-        *_layer("decoder_embed", "embedding"),
+        *layer("decoder_embed", "embedding"),
         *_TRANSFORMERS_BLOCK,
         *_norm("decoder_norm", "norm"),
-        *_layer("decoder_pred", "head"),
+        *layer("decoder_pred", "head"),
     )
 )

@@ -2,7 +2,8 @@
 
 from jaxtyping import Array
 
-from ddae_jax.methods.method import Aggregation, Method, Objective, make_method
+from ddae_jax.methods.method import Method, Objective, make_method
+from ddae_jax.methods.student import Aggregation
 from ddae_jax.methods.targets import cross_entropy
 from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models.decoder import Decoder

@@ -1,33 +1,25 @@
-"""What every method is made of: a student that predicts, targets to predict, a supervision.
+"""A method is a student that predicts, targets to predict, and a supervision of its errors.
 
 A method's own file says which objectives it has, and builds a :class:`Method` from the parts here.
 """
 
 import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
 from ddae_jax.dynamic_loss import dynamic_weights
-from ddae_jax.masking import hidden_indices, spread_hidden, visible_indices
+from ddae_jax.masking import hidden_indices, spread_hidden
+from ddae_jax.methods.student import Aggregation, Student
 from ddae_jax.methods.supervision import DeepDynamicSupervision, Supervised
+from ddae_jax.methods.trainable import Images, Mask, Predictions
 from ddae_jax.models.decoder import Decoder
-from ddae_jax.models.dense import Dense
-from ddae_jax.models.transformer import block_class
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import at_patches
-
-Images = Float[Array, "batch height width channels"]
-Mask = Bool[Array, "batch patches"]
-Predictions = Mapping[str, Num[Array, "depths batch patches *values"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,166 +38,8 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Aggregation:
-    """A patch-aggregation head: the last class token beside an earlier block's patches.
-
-    To predict hidden patches from features that are not yet complete, its blocks have to put what
-    the image is into the class token.
-
-    Attributes:
-        num_blocks: its blocks.
-        patches_from: the block of the encoder whose patches it takes.
-
-    Source: Peng et al. 2022, BEiT v2, section 3.2.
-    """
-
-    num_blocks: int
-    patches_from: int
-
-
-class Student(nn.Module):
-    """The trained network: encoder, decoder if only visible patches are encoded, and ONE head.
-
-    The same head (and decoder) reads every depth of ``supervision.depths`` and serves every
-    objective, so that deep supervision adds no structure to a method.
-
-    Attributes:
-        encoder: the vision transformer.
-        decoder: None, if hidden patches enter the encoder as mask tokens.
-        output_widths: values to predict for a patch, by objective.
-        supervision: the loss of the errors.
-        aggregation: None, or the blocks of a patch-aggregation head, which makes one more readout:
-            as many blocks deeper than the encoder.
-    """
-
-    encoder: ViT
-    decoder: Decoder | None
-    output_widths: Mapping[str, int]
-    supervision: DeepDynamicSupervision
-    aggregation: Aggregation | None = None
-
-    def setup(self):
-        self.head = Dense(sum(self.output_widths.values()), dtype=self.encoder.dtype)
-        block = block_class(self.encoder.rematerialization)
-        self.aggregation_blocks = [
-            block(**self.encoder.block_options, drop_path_rate=self.encoder.drop_path_rate)
-            for _ in range(self.aggregation.num_blocks if self.aggregation else 0)
-        ]
-
-    def predict(
-        self,
-        images: Images,
-        mask: Mask,
-        num_visible: int,
-        *,
-        at: Int[Array, "batch chosen"] | None = None,
-        is_training: bool = False,
-    ) -> Predictions:
-        """Predictions at each supervised depth, for the patches ``at``, or for all of them."""
-        patches = self._read_out(images, mask, num_visible, is_training)
-        if at is not None:
-            patches = at_patches(patches, at)
-        # The batch comes first where axes are flattened, so that it stays split over devices.
-        outputs = jnp.moveaxis(self.head(jnp.moveaxis(patches, 0, 1)), 1, 0)
-        ends = list(itertools.accumulate(self.output_widths.values()))[:-1]
-        return dict(zip(self.output_widths, jnp.split(outputs, ends, axis=-1), strict=True))
-
-    def _read_out(
-        self, images: Images, mask: Mask, num_visible: int, is_training: bool
-    ) -> Float[Array, "depths batch patches width"]:
-        """What the head sees of each patch."""
-        depths = tuple(d for d in self.supervision.depths if d <= self.encoder.depth)
-        if self.decoder is not None:
-            visible = visible_indices(mask, num_visible)
-            features = self.encoder(images, visible=visible, depths=depths, is_training=is_training)
-            return self.decoder(features, mask)
-        encode = functools.partial(self.encoder, images, mask=mask, is_training=is_training)
-        if self.aggregation is None:
-            return encode(depths=depths).patches
-        read = tuple(sorted({*depths, self.aggregation.patches_from}))
-        features = encode(depths=read, normalize=False)
-        found = dict(zip(read, features.tokens, strict=True))
-        tokens = jnp.concatenate(
-            [found[depths[-1]][:, :1], found[self.aggregation.patches_from][:, 1:]], axis=1
-        )
-        for block in self.aggregation_blocks:
-            tokens = block(tokens, is_training, self.encoder.attention_bias())
-        patches = jnp.stack([*(found[d] for d in depths), tokens])[:, :, 1:]
-        return self.encoder.norm(patches)
-
-    def supervise(self, errors: Float[Array, "objectives depths batch patches"], mask: Mask):
-        """See :class:`DeepDynamicSupervision`."""
-        return self.supervision(errors, mask, self.encoder.grid)
-
-    def beta(self) -> Float[Array, "objectives depths"]:
-        """The exponents in force."""
-        return self.supervision.beta()
-
-
-class Trainable(Protocol):
-    """What a run needs of whatever it trains: a :class:`Method`, or a tokenizer.
-
-    Attributes:
-        encoder: that is trained; its parameters are ``params["encoder"]``.
-        frozen: parameters that targets are made with and no step changes; part of the teacher.
-        has_momentum_encoder: whether the teacher is one (parameters of ``encoder``).
-        description: one line on what is trained.
-        objectives: names of what is predicted at each of ``depths``, if that is supervised.
-        depths: supervised depths, if any.
-    """
-
-    frozen: PyTree
-    objectives: Collection[str]
-
-    @property
-    def depths(self) -> tuple[int, ...]: ...
-
-    @property
-    def encoder(self) -> ViT: ...
-
-    @property
-    def has_momentum_encoder(self) -> bool: ...
-
-    @property
-    def description(self) -> str: ...
-
-    def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
-        """Fresh parameters, float32."""
-
-    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
-        """What no gradient moves, where the student starts with these parameters.
-
-        ``frozen`` stands for the attribute, where that must not become a constant of a program.
-        """
-
-    def frozen_of(self, teacher: PyTree) -> PyTree:
-        """The part of a teacher that is as ``frozen``."""
-
-    def loss(
-        self,
-        params: PyTree,
-        teacher: PyTree,
-        images: Images,
-        key: PRNGKeyArray,
-        is_training: bool = True,
-    ) -> tuple[Float[Array, ""], Any]:
-        """Loss of a batch of normalised images, and its outcome, for the two below."""
-
-    def follow(self, teacher: PyTree, params: PyTree, outcome: Any, momentum: Array) -> PyTree:
-        """The teacher after a step that led to these parameters."""
-
-    def metrics(self, outcome: Any) -> dict[str, Float[Array, ""]]:
-        """What a step's outcome is made of, under readable names."""
-
-    def look(
-        self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
-    ) -> dict[str, Array]:
-        """What people look at, for the figures."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Method:
-    """A masked-image-modelling method, ready to be trained (see :class:`Trainable`).
+    """A masked-image-modelling method: a :class:`ddae_jax.methods.trainable.Trainable`.
 
     Attributes:
         student: the trained network.

@@ -17,7 +17,7 @@ from ddae_jax.codebook import (
     unit_vectors,
     update_codebook,
 )
-from ddae_jax.methods.method import Images
+from ddae_jax.methods.trainable import Images
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import ViT
 
@@ -81,7 +81,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class VqKd:
-    """Vector-quantised knowledge distillation (a :class:`ddae_jax.methods.method.Trainable`).
+    """Vector-quantised knowledge distillation (a :class:`ddae_jax.methods.trainable.Trainable`).
 
     Each patch of an image is encoded as a unit vector and replaced by its nearest code; from the
     codes a decoder predicts the features that the teacher has of the patches. The gradient passes

@@ -181,8 +181,8 @@ class Checkpoints:
 
     def _check_fits(self, abstract_state: PyTree, step: int, is_part: bool = False) -> None:
         metadata = self._manager.item_metadata(step)["state"]
-        stored = _shapes(getattr(metadata, "tree", metadata))
-        wanted = _shapes(abstract_state)
+        stored = shapes_by_name(getattr(metadata, "tree", metadata))
+        wanted = shapes_by_name(abstract_state)
         differences = [
             f"{name}: {stored.get(name, 'missing')} in the checkpoint, "
             f"{wanted.get(name, 'missing')} in the model"
@@ -227,7 +227,7 @@ def _restore_arguments(abstract_tree: PyTree, **options) -> ocp.args.PyTreeResto
     return ocp.args.PyTreeRestore(abstract_tree, restore_args=restore_args, **options)
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+def shapes_by_name(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """Shape of each array, by a name that does not tell dicts, tuples and dataclasses apart."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(_key_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from ddae_jax.methods.method import Trainable
+from ddae_jax.methods.trainable import Trainable
 
 
 @flax.struct.dataclass

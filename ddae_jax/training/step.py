@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
-from ddae_jax.methods.method import Trainable
+from ddae_jax.methods.trainable import Trainable
 from ddae_jax.training.sharding import batch_sharding, replicated, state_sharding
 from ddae_jax.training.state import TrainState
 

@@ -3,8 +3,6 @@
 python tests/golden/make_mae.py     (needs torch and transformers, which the tests do not)
 """
 
-import pathlib
-
 import torch
 from randomized import randomize, store
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
@@ -58,9 +56,8 @@ def main() -> None:
     encoded = model.vit(images, noise=noise)
     out = model(images, noise=noise)
     out.loss.backward()
-    parameters = dict(model.named_parameters())
     store(
-        pathlib.Path(__file__).with_name("mae.npz"),
+        "mae",
         model,
         {
             "images": images.permute(0, 2, 3, 1),
@@ -69,8 +66,8 @@ def main() -> None:
             "kept": torch.argsort(noise, dim=1)[:, :4],
             "predictions": out.logits,
             "loss": out.loss,
-            **{f"gradients/{name}": parameters[name].grad for name in GRADIENTS},
         },
+        GRADIENTS,
         "transformers",
     )
 

@@ -3,8 +3,6 @@
 python tests/golden/make_timm.py     (needs torch and timm, which the tests do not)
 """
 
-import pathlib
-
 import timm
 import torch
 from randomized import randomize, store
@@ -46,17 +44,16 @@ def main() -> None:
         logits = model(images)
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 3, 1]))
         loss.backward()
-        parameters = dict(model.named_parameters())
         store(
-            pathlib.Path(__file__).with_name(f"timm_{name}.npz"),
+            f"timm_{name}",
             model,
             {
                 "images": images.permute(0, 2, 3, 1),
                 "features": features,
                 "logits": logits,
                 "loss": loss,
-                **{f"gradients/{key}": parameters[key].grad for key in GRADIENTS[name]},
             },
+            GRADIENTS[name],
             "timm",
         )
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,9 +19,14 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
         parameter.data = noise + float(is_scale)
 
 
-def store(path: pathlib.Path, model: torch.nn.Module, arrays: dict, *packages: str) -> None:
-    """Writes the arrays, the model's parameters as ``weights/NAME``, and the packages' versions."""
+def store(
+    name: str, model: torch.nn.Module, arrays: dict, gradients: Sequence[str], *packages: str
+) -> None:
+    """Writes ``NAME.npz``: the arrays, ``weights/NAME``, some ``gradients/NAME``, and versions."""
+    path = pathlib.Path(__file__).with_name(f"{name}.npz")
+    parameters = dict(model.named_parameters())
     found = {name: _array(value) for name, value in arrays.items()}
+    found |= {f"gradients/{name}": _array(parameters[name].grad) for name in gradients}
     found |= {f"weights/{name}": _array(value) for name, value in model.state_dict().items()}
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages)]
     np.savez_compressed(path, made_with=", ".join(versions), **found)

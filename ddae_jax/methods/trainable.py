@@ -1,0 +1,73 @@
+"""What a run needs of whatever it trains."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
+
+from ddae_jax.models.vit import ViT
+
+Images = Float[Array, "batch height width channels"]
+Mask = Bool[Array, "batch patches"]
+Predictions = Mapping[str, Num[Array, "depths batch patches *values"]]
+
+
+class Trainable(Protocol):
+    """What a run needs of whatever it trains: a method, or a tokenizer.
+
+    Attributes:
+        encoder: that is trained; its parameters are ``params["encoder"]``.
+        frozen: parameters that targets are made with and no step changes; part of the teacher.
+        has_momentum_encoder: whether the teacher is one (parameters of ``encoder``).
+        description: one line on what is trained.
+        objectives: names of what is predicted at each of ``depths``, if that is supervised.
+        depths: supervised depths, if any.
+    """
+
+    frozen: PyTree
+    objectives: Collection[str]
+
+    @property
+    def depths(self) -> tuple[int, ...]: ...
+
+    @property
+    def encoder(self) -> ViT: ...
+
+    @property
+    def has_momentum_encoder(self) -> bool: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
+        """Fresh parameters, float32."""
+
+    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
+        """What no gradient moves, where the student starts with these parameters.
+
+        ``frozen`` stands for the attribute, where that must not become a constant of a program.
+        """
+
+    def frozen_of(self, teacher: PyTree) -> PyTree:
+        """The part of a teacher that is as ``frozen``."""
+
+    def loss(
+        self,
+        params: PyTree,
+        teacher: PyTree,
+        images: Images,
+        key: PRNGKeyArray,
+        is_training: bool = True,
+    ) -> tuple[Float[Array, ""], Any]:
+        """Loss of a batch of normalised images, and its outcome, for the two below."""
+
+    def follow(self, teacher: PyTree, params: PyTree, outcome: Any, momentum: Array) -> PyTree:
+        """The teacher after a step that led to these parameters."""
+
+    def metrics(self, outcome: Any) -> dict[str, Float[Array, ""]]:
+        """What a step's outcome is made of, under readable names."""
+
+    def look(
+        self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
+    ) -> dict[str, Array]:
+        """What people look at, for the figures."""

@@ -1,0 +1,92 @@
+"""A tokenizer of BEiT v2's authors, given its weights, tells the tokens that it told there."""
+
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import golden_arrays
+from ddae_jax import build
+from ddae_jax.config import pretrain_defaults
+from ddae_jax.interop.encoders import UnknownWeights
+from ddae_jax.interop.tokenizers import read_tokenizer
+from ddae_jax.models import vit
+from ddae_jax.pretrained import load_tokenizer
+
+FOLDER = golden_arrays.FOLDER / "tokenizer"
+
+
+def config_of(**options):
+    config = pretrain_defaults()
+    config.model.dtype = "float32"
+    config.model.image_size, config.model.patch_size = (16, 16), 4
+    config.update_from_flattened_dict(options)
+    return config
+
+
+def golden():
+    with np.load(FOLDER / "tokens.npz") as stored:
+        return stored["pixels"], stored["tokens"]
+
+
+def changed(tmp_path, without=(), **arrays):
+    weights = load_file(FOLDER / "model.safetensors")
+    weights = {name: array for name, array in weights.items() if name not in without} | arrays
+    save_file(weights, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_its_tokens_are_those_of_the_reference():
+    pixels, tokens = golden()
+    config = config_of()
+    tokenizer = load_tokenizer(str(FOLDER), config)
+    images = (pixels - np.float32(config.data.mean)) / np.float32(config.data.std)
+    np.testing.assert_array_equal(tokenizer.tokens(tokenizer.frozen, images), tokens)
+    assert tokenizer.num_codes == 24
+
+
+def test_beit_predicts_its_tokens(monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
+    config = config_of(**{"method": "beit", "targets.tokenizer": str(FOLDER), "mask.ratio": 0.4})
+    config.model.size = "micro"
+    method = build.build_method(config)
+    pixels, tokens = golden()
+    images = (pixels - np.float32(config.data.mean)) / np.float32(config.data.std)
+    np.testing.assert_array_equal(method.targets(method.frozen, images)["tokens"][0], tokens)
+    assert method.student.output_widths == {"tokens": 24}
+
+
+def test_for_another_grid_it_is_refused(monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
+    config = config_of(**{"method": "beit", "targets.tokenizer": str(FOLDER)})
+    config.model.size, config.model.patch_size = "micro", 2
+    with pytest.raises(ValueError, match=r"the tokenizer has patch_size=4"):
+        build.build_method(config)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    ["quantize.embedding.weight", "encoder.pos_embed", "encoder.patch_embed.proj.weight"],
+)
+def test_what_lacks_a_part_is_no_tokenizer(lost, tmp_path):
+    with pytest.raises(UnknownWeights, match="no tokenizer of BEiT v2|lack"):
+        read_tokenizer(changed(tmp_path, without=[lost]))
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    array = np.zeros((2, 2), np.float32)
+    with pytest.raises(UnknownWeights, match=r"blocks\.0\.conv"):
+        read_tokenizer(changed(tmp_path, **{"encoder.blocks.0.conv": array}))
+
+
+def test_for_images_of_other_channels_it_is_refused():
+    config = config_of(**{"data.channels": 1, "data.mean": (0.5,), "data.std": (0.5,)})
+    with pytest.raises(ValueError, match="targets.tokenizer=.*3 channels, but data.channels=1"):
+        load_tokenizer(str(FOLDER), config)
+
+
+def test_a_folder_with_nothing_says_what_it_should_be(tmp_path):
+    shutil.copy(FOLDER / "tokens.npz", tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        load_tokenizer(str(tmp_path), config_of())
