@@ -19,6 +19,7 @@ if "TEST_PROGRAMS" not in os.environ:
     )
     os.environ["TEST_PROGRAMS"] = programs.name
 
+import jax
 import pytest
 from hypothesis import settings
 
@@ -28,6 +29,14 @@ settings.register_profile("suite", deadline=None, max_examples=50, derandomize=T
 settings.load_profile("suite")
 
 _SIZES = dict(vit.SIZES)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For tests of what does not hang on XLA's optimisations, which take most of their time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

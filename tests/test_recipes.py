@@ -1,5 +1,6 @@
 """The grid of methods and supervisions: each cell is a config, and trains."""
 
+import functools
 import itertools
 
 import jax
@@ -15,7 +16,7 @@ from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models import vit
 from ddae_jax.recipes import RECIPES, use_recipe
-from ddae_jax.training.sharding import make_mesh
+from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import jit_train_step, make_train_step
 
@@ -31,26 +32,41 @@ def test_every_cell_is_a_sound_config_of_its_name(cell):
     config = config_of(cell)
     check_config(config)
     assert f"{config.method},{config.supervision.mode}" == cell
-    assert [line for line in ignored_keys(config) if not line.startswith("decoder.")] == []
+    assert ignored_keys(config) == []
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_trains(cell, monkeypatch):
+@pytest.fixture
+def small(monkeypatch, quick_compilation):
+    """A config made small, with an untrained tokenizer or teacher if it needs one."""
     stand_ins.put_in_place(monkeypatch, num_codes=6)
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(24, 2, 2))
-    config = config_of(cell)
-    config.model.size = "micro"
-    config.model.dtype = "float32"
-    config.batch_size = 8
-    config.decoder.width = 24
-    config.decoder.num_heads = 2
-    config.decoder.depth = 1
-    config.optimizer.warmup_epochs = 0.0
-    config.optimizer.learning_rate = 0.02
-    method = build.build_method(config)
+
+    def make(config):
+        config.model.size = "micro"
+        config.model.dtype = "float32"
+        config.batch_size = 8
+        config.decoder.width = 24
+        config.decoder.num_heads = 2
+        config.decoder.depth = 1
+        config.data.augment_in = "workers"
+        config.tokenizer.num_codes = 6
+        config.tokenizer.decoder_depth = 1
+        config.optimizer.warmup_epochs = 0.0
+        config.optimizer.learning_rate = 0.02
+        return config
+
+    return make
+
+
+def train(config, num_steps, mesh):
+    """The state and the metrics after each step, on patches of one colour."""
+    method = build.build_trainable(config)
     schedule = build.Schedule(steps_per_epoch=30, total_steps=30)
     optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
-    state = init_state(jax.random.key(0), method, optimizer, channels=3)
+    initialize = functools.partial(init_state, method=method, optimizer=optimizer, channels=3)
+    inputs = {"key": jax.random.key(0), "frozen": method.frozen}
+    sharding = state_sharding(mesh, jax.eval_shape(initialize, **inputs))
+    state = jax.jit(lambda inputs: initialize(**inputs), out_shardings=sharding)(inputs)
     step = make_train_step(
         method,
         optimizer,
@@ -59,22 +75,46 @@ def test_every_cell_trains(cell, monkeypatch):
         momentum=momentum,
         seed=0,
     )
-    take = jit_train_step(step, make_mesh(1, 1, jax.devices()[:1]), state)
+    take = jit_train_step(step, mesh, state)
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
-    images = images.repeat(4, axis=1).repeat(4, axis=2)  # patches of one colour
-    losses = []
-    for _ in range(5):
-        state, metrics = take(state, images)
-        losses.append(float(metrics["loss"]))
+    images = images.repeat(4, axis=1).repeat(4, axis=2)
+    records = []
+    for _ in range(num_steps):
+        state, metrics = take(state, put_batch(images, mesh))
+        records.append(jax.device_get(metrics))
+    return state, records
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_trains(cell, small):
+    config = small(config_of(cell))
+    state, records = train(config, 5, make_mesh(1, 1, jax.devices()[:1]))
+    losses = [record["loss"] for record in records]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
     assert (state.teacher != {}) == (config.method in ("ddae", "beit", "beit2"))
-    betas = {name: float(value) for name, value in metrics.items() if name.startswith("beta/")}
+    betas = {name: value for name, value in records[-1].items() if name.startswith("beta/")}
     moves = config.supervision.mode == "deep_dynamic"
     assert all((beta > -0.5) if moves else (beta == 0) for beta in betas.values())
     depths = {name.rpartition("_")[2] for name in betas}
     aggregated = {"4"} if config.method == "beit2" else set()  # two blocks more
     assert depths == aggregated | ({"2"} if config.supervision.mode == "last" else {"1", "2"})
+
+
+@pytest.mark.parametrize("cell", ["maskfeat,deep_dynamic", "beit2,deep_dynamic", "tokenizer"])
+def test_over_four_devices_it_learns_what_it_learns_on_one(cell, small):
+    if cell == "tokenizer":
+        config = command.load_config(str(tiny.ROOT / "configs" / "cifar10_tokenizer.py"))
+    else:
+        config = config_of(cell)
+    _, one = train(small(config), 3, make_mesh(1, 1, jax.devices()[:1]))
+    state, four = train(config, 3, make_mesh(2, 2, jax.devices()[:4]))
+    for of_one, of_four in zip(one, four, strict=True):
+        assert of_one.keys() == of_four.keys()
+        for name, value in of_one.items():
+            np.testing.assert_allclose(of_four[name], value, rtol=2e-3, atol=1e-4, err_msg=name)
+    split = [leaf for leaf in jax.tree.leaves(state) if not leaf.sharding.is_fully_replicated]
+    assert len(split) > 10
 
 
 def test_recipes_hold_keys_that_exist():
