@@ -230,3 +230,20 @@ def test_where_one_process_cannot_start_the_other_ends_too_and_each_says_why(con
     assert "error: another process of this run could not start" in logs[0]
     assert "error: no folder /no/such" in logs[1]
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.xdist_group("undisturbed pair")
+def test_a_tokenizer_learns_from_two_processes_what_it_learns_from_one(undisturbed, tmp_path):
+    workdir, options = undisturbed
+    options = [*options, "--config.method=vqkd", "--config.epochs=0.18"]
+    options += [f"--config.tokenizer.teacher={workdir}", "--config.tokenizer.num_codes=12"]
+    finish(start(*options, f"--workdir={tmp_path / 'two'}"))
+    one = tiny.run("pretrain", *options, f"--workdir={tmp_path / 'one'}", num_devices=4)
+    assert one.returncode == 0, one.stderr
+    many, alone = (
+        [r for r in tiny.records(tmp_path / name) if "loss" in r] for name in ("two", "one")
+    )
+    assert [r["step"] for r in many] == [r["step"] for r in alone] == [2, 4]
+    for of_two, of_one in zip(many, alone, strict=True):
+        for name in ("loss", "loss/commitment", "codebook/perplexity", "codebook/used"):
+            np.testing.assert_allclose(of_two[name], of_one[name], rtol=1e-3, err_msg=name)
