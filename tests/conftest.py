@@ -4,8 +4,10 @@ import os
 import pathlib
 import tempfile
 
-# Both are read when jax is first imported, which no test module has done yet.
+# All are read when jax is first imported, which no test module has done yet.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's optimisations are most of the suite's time, and hardly what a test hangs on.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 if DEVICE_COUNT_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICE_COUNT_FLAG}=8".strip()
@@ -19,7 +21,6 @@ if "TEST_PROGRAMS" not in os.environ:
     )
     os.environ["TEST_PROGRAMS"] = programs.name
 
-import jax
 import pytest
 from hypothesis import settings
 
@@ -29,14 +30,6 @@ settings.register_profile("suite", deadline=None, max_examples=50, derandomize=T
 settings.load_profile("suite")
 
 _SIZES = dict(vit.SIZES)
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For tests of what does not hang on XLA's optimisations, which take most of their time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ def free_address():
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def start(*options, of_process=((), ()), patch="", shares_programs=True):
+def start(*options, of_process=((), ()), patch="", as_for_users=False):
     """Two processes that pretrain.
 
     ``of_process`` are further options of each of them, ``patch`` is code that they run first, in
@@ -40,7 +40,7 @@ def start(*options, of_process=((), ()), patch="", shares_programs=True):
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, address, str(index), patch, *options, *own],
-            env=tiny.environment(2, shares_programs),
+            env=tiny.environment(2, as_for_users),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -84,7 +84,7 @@ def undisturbed(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "two"
     options = [f"--config={config}", "--config.epochs=0.7", "--config.log.figures_every_epochs=0.3"]
     watched = [f"--workdir={workdir}", "--config.evaluation.knn_every_epochs=0.5"]
-    finish(start(*options, *watched))
+    finish(start(*options, *watched, as_for_users=True))
     return workdir, options
 
 
@@ -148,12 +148,12 @@ def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, t
 def test_killed_and_restarted_two_processes_end_bit_identical(undisturbed, tmp_path):
     workdir, options = undisturbed
     run = (*options, f"--workdir={tmp_path / 'killed'}")
-    processes = start(*run, shares_programs=False)
+    processes = start(*run, as_for_users=True)
     wait_for_step(tmp_path / "killed", 8, processes)
     for process in processes:
         process.kill()
         process.communicate()
-    _, logs = finish(start(*run, shares_programs=False))
+    _, logs = finish(start(*run, as_for_users=True))
     assert "continuing from the checkpoint of step" in logs[0]
     one, other = (
         {r["step"]: r["loss"] for r in tiny.records(folder) if "loss" in r}

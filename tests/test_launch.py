@@ -26,7 +26,7 @@ def test_quickstart_shortened_learns_and_reports(tmp_path):
             "--config.optimizer.warmup_epochs=0.5",
         ],
         cwd=tmp_path,  # from anywhere
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
         capture_output=True,
         text=True,
         timeout=400,

@@ -32,16 +32,17 @@ def config(tmp_path_factory):
 def finished(config, tmp_path_factory):
     """A run that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
+    arguments = (f"--config={config}", f"--workdir={workdir}")
+    done = tiny.run("pretrain", *arguments, as_for_users=True)
     assert done.returncode == 0, done.stderr
     return workdir
 
 
-def start(config, workdir, *arguments, shares_programs=True):
+def start(config, workdir, *arguments, as_for_users=False):
     log = open(f"{workdir}.log", "a")  # noqa: SIM115 - the process owns it
     return subprocess.Popen(
         tiny.command("pretrain", f"--config={config}", f"--workdir={workdir}", *arguments),
-        env=tiny.environment(shares_programs=shares_programs),
+        env=tiny.environment(as_for_users=as_for_users),
         stderr=log,
     )
 
@@ -106,29 +107,23 @@ def test_a_run_leaves_what_the_readme_promises(finished):
 
 
 @pytest.mark.xdist_group("undisturbed run")
-def test_compiled_programs_are_kept_where_the_environment_says(finished):
-    assert list(pathlib.Path(os.environ["TEST_PROGRAMS"]).glob("jit_train_step*-cache"))
-    assert not (finished / "compilation_cache").exists()
-
-
-@pytest.mark.xdist_group("undisturbed run")
 def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, finished, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     print("moments drawn with seed", seed)
     moments = random.Random(seed)
     workdir = tmp_path / "killed"
-    process = start(config, workdir, shares_programs=False)
+    process = start(config, workdir, as_for_users=True)
     time.sleep(moments.uniform(1, 8))  # while it starts: builds, claims, compiles, ...
     process.kill()
     process.wait()
     for step in sorted(moments.sample(range(2, 43), 3)):
-        process = start(config, workdir, shares_programs=False)
+        process = start(config, workdir, as_for_users=True)
         wait_for_step(workdir, step, process)
         time.sleep(moments.random() * 0.2)
         process.kill()
         process.wait()
     arguments = [f"--config={config}", f"--workdir={workdir}"]
-    last = tiny.run("pretrain", *arguments, shares_programs=False)
+    last = tiny.run("pretrain", *arguments, as_for_users=True)
     assert last.returncode == 0, last.stderr
     assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
     numbers, undisturbed = tiny.records(workdir), tiny.records(finished)
@@ -140,7 +135,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
 def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, finished, tmp_path):
     workdir = tmp_path / "stopped"
     rarely = "--config.checkpoint.every_epochs=10"
-    process = start(config, workdir, rarely, shares_programs=False)
+    process = start(config, workdir, rarely, as_for_users=True)
     wait_for_step(workdir, 6, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
@@ -150,7 +145,7 @@ def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, f
     assert re.search(r">\s*stopped\s*<", (workdir / "report.html").read_text())
     compiled = list((workdir / "compilation_cache").glob("jit_train_step*"))
     arguments = [f"--config={config}", f"--workdir={workdir}"]
-    again = tiny.run("pretrain", *arguments, shares_programs=False)
+    again = tiny.run("pretrain", *arguments, as_for_users=True)
     assert again.returncode == 0, again.stderr
     assert len(compiled) == 1
     assert list((workdir / "compilation_cache").glob("jit_train_step*")) == compiled
@@ -195,6 +190,9 @@ def test_a_run_is_not_continued_on_other_data_unless_that_is_asked_for(config, p
     allowed = tiny.run("pretrain", *arguments, "--config.epochs=1", "--allow_config_changes")
     assert allowed.returncode == 0, allowed.stderr
     assert "the training data has changed" in allowed.stderr
+    # What was compiled is where the environment says, not in the workdir.
+    assert list(pathlib.Path(os.environ["TEST_PROGRAMS"]).glob("jit_train_step*-cache"))
+    assert not (tmp_path / "run" / "compilation_cache").exists()
 
 
 def test_a_stop_before_training_ends_at_once_and_writes_nothing(config, tmp_path, monkeypatch):
@@ -273,7 +271,7 @@ def test_a_run_of_one_device_continues_on_four(config, finished, tmp_path):
 
 def test_two_runs_in_one_workdir_the_second_is_refused(config, tmp_path):
     workdir = tmp_path / "shared"
-    first = start(config, workdir, "--config.epochs=1000", shares_programs=False)
+    first = start(config, workdir, "--config.epochs=1000", as_for_users=True)
     wait_for_step(workdir, 2, first)
     second = tiny.run(
         "pretrain", f"--config={config}", f"--workdir={workdir}", "--config.epochs=1000"
@@ -328,7 +326,7 @@ def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
     moment = random.SystemRandom().uniform(0, 4)
     workdir = tmp_path / "run"
     watched = "--config.evaluation.knn_every_epochs=1"
-    process = start(config, workdir, watched, shares_programs=False)
+    process = start(config, workdir, watched, as_for_users=True)
     while process.poll() is None and signal.SIGTERM not in caught_by(process.pid):
         time.sleep(0.01)  # until its handlers are there
     time.sleep(moment)

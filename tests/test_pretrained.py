@@ -39,7 +39,7 @@ def run(config, workdir, *arguments):
 
 
 @pytest.fixture(scope="module")
-def runs(config, tmp_path_factory, quick_compilation):
+def runs(config, tmp_path_factory):
     """A teacher, a tokenizer that learned from it, and a run that predicts its tokens."""
     folder = tmp_path_factory.mktemp("runs")
     run(config, folder / "teacher", "--config.targets.feature_weight=0")

@@ -36,7 +36,7 @@ def test_every_cell_is_a_sound_config_of_its_name(cell):
 
 
 @pytest.fixture
-def small(monkeypatch, quick_compilation):
+def small(monkeypatch):
     """A config made small, with an untrained tokenizer or teacher if it needs one."""
     stand_ins.put_in_place(monkeypatch, num_codes=6)
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(24, 2, 2))

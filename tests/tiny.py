@@ -54,30 +54,33 @@ def command(job: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"ddae_jax.{job}", *arguments]
 
 
-def environment(num_devices: int = 1, shares_programs: bool = True) -> dict[str, str]:
+def environment(num_devices: int = 1, as_for_users: bool = False) -> dict[str, str]:
     """Environment of a subprocess with so many devices, on the CPU.
 
-    They share what they compile, except those that are killed or whose own ``compilation_cache/``
-    matters. Where one finds a program that another is still writing, JAX warns and compiles it.
+    They share what they compile, and leave out most of XLA's optimisations, as all tests do (see
+    conftest.py). ``as_for_users`` is for those that are killed, whose own ``compilation_cache/``
+    matters, or whose bits do. Where one finds a program that another is still writing, JAX warns
+    and compiles it.
     """
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     ours = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    if shares_programs:
+    if not as_for_users:
         ours[CACHE_VARIABLE] = os.environ["TEST_PROGRAMS"]
         ours["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         ours["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
         return os.environ | ours
-    theirs = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
+    only_tests = (CACHE_VARIABLE, "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    theirs = {name: value for name, value in os.environ.items() if name not in only_tests}
     return theirs | ours
 
 
 def run(
-    job: str, *arguments: str, num_devices: int = 1, shares_programs: bool = True, **options
+    job: str, *arguments: str, num_devices: int = 1, as_for_users: bool = False, **options
 ) -> subprocess.CompletedProcess:
     """Runs a job to its end; its output is text."""
     return subprocess.run(
         command(job, *arguments),
-        env=environment(num_devices, shares_programs),
+        env=environment(num_devices, as_for_users),
         capture_output=True,
         text=True,
         timeout=300,
