@@ -28,3 +28,21 @@ def assert_same_shapes(found, wanted):
         for leaves in map(jax.tree_util.tree_leaves_with_path, (found, wanted))
     )
     assert found == wanted
+
+
+def initialize(method, channels=3):
+    """Fresh parameters of a method."""
+    return jax.jit(lambda key: method.init(key, channels))(jax.random.key(0))
+
+
+def predict(method, params, images, mask):
+    """Predictions for all patches, by objective."""
+    student, num_visible = method.student, method.num_visible
+    apply = jax.jit(lambda *arrays: student.apply(*arrays, num_visible, method="predict"))
+    return apply({"params": params}, images, mask)
+
+
+def loss_and_gradient(method, params, teacher, images):
+    """``((loss, outcome), gradient)``."""
+    compute = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+    return compute(params, teacher, images, jax.random.key(0))

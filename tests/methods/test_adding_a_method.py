@@ -1,5 +1,6 @@
 """The example of docs/adding_a_method.md is a method that trains."""
 
+import functools
 import re
 
 import jax
@@ -25,10 +26,11 @@ def test_the_documented_example_is_a_working_method():
         depths=(2,),
         mode="last",
     )
-    params = method.init(jax.random.key(0), 3)
+    params = jax.jit(lambda key: method.init(key, 3))(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
-    loss, supervised = method.loss(params, {}, images, jax.random.key(2))
-    predictions = method.student.apply({"params": params}, images, mask, 2, method="predict")
+    loss, supervised = jax.jit(method.loss)(params, {}, images, jax.random.key(2))
+    predict = jax.jit(functools.partial(method.student.apply, method="predict"), static_argnums=3)
+    predictions = predict({"params": params}, images, mask, 2)
     by_hand = []
     for row, column in ((0, 0), (1, 0)):  # patches 0 and 2 of the 2x2 grid are hidden
         true = images[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].reshape(3, -1)

@@ -1,5 +1,7 @@
 """BEiT under ``last`` is the published one, by golden arrays; BEiT v2 adds one readout to it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,7 @@ def tokenizer_of(encoder=ENCODER, tokens=None):
     if tokens is not None:
         return ReadTokens(module, {"codes": codes, "tokens": jnp.asarray(tokens)})
     images = np.zeros((1, *encoder.image_size, 3), np.float32)
-    params = module.init(jax.random.key(5), images)["params"]
+    params = jax.jit(module.init)(jax.random.key(5), images)["params"]
     return TrainedTokenizer(module, {"params": params, "codes": codes})
 
 
@@ -75,9 +77,7 @@ def test_all_of_the_reference_s_parameters_have_a_place(golden):
 
 def test_logits_are_the_reference_s(golden):
     arrays, params = golden
-    found = method().student.apply(
-        {"params": params}, arrays["images"], arrays["mask"], 9, method="predict"
-    )
+    found = golden_arrays.predict(method(), params, arrays["images"], arrays["mask"])
     logits = arrays["logits"]
     ours = found["tokens"][0]
     if logits.shape[1] == 17:  # with the class token
@@ -90,10 +90,9 @@ def test_loss_and_gradients_are_the_reference_s(golden):
     tokenizer = tokenizer_of(tokens=arrays["tokens"])
     ours = method(mask=jnp.asarray(arrays["mask"]), tokenizer=tokenizer)
 
-    def loss(params):
-        return ours.loss(params, tokenizer.frozen, arrays["images"], jax.random.key(0))[0]
-
-    value, gradient = jax.value_and_grad(loss)(params)
+    (value, _), gradient = golden_arrays.loss_and_gradient(
+        ours, params, tokenizer.frozen, arrays["images"]
+    )
     np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
     encoder = gradient["encoder"]
     found = {
@@ -126,16 +125,16 @@ def test_targets_are_the_tokenizer_s_and_no_gradient_moves_it():
     images, mask = images_and_mask()
     tokenizer = tokenizer_of()
     ours = method(mask=jnp.asarray(mask), tokenizer=tokenizer, depths=(1, 2), mode="deep")
-    params = ours.init(jax.random.key(0), 3)
+    params = golden_arrays.initialize(ours)
     teacher = ours.teacher_of(params)
-    tokens = tokenizer.module.apply(
-        {"params": tokenizer.frozen["params"]}, images, tokenizer.frozen["codes"], method="tokens"
+    tokens = jax.jit(functools.partial(tokenizer.module.apply, method="tokens"))(
+        {"params": tokenizer.frozen["params"]}, images, tokenizer.frozen["codes"]
     )
-    np.testing.assert_array_equal(ours.targets(teacher, images)["tokens"][0], tokens)
-    predicted = ours.student.apply({"params": params}, images, mask, 9, method="predict")["tokens"]
+    np.testing.assert_array_equal(jax.jit(ours.targets)(teacher, images)["tokens"][0], tokens)
+    predicted = golden_arrays.predict(ours, params, images, mask)["tokens"]
     log_shares = np.asarray(jax.nn.log_softmax(predicted))
     by_hand = -np.take_along_axis(log_shares, np.asarray(tokens)[None, ..., None], -1)[..., 0]
-    loss, outcome = ours.loss(params, teacher, images, jax.random.key(0))
+    (loss, outcome), _ = golden_arrays.loss_and_gradient(ours, params, teacher, images)
     np.testing.assert_allclose(loss, by_hand[:, mask].mean(axis=1).sum(), rtol=1e-5)
     assert jax.tree.all(
         jax.tree.map(np.array_equal, ours.follow(teacher, params, outcome, 0.5), teacher)
@@ -146,9 +145,9 @@ def test_targets_are_the_tokenizer_s_and_no_gradient_moves_it():
 def test_what_people_see_are_tokens_true_and_predicted():
     images, mask = images_and_mask()
     ours = method(mask=jnp.asarray(mask), depths=(1, 2), mode="deep")
-    params = ours.init(jax.random.key(0), 3)
-    seen = ours.look(params, ours.teacher_of(params), images, jax.random.key(0))
-    predicted = ours.student.apply({"params": params}, images, mask, 9, method="predict")["tokens"]
+    params = golden_arrays.initialize(ours)
+    seen = jax.jit(ours.look)(params, ours.teacher_of(params), images, jax.random.key(0))
+    predicted = golden_arrays.predict(ours, params, images, mask)["tokens"]
     np.testing.assert_array_equal(seen["predicted_tokens"], np.argmax(predicted, -1))
     assert seen["tokens"].shape == (3, 16)
     assert seen["codes"].shape == (NUM_CODES, 4)
@@ -162,10 +161,10 @@ def test_beit2_reads_out_the_last_class_token_beside_earlier_patches(relative):
     )
     ours = method("beit2", encoder=encoder, mask=jnp.asarray(mask))
     assert ours.depths == (4, 6)
-    params = ours.init(jax.random.key(0), 3)
+    params = golden_arrays.initialize(ours)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: a + rng.normal(0, 0.1, a.shape).astype(np.float32), params)
-    found = ours.student.apply({"params": params}, images, mask, 9, method="predict")["tokens"]
+    found = golden_arrays.predict(ours, params, images, mask)["tokens"]
 
     of_encoder = {"params": params["encoder"]}
     tokens = encoder.apply(of_encoder, images, mask=mask, depths=(3, 4), normalize=False).tokens
@@ -186,11 +185,11 @@ def test_without_its_aggregation_beit2_is_beit():
     images, mask = images_and_mask()
     plain = method(mask=jnp.asarray(mask))
     ours = method("beit2", mask=jnp.asarray(mask))
-    params = ours.init(jax.random.key(0), 3)
+    params = golden_arrays.initialize(ours)
     shared = {"encoder": params["encoder"], "head": params["head"]}
     key = jax.random.key(0)
-    expected, _ = plain.loss(shared, plain.frozen, images, key)
-    _, outcome = ours.loss(params, ours.frozen, images, key)
+    expected, _ = jax.jit(plain.loss)(shared, plain.frozen, images, key)
+    _, outcome = jax.jit(ours.loss)(params, ours.frozen, images, key)
     np.testing.assert_allclose(outcome.losses[0, 0], expected, rtol=1e-5)
     assert outcome.losses.shape == (1, 2)
 
@@ -198,12 +197,12 @@ def test_without_its_aggregation_beit2_is_beit():
 def test_the_aggregation_s_readout_moves_the_class_token_of_the_last_block():
     images, mask = images_and_mask()
     ours = method("beit2", mask=jnp.asarray(mask), encoder=ENCODER.clone(depth=3))
-    params = ours.init(jax.random.key(0), 3)
+    params = golden_arrays.initialize(ours)
 
     def of_aggregation(params):
         return ours.loss(params, ours.frozen, images, jax.random.key(0))[1].losses[0, 1]
 
-    gradient = jax.grad(of_aggregation)(params)["encoder"]
+    gradient = jax.jit(jax.grad(of_aggregation))(params)["encoder"]
     # The last block's patches are not read; what reaches it does so through the class token.
     assert float(jnp.abs(gradient["block_03"]["mlp_out"]["kernel"]).max()) > 0
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import golden_arrays
 from ddae_jax.hog import hog
 from ddae_jax.methods import METHODS, options_of
 from ddae_jax.methods.targets import hog_targets
@@ -27,12 +28,12 @@ def images_of():
 
 def test_the_loss_is_the_squared_error_at_hidden_patches():
     ours = method(depths=(1, 2), mode="deep")
-    params = ours.init(jax.random.key(0), 3)
+    params = golden_arrays.initialize(ours)
     assert params["head"]["kernel"].shape == (16, 2 * 2 * 3 * 9)
-    predicted = ours.student.apply({"params": params}, images_of(), MASK, 4, method="predict")
+    predicted = golden_arrays.predict(ours, params, images_of(), MASK)
     target = np.asarray(hog_targets(images_of(), 8, 4))
     error = ((np.asarray(predicted["hog"]) - target) ** 2).mean(axis=-1)
-    loss, outcome = ours.loss(params, {}, images_of(), jax.random.key(0))
+    (loss, outcome), _ = golden_arrays.loss_and_gradient(ours, params, {}, images_of())
     np.testing.assert_allclose(outcome.losses[0], error[:, MASK].mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(loss, error[:, MASK].mean(axis=1).sum(), rtol=1e-5)
     assert ours.teacher_of(params) == {}
@@ -40,12 +41,12 @@ def test_the_loss_is_the_squared_error_at_hidden_patches():
 
 def test_people_see_the_mean_histogram_of_each_cell():
     ours = method(depths=(1, 2), mode="deep")
-    params = ours.init(jax.random.key(0), 3)
-    seen = ours.look(params, {}, images_of(), jax.random.key(0))
+    params = golden_arrays.initialize(ours)
+    seen = jax.jit(ours.look)(params, {}, images_of(), jax.random.key(0))
     expected = np.asarray(hog(images_of(), 4)).mean(axis=-2)
     np.testing.assert_allclose(seen["histograms"], expected, atol=1e-5)
     assert seen["predicted_histograms"].shape == (2, *expected.shape)
-    predicted = ours.student.apply({"params": params}, images_of(), MASK, 4, method="predict")
+    predicted = golden_arrays.predict(ours, params, images_of(), MASK)
     # Patch 6 is at row 1, column 2; its second cell right of its first.
     patch = predicted["hog"][1, 0, 6].reshape(2, 2, 3, 9).mean(axis=2)
     np.testing.assert_allclose(seen["predicted_histograms"][1, 0, 2:4, 4:6], patch, atol=1e-5)

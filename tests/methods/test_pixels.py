@@ -53,9 +53,7 @@ def test_the_encoder_s_output_is_the_reference_s(golden):
 
 def test_the_reconstruction_is_the_reference_s(golden):
     arrays, params = golden
-    found = method().student.apply(
-        {"params": params}, arrays["images"], arrays["mask"], 4, method="predict"
-    )
+    found = golden_arrays.predict(method(), params, arrays["images"], arrays["mask"])
     np.testing.assert_allclose(found["pixels"][0], arrays["predictions"], atol=1e-5)
 
 
@@ -63,10 +61,7 @@ def test_loss_and_gradients_are_the_reference_s(golden):
     arrays, params = golden
     ours = method(mask=jnp.asarray(arrays["mask"]))
 
-    def loss(params):
-        return ours.loss(params, {}, arrays["images"], jax.random.key(0))[0]
-
-    value, gradient = jax.value_and_grad(loss)(params)
+    (value, _), gradient = golden_arrays.loss_and_gradient(ours, params, {}, arrays["images"])
     np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
     encoder, decoder = gradient["encoder"], gradient["decoder"]
     convolution = encoder["patch_embedding"]["kernel"].reshape(4, 4, 3, 32)
@@ -92,11 +87,11 @@ def test_intermediate_depths_go_through_the_same_decoder_and_head(golden):
     arrays, params = golden
     images, mask = arrays["images"], arrays["mask"]
     both = method(depths=(1, 2), mode="deep")
-    found = both.student.apply({"params": params}, images, mask, 4, method="predict")["pixels"]
+    found = golden_arrays.predict(both, params, images, mask)["pixels"]
     shallow = ENCODER.clone(depth=1)
     encoder = {k: v for k, v in params["encoder"].items() if k != "block_02"}
-    first = method(encoder=shallow, depths=(1,)).student.apply(
-        {"params": params | {"encoder": encoder}}, images, mask, 4, method="predict"
+    first = golden_arrays.predict(
+        method(encoder=shallow, depths=(1,)), params | {"encoder": encoder}, images, mask
     )
     np.testing.assert_allclose(found[0], first["pixels"][0], atol=1e-5)
     np.testing.assert_allclose(found[1], arrays["predictions"], atol=1e-5)
@@ -106,11 +101,11 @@ def test_simmim_is_the_absolute_error_of_the_pixels_as_they_are(golden):
     arrays, _ = golden
     images, mask = arrays["images"], arrays["mask"]
     ours = method("simmim", decoder=None, mask=jnp.asarray(mask), normalize_pixels=False)
-    params = ours.init(jax.random.key(0), 3)
-    predicted = ours.student.apply({"params": params}, images, mask, 4, method="predict")["pixels"]
+    params = golden_arrays.initialize(ours)
+    predicted = golden_arrays.predict(ours, params, images, mask)["pixels"]
     patches = images.reshape(3, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(3, 16, 48)
     expected = np.abs(predicted[0] - patches)[mask].mean()
-    found, _ = ours.loss(params, {}, images, jax.random.key(0))
+    (found, _), _ = golden_arrays.loss_and_gradient(ours, params, {}, images)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import golden_arrays
 from ddae_jax.codebook import Codebook, unit_vectors
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer, VqKd
 from ddae_jax.models.decoder import Decoder
@@ -26,14 +27,14 @@ def images_of(batch=8):
 @functools.cache
 def example(**options):
     decoder = Decoder((4, 4), width=8, depth=1, num_heads=2)
-    teacher_params = TEACHER.init(jax.random.key(9), images_of(1))["params"]
+    teacher_params = jax.jit(TEACHER.init)(jax.random.key(9), images_of(1))["params"]
     method = VqKd(
         Tokenizer(ENCODER, decoder, code_width=6, teacher_width=24),
         DistilledTeacher(TEACHER, teacher_params, adapt=lambda images: 2 * images + 1),
         num_codes=NUM_CODES,
         **options,
     )
-    params = method.init(jax.random.key(0), 3)
+    params = golden_arrays.initialize(method)
     return method, params, jax.jit(method.loss)
 
 
@@ -41,6 +42,15 @@ def started(method, params):
     codes = unit_vectors(np.random.default_rng(1).normal(size=(NUM_CODES, 6)))
     usage = jnp.full(NUM_CODES, 1 / NUM_CODES)
     return method.teacher_of(params) | {"codebook": Codebook(codes, usage)}
+
+
+def encode(method, params, images):
+    apply = jax.jit(functools.partial(method.tokenizer.apply, method="encode"))
+    return apply({"params": params}, images)
+
+
+def teacher_features(method, images):
+    return jax.jit(TEACHER.apply)({"params": method.frozen}, 2 * images + 1).patches[0]
 
 
 def unit(values):
@@ -51,13 +61,13 @@ def test_the_loss_by_hand():
     method, params, loss = example(commitment=0.7)
     teacher, images = started(method, params), images_of()
     value, outcome = loss(params, teacher, images, jax.random.key(0))
-    apply = functools.partial(method.tokenizer.apply, {"params": params})
-    vectors = np.asarray(apply(images, method="encode"))
+    vectors = np.asarray(encode(method, params, images))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-5)
     codes = np.asarray(teacher["codebook"].codes)
     nearest = (vectors @ codes.T).argmax(-1)
-    predicted = unit(np.asarray(apply(codes[nearest], method="decode")))
-    features = TEACHER.apply({"params": method.frozen}, 2 * images + 1).patches[0]
+    decode = jax.jit(functools.partial(method.tokenizer.apply, method="decode"))
+    predicted = unit(np.asarray(decode({"params": params}, codes[nearest])))
+    features = teacher_features(method, images)
     cosine = (predicted * unit(np.asarray(features))).sum(-1)
     np.testing.assert_allclose(outcome.feature_loss, 1 - cosine.mean(), rtol=1e-4)
     commitment = ((vectors - codes[nearest]) ** 2).mean()
@@ -78,19 +88,21 @@ def test_the_gradient_passes_the_codes_as_if_they_were_the_vectors():
     method, params, _ = example(commitment=0.0)
     teacher, images = started(method, params), images_of()
     codes = np.asarray(teacher["codebook"].codes)
-    encode = functools.partial(method.tokenizer.apply, method="encode")
-    vectors = encode({"params": params}, images)
+    vectors = encode(method, params, images)
     nearest = codes[np.argmax(vectors @ codes.T, -1)]
-    wanted = unit_vectors(TEACHER.apply({"params": method.frozen}, 2 * images + 1).patches[0])
+    wanted = unit_vectors(teacher_features(method, images))
 
     def of_codes(codes):
         predicted = method.tokenizer.apply({"params": params}, codes, method="decode")
         return 1 - (unit_vectors(predicted) * wanted).sum(-1).mean()
 
-    at_codes = jax.grad(of_codes)(jnp.asarray(nearest))
-    _, pull_back = jax.vjp(lambda p: encode({"params": p}, images), params)
-    (expected,) = pull_back(at_codes)
-    found = jax.grad(lambda p: method.loss(p, teacher, images, jax.random.key(0))[0])(params)
+    @jax.jit
+    def by_hand(params):
+        _, pull_back = jax.vjp(lambda p: encode(method, p, images), params)
+        return pull_back(jax.grad(of_codes)(jnp.asarray(nearest)))
+
+    (expected,) = by_hand(params)
+    _, found = golden_arrays.loss_and_gradient(method, params, teacher, images)
     for name in ("encoder", "code_hidden", "code_projection"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-3),
@@ -119,9 +131,8 @@ def test_the_codebook_starts_at_the_first_batch_and_follows_from_there():
 def test_no_gradient_reaches_teacher_or_codes():
     method, params, _ = example()
     teacher = started(method, params)
-    gradient = jax.grad(
-        lambda t: method.loss(params, t, images_of(), jax.random.key(0))[0], allow_int=True
-    )(teacher)
+    of_teacher = jax.grad(lambda t: method.loss(params, t, images_of(), jax.random.key(0))[0])
+    gradient = jax.jit(of_teacher)(teacher)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
 
 
@@ -147,10 +158,10 @@ def test_a_trained_tokenizer_tells_the_tokens_that_training_saw():
         method.tokenizer, {"params": needed, "codes": codes}, adapt=lambda images: images / 2
     )
     assert trained.num_codes == NUM_CODES
-    vectors = method.tokenizer.apply({"params": params}, images, method="encode")
+    vectors = encode(method, params, images)
     expected = np.argmax(vectors @ codes.T, -1)
-    np.testing.assert_array_equal(trained.tokens(trained.frozen, 2 * images), expected)
-    seen = method.look(params, teacher, images, jax.random.key(0))
+    np.testing.assert_array_equal(jax.jit(trained.tokens)(trained.frozen, 2 * images), expected)
+    seen = jax.jit(method.look)(params, teacher, images, jax.random.key(0))
     np.testing.assert_array_equal(seen["tokens"], expected)
 
 
