@@ -1,16 +1,18 @@
 """What deep dynamic supervision adds to a training step of each method.
 
-    python -m benchmarks.supervision_cost [REPEATS]
+    python -m benchmarks.supervision_cost [REPEATS [METHOD:SIZE ...]]
 
 1. Operations of a whole step (student, teacher or tokenizer, loss, gradient, optimizer) of ViT-B/16
    at 224 pixels, as XLA counts them: they need no such machine.
-2. Seconds of a step of ViT-Ti/16 at 224 pixels on this machine, ``last`` and ``deep_dynamic`` in
-   turn.
+2. Seconds of a step at 224 pixels on this machine, ``last`` and ``deep_dynamic`` in turn: of every
+   method with ViT-Ti/16, of MAE with ViT-B/16 too, as its decoder is half of the matter.
 
-Writes benchmarks/results/supervision_cost.json and prints both, as ratios to ``last``.
+Adds what it measures to benchmarks/results/supervision_cost.json and prints it, as ratios to
+``last``.
 """
 
 import functools
+import json
 import sys
 from collections.abc import Callable
 
@@ -20,7 +22,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from benchmarks.environment import store, time_in_turn
+from benchmarks.environment import RESULTS, store, time_in_turn
 from ddae_jax import build, recipes
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.methods import METHODS
@@ -33,27 +35,25 @@ BATCH = 8
 CHEAPER = "mae,deep_dynamic, 1 of 8 decoder blocks at intermediate depths"
 
 
-def main(repeats: str = "5") -> None:
+def main(repeats: str = "5", *methods_and_sizes: str) -> None:
     """Counts, times, stores and prints."""
-    cells = [f"{method},{mode}" for method in METHODS for mode in ("last", "deep_dynamic")]
-    cells.insert(cells.index("mae,deep_dynamic") + 1, CHEAPER)
-    counted = {cell: operations(cell) for cell in cells}
-    timed = {}
-    for method in METHODS:
-        own = [cell for cell in cells if cell.split(",")[0] == method]
-        timed |= time_in_turn({cell: runnable(cell) for cell in own}, int(repeats))
-        for cell in own:
-            last = f"{method},last"
-            more = counted[cell] / counted[last]
-            seconds = timed[cell]["median"] / timed[last]["median"]
-            print(f"{cell:65s} operations {more:5.2f}x  seconds {seconds:5.2f}x", flush=True)
-    store(
-        "supervision_cost",
-        {
-            "operations_of_a_step": {"model": "B", "batch": BATCH, **counted},
-            "seconds_of_a_step": {"model": "Ti", "batch": BATCH, **timed},
-        },
-    )
+    path = RESULTS / "supervision_cost.json"
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    counted, timed = (stored.get(key, {}) for key in ("operations_of_a_step", "seconds_of_a_step"))
+    for name in methods_and_sizes or (*(f"{method}:Ti" for method in METHODS), "mae:B"):
+        method, size = name.split(":")
+        cells = [f"{method},last", f"{method},deep_dynamic"] + [CHEAPER] * (method == "mae")
+        counted |= {cell: operations(cell) for cell in cells}
+        found = time_in_turn({cell: runnable(cell, size) for cell in cells}, int(repeats))
+        for cell in cells:
+            more = counted[cell] / counted[cells[0]]
+            seconds = found[cell]["median"] / found[cells[0]]["median"]
+            print(f"{size:3s}{cell:65s} operations of ViT-B {more:.2f}x  seconds {seconds:.2f}x")
+        timed[size] = timed.get(size, {}) | found
+        store(
+            "supervision_cost",
+            {"batch": BATCH, "operations_of_a_step": counted, "seconds_of_a_step": timed},
+        )
 
 
 def operations(cell: str) -> float:
@@ -64,9 +64,9 @@ def operations(cell: str) -> float:
     return step.lower(state, images).cost_analysis()["flops"]
 
 
-def runnable(cell: str) -> Callable[[], None]:
-    """Takes a step of ViT-Ti and waits for it."""
-    step, initialize, frozen = step_of(cell, "Ti")
+def runnable(cell: str, size: str) -> Callable[[], None]:
+    """Takes a step and waits for it."""
+    step, initialize, frozen = step_of(cell, size)
     held = {"state": jax.jit(initialize)(jax.random.key(0), frozen=frozen)}
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), np.uint8)
 
