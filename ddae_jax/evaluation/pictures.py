@@ -23,19 +23,19 @@ HIDDEN_COLOUR = to_rgb("#8d99ae")
 CAPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "reconstruction": (
-            "Each row is one image: as it is, as the model sees it (hidden patches in grey-blue), "
+            "Image by image: as it is, as the model sees it (hidden patches in grey-blue), "
             "and as the readout of each supervised depth fills it in. Visible patches are copied "
             "from the image, since the loss asks nothing of them; each hidden patch has its true "
             "mean and contrast, which normalised targets leave open."
         ),
         "tokens": (
-            "Each row is one image: as it is, and with its patches painted by their tokens; like "
+            "Image by image: as it is, and with its patches painted by their tokens; like "
             "codes have like colours. Where something is predicted, each depth's column shows the "
             "tokens that it predicts for the hidden patches (grey-blue), amid the true ones of the "
             "visible patches, and how many are right."
         ),
         "histograms": (
-            "Each row is one image: as it is, as the model sees it (hidden patches in grey-blue), "
+            "Image by image: as it is, as the model sees it (hidden patches in grey-blue), "
             "its histograms of oriented gradients, drawn as stars of edges, and what each "
             "supervised depth predicts of the hidden ones."
         ),
@@ -50,6 +50,7 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
 )
 """How to read each figure, for whoever shows it: one text per function, by its first word."""
 
+_MOST_COLUMNS = 8
 _VISIBLE, _HATCH = "#f3f5f8", "#cfd6df"
 
 
@@ -382,15 +383,21 @@ def _weight_norm(weights: np.ma.MaskedArray) -> LogNorm:
 def _draw_rows(
     path: Path, columns: Mapping[str, Float[np.ndarray, "batch height width 3"]]
 ) -> None:
-    """One row per image, one titled column per picture of it."""
+    """One titled column per picture of an image; as many images a row as eight columns hold."""
     first = next(iter(columns.values()))
-    rows, height_to_width = len(first), first.shape[1] / first.shape[2]
-    with drawing.figure(path, _image_rows_height(rows, len(columns), height_to_width)) as figure:
-        axes = figure.subplots(rows, len(columns), squeeze=False)
-        for column, (title, pictures) in enumerate(columns.items()):
-            axes[0, column].set_title(title, loc="center")
-            for row, picture in enumerate(pictures):
-                _show(axes[row, column], picture)
+    per_row = min(len(first), max(1, _MOST_COLUMNS // len(columns)))
+    rows, width = -(-len(first) // per_row), per_row * len(columns)
+    height = _image_rows_height(rows, width, first.shape[1] / first.shape[2])
+    with drawing.figure(path, height) as figure:
+        axes = figure.subplots(rows, width, squeeze=False)
+        for cell in axes.ravel():
+            _strip(cell)
+        for index in range(len(first)):
+            row, begin = index // per_row, index % per_row * len(columns)
+            for cell, (title, pictures) in zip(axes[row, begin:], columns.items(), strict=False):
+                _show(cell, pictures[index])
+                if row == 0:
+                    cell.set_title(title, loc="center")
 
 
 def _show(axes: Axes, picture: Float[np.ndarray, "height width 3"]) -> None:
