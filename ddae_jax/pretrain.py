@@ -99,8 +99,8 @@ def prepare(argv: Sequence[str] | None, stop: StopRequest) -> Run:
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh)
         workdir = check_workdir(flags.workdir, config, flags.allow_config_changes)
-        source = build.build_source(config, config.data.train_split)
         method = build.build_trainable(config)
+        source = build.build_source(config, config.data.train_split)  # may take long
         run = Run(
             config=config,
             mesh=mesh,
