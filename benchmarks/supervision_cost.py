@@ -63,7 +63,7 @@ def operations(cell: str) -> float:
     step, initialize, frozen = step_of(cell, "B")
     state = jax.eval_shape(initialize, jax.random.key(0), frozen=frozen)
     images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.uint8)
-    return step.lower(state, images).cost_analysis()["flops"]
+    return step.lower(state, {"image": images}).cost_analysis()["flops"]
 
 
 def runnable(cell: str, size: str) -> Callable[[], None]:
@@ -75,7 +75,7 @@ def runnable(cell: str, size: str) -> Callable[[], None]:
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), np.uint8)
 
     def run() -> None:
-        held["state"], metrics = step(held["state"], images)
+        held["state"], metrics = step(held["state"], {"image": images})
         jax.block_until_ready(metrics)
 
     return run
@@ -98,7 +98,7 @@ def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
     step = make_train_step(
         method,
         optimizer,
-        build.build_prepare_images(config),
+        build.build_prepare(config),
         learning_rate=learning_rate,
         momentum=momentum,
         seed=0,

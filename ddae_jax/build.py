@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddae_jax.config_checks import mask_unit
+from ddae_jax.config.pretraining import mask_unit
 from ddae_jax.data.augment import augment_on_device
 from ddae_jax.data.pipeline import Augmentation, TrainLoader, batches_per_epoch, eval_batches
 from ddae_jax.data.sources import Source, in_memory, make_source
@@ -29,7 +29,7 @@ from ddae_jax.pretrained import load_teacher, load_tokenizer
 from ddae_jax.training.agreement import united
 from ddae_jax.training.optimizer import make_optimizer
 from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
-from ddae_jax.training.step import PrepareImages
+from ddae_jax.training.step import Prepare
 
 _log = logging.getLogger(__name__)
 
@@ -262,15 +262,15 @@ def build_predict(config: ConfigDict, task: str) -> Predict:
     )
 
 
-def build_prepare_images(config: ConfigDict) -> PrepareImages:
-    """What the step does to images first: augmentation, if on the device, and normalisation."""
+def build_prepare(config: ConfigDict) -> Prepare:
+    """What the step does to a batch first: augmentation, if on the device, and normalisation."""
     normalize = build_normalize(config)
     if config.data.augment_in == "workers":
-        return lambda key, images: normalize(images)
+        return lambda key, batch: normalize(batch["image"])
     options = {"size": tuple(config.model.image_size)} | {
         name.removeprefix("crop_"): value for name, value in _crops(config).items()
     }
-    return lambda key, images: normalize(augment_on_device(key, images, **options))
+    return lambda key, batch: normalize(augment_on_device(key, batch["image"], **options))
 
 
 def _crops(config: ConfigDict) -> dict:

@@ -17,15 +17,15 @@ import jax
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
-from ddae_jax.config import (
+from ddae_jax.config.checks import check_config
+from ddae_jax.config.keys import defaults_by_key
+from ddae_jax.config.values import (
     check_keys,
-    flatten,
+    job_of,
     parse_value,
-    pretrain_defaults,
     type_in_words,
     unknown_key,
 )
-from ddae_jax.config_checks import check_config
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
@@ -153,7 +153,10 @@ def parse_flags(
 
 
 def parse_config_flags(
-    argv: Sequence[str] | None, usage: str, define: Callable[[absl_flags.FlagValues], None]
+    argv: Sequence[str] | None,
+    usage: str,
+    define: Callable[[absl_flags.FlagValues], None],
+    job: str = "pretrain",
 ) -> absl_flags.FlagValues:
     """:func:`parse_flags` with ``--config=FILE`` and ``--config.KEY=VALUE``; the config is checked.
 
@@ -161,8 +164,13 @@ def parse_config_flags(
     False also as ``--config.data.flip`` and ``--noconfig.data.flip``. The last of several values
     counts. ``flags.config`` is the config.
 
+    Args:
+        argv, usage, define: see :func:`parse_flags`.
+        job: that the config must be for.
+
     Raises:
-        ValueError: naming the nearest known key, or what its value may be.
+        ValueError: naming the nearest known key, or what its value may be; for another job's
+            config.
         FileNotFoundError: if there is no such config file.
         absl.flags.Error: as :func:`parse_flags`.
     """
@@ -178,11 +186,11 @@ def parse_config_flags(
 
     argv = sys.argv[1:] if argv is None else list(argv)
     argv = absl_flags.FlagValues().read_flags_from_files(argv)
-    changes, rest = _split_changes(argv)
+    changes, rest = _split_changes(argv, job)
     flags = parse_flags(rest, usage, define_all)
     if not flags.config or flags.config.startswith("-"):
         raise ValueError("--config=FILE is missing; configs/digits.py runs anywhere")
-    config = load_config(flags.config)
+    config = load_config(flags.config, job)
     for change in changes:
         config.update_from_flattened_dict({change.key: change.value()})
     check_config(config)
@@ -236,10 +244,11 @@ def _is_whole(compressed: bytes) -> bool:
     return decompressor.eof
 
 
-def load_config(path: str) -> ConfigDict:
+def load_config(path: str, job: str = "pretrain") -> ConfigDict:
     """What a config file's ``get_config()`` returns; ``FILE:ARGUMENT`` hands it an argument.
 
-    The file may import its neighbours, as ``configs.NAME``, wherever they lie.
+    The file may import its neighbours, as ``configs.NAME``, wherever they lie. ``job`` is the one
+    that it must be for.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -263,7 +272,7 @@ def load_config(path: str) -> ConfigDict:
         if get_config is not None:
             config = get_config(argument) if has_argument else get_config()
     except Exception as error:  # whatever somebody's own program does wrong
-        raise ValueError(f"--config={file}{_explain_config_error(file, error)}") from error
+        raise ValueError(f"--config={file}{_explain_config_error(file, error, job)}") from error
     if get_config is None:
         raise ValueError(f"--config={file}: it has no function get_config()")
     if not isinstance(config, ConfigDict):
@@ -272,6 +281,10 @@ def load_config(path: str) -> ConfigDict:
         check_keys(config)
     except ValueError as error:
         raise ValueError(f"--config={file}: {error}") from None
+    if job_of(config) != job:
+        raise ValueError(
+            f"--config={file} is a config of `python -m ddae_jax.{config.job}`, not of {job}"
+        )
     config.lock()
     return config
 
@@ -282,10 +295,11 @@ class _Change(NamedTuple):
     key: str
     text: str | None
     is_negated: bool
+    job: str
 
     def value(self) -> bool | int | float | str | tuple:
         """Raises ``ValueError`` for what is no key or no value of it."""
-        is_boolean = _is_boolean(self.key)
+        is_boolean = _is_boolean(self.key, self.job)
         if self.is_negated and (self.text is not None or is_boolean is False):
             raise ValueError(
                 f"--noconfig.{self.key} is for keys that are True or False, and takes no value; "
@@ -296,12 +310,12 @@ class _Change(NamedTuple):
         if self.text is None and is_boolean is False:
             raise ValueError(
                 f"--config.{self.key} has no value; write --config.{self.key}=VALUE, where VALUE "
-                f"is {type_in_words(self.key)}"
+                f"is {type_in_words(self.key, self.job)}"
             )
-        return parse_value(self.key, self.text or "")
+        return parse_value(self.key, self.text or "", self.job)
 
 
-def _split_changes(argv: Sequence[str]) -> tuple[list[_Change], list[str]]:
+def _split_changes(argv: Sequence[str], job: str) -> tuple[list[_Change], list[str]]:
     """What a command line changes in the config, and its other arguments."""
     changes, rest = [], []
     given = list(argv)
@@ -314,20 +328,20 @@ def _split_changes(argv: Sequence[str]) -> tuple[list[_Change], list[str]]:
             rest.append(argument)
             continue
         is_negated, key, text = bool(found[1]), found[2], found[3]
-        takes_value = text is None and not is_negated and _is_boolean(key) is False
+        takes_value = text is None and not is_negated and _is_boolean(key, job) is False
         if takes_value and given and not re.match("--?[A-Za-z]", given[0]):
             text = given.pop(0)
-        changes.append(_Change(key, text, is_negated))
+        changes.append(_Change(key, text, is_negated, job))
     return changes, rest
 
 
-def _is_boolean(key: str) -> bool | None:
+def _is_boolean(key: str, job: str) -> bool | None:
     """Whether a key is True or False; None for what is no key."""
-    defaults = flatten(pretrain_defaults())
+    defaults = defaults_by_key(job)
     return isinstance(defaults[key], bool) if key in defaults else None
 
 
-def _explain_config_error(file: str, error: Exception) -> str:
+def _explain_config_error(file: str, error: Exception, job: str) -> str:
     """What a config file does wrong, and in which line of it or of its neighbours."""
     folder = pathlib.Path(file).resolve().parent
     frames = [
@@ -340,10 +354,10 @@ def _explain_config_error(file: str, error: Exception) -> str:
         return f": {type(error).__name__}: {text}"
     line = frames[-1].line
     where = f" ({pathlib.Path(frames[-1].filename).name}, line {frames[-1].lineno}: {line})"
-    return f"{where}: {_explain_key(error, line) or f'{type(error).__name__}: {text}'}"
+    return f"{where}: {_explain_key(error, line, job) or f'{type(error).__name__}: {text}'}"
 
 
-def _explain_key(error: Exception, line: str) -> str | None:
+def _explain_key(error: Exception, line: str, job: str) -> str | None:
     """What is wrong with the key that a line sets or reads; None if that is not what is wrong."""
     said_by_config_dict = (
         r"\W*Key \"(\w+)\" does not exist"  # where it is set
@@ -357,9 +371,9 @@ def _explain_key(error: Exception, line: str) -> str | None:
         return None
     path = re.search(rf"\.((?:\w+\.)*{found[1]}\b(?:\.\w+)*)", line)
     key = path[1] if path else found[1]
-    if key not in flatten(pretrain_defaults()):
-        return unknown_key(key)
-    return f"config.{key} is of the wrong type; it is {type_in_words(key)}"
+    if key not in defaults_by_key(job):
+        return unknown_key(key, job)
+    return f"config.{key} is of the wrong type; it is {type_in_words(key, job)}"
 
 
 def _describe(flags: absl_flags.FlagValues) -> str:

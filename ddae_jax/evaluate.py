@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command
 from ddae_jax.config import from_plain, to_plain
-from ddae_jax.config_checks import check_config
+from ddae_jax.config.checks import check_config
 from ddae_jax.evaluation.classify import Examples
 from ddae_jax.evaluation.features import cached, raw_pixel_size
 from ddae_jax.models.vit import SIZES

@@ -26,6 +26,7 @@ from ddae_jax.methods.trainable import Trainable
 from ddae_jax.networks import build_normalize, untrained_encoder_params
 from ddae_jax.training.agreement import from_first
 from ddae_jax.training.logging import read_metrics
+from ddae_jax.training.loop import Every
 from ddae_jax.training.sharding import replicated
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import Workdir, read_json, write_atomically
@@ -252,6 +253,50 @@ class ReportWriter:
 
     def _figure(self, name: str) -> pathlib.Path:
         return self._workdir.figures / f"{name}.png"
+
+
+class PretrainingWatch:
+    """Who looks at a pretraining run: a :class:`ddae_jax.job.Watch`."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        method: Trainable,
+        source: Source,
+        schedule: build.Schedule,
+        mesh: Mesh,
+    ):
+        self._config = config
+        self._workdir = workdir
+        self._schedule = schedule
+        self._knn = KnnMonitor.from_config(config, method, mesh)
+        self._report = ReportWriter(config, workdir, method, source, schedule.total_steps, mesh)
+        self._collapse = CollapseWatch(config.tokenizer.min_perplexity)
+
+    def baselines(self) -> Mapping[str, float]:
+        """What k-NN reaches without training, if it is asked for."""
+        return self._knn.baselines(self._workdir.baselines) if self._knn else {}
+
+    def actions(self) -> list[Every]:
+        """k-NN and figures, as often as the config says."""
+        config, schedule = self._config, self._schedule
+        actions = []
+        if self._knn:
+            knn_steps = schedule.steps(config.evaluation.knn_every_epochs)
+            actions.append(Every(knn_steps, self._knn.measure))
+        if config.log.figures_every_epochs:
+            figure_steps = schedule.steps(config.log.figures_every_epochs)
+            actions.append(Every(figure_steps, self._report.write, at_end=False))
+        return actions
+
+    def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Warns of a collapsed codebook."""
+        self._collapse(step, metrics)
+
+    def finish(self, state: TrainState, step: int) -> None:
+        """Writes the report for the last time."""
+        self._report.finish(state, step)
 
 
 class CollapseWatch:

@@ -11,7 +11,8 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain
-from ddae_jax.config_checks import check_config, has_momentum_encoder
+from ddae_jax.config.checks import check_config
+from ddae_jax.config.pretraining import has_momentum_encoder
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer

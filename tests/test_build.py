@@ -46,8 +46,8 @@ def by_hand(pixels):
 
 
 def test_images_from_the_workers_are_only_normalised(pixels):
-    prepare = build.build_prepare_images(tiny(data__augment_in="workers"))
-    found = jax.jit(prepare)(jax.random.key(0), pixels)
+    prepare = build.build_prepare(tiny(data__augment_in="workers"))
+    found = jax.jit(prepare)(jax.random.key(0), {"image": pixels})
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, by_hand(pixels), rtol=1e-5, atol=1e-6)
 
@@ -60,7 +60,7 @@ def test_images_augmented_on_the_device_are_normalised_too(pixels):
         data__crop_ratio=(0.5, 0.5),
         data__flip=False,
     )
-    found = jax.jit(build.build_prepare_images(config))(jax.random.key(0), pixels)
+    found = jax.jit(build.build_prepare(config))(jax.random.key(0), {"image": pixels})
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, by_hand(pixels), rtol=1e-4, atol=1e-4)
 
@@ -73,21 +73,21 @@ def is_brighter_on_the_left(images):
 def test_images_augmented_on_the_device_get_the_models_size_and_the_configs_range():
     images = np.full((64, 20, 30, 3), 51, np.uint8)
     images[:, :, 15:] = 204  # left dark, right bright
-    prepare = jax.jit(build.build_prepare_images(tiny(data__augment_in="device")))
-    found = np.asarray(prepare(jax.random.key(0), images))
+    prepare = jax.jit(build.build_prepare(tiny(data__augment_in="device")))
+    found = np.asarray(prepare(jax.random.key(0), {"image": images}))
     assert found.shape == (64, 16, 8, 3)
     low, high = by_hand(np.array([[0, 0, 0], [255, 255, 255]]))
     assert (found >= low - 1e-4).all()
     assert (found <= high + 1e-4).all()
     assert 5 < is_brighter_on_the_left(found).sum() < 59  # some are flipped
-    never = build.build_prepare_images(tiny(data__augment_in="device", data__flip=False))
-    found = np.asarray(jax.jit(never)(jax.random.key(0), images))
+    never = build.build_prepare(tiny(data__augment_in="device", data__flip=False))
+    found = np.asarray(jax.jit(never)(jax.random.key(0), {"image": images}))
     assert not is_brighter_on_the_left(found).any()
 
 
 def test_the_same_key_augments_alike_and_another_does_not(pixels):
-    prepare = jax.jit(build.build_prepare_images(tiny(data__augment_in="device")))
-    first, again, other = (prepare(jax.random.key(seed), pixels) for seed in (1, 1, 2))
+    prepare = jax.jit(build.build_prepare(tiny(data__augment_in="device")))
+    first, again, other = (prepare(jax.random.key(seed), {"image": pixels}) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
 

@@ -14,8 +14,9 @@ from absl import flags as absl_flags
 
 from ddae_jax import build, command
 from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_explained
-from ddae_jax.config import flatten, pretrain_defaults, to_plain
-from ddae_jax.config_checks import check_config
+from ddae_jax.config import pretrain_defaults, to_plain
+from ddae_jax.config.checks import check_config
+from ddae_jax.config.keys import flatten
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
@@ -227,8 +228,8 @@ def test_an_unknown_key_in_the_file_names_the_nearest(tmp_path):
         ("config.batch_size = 2.5", "config.batch_size is of the wrong type; it is a whole number"),
         ("config.data.flip = 1", "config.data.flip is of the wrong type; it is True or False"),
         ("config.mesh = 3", "config.mesh is a section; its keys are mesh.data, mesh.fsdp"),
-        ("config.model = None", "config.model is a section; its keys are model.attention_form"),
-        ('config.model = {"size": "B"}', "config.model.attention_form is missing"),
+        ("config.model = None", "config.model is a section; its keys are model.activation"),
+        ('config.model = {"size": "B"}', "config.model.activation is missing"),
         ('config["model"]["sise"] = "B"', "did you mean config.model.size?"),
         ('config.mode.size = "B"', "did you mean config.model.size?"),
         ('config.data.update({"flop": 1})', "did you mean config.data.flip?"),

@@ -6,18 +6,11 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from ddae_jax.config import (
-    RENAMED,
-    contradictions,
-    flatten,
-    from_plain,
-    parse_value,
-    pretrain_defaults,
-    to_plain,
-    typed,
-    unknown_key,
-)
-from ddae_jax.config_checks import CHOICES, check_config, ignored_keys
+from ddae_jax.config import from_plain, pretrain_defaults, to_plain
+from ddae_jax.config.checks import check_config, ignored_keys
+from ddae_jax.config.keys import JOBS, RENAMED, defaults_by_key, flatten
+from ddae_jax.config.ranges import CHOICES
+from ddae_jax.config.values import contradictions, parse_value, typed, unknown_key
 
 
 def changed(**changes):
@@ -27,11 +20,14 @@ def changed(**changes):
     return config
 
 
+OF_A_JOB = [(job, key) for job in JOBS for key in CHOICES if key in defaults_by_key(job)]
+
 # ---- what a config may hold
 
 
-def test_the_defaults_pass():
-    assert check_config(pretrain_defaults()) is None
+@pytest.mark.parametrize("job", JOBS)
+def test_the_defaults_pass(job):
+    assert check_config(JOBS[job]()) is None
 
 
 def test_keys_cannot_be_added():
@@ -42,9 +38,9 @@ def test_keys_cannot_be_added():
         config.model.patchsize = 8
 
 
-@pytest.mark.parametrize("key", CHOICES)
-def test_a_word_that_is_none_of_the_known_is_refused_naming_them(key):
-    config = pretrain_defaults()
+@pytest.mark.parametrize(("job", "key"), OF_A_JOB)
+def test_a_word_that_is_none_of_the_known_is_refused_naming_them(job, key):
+    config = JOBS[job]()
     bad = 2 if isinstance(CHOICES[key][0], int) else CHOICES[key][-1] + "x"
     config.update_from_flattened_dict({key: bad})
     with pytest.raises(ValueError, match=re.escape(f"{key}={bad!r}; known: ")) as caught:
@@ -55,17 +51,18 @@ def test_a_word_that_is_none_of_the_known_is_refused_naming_them(key):
 
 
 @pytest.mark.parametrize(
-    ("key", "word"),
-    [(key, word) for key, words in CHOICES.items() for word in words if key != "data.channels"],
+    ("job", "key", "word"),
+    [(job, key, word) for job, key in OF_A_JOB for word in CHOICES[key] if key != "data.channels"],
 )
-def test_every_known_word_passes(key, word):
-    config = pretrain_defaults()
+def test_every_known_word_passes(job, key, word):
+    config = JOBS[job]()
     config.update_from_flattened_dict({key: word})
     if word == "H":
         config.model.patch_size = 14
     if word == "tfds":
         config.data.name = "cifar10"
-    config.targets.tokenizer = config.tokenizer.teacher = "runs/earlier"
+    if job == "pretrain":
+        config.targets.tokenizer = config.tokenizer.teacher = "runs/earlier"
     assert check_config(config) is None
 
 
@@ -294,8 +291,12 @@ def test_a_config_without_a_key_or_with_another_is_refused():
 # ---- what is set and has no effect
 
 
-def test_the_defaults_ignore_nothing():
-    assert ignored_keys(pretrain_defaults()) == []
+@pytest.mark.parametrize("job", JOBS)
+def test_the_defaults_ignore_nothing(job):
+    assert ignored_keys(JOBS[job]()) == []
+
+
+def test_switching_off_what_is_at_its_default_ignores_nothing():
     assert ignored_keys(changed(supervision__mode="last", targets__feature_weight=0.0)) == []
 
 
@@ -438,13 +439,14 @@ def test_a_text_that_is_no_value_is_refused_with_an_example(key, text, allowed):
         parse_value(key, text)
 
 
-def test_examples_in_messages_are_values():
-    for key in flatten(pretrain_defaults()):
+@pytest.mark.parametrize("job", JOBS)
+def test_examples_in_messages_are_values(job):
+    for key in defaults_by_key(job):
         with pytest.raises(ValueError, match="it is ") as caught:
-            typed(key, None)
+            typed(key, None, job)
         _, has_example, example = str(caught.value).partition(", such as ")
         if has_example:
-            assert typed(key, ast.literal_eval(example)) == ast.literal_eval(example)
+            assert typed(key, ast.literal_eval(example), job) == ast.literal_eval(example)
 
 
 def test_types_are_kept_apart():
@@ -505,7 +507,7 @@ def test_a_stored_key_that_no_config_has_is_refused():
         ({"data": {"flip": 1}}, r"config.data.flip=1 is of the wrong type; it is True or False"),
         ({"data": {"mean": 0.5}}, r"config.data.mean=0.5 is of the wrong type; it is numbers"),
         ({"data": {"mean": ["a"]}}, r"config.data.mean=\['a'\] is of the wrong type; it is num"),
-        ({"model": "B"}, r"config.model is a section; its keys are model.attention_form, "),
+        ({"model": "B"}, r"config.model is a section; its keys are model.activation, "),
         ({"modle": {"size": "B"}}, r"config.modle.size is no key.*config.model.size\?"),
     ],
     ids=str,

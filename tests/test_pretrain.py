@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from ddae_jax import build, pretrain
+from ddae_jax import build, job, pretrain
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.monitor import KnnMonitor
 from ddae_jax.training.sharding import make_mesh
@@ -315,10 +315,10 @@ def test_a_run_without_a_checkpoint_starts_over_with_any_config(config, tmp_path
 
 def test_data_is_found_from_elsewhere_later(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert pretrain.absolute("photos") == str(tmp_path / "photos")
-    assert pretrain.absolute("~/photos") == os.path.expanduser("~/photos")
-    assert pretrain.absolute("gs://bucket/tfds") == "gs://bucket/tfds"
-    assert pretrain.absolute("") == ""
+    assert job.absolute("photos") == str(tmp_path / "photos")
+    assert job.absolute("~/photos") == os.path.expanduser("~/photos")
+    assert job.absolute("gs://bucket/tfds") == "gs://bucket/tfds"
+    assert job.absolute("") == ""
 
 
 def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
@@ -406,7 +406,7 @@ BAD_INPUT = {
     "--config.data.source=digit": "did you mean 'digits'",
     "--config.epochs=0": "epochs=0.0; it is more than 0",
     "--config.epochs=1e300": "epochs=1e+300 of 22 steps are 2.2e+301 steps; a run has at most",
-    "--config.model=B": "config.model is a section; its keys are model.attention_form, ",
+    "--config.model=B": "config.model is a section; its keys are model.activation, ",
     "--config.supervision.beta_init=-3": "lies outside supervision.beta_range=(-2.0, 2.0)",
     "--no_such_flag=1": "no_such_flag",
 }
@@ -427,19 +427,20 @@ def test_keys_without_effect_are_named_once_at_the_start(caplog):
     config.model.size = "Ti"
     config.supervision.mode = "last"
     config.supervision.depths = (6, 12)
-    mesh = make_mesh()
-    run = pretrain.Run(
-        config=config,
-        workdir=None,
-        mesh=mesh,
+    parts = job.Parts(
         method=build.build_method(config),
         source=range(512),
         loader=None,
-        knn=None,
+        prepare=None,
         schedule=build.Schedule(2, 200),
+        optimizer=None,
+        learning_rate=None,
+        momentum=None,
+        watch=None,
     )
+    run = job.Run(config, workdir=None, mesh=make_mesh(), parts=parts)
     with caplog.at_level("WARNING", logger="ddae_jax"):
-        pretrain.say_start(run, start_step=0)
+        job.say_start(run, start_step=0)
     assert [record.getMessage() for record in caplog.records] == [
         "supervision.depths=(6, 12) is ignored: supervision.mode='last' reads out the last block "
         "alone"

@@ -10,8 +10,9 @@ import stand_ins
 
 import tiny
 from ddae_jax import build, command
-from ddae_jax.config import flatten, pretrain_defaults
-from ddae_jax.config_checks import check_config, ignored_keys
+from ddae_jax.config import pretrain_defaults
+from ddae_jax.config.checks import check_config, ignored_keys
+from ddae_jax.config.keys import flatten
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models import vit
@@ -70,7 +71,7 @@ def train(config, num_steps, mesh):
     step = make_train_step(
         method,
         optimizer,
-        build.build_prepare_images(config),
+        build.build_prepare(config),
         learning_rate=learning_rate,
         momentum=momentum,
         seed=0,
@@ -80,7 +81,7 @@ def train(config, num_steps, mesh):
     images = images.repeat(4, axis=1).repeat(4, axis=2)
     records = []
     for _ in range(num_steps):
-        state, metrics = take(state, put_batch(images, mesh))
+        state, metrics = take(state, put_batch({"image": images}, mesh))
         records.append(jax.device_get(metrics))
     return state, records
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from PIL import Image
 
-from ddae_jax.data.images import LazyImage, Pixels
+from ddae_jax.data.images import LazyImage, Pixels, to_pixels
 
 # As everywhere in the field: evaluation sees the central 87.5 % (224 of 256) of the shorter side.
 EVAL_CROP = 0.875
@@ -110,7 +110,7 @@ def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]
     """
     decoded = _decode(image)
     if decoded.size == (size[1], size[0]):
-        return _to_pixels(decoded)
+        return to_pixels(decoded)
     # Source pixels per pixel of the result.
     step = EVAL_CROP * min(decoded.height / size[0], decoded.width / size[1])
     half_width, half_height = size[1] * step / 2, size[0] * step / 2
@@ -132,12 +132,7 @@ def _resize(
     image: Image.Image, size: tuple[int, int], bounds: tuple[float, float, float, float]
 ) -> Pixels:
     resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=bounds)
-    return _to_pixels(resized)
-
-
-def _to_pixels(image: Image.Image) -> Pixels:
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return to_pixels(resized)
 
 
 # ---- on the device

@@ -92,7 +92,7 @@ class EncodedImage:
             return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
     def pixels(self) -> Pixels:
-        return _to_array(self.decode())
+        return to_pixels(self.decode())
 
 
 class DecodedImage:
@@ -108,8 +108,7 @@ class DecodedImage:
 
     def decode(self, reduction: int = 1) -> Image.Image:
         del reduction  # nothing is cheaper than what is decoded
-        pixels = self._pixels
-        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return to_image(self._pixels)
 
     def pixels(self) -> Pixels:
         return self._pixels
@@ -161,6 +160,12 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _to_array(image: Image.Image) -> Pixels:
+def to_pixels(image: Image.Image) -> Pixels:
+    """The values of an image of mode `L` or `RGB`, with one or three channels."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """The image that has these values, of mode `L` or `RGB`."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

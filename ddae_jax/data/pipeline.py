@@ -16,9 +16,17 @@ import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int, Int32, UInt8
+from PIL import Image
 
 from ddae_jax.data import augment, workers
-from ddae_jax.data.images import NO_LABEL, CorruptImage, LazyImage, Pixels
+from ddae_jax.data.images import (
+    NO_LABEL,
+    CorruptImage,
+    LazyImage,
+    Pixels,
+    to_image,
+    to_pixels,
+)
 from ddae_jax.data.sources import Source, reading_threads
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
@@ -49,6 +57,8 @@ class Augmentation:
     - `crop_scale`: range of the crop's share of the image's area.
     - `crop_ratio`: range of the crop's width / height.
     - `flip`: whether half of the crops are mirrored left to right.
+    - `transform`: what else is done to each crop on the host, `(image, rng) -> image`; it travels
+      to worker processes.
     - `augment_in`: "workers" crops on the host; with "device" the loader hands out the source's
       images as they are, and the training step calls `augment_on_device`.
 
@@ -60,6 +70,7 @@ class Augmentation:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     augment_in: Literal["workers", "device"] = "workers"
+    transform: Callable[[Image.Image, np.random.Generator], Image.Image] | None = None
 
     def __post_init__(self):
         if min(self.image_size) < 1:
@@ -401,9 +412,12 @@ class _LoadTrainBatch:
             return self._of_one_size(image.pixels(), index)
         # Philox is made for this: each position is a stream of its own, at no cost to reach.
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=(0, 0, 0, position)))
-        return augment.random_resized_crop(
+        pixels = augment.random_resized_crop(
             image, rng, chosen.image_size, chosen.crop_scale, chosen.crop_ratio, chosen.flip
         )
+        if chosen.transform is None:
+            return pixels
+        return to_pixels(chosen.transform(to_image(pixels), rng))
 
     def _of_one_size(self, pixels: Pixels, index: int) -> Pixels:
         if pixels.shape[:2] != self.source.image_size:

@@ -45,6 +45,7 @@ class Source(Protocol):
     channels: int
     num_classes: int | None
     class_names: tuple[str, ...] | None
+    has_labels_at_hand: bool  # or must all examples be read for them?
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -67,6 +68,9 @@ class Source(Protocol):
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
         """Images, not decoded yet, with their labels. One call for many is faster than many."""
+
+    def labels(self) -> Int32[np.ndarray, " example"]:
+        """The label of every example, -1 where there is none. Decodes no image."""
 
 
 def make_source(
@@ -122,6 +126,8 @@ class ArraySource(_IndexedSource):
     - `decoded_from`: the source that these images were decoded from: examples have its names.
     """
 
+    has_labels_at_hand = True
+
     def __init__(
         self,
         images: UInt8[np.ndarray, "example height width channel"],
@@ -160,6 +166,9 @@ class ArraySource(_IndexedSource):
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
         return [(self._image(index), int(self._labels[index])) for index in indices]
+
+    def labels(self) -> Int32[np.ndarray, " example"]:
+        return self._labels
 
     def _image(self, index: int) -> LazyImage:
         if index in self._corrupt:
@@ -252,6 +261,8 @@ class TfdsSource(_IndexedSource):
     times faster than TFDS's own decoding. See `make_source` for arguments and errors.
     """
 
+    has_labels_at_hand = False
+
     def __init__(self, name: str, data_dir: str, split: str, channels: int):
         builder = _prepared_builder(name, data_dir)
         features = builder.info.features
@@ -282,6 +293,10 @@ class TfdsSource(_IndexedSource):
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
         records = self._records.__getitems__([int(index) for index in indices])
         return [self._parse(*pair) for pair in zip(indices, records, strict=True)]
+
+    def labels(self) -> Int32[np.ndarray, " example"]:
+        chunks = [range(start, min(start + 1024, len(self))) for start in range(0, len(self), 1024)]
+        return np.array([label for chunk in chunks for _, label in self.open(chunk)], np.int32)
 
     def _parse(self, index: int, record: bytes) -> tuple[LazyImage, int]:
         from tensorflow_datasets.proto import tf_example_pb2
@@ -348,6 +363,8 @@ class FolderSource(_IndexedSource):
     files are left out; linked folders are followed. See `make_source` for arguments and errors.
     """
 
+    has_labels_at_hand = True
+
     def __init__(self, data_dir: str, split: str, channels: int):
         root = split_folder(data_dir, split)
         paths, self._labels, self.class_names = scan(root)
@@ -393,6 +410,9 @@ class FolderSource(_IndexedSource):
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
         return [(self._image(index), int(self._labels[index])) for index in indices]
+
+    def labels(self) -> Int32[np.ndarray, " example"]:
+        return self._labels
 
     def _image(self, index: int) -> LazyImage:
         read = functools.partial(_read_bytes, self._path(index))

@@ -99,7 +99,7 @@ def train(
         state: to start from.
         train_step: compiled for the mesh; donates the state.
         batches: positioned at the state's step.
-        put: moves this process's images onto the devices.
+        put: moves this process's share of a batch onto the devices.
         checkpoints: of the run.
         plan: see :class:`Plan`.
         stop: becomes true when the run is to end early.
@@ -120,12 +120,12 @@ def train(
 
     while step < plan.total_steps and not is_stopping:
         with meter.waiting():
-            images = _next_images(batches, stop)
-        if images is None:
+            batch = _next_batch(batches, stop)
+        if batch is None:
             break
-        images = put(images)
+        batch = put(batch)
         with jax.transfer_guard("disallow"):
-            state, metrics = train_step(state, images)
+            state, metrics = train_step(state, batch)
         step += 1
         meter.count_step()
         watch.note(step, metrics)
@@ -161,10 +161,10 @@ def train(
     return state
 
 
-def _next_images(batches: Batches, stop: StopRequest) -> np.ndarray | None:
-    """The next batch's; None if it cannot be read because what reads was stopped too."""
+def _next_batch(batches: Batches, stop: StopRequest) -> Mapping[str, np.ndarray] | None:
+    """The next one; None if it cannot be read because what reads was stopped too."""
     try:
-        return next(batches)["image"]
+        return dict(next(batches))
     except RuntimeError as error:
         if not stop or jax.process_count() > 1:
             raise

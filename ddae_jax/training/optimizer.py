@@ -1,9 +1,15 @@
-"""AdamW for the network, and a group of its own for beta."""
+"""Optimizers: of pretraining, with a group of its own for beta, and of what comes after."""
+
+import re
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
+
+_EMBEDDING = {"patch_embedding", "class_token", "mask_token", "positions", "embedding_norm"}
 
 
 def make_optimizer(
@@ -47,6 +53,85 @@ def make_optimizer(
     return optax.partition({"network": network, "beta": beta}, parameter_groups)
 
 
+def make_finetuning_optimizer(
+    learning_rate: optax.Schedule,
+    *,
+    depth: int,
+    kind: Literal["adamw", "lars"] = "adamw",
+    weight_decay: float = 0.05,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    clip_norm: float | None = None,
+    layer_decay: float = 1.0,
+    is_frozen: bool = False,
+) -> optax.GradientTransformation:
+    """AdamW with layer-wise learning rates, or LARS, for ``encoder`` and what stands on it.
+
+    Only kernels are decayed. The learning rate of block k of an encoder of L is ``layer_decay **
+    (L + 1 - k)`` times that of the head; its embedding counts as block 0, its shared relative
+    positions and its final norm go with the head. LARS adapts the rates of kernels alone.
+
+    Args:
+        learning_rate: schedule over steps, of the head.
+        depth: L.
+        kind: ``adamw`` or ``lars``, the latter with a momentum of 0.9.
+        weight_decay: of kernels.
+        b1, b2: AdamW's.
+        clip_norm: largest global norm of the gradient; None for no clipping.
+        layer_decay: see above; 1 for one rate.
+        is_frozen: whether the encoder stays as it is.
+
+    Source: Clark et al. 2020, ELECTRA, and Bao et al. 2021, BEiT (layer-wise decay); You et al.
+    2017 (LARS).
+    """
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    if kind == "lars":
+        inner = optax.lars(
+            learning_rate,
+            weight_decay,
+            weight_decay_mask=is_decayed,
+            trust_coefficient=0.001,
+            trust_ratio_mask=is_decayed,
+            momentum=0.9,
+        )
+    else:
+        inner = optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_decayed)
+    trained = optax.chain(clip, inner, scale_by_layer(layer_decay, depth))
+    if not is_frozen:
+        return trained
+    return optax.partition(
+        {"trained": trained, "frozen": optax.set_to_zero()},
+        lambda params: _by_path(
+            params, lambda path, _: "frozen" if path[0] == "encoder" else "trained"
+        ),
+    )
+
+
+def scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
+    """Shortens the updates of earlier layers (see :func:`layer_of`) by powers of ``decay``."""
+
+    def update(updates, state, params=None):
+        scaled = _by_path(
+            updates, lambda path, leaf: leaf * decay ** (depth + 1 - layer_of(path, depth))
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def layer_of(path: tuple[str, ...], depth: int) -> int:
+    """The layer of a parameter: 0 for the embedding, 1 to ``depth`` for blocks, else depth + 1.
+
+    ``path`` is where it lies, such as ``("encoder", "block_01", "mlp_in", "kernel")``.
+    """
+    if path[0] != "encoder":
+        return depth + 1
+    block = re.fullmatch(r"(?:block|relative_positions)_(\d+)", path[1])
+    if block:
+        return int(block[1])
+    return 0 if path[1] in _EMBEDDING else depth + 1
+
+
 def parameter_groups(params: PyTree) -> PyTree:
     """``beta`` for each parameter of that name, ``network`` for all others."""
     return _by_name(params, lambda name: "beta" if name == "beta" else "network")
@@ -69,5 +154,11 @@ def keep_in_range(lowest: float, highest: float) -> optax.GradientTransformation
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _by_name(params: PyTree, label) -> PyTree:
-    return jax.tree_util.tree_map_with_path(lambda path, _: label(path[-1].key), params)
+def _by_name(params: PyTree, label: Callable) -> PyTree:
+    return _by_path(params, lambda path, _: label(path[-1]))
+
+
+def _by_path(params: PyTree, change: Callable) -> PyTree:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: change(tuple(key.key for key in path), leaf), params
+    )

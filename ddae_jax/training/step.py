@@ -1,52 +1,57 @@
 """One training step, as a pure function of state and batch, jitted over a mesh."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ddae_jax.methods.trainable import Trainable
 from ddae_jax.training.sharding import batch_sharding, replicated, state_sharding
 from ddae_jax.training.state import TrainState
 
-RawImages = UInt8[Array, "batch source_height source_width channels"]
-PrepareImages = Callable[[PRNGKeyArray, RawImages], Float[Array, "batch height width channels"]]
+Prepare = Callable[[PRNGKeyArray, PyTree], PyTree]
+"""From a batch as it is loaded to what a :class:`Trainable` sees: augmented, normalised."""
 Metrics = Mapping[str, Float[Array, ""]]
-TrainStep = Callable[[TrainState, RawImages], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
     method: Trainable,
     optimizer: optax.GradientTransformation,
-    prepare_images: PrepareImages,
+    prepare: Prepare,
     *,
     learning_rate: optax.Schedule,
     momentum: optax.Schedule,
     seed: int,
+    micro_batches: int = 1,
 ) -> TrainStep:
-    """The step ``(state, uint8 images) -> (state, metrics)``.
+    """The step ``(state, batch) -> (state, metrics)``.
 
-    Images are prepared (augmented, normalised) and seen by student and teacher; gradients move the
-    student; the teacher follows. The randomness of step k is ``fold_in(seed, k)``, whoever computes
-    it.
+    The batch is prepared and seen by student and teacher; gradients move the student; the teacher
+    follows. The randomness of step k is ``fold_in(seed, k)``, whoever computes it.
 
     Args:
         method: what is predicted, and the loss.
         optimizer: of the student's parameters.
-        prepare_images: ``(key, uint8 images) -> float images``.
+        prepare: ``(key, batch) -> what the method sees``.
         learning_rate: for the metrics; the optimizer has it already.
         momentum: the teacher's, by step.
         seed: of the run.
+        micro_batches: parts of the prepared batch that gradients are computed for one after the
+            other, which takes less memory; loss and gradient are their means.
     """
+    differentiate = jax.value_and_grad(method.loss, has_aux=True)
+    if micro_batches > 1:
+        differentiate = _in_parts(differentiate, micro_batches)
 
-    def train_step(state: TrainState, images: RawImages) -> tuple[TrainState, Metrics]:
-        augment_key, loss_key = jax.random.split(step_key(seed, state.step))
-        images = prepare_images(augment_key, images)
-        loss_and_gradient = jax.value_and_grad(method.loss, has_aux=True)
-        (loss, outcome), gradient = loss_and_gradient(state.params, state.teacher, images, loss_key)
+    def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        prepare_key, loss_key = jax.random.split(step_key(seed, state.step))
+        inputs = prepare(prepare_key, batch)
+        (loss, outcome), gradient = differentiate(state.params, state.teacher, inputs, loss_key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = momentum(state.step)
@@ -66,7 +71,7 @@ def make_train_step(
 
 
 def jit_train_step(train_step: TrainStep, mesh: Mesh, state: PyTree) -> TrainStep:
-    """The step compiled for a mesh: state over ``fsdp`` and donated, images over all devices."""
+    """The step compiled for a mesh: state over ``fsdp`` and donated, batch over all devices."""
     of_state = state_sharding(mesh, state)
     return jax.jit(
         train_step,
@@ -79,3 +84,31 @@ def jit_train_step(train_step: TrainStep, mesh: Mesh, state: PyTree) -> TrainSte
 def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
     """The random key of a step."""
     return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def _in_parts(differentiate: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The mean of loss, outcome and gradient over so many parts of a batch."""
+
+    def mean_of_parts(params: PyTree, teacher: PyTree, inputs: PyTree, key: PRNGKeyArray):
+        parts = jax.tree.map(lambda array: _parts(array, count), inputs)
+        keys = jax.random.split(key, count)
+
+        def add(total: PyTree, part: tuple[PyTree, PRNGKeyArray]) -> tuple[PyTree, None]:
+            found = differentiate(params, teacher, *part)
+            return jax.tree.map(jnp.add, total, found), None
+
+        shapes = jax.eval_shape(differentiate, params, teacher, *_first((parts, keys)))
+        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, start, (parts, keys))
+        return jax.tree.map(lambda leaf: leaf / count, total)
+
+    return mean_of_parts
+
+
+def _parts(array: Array, count: int) -> Array:
+    """Every ``count``-th example makes a part, so that each device keeps those that it has."""
+    return array.reshape(len(array) // count, count, *array.shape[1:]).swapaxes(0, 1)
+
+
+def _first(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda array: array[0], tree)

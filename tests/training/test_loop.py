@@ -26,9 +26,9 @@ def fresh_state(step=0):
 
 
 @jax.jit
-def add_up(state, images):
+def add_up(state, batch):
     """A step whose loss is the mean of the images, and whose parameter is the sum of losses."""
-    loss = images.mean()
+    loss = batch["image"].mean()
     total = state.params["sum"] + loss
     metrics = {
         "loss": loss,
@@ -255,8 +255,8 @@ def test_a_non_finite_gradient_norm_stops_the_run_too():
 
 def test_parameters_that_are_not_finite_stop_the_run_though_loss_and_gradient_are():
     @jax.jit
-    def overflow(state, images):
-        state, metrics = add_up(state, images)
+    def overflow(state, batch):
+        state, metrics = add_up(state, batch)
         grown = metrics["parameter_norm"] * jnp.where(state.step == 4, jnp.inf, 1)
         return state, metrics | {"parameter_norm": grown}
 
@@ -460,7 +460,7 @@ def test_each_record_measures_the_time_since_the_one_before():
 
 def test_hidden_transfers_are_refused_in_the_step():
     def leaky(state, images):
-        return add_up(state, np.ones(BATCH, np.float32))  # the host's, not put
+        return add_up(state, {"image": np.ones(BATCH, np.float32)})  # the host's, not put
 
     with pytest.raises(Exception, match="[Dd]isallowed"):
         run(2, step=leaky)

@@ -1,152 +1,29 @@
-"""What a config may hold: words, ranges, and what goes together."""
-
-import contextlib
-import difflib
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+"""What goes together in a pretraining config, and what has no effect."""
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config import (
-    TUPLES,
-    check_keys,
-    defaults_by_key,
-    flatten,
-    on_command_line,
-    type_in_words,
-)
+from ddae_jax.config.keys import flatten
+from ddae_jax.config.ranges import Ignored, ignored_of_data, named_by_key
 from ddae_jax.masking import num_masked_patches
 from ddae_jax.methods import METHODS, options_of
-from ddae_jax.methods.supervision import MODES, supervised_depths
+from ddae_jax.methods.supervision import supervised_depths
 from ddae_jax.models.vit import SIZES
 from ddae_jax.patches import patch_grid
 
-CHOICES = {
-    "method": (*METHODS, "vqkd"),
-    "model.size": tuple(SIZES),
-    "model.encoder_input": ("full", "visible"),
-    "model.positions": ("sincos", "learned", "none"),
-    "model.relative_positions": ("none", "shared", "per_block"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.rematerialization": ("none", "dots", "full"),
-    "model.attention_form": ("auto", "batched_matmul", "dot_product"),
-    "mask.kind": ("random", "block"),
-    "supervision.mode": MODES,
-    "supervision.weighting": ("power", "normalised"),
-    "data.source": ("digits", "tfds", "folder"),
-    "data.augment_in": ("workers", "device"),
-    "data.channels": (1, 3),
-    "evaluation.pool": ("mean", "class_token"),
-    "evaluation.encoder": ("student", "teacher"),
-}
-"""The words that a key may hold."""
 
-_ABOVE_0 = 5e-324  # the smallest number there is
-_MANY = 10**9  # of whatever is counted: more can only be a slip of the keyboard
-
-RANGES = {
-    "seed": (0, 2**32 - 1),
-    "batch_size": (1, 10**6),
-    "epochs": (_ABOVE_0, math.inf),  # but see build.build_schedule
-    "model.patch_size": (1, 2**14),
-    "model.drop_path_rate": (0, 0.99),
-    "model.layer_scale": (0, 10),
-    "mask.unit": (1, 2**14),
-    "decoder.width": (1, 2**16),
-    "decoder.depth": (0, 1000),
-    "decoder.num_heads": (1, 2**16),
-    "decoder.intermediate_blocks": (0, 1000),
-    "targets.pixel_weight": (0, 10**6),
-    "targets.feature_weight": (0, 10**6),
-    "targets.hog_cell": (1, 2**14),
-    "targets.aggregation_blocks": (1, 1000),
-    "targets.aggregated_patches_from": (0, 1000),
-    "tokenizer.num_codes": (2, 2**20),
-    "tokenizer.code_width": (1, 2**12),
-    "tokenizer.decoder_depth": (0, 1000),
-    "tokenizer.decay": (0, 0.999999),
-    "tokenizer.commitment": (0, 10**6),
-    "tokenizer.revive_below": (0, 1),
-    "tokenizer.min_perplexity": (0, 2**20),
-    "supervision.beta_init": (-10, 10),  # no distance ** beta leaves float32
-    "supervision.beta_step": (0, 10**6),
-    "teacher.momentum_start": (0, 1),
-    "teacher.momentum_end": (0, 1),
-    "optimizer.learning_rate": (0, 1e30),  # scaled to the batch, it stays within float32
-    "optimizer.end_learning_rate": (0, 1e30),
-    "optimizer.warmup_epochs": (0, math.inf),
-    "optimizer.weight_decay": (0, 1000),
-    "optimizer.b1": (0, 0.999999),
-    "optimizer.b2": (0, 0.999999),
-    "optimizer.clip_norm": (0, 10**6),
-    "data.num_workers": (0, 1024),
-    "data.num_threads": (0, 1024),
-    "data.max_corrupt_share": (0, 1),
-    "checkpoint.every_epochs": (_ABOVE_0, math.inf),
-    "checkpoint.keep_last": (1, _MANY),
-    "checkpoint.keep_every": (0, _MANY),
-    "log.every_steps": (1, _MANY),
-    "log.figures_every_epochs": (0, math.inf),
-    "evaluation.knn_every_epochs": (0, math.inf),
-    "evaluation.k": (1, _MANY),
-    "evaluation.temperature": (0, 1000),
-    "evaluation.batch_size": (1, 10**6),
-    "evaluation.max_examples": (0, _MANY),
-}
-"""The least and the most that a number may be."""
-
-_ASCENDING = ("supervision.beta_range", "data.crop_scale", "data.crop_ratio")
-
-_NOT_ABOVE = (
-    ("optimizer.end_learning_rate", "optimizer.learning_rate"),
-    ("teacher.momentum_start", "teacher.momentum_end"),
-)
-"""Pairs of keys of which the first must not exceed the second."""
-
-
-def check_config(config: ConfigDict) -> None:
-    """Raises ``ValueError``, naming key, value and what is allowed, for what can be seen here.
-
-    Nothing is built, read or compiled.
-    """
-    check_keys(config)
-    flat = flatten(config)
-    for key, known in CHOICES.items():
-        if flat[key] not in known:
-            raise ValueError(
-                f"{key}={flat[key]!r}; known: {_listed(known)}{_near(flat[key], known)}"
-            )
-    for key, (least, most) in RANGES.items():
-        _check_number(key, flat[key], least, most)
-    for key, (length, _, (least, most)) in TUPLES.items():
-        _check_length(key, flat, length)
-        for value in flat[key]:
-            _check_number(key, value, least, most, shown=flat[key])
-    for key in _ASCENDING:
-        if flat[key][0] > flat[key][1]:
-            raise ValueError(f"{key}={flat[key]}; its start must not exceed its end")
-    for low, high in _NOT_ABOVE:
-        if flat[low] > flat[high]:
-            raise ValueError(f"{low}={flat[low]} must not exceed {high}={flat[high]}")
+def check_pretraining(config: ConfigDict) -> None:
+    """Raises ``ValueError`` for keys that contradict each other."""
     _check_model(config)
     _check_method(config)
     _check_supervision(config)
     _check_evaluation(config)
-    if config.data.source == "tfds" and not config.data.name:
-        raise ValueError(
-            "data.source='tfds' needs the name of a dataset, such as data.name='cifar10'"
-        )
 
 
-def ignored_keys(config: ConfigDict) -> list[str]:
-    """One line for each key that is set but has no effect, as others switch off what it is about.
-
-    Set means: to something else than the default.
-    """
-    flat, defaults = flatten(config), defaults_by_key()
-    mode, source, method = flat["supervision.mode"], flat["data.source"], flat["method"]
-    switched_off = [
+def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
+    """Which keys have no effect under which condition, and why."""
+    flat = flatten(config)
+    mode, method = flat["supervision.mode"], flat["method"]
+    return [
         (
             mode == "last",
             ("supervision.depths", "supervision.depth_weights"),
@@ -191,19 +68,12 @@ def ignored_keys(config: ConfigDict) -> list[str]:
             "targets.pixel_weight=0 leaves out the pixels",
         ),
         (flat["mask.kind"] == "block", ("mask.unit",), "mask.kind='block' hides blocks of patches"),
-        (source != "tfds", ("data.name",), f"data.source={source!r} reads no dataset by name"),
-        (source == "digits", ("data.data_dir",), "data.source='digits' comes with scikit-learn"),
+        *ignored_of_data(config),
         (
             flat["evaluation.knn_every_epochs"] == 0,
             ("evaluation.max_examples",),
             "evaluation.knn_every_epochs=0 leaves out k-NN during training",
         ),
-    ]
-    return [
-        f"{key}={flat[key]!r} is ignored: {reason}"
-        for holds, prefixes, reason in switched_off
-        for key in flat
-        if holds and key.startswith(prefixes) and flat[key] != defaults[key]
     ]
 
 
@@ -229,39 +99,9 @@ def _predicts_pixels(config: ConfigDict) -> bool:
     return "normalize_pixels" in options
 
 
-def _check_number(key: str, value: float, least: float, most: float, shown: Any = None) -> None:
-    if least <= value <= most and abs(value) < math.inf:  # also refuses what is not a number
-        return
-    if least == _ABOVE_0:
-        allowed = "more than 0" if abs(value) < math.inf else "a finite number, more than 0"
-    elif most < math.inf:
-        allowed = f"in [{least}, {most}]"
-    else:
-        allowed = f"at least {least}" if abs(value) < math.inf else f"finite, at least {least}"
-    if key in ("data.mean", "data.std"):
-        allowed += ", as pixel values are divided by 255"
-    it_is = f"{value}; it is" if shown is None else f"{shown}; each is"
-    raise ValueError(f"{key}={it_is} {allowed}")
-
-
-def _check_length(key: str, flat: Mapping[str, Any], length: int | str | None) -> None:
-    values = flat[key]
-    if isinstance(length, str):
-        wanted = flat[length]
-        if len(values) != wanted:
-            such_as = (0.5,) if wanted == 1 else defaults_by_key()[key]
-            raise ValueError(
-                f"{key}={values}; {length}={wanted} asks for {_count(wanted, 'value')} in each of "
-                f"data.mean and data.std: set both, such as {key}={such_as} in the config file, or "
-                f"--config.{key}={on_command_line(such_as)}"
-            )
-    elif length is not None and len(values) != length:
-        raise ValueError(f"{key}={values}; it is {type_in_words(key)}")
-
-
 def _check_model(config: ConfigDict) -> None:
     model, decoder = config.model, config.decoder
-    with _named_by_key(
+    with named_by_key(
         image_size="model.image_size",
         patch_size="model.patch_size",
         mask_ratio="mask.ratio",
@@ -326,7 +166,7 @@ def _check_method(config: ConfigDict) -> None:
 
 def _check_supervision(config: ConfigDict) -> None:
     size, supervision = SIZES[config.model.size], config.supervision
-    with _named_by_key(depths="supervision.depths"):
+    with named_by_key(depths="supervision.depths"):
         depths = supervised_depths(supervision.mode, size.depth, supervision.depths)
     if depths[-1] != size.depth:
         raise ValueError(
@@ -370,29 +210,3 @@ def _check_evaluation(config: ConfigDict) -> None:
         )
     if evaluation.pool == "class_token" and not config.model.use_class_token:
         raise ValueError("evaluation.pool='class_token' needs model.use_class_token=True")
-
-
-@contextlib.contextmanager
-def _named_by_key(**keys: str) -> Iterator[None]:
-    """Lets an error about a function's argument name the key that it comes from."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error)
-        for name, key in keys.items():
-            message = message.replace(f"{name}=", f"{key}=")
-        raise ValueError(message) from None
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _near(value: Any, known: Iterable) -> str:
-    by_lower_case = {str(word).lower(): word for word in known}
-    near = difflib.get_close_matches(str(value).lower(), by_lower_case, n=1)
-    return f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
-
-
-def _listed(known: Iterable) -> str:
-    return ", ".join(repr(word) for word in known)

@@ -1,0 +1,34 @@
+"""What a config may hold, whatever job it is for."""
+
+from ml_collections import ConfigDict
+
+from ddae_jax.config.finetuning import check_finetuning, ignored_in_finetuning
+from ddae_jax.config.keys import defaults_by_key, flatten
+from ddae_jax.config.pretraining import check_pretraining, ignored_in_pretraining
+from ddae_jax.config.ranges import check_each_key
+
+_CHECKS = {"pretrain": check_pretraining, "finetune": check_finetuning}
+_IGNORED = {"pretrain": ignored_in_pretraining, "finetune": ignored_in_finetuning}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ``ValueError``, naming key, value and what is allowed, for what can be seen here.
+
+    Nothing is built, read or compiled.
+    """
+    check_each_key(config)
+    _CHECKS[config.job](config)
+
+
+def ignored_keys(config: ConfigDict) -> list[str]:
+    """One line for each key that is set but has no effect, as others switch off what it is about.
+
+    Set means: to something else than the default.
+    """
+    flat, defaults = flatten(config), defaults_by_key(config.job)
+    return [
+        f"{key}={flat[key]!r} is ignored: {reason}"
+        for holds, prefixes, reason in _IGNORED[config.job](config)
+        for key in flat
+        if holds and key.startswith(prefixes) and flat[key] != defaults[key]
+    ]

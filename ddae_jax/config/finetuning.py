@@ -1,0 +1,65 @@
+"""What goes together in a fine-tuning config, and what has no effect."""
+
+from ml_collections import ConfigDict
+
+from ddae_jax.config.ranges import Ignored, ignored_of_data, named_by_key
+from ddae_jax.patches import patch_grid
+
+ARCHITECTURE = (
+    "size",
+    "patch_size",
+    "positions",
+    "relative_positions",
+    "layer_scale",
+    "has_key_bias",
+    "use_class_token",
+    "norms_embedding",
+    "activation",
+    "norm_epsilon",
+)
+"""Keys of ``model`` that ``init_from`` tells, where it is given."""
+
+
+def check_finetuning(config: ConfigDict) -> None:
+    """Raises ``ValueError`` for keys that contradict each other."""
+    model = config.model
+    if not config.init_from:
+        with named_by_key(image_size="model.image_size", patch_size="model.patch_size"):
+            patch_grid(model.image_size, model.patch_size)
+        if model.pool == "class_token" and not model.use_class_token:
+            raise ValueError("model.pool='class_token' needs model.use_class_token=True")
+        if model.is_frozen:
+            raise ValueError(
+                "model.is_frozen=True trains the head alone, on features of nothing: give what was "
+                "pretrained as init_from"
+            )
+    if config.from_scratch and model.is_frozen:
+        raise ValueError(
+            "from_scratch=True, model.is_frozen=True: features of an untrained network that stays "
+            "so; set one of them to False"
+        )
+    if config.batch_size % config.optimizer.micro_batches:
+        raise ValueError(
+            f"optimizer.micro_batches={config.optimizer.micro_batches} does not divide "
+            f"batch_size={config.batch_size}"
+        )
+
+
+def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:
+    """Which keys have no effect under which condition, and why."""
+    augment, is_lars = config.augment, config.optimizer.kind == "lars"
+    of_rand_augment = ("augment.num_operations", "augment.magnitude")
+    mixes = augment.mixup > 0 or augment.cutmix > 0
+    return [
+        (not config.init_from, ("init_encoder", "from_scratch"), "init_from is empty"),
+        (
+            bool(config.init_from),
+            tuple(f"model.{name}" for name in ARCHITECTURE),
+            "init_from tells the architecture",
+        ),
+        (not augment.rand_augment, of_rand_augment, "augment.rand_augment=False"),
+        (not mixes, ("augment.mix_probability",), "augment.mixup=0 and augment.cutmix=0"),
+        (is_lars, ("optimizer.b",), "optimizer.kind='lars' has no such option"),
+        (config.model.is_frozen, ("optimizer.layer_decay",), "model.is_frozen=True"),
+        *ignored_of_data(config),
+    ]

@@ -1,0 +1,253 @@
+"""Every key of every job's config, with its default. A key means the same in all jobs."""
+
+import functools
+import math
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+TUPLES = {
+    "model.image_size": (2, int, (1, 2**14)),
+    "supervision.depths": (None, int, (-math.inf, math.inf)),  # but see supervised_depths
+    "supervision.depth_weights": (None, float, (0, 10**6)),
+    "supervision.beta_range": (2, float, (-10, 10)),
+    "data.crop_scale": (2, float, (0.001, 1)),
+    "data.crop_ratio": (2, float, (0.01, 100)),
+    "data.mean": ("data.channels", float, (0, 1)),
+    "data.std": ("data.channels", float, (0.001, 1)),
+}
+"""How many values a tuple has (None: any number), of which type, and their least and most."""
+
+EXAMPLES = {
+    "supervision.depths": (6, 12),
+    "supervision.depth_weights": (0.5, 1.0),
+    "data.name": "cifar10",
+    "data.data_dir": "/data",
+    "targets.tokenizer": "runs/tokenizer",
+    "tokenizer.teacher": "runs/teacher",
+    "init_from": "runs/pretrained",
+}
+"""Values to show where the default is empty, and so says little."""
+
+RENAMED = {"evaluation.max_train_examples": "evaluation.max_examples"}
+"""Keys that stored configs may have by an older name, and what they are called now."""
+
+FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
+FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity")
+# Where it is; not what.
+FREE_TO_CHANGE += ("targets.tokenizer", "tokenizer.teacher", "init_from")
+"""Keys that may differ when a run is continued: they do not change what it computes."""
+
+FOLDERS = frozenset({"data.data_dir", "targets.tokenizer", "tokenizer.teacher", "init_from"})
+"""Keys that name folders; they are stored so that these can be found from elsewhere."""
+
+
+def pretrain_defaults() -> ConfigDict:
+    """Every key of a pretraining config, with its default; keys cannot be added to it.
+
+    A config file starts from these and sets what is particular to its run.
+    """
+    config = _of_every_job("pretrain")
+    config.method = "ddae"
+    config.batch_size = 256
+    config.model.encoder_input = "full"  # or "visible", with the decoder
+    config.data.augment_in = "workers"  # or "device", for images of one size
+
+    config.decoder = ConfigDict()  # used with encoder_input="visible"
+    config.decoder.width = 512
+    config.decoder.depth = 8
+    config.decoder.num_heads = 16
+    config.decoder.intermediate_blocks = 0  # that decode depths before the last; 0 for all
+
+    config.mask = ConfigDict()
+    config.mask.kind = "random"
+    config.mask.ratio = 0.75  # hidden share of patches
+    config.mask.unit = 1  # side of the squares that a random mask hides as a whole, patches
+
+    config.targets = ConfigDict()
+    config.targets.normalize_pixels = True
+    config.targets.pixel_weight = 1.0  # lambda of each objective; 0 leaves it out
+    config.targets.feature_weight = 1.0
+    config.targets.hog_cell = 8  # side of the cells of gradient histograms, pixels
+    config.targets.tokenizer = ""  # workdir of a run with method="vqkd"
+    config.targets.aggregation_blocks = 2  # of BEiT v2's patch-aggregation head
+    config.targets.aggregated_patches_from = 0  # the block they come from; 0 for that at 3/4
+
+    config.tokenizer = ConfigDict()  # used with method="vqkd"
+    config.tokenizer.teacher = ""  # workdir of a run, or a folder with model.safetensors
+    config.tokenizer.num_codes = 8192
+    config.tokenizer.code_width = 32
+    config.tokenizer.decoder_depth = 3
+    config.tokenizer.decay = 0.99  # of the codebook's moving averages
+    config.tokenizer.commitment = 1.0  # weight of the loss that draws vectors to codes
+    config.tokenizer.revive_below = 0.1  # dead is a code of less than this share of mean usage
+    config.tokenizer.min_perplexity = 16.0  # less than this for long is warned of; 0 for never
+
+    config.supervision = ConfigDict()
+    config.supervision.mode = "deep_dynamic"
+    config.supervision.depths = ()  # ascending, the last L; () for L/2, 2L/3, 5L/6, L
+    config.supervision.depth_weights = ()  # alpha of each depth; () for 1 each
+    config.supervision.weighting = "power"
+    config.supervision.beta_init = -0.5  # within beta_range
+    config.supervision.beta_step = 5.0  # beta's way in a whole run, for a gradient of -1
+    config.supervision.beta_range = (-2.0, 2.0)  # within -10 to 10
+
+    config.teacher = ConfigDict()
+    config.teacher.momentum_start = 0.996
+    config.teacher.momentum_end = 1.0  # at least momentum_start
+
+    config.evaluation.knn_every_epochs = 0.0  # 0 for never
+    config.evaluation.encoder = "student"
+    config.evaluation.depth = 0  # 0 for the last
+    config.evaluation.pool = "mean"
+    config.evaluation.k = 20
+    config.evaluation.temperature = 0.07
+    config.evaluation.max_examples = 0  # of each set, for k-NN during training; 0 for all
+    config.lock()
+    return config
+
+
+def finetune_defaults() -> ConfigDict:
+    """Every key of a fine-tuning config, with its default; keys cannot be added to it.
+
+    They are MAE's recipe for ViT-B (He et al. 2022, table 9).
+    """
+    config = _of_every_job("finetune")
+    _downstream(config)
+    config.batch_size = 1024
+    config.model.pool = "mean"  # or "class_token"
+    config.model.drop_path_rate = 0.1
+    config.model.is_frozen = False  # True trains the head alone, a linear probe
+
+    config.head = ConfigDict()
+    config.head.normalization = "layer"  # or "batch", without affine, as in MAE's linear probe
+    config.head.init_deviation = 2e-5  # of the classifier's kernel
+
+    config.augment = ConfigDict()
+    config.augment.rand_augment = True
+    config.augment.num_operations = 2  # of RandAugment, on each image
+    config.augment.magnitude = 9.0  # 0 to 10
+    config.augment.magnitude_deviation = 0.5
+    config.augment.erasing_probability = 0.25
+    config.augment.mixup = 0.8  # alpha; 0 for none
+    config.augment.cutmix = 1.0
+    config.augment.mix_probability = 1.0
+    config.augment.label_smoothing = 0.1
+
+    config.optimizer.kind = "adamw"  # or "lars"
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_epochs = 5.0
+    config.optimizer.b2 = 0.999
+    config.optimizer.clip_norm = 0.0
+    config.data.crop_scale = (0.08, 1.0)
+    config.data.labelled_share = 1.0  # of each class's training images, drawn by the seed
+    config.evaluation.every_epochs = 1.0  # and at the end
+    config.lock()
+    return config
+
+
+def _of_every_job(job: str) -> ConfigDict:
+    config = ConfigDict()
+    config.job = job  # whose config this is: python -m ddae_jax.JOB
+    config.seed = 0  # 0 to 2**32 - 1
+    config.batch_size = 256  # images a step, over all devices
+    config.epochs = 100.0  # of fewer than 2**31 steps
+
+    config.model = ConfigDict()
+    config.model.size = "B"
+    config.model.image_size = (224, 224)  # height, width; pixels
+    config.model.patch_size = 16
+    config.model.positions = "sincos"
+    config.model.relative_positions = "none"  # or a learned bias, "shared" or "per_block"
+    config.model.layer_scale = 0.0  # where the factors of each branch start; 0 for no factors
+    config.model.has_key_bias = True
+    config.model.use_class_token = True
+    config.model.norms_embedding = False  # whether a layer norm precedes the blocks, as in CLIP
+    config.model.activation = "gelu"
+    config.model.norm_epsilon = 1e-6
+    config.model.drop_path_rate = 0.0
+    config.model.dtype = "bfloat16"  # of the computation; parameters are float32
+    config.model.rematerialization = "none"
+    config.model.attention_form = "auto"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1.5e-4  # for 256 images; scaled by batch_size / 256
+    config.optimizer.end_learning_rate = 0.0  # scaled likewise
+    config.optimizer.warmup_epochs = 10.0  # cut to the run's length
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.clip_norm = 3.0  # largest gradient norm; 0 for no clipping
+
+    config.data = ConfigDict()
+    config.data.source = "folder"
+    config.data.name = ""  # of the tfds dataset
+    config.data.data_dir = ""
+    config.data.train_split = "train"
+    config.data.test_split = "validation"  # for evaluation; not needed for pretraining
+    config.data.channels = 3
+    config.data.mean = (0.485, 0.456, 0.406)  # of each channel, of values in [0, 1]
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.crop_scale = (0.2, 1.0)  # area of a random crop, 0.001 to 1 of the image's
+    config.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height; 0.01 to 100
+    config.data.flip = True
+    config.data.num_workers = 0  # processes; 0 for threads of this one
+    config.data.num_threads = 0  # in each process; 0 for what suits the images
+    config.data.in_memory = False  # decode all images once; for small ones of one size
+    config.data.max_corrupt_share = 0.01  # more unreadable images than this stop the run
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along each axis; -1 takes what the other leaves
+    config.mesh.fsdp = 1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1.0  # and at the end, always
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every = 0  # every k-th is kept for good; 0 for none
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50
+    config.log.figures_every_epochs = 0.0  # 0, or more than the run has: at the end only
+    config.log.tensorboard = True
+
+    config.evaluation = ConfigDict()
+    config.evaluation.batch_size = 256
+    return config
+
+
+def _downstream(config: ConfigDict) -> None:
+    """What fine-tuning and segmentation share: where the encoder is from, and how it is trained."""
+    config.init_from = ""  # workdir of a pretraining run, or weights of others; "" for none
+    config.init_encoder = "student"  # or "teacher", of that run
+    config.from_scratch = False  # True takes the architecture of init_from without its weights
+    config.model.positions = "learned"
+    config.optimizer.layer_decay = 0.65  # of the learning rate, from each block to the one before
+    config.optimizer.micro_batches = 1  # parts of a batch whose gradients are summed up
+    config.average = ConfigDict()
+    config.average.decay = 0.0  # of the moving average of the weights; 0 for none
+
+
+JOBS = {"pretrain": pretrain_defaults, "finetune": finetune_defaults}
+"""The defaults of each job's config."""
+
+WORDS = {"pretrain": "pretraining", "finetune": "fine-tuning"}
+"""What each job does."""
+
+
+@functools.cache
+def defaults_by_key(job: str = "pretrain") -> Mapping[str, Any]:
+    """The defaults of a job by dotted key: ``{"model.size": "B", ...}``."""
+    return types.MappingProxyType(flatten(JOBS[job]()))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key: ``{"model.size": "B", ...}``."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,229 @@
+"""Values of keys: their types, how they are stored and typed in, and how two configs differ.
+
+``job`` is whose config it is everywhere (see :data:`ddae_jax.config.keys.JOBS`); what says nothing
+of a job, as configs that were stored before there was another, is pretraining's.
+"""
+
+import contextlib
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddae_jax.config.keys import (
+    EXAMPLES,
+    FREE_TO_CHANGE,
+    JOBS,
+    RENAMED,
+    TUPLES,
+    WORDS,
+    defaults_by_key,
+    flatten,
+)
+
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Raises ``ValueError`` unless a config has every key, no other one, and the right types."""
+    flat = flatten(config)
+    job = job_of(flat)
+    for key, value in flat.items():
+        typed(key, value, job)
+    missing = [key for key in defaults_by_key(job) if key not in flat]
+    if missing:
+        raise ValueError(
+            f"config.{missing[0]} is missing; a config starts from "
+            f"ddae_jax.config.{JOBS[job].__name__}(), which has every key"
+        )
+
+
+def job_of(config: Mapping[str, Any]) -> str:
+    """Whose config it is. Raises ``ValueError`` if it is that of no job."""
+    job = config.get("job", "pretrain")
+    if not isinstance(job, str):
+        raise ValueError(f"config.job={job!r} is of the wrong type; it is text, such as 'pretrain'")
+    if job not in JOBS:
+        raise ValueError(f"config.job={job!r}; known: {', '.join(map(repr, JOBS))}")
+    return job
+
+
+def to_plain(config: ConfigDict) -> dict[str, Any]:
+    """The config as nested dicts and lists, as JSON stores it."""
+    return json.loads(config.to_json())
+
+
+def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json") -> ConfigDict:
+    """A stored config as it was; keys that have been renamed since have their new names.
+
+    Args:
+        plain: as :func:`to_plain` gives it.
+        file: that it was read from, for messages.
+
+    Raises:
+        ValueError: naming file and key, if it is no dict, has keys that no config has, or values
+            of the wrong type.
+    """
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{file} holds {plain!r}; it must hold the keys of a config, in {{}}")
+    try:
+        job = job_of(plain)
+        config = JOBS[job]()
+        for key, value in flatten(plain).items():
+            key = RENAMED.get(key, key)
+            config.update_from_flattened_dict({key: typed(key, value, job)})
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return config
+
+
+def contradictions(
+    stored: Mapping[str, Any],
+    given: Mapping[str, Any],
+    file: str | os.PathLike = "config.json",
+) -> list[str]:
+    """One line for each key in which a run's config contradicts the one given to continue it.
+
+    Keys that came into being after the config was stored have their defaults. Raises ``ValueError``
+    as :func:`from_plain` does, of which ``stored`` and ``file`` are the arguments.
+    """
+    stored, given = flatten(to_plain(from_plain(stored, file))), flatten(given)
+    return [
+        f"{key}: {stored[key]!r} in the workdir, {value!r} given"
+        for key, value in given.items()
+        if stored[key] != value and not _is_free(key)
+    ]
+
+
+def typed(key: str, value: Any, job: str = "pretrain") -> Any:
+    """A value as its key holds it: lists become tuples, and whole numbers floats where they must.
+
+    Raises ``ValueError`` for a value of the wrong type, and for what is no key.
+    """
+    if key not in defaults_by_key(job):
+        raise ValueError(unknown_key(key, job))
+    kind = type(defaults_by_key(job)[key])
+    if kind is tuple and isinstance(value, list | tuple):
+        if all(_is_number(item, TUPLES[key][1]) for item in value):
+            return tuple(value)
+    elif kind in (int, float):
+        if _is_number(value, kind):
+            with contextlib.suppress(OverflowError):
+                return kind(value)
+    elif isinstance(value, kind):
+        return value
+    raise ValueError(
+        f"config.{key}={value!r} is of the wrong type; it is {type_in_words(key, job)}"
+    )
+
+
+def parse_value(key: str, text: str, job: str = "pretrain") -> Any:
+    """The value of a key as a command line has it: ``3``, ``true``, ``224,224``.
+
+    Raises ``ValueError`` for a text that is no such value, and for what is no key.
+    """
+    if key not in defaults_by_key(job):
+        raise ValueError(unknown_key(key, job))
+    kind = type(defaults_by_key(job)[key])
+    with contextlib.suppress(ValueError, KeyError):
+        if kind is bool:
+            return _BOOLEANS[text.strip().lower()]
+        if kind is not tuple:
+            return kind(text)
+        values, length = typed(key, _parse_numbers(text), job), TUPLES[key][0]
+        if length is None or isinstance(length, str) or len(values) == length:
+            return values
+    raise ValueError(
+        f"config.{key}={text!r} is of the wrong type; it is {_kind_in_words(key, job)}, such as "
+        f"--config.{key}={on_command_line(_example(key, job))}"
+    )
+
+
+def type_in_words(key: str, job: str = "pretrain") -> str:
+    """What the value of a key is: ``2 whole numbers, such as (224, 224)``."""
+    words, example = _kind_in_words(key, job), _example(key, job)
+    return words if isinstance(example, bool) else f"{words}, such as {example!r}"
+
+
+def unknown_key(key: str, job: str = "pretrain") -> str:
+    """Message for a key that no config has: the nearest known ones, or all of its section."""
+    known = list(defaults_by_key(job))
+    below = [name for name in known if name.startswith(f"{key}.")]
+    if below:
+        return f"config.{key} is a section; its keys are {', '.join(below)}"
+    near = _nearest_keys(key, known)
+    if near:
+        hint = f"did you mean {' or '.join(f'config.{name}' for name in near)}?"
+    else:
+        beside = [name for name in known if name.startswith(f"{key.rpartition('.')[0]}.")]
+        hint = f"known: {', '.join(beside or known)}"
+    return f"config.{key} is no key of a {WORDS[job]} config; {hint}"
+
+
+def _nearest_keys(key: str, known: list[str]) -> list[str]:
+    """The key that is meant; several if that is undecided, none if there is no such key."""
+    renamed = {older: name for older, name in RENAMED.items() if name in known}
+    if key in renamed:
+        return [renamed[key]]
+    parents = [name for name in known if key.startswith(f"{name}.")]
+    if parents:
+        return parents
+    current = {name: name for name in known} | renamed
+    section, _, leaf = key.rpartition(".")
+    of_that_name = [name for name in current if name.rpartition(".")[2] == leaf]
+    if of_that_name:
+        in_like_section = difflib.get_close_matches(key, of_that_name, n=1, cutoff=0.8)
+        return [current[name] for name in (section and in_like_section) or of_that_name]
+    near = difflib.get_close_matches(key, current, n=1, cutoff=0.7)
+    if not near:
+        leaves = {name.rpartition(".")[2]: name for name in current}
+        near = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1)]
+    return [current[name] for name in near]
+
+
+def _parse_numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas, in brackets or not. Raises ``ValueError`` for anything else."""
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]"):
+        text = text[1:-1]
+    items = [item.strip() for item in text.split(",")]
+    if items[-1] == "":  # (), or the comma of (1,)
+        items.pop()
+    return tuple(_parse_number(item) for item in items)
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+
+
+def _kind_in_words(key: str, job: str) -> str:
+    kind = type(defaults_by_key(job)[key])
+    if kind is not tuple:
+        words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+        return words[kind]
+    length, kind, _ = TUPLES[key]
+    words = "whole numbers" if kind is int else "numbers"
+    return f"{length} {words}" if isinstance(length, int) else words
+
+
+def _example(key: str, job: str) -> Any:
+    return EXAMPLES.get(key, defaults_by_key(job)[key])
+
+
+def on_command_line(value: Any) -> str:
+    """A value as it is written after ``--config.KEY=``."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)

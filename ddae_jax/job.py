@@ -1,0 +1,368 @@
+"""What all jobs that train share: from the command line to the last checkpoint.
+
+A job says what it builds from its config (:class:`Job`, :class:`Parts`); everything else, such as
+claiming a workdir, continuing, stopping and saving, is the same for all of them and stands here.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import optax
+from absl import flags as absl_flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddae_jax import command
+from ddae_jax.build import Schedule
+from ddae_jax.config import to_plain
+from ddae_jax.config.checks import ignored_keys
+from ddae_jax.config.keys import FOLDERS, flatten
+from ddae_jax.config.values import contradictions
+from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.sources import Source
+from ddae_jax.evaluation import curves
+from ddae_jax.methods.trainable import Trainable
+from ddae_jax.training.agreement import all_or_none, from_first
+from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.interruption import Stopped, StopRequest
+from ddae_jax.training.logging import Recorder, read_metrics
+from ddae_jax.training.loop import Every, Plan, train
+from ddae_jax.training.sharding import check_divisible, make_mesh, put_batch, state_sharding
+from ddae_jax.training.state import TrainState, init_state
+from ddae_jax.training.step import Prepare, jit_train_step, make_train_step
+from ddae_jax.training.workdir import Workdir
+
+_log = logging.getLogger(__name__)
+
+
+class Watch(Protocol):
+    """Who looks at a run on its way."""
+
+    def baselines(self) -> Mapping[str, float]:
+        """Metrics of what comes before the first step, recorded once."""
+
+    def actions(self) -> Sequence[Every]:
+        """What is measured and drawn now and then."""
+
+    def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes each record."""
+
+    def finish(self, state: TrainState, step: int) -> None:
+        """Tells how the run stands when it ends, by ``step``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a job builds from its config, before anything is compiled or written.
+
+    Attributes:
+        method: what is trained.
+        source: of the images.
+        loader: this process's share of the batches.
+        prepare: what the step does to a batch first.
+        schedule: how long the run is.
+        optimizer, learning_rate, momentum: see :func:`ddae_jax.training.step.make_train_step`.
+        watch: who looks at it.
+        begin: from a fresh state to the one that training starts with.
+        check_continues: raises if the state of a checkpoint cannot be continued with these parts.
+        micro_batches: parts of a batch.
+    """
+
+    method: Trainable
+    source: Source
+    loader: TrainLoader
+    prepare: Prepare
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    momentum: optax.Schedule
+    watch: Watch
+    begin: Callable[[TrainState], TrainState] = lambda state: state
+    check_continues: Callable[[TrainState], None] = lambda state: None
+    micro_batches: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command that trains.
+
+    Attributes:
+        name: ``python -m ddae_jax.NAME``, and the ``job`` of its configs.
+        usage: what it does, for ``--help``.
+        build: ``(config, workdir, mesh) -> parts``. Raises ``ValueError`` or ``OSError`` for bad
+            input.
+        complete: fills in what a config leaves to what it names; ``(config, stored config)``, the
+            latter of a run that is continued, else None.
+    """
+
+    name: str
+    usage: str
+    build: Callable[[ConfigDict, Workdir, Mesh], Parts]
+    complete: Callable[[ConfigDict, Mapping[str, Any] | None], None] = lambda config, stored: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A job's parts, and where they work."""
+
+    config: ConfigDict
+    workdir: Workdir
+    mesh: Mesh
+    parts: Parts
+    allows_changes: bool = False
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.parts.loader.close()
+        self.workdir.release()
+
+
+def main(job: Job, argv: Sequence[str] | None = None) -> int:
+    """Runs a job's command; returns its exit status."""
+    with StopRequest() as stop:
+        try:
+            with command.bad_input_is_explained():
+                run = prepare(job, argv, stop)
+            with command.run_ends_are_explained(), run:
+                command.use_compilation_cache(run.workdir.compilation_cache)
+                train_to_the_end(run, stop)
+        except Stopped:
+            _log.info("stopped before the first step; there was nothing to save")
+    return 0
+
+
+def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
+    """Builds what the command line asks for, and claims its workdir.
+
+    Raises ``ValueError``, ``OSError`` or ``WorkdirInUse`` for bad input, and
+    ``OtherProcessFailed`` if another process of the run does.
+    """
+    with stop.at_once():
+        usage = f"ddae_jax.{job.name} {job.usage}"
+        flags = command.parse_config_flags(argv, usage, _define_flags, job.name)
+        config = flags.config
+        for key in FOLDERS & flatten(config).keys():
+            config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
+        command.start_devices(flags.distributed)
+    with may_stop_at_once(stop), all_or_none():
+        mesh = make_mesh(**config.mesh)
+        check_divisible(config.batch_size, mesh)
+        workdir = Workdir(flags.workdir)
+        workdir.check_is_a_run_or_empty()
+        job.complete(config, workdir.read_config() if workdir.has_checkpoint() else None)
+        check_workdir(workdir, config, flags.allow_config_changes)
+        run = Run(
+            config, workdir, mesh, job.build(config, workdir, mesh), flags.allow_config_changes
+        )
+    with may_stop_at_once(stop):
+        claim(workdir, config, flags.allow_config_changes)
+    return run
+
+
+def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> None:
+    """Lets this run, and no other, write to the workdir; all its processes see the same one.
+
+    Raises ``WorkdirInUse``, or ``ValueError`` as :func:`check_workdir` does: another run may have
+    come and gone since that was asked, and ``ValueError`` if the folder is not shared.
+    """
+    token = from_first(secrets.randbelow(2**31))
+    with all_or_none():
+        if jax.process_index() == 0:
+            workdir.claim(token)
+            check_workdir(workdir, config, allow_config_changes)
+    with all_or_none():
+        workdir.check_is_shared(token)
+
+
+def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
+    """Trains from the latest checkpoint, or from the start, to the end of the schedule."""
+    config, parts = run.config, run.parts
+    step = make_train_step(
+        parts.method,
+        parts.optimizer,
+        parts.prepare,
+        learning_rate=parts.learning_rate,
+        momentum=parts.momentum,
+        seed=config.seed,
+        micro_batches=parts.micro_batches,
+    )
+    with open_checkpoints(run) as checkpoints, command.one_ends_all():
+        with may_stop_at_once(stop):
+            state = start_or_continue(run, checkpoints)
+            start_step = int(state.step)
+            say_start(run, start_step)
+            baselines = parts.watch.baselines()
+        with Recorder(
+            run.workdir,
+            start_step=start_step,
+            total_steps=parts.schedule.total_steps,
+            use_tensorboard=config.log.tensorboard,
+            is_primary=jax.process_index() == 0,
+        ) as record:
+            plan = make_plan(run, record)
+            if not is_recorded(baselines, run.workdir.metrics):
+                record.write(start_step, plan.progress(start_step) | baselines)
+            state = train(
+                state,
+                jit_train_step(step, run.mesh, state),
+                parts.loader,
+                lambda batch: put_batch(batch, run.mesh),
+                checkpoints,
+                plan,
+                stop,
+            )
+        parts.watch.finish(state, int(state.step))
+    return state
+
+
+def may_stop_at_once(stop: StopRequest) -> contextlib.AbstractContextManager:
+    """Leaves the body at a stop, if there is one process; several stop together, at a step."""
+    return stop.at_once() if jax.process_count() == 1 else contextlib.nullcontext()
+
+
+def is_recorded(metrics: Mapping[str, float], path: pathlib.Path) -> bool:
+    """Whether a metrics file has these metrics, or later ones of their names, with these values."""
+    records = read_metrics(path) if metrics else []
+    return metrics == {name: curves.latest(records, name) for name in metrics}
+
+
+def make_plan(run: Run, record: Recorder) -> Plan:
+    """How far the run goes, and what happens on the way."""
+    config, schedule, watch = run.config, run.parts.schedule, run.parts.watch
+
+    def on_record(step: int, metrics: Mapping[str, float]) -> None:
+        record(step, metrics)
+        watch.on_record(step, metrics)
+
+    return Plan(
+        total_steps=schedule.total_steps,
+        batch_size=config.batch_size,
+        steps_per_epoch=schedule.steps_per_epoch,
+        log_every_steps=config.log.every_steps,
+        save_every_steps=schedule.steps(config.checkpoint.every_epochs),
+        actions=watch.actions(),
+        on_record=on_record,
+        on_step=record.advance,
+    )
+
+
+def open_checkpoints(run: Run) -> Checkpoints:
+    """The run's checkpoints, for restoring and saving."""
+    options = run.config.checkpoint
+    save_every_steps = run.parts.schedule.steps(options.every_epochs)
+    return Checkpoints(
+        run.workdir.checkpoints,
+        keep_last=options.keep_last,
+        keep_every_steps=options.keep_every * save_every_steps or None,
+    )
+
+
+def start_or_continue(run: Run, checkpoints: Checkpoints) -> TrainState:
+    """A fresh state, or that of the latest checkpoint, with the loader put where it was then.
+
+    Only then is the config stored: a checkpoint that does not fit it leaves the workdir as it was.
+    """
+    parts = run.parts
+    initialize = functools.partial(
+        init_state,
+        method=parts.method,
+        optimizer=parts.optimizer,
+        channels=run.config.data.channels,
+    )
+    inputs = {"key": jax.random.key(run.config.seed), "frozen": parts.method.frozen}
+    shapes = jax.eval_shape(initialize, **inputs)
+    sharding = state_sharding(run.mesh, shapes)
+    if checkpoints.latest_step() is None:
+        state = jax.jit(lambda inputs: initialize(**inputs), out_shardings=sharding)(inputs)
+        state = parts.begin(state)
+    else:
+        state, data_state = checkpoints.restore(abstract(shapes, sharding))
+        with all_or_none():
+            parts.loader.set_state(data_state, allow_changes=run.allows_changes)
+            parts.check_continues(state)
+        _log.info("continuing from the checkpoint of step %d", int(state.step))
+    with all_or_none():
+        if jax.process_index() == 0:
+            run.workdir.write_config(to_plain(run.config))
+    return state
+
+
+def say_start(run: Run, start_step: int) -> None:
+    """One line in the log on what is trained, on what, and for how long."""
+    config, parts = run.config, run.parts
+    _log.info(
+        "%s, %s images, %g epochs = %d steps of %d, from step %d, on %d %s device(s)",
+        parts.method.description,
+        f"{len(parts.source):,}",
+        config.epochs,
+        parts.schedule.total_steps,
+        config.batch_size,
+        start_step,
+        run.mesh.size,
+        jax.devices()[0].platform,
+    )
+    for line in ignored_keys(config):
+        _log.warning(line)
+    if config.optimizer.warmup_epochs >= config.epochs:
+        _log.warning(
+            "optimizer.warmup_epochs=%g: the learning rate rises until the end of %g epochs",
+            config.optimizer.warmup_epochs,
+            config.epochs,
+        )
+
+
+def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> None:
+    """Checks the config against the one stored in the run's folder.
+
+    A run that has no checkpoint yet has nothing to be continued: it may start over with any config.
+
+    Raises ``ValueError`` if the folder holds a run with another config (its differing keys are
+    named), or files that are no run's.
+    """
+    workdir.check_is_a_run_or_empty()
+    stored = workdir.read_config() if workdir.has_checkpoint() else None
+    if stored is None:
+        return
+    differences = contradictions(stored, to_plain(config), workdir.config)
+    if differences and not allow_config_changes:
+        shown = "\n  ".join(differences)
+        raise ValueError(
+            f"{workdir.path} holds a run with another config:\n  {shown}\n"
+            "Give the config it was started with or another --workdir, or --allow_config_changes "
+            "to continue it with these"
+        )
+
+
+def absolute(folder: str) -> str:
+    """A folder as it can be found from elsewhere later; addresses and nothing stay as they are."""
+    is_path = folder and "://" not in folder
+    return os.path.abspath(os.path.expanduser(folder)) if is_path else folder
+
+
+def _define_flags(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string(
+        "workdir", None, "Folder of the run; it is made, or continued.", flag_values=flags
+    )
+    command.require("workdir", "FOLDER", flags)
+    absl_flags.DEFINE_bool(
+        "allow_config_changes",
+        False,
+        "Continue a run although its config, or its data, differs.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_bool(
+        "distributed",
+        False,
+        "One of several processes, as on a TPU pod or under SLURM: join the others first.",
+        flag_values=flags,
+    )
