@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 import os
 import pathlib
@@ -37,6 +38,9 @@ _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Err
 _BAD_INPUT += (OtherProcessFailed,)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 _RUN_ENDERS += (OtherProcessFailed,)
+
+
+_PACKAGE = pathlib.Path(__file__).parent
 
 
 class CommandEnded(SystemExit):
@@ -269,12 +273,18 @@ def load_config(path: str, job: str = "pretrain") -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
-        if get_config is not None:
+        takes_argument = get_config and inspect.signature(get_config).parameters
+        if get_config and (takes_argument or not has_argument):
             config = get_config(argument) if has_argument else get_config()
     except Exception as error:  # whatever somebody's own program does wrong
         raise ValueError(f"--config={file}{_explain_config_error(file, error, job)}") from error
     if get_config is None:
         raise ValueError(f"--config={file}: it has no function get_config()")
+    if has_argument and not takes_argument:
+        raise ValueError(
+            f"--config={file} takes no ':{argument}'; those that take a method and a supervision "
+            "are configs/cifar10.py, configs/folder.py and configs/imagenet.py"
+        )
     if not isinstance(config, ConfigDict):
         raise ValueError(f"--config={file}: get_config() gives {config!r}, not a ConfigDict")
     try:
@@ -350,6 +360,9 @@ def _explain_config_error(file: str, error: Exception, job: str) -> str:
         if pathlib.Path(frame.filename).resolve().parent == folder
     ]
     text = " ".join(str(error).split())
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    if isinstance(error, ValueError) and pathlib.Path(raised_in).is_relative_to(_PACKAGE):
+        return f": {text}"  # it was written for people
     if not frames:
         return f": {type(error).__name__}: {text}"
     line = frames[-1].line

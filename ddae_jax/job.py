@@ -72,6 +72,8 @@ class Parts:
         optimizer, learning_rate, momentum: see :func:`ddae_jax.training.step.make_train_step`.
         watch: who looks at it.
         begin: from a fresh state to the one that training starts with.
+        description: one line on what is trained.
+        notes: a line each on what may not be meant, to be warned of.
         check_continues: raises if the state of a checkpoint cannot be continued with these parts.
         micro_batches: parts of a batch.
     """
@@ -85,6 +87,8 @@ class Parts:
     learning_rate: optax.Schedule
     momentum: optax.Schedule
     watch: Watch
+    description: str
+    notes: Sequence[str] = ()
     begin: Callable[[TrainState], TrainState] = lambda state: state
     check_continues: Callable[[TrainState], None] = lambda state: None
     micro_batches: int = 1
@@ -302,7 +306,7 @@ def say_start(run: Run, start_step: int) -> None:
     config, parts = run.config, run.parts
     _log.info(
         "%s, %s images, %g epochs = %d steps of %d, from step %d, on %d %s device(s)",
-        parts.method.description,
+        parts.description,
         f"{len(parts.source):,}",
         config.epochs,
         parts.schedule.total_steps,
@@ -311,7 +315,7 @@ def say_start(run: Run, start_step: int) -> None:
         run.mesh.size,
         jax.devices()[0].platform,
     )
-    for line in ignored_keys(config):
+    for line in [*ignored_keys(config), *parts.notes]:
         _log.warning(line)
     if config.optimizer.warmup_epochs >= config.epochs:
         _log.warning(
@@ -336,11 +340,10 @@ def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bo
     differences = contradictions(stored, to_plain(config), workdir.config)
     if differences and not allow_config_changes:
         shown = "\n  ".join(differences)
-        raise ValueError(
-            f"{workdir.path} holds a run with another config:\n  {shown}\n"
-            "Give the config it was started with or another --workdir, or --allow_config_changes "
-            "to continue it with these"
-        )
+        advice = "Give the config it was started with or another --workdir"
+        if not any(line.startswith(("method:", "model.size:")) for line in differences):
+            advice += ", or --allow_config_changes to continue it with these"
+        raise ValueError(f"{workdir.path} holds a run with another config:\n  {shown}\n{advice}")
 
 
 def absolute(folder: str) -> str:

@@ -364,10 +364,11 @@ def _summary(records: list[dict], knn: Mapping[str, float]) -> list[Summary]:
         others = {name: value for name, value in knn.items() if name != "trained"}
         note = ", ".join(f"{name} {value:.1%}" for name, value in others.items())
         cards.append(Summary("k-NN accuracy", f"{knn['trained']:.1%}", note))
-    first = next((r["loss"] for r in records if r.get("loss") is not None), None)
-    last = curves.latest(records, "loss")
-    if last is not None:
-        cards.append(Summary("Loss", f"{last:.3f}", f"{first:.3f} at first"))
+    key = "plain_loss" if curves.latest(records, "plain_loss") is not None else "loss"
+    first = next((record for record in records if record.get(key) is not None), None)
+    if first is not None:
+        since = f"{first[key]:.3f} at step {first['step']}"
+        cards.append(Summary("Loss", f"{curves.latest(records, key):.3f}", since))
     rate = curves.latest(records, "images_per_s")
     if rate is not None:
         waiting = curves.latest(records, "data_wait_share") or 0.0

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command, job
 from ddae_jax.methods.trainable import Trainable
 from ddae_jax.monitor import PretrainingWatch
+from ddae_jax.recipes import departures
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import Workdir
@@ -44,8 +45,36 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         learning_rate=learning_rate,
         momentum=momentum,
         watch=PretrainingWatch(config, workdir, method, source, schedule, mesh),
+        description=describe(config, method),
+        notes=notes(config, method),
         check_continues=functools.partial(check_same_frozen, config=config, method=method),
     )
+
+
+def describe(config: ConfigDict, method: Trainable) -> str:
+    """One line on what is trained."""
+    of_teacher = f" of {config.tokenizer.teacher}" if config.method == "vqkd" else ""
+    return f"{config.method}: {method.description}{of_teacher}"
+
+
+def notes(config: ConfigDict, method: Trainable) -> list[str]:
+    """What may not be meant: a method that is not the published one, more codes than patches."""
+    found = []
+    differing = departures(config)
+    if differing:
+        found.append(
+            f"this is not {config.method} as published: {'; '.join(differing)}. "
+            f"--config=configs/folder.py:{config.method}, or another of configs/ with such an "
+            "ending, sets them"
+        )
+    h, w = method.encoder.grid
+    num_patches = config.batch_size * h * w
+    if config.method == "vqkd" and config.tokenizer.num_codes > num_patches:
+        found.append(
+            f"tokenizer.num_codes={config.tokenizer.num_codes} are more than the {num_patches:,} "
+            "patches of a batch: most codes will have none; lower it, or raise batch_size"
+        )
+    return found
 
 
 def check_same_frozen(state: TrainState, config: ConfigDict, method: Trainable) -> None:

@@ -1,7 +1,10 @@
 """What earlier runs, or other people, have trained: encoders and tokenizers to learn from."""
 
+import functools
+import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +15,13 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
+from ddae_jax.config.finetuning import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer
-from ddae_jax.models.vit import ViT
+from ddae_jax.models.vit import SIZES, ViT
 from ddae_jax.networks import (
     build_encoder,
     build_tokenizer,
@@ -28,6 +32,8 @@ from ddae_jax.networks import (
 from ddae_jax.training.checkpoint import Checkpoints, abstract, shapes_by_name
 from ddae_jax.training.sharding import make_mesh, replicated, state_sharding
 from ddae_jax.training.workdir import Workdir
+
+_log = logging.getLogger(__name__)
 
 
 def restore_encoder(
@@ -48,6 +54,62 @@ def restore_encoder(
         saved_at = checkpoints.saved_at(step)
         restored = checkpoints.restore_part(abstract(wanted, sharding), step)
     return _encoder_of(restored), step, saved_at
+
+
+class Pretrained(NamedTuple):
+    """An encoder to go on with.
+
+    Attributes:
+        model: its architecture, as keys of ``config.model``.
+        module: the encoder; its computation is not settled.
+        params: its parameters.
+        mean, std: of the pixels that it was trained on, a value a channel; None if not known.
+    """
+
+    model: dict[str, Any]
+    module: ViT
+    params: PyTree
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+@functools.lru_cache(maxsize=1)
+def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
+    """The encoder in a workdir, or in somebody else's weights.
+
+    Args:
+        path: a workdir, or what :func:`ddae_jax.interop.backbones.read_backbone` reads.
+        encoder: ``student`` or ``teacher``, of a workdir.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if it is not known here, or no config can describe it.
+    """
+    place = pathlib.Path(path).expanduser()
+    if not place.exists():
+        raise FileNotFoundError(
+            f"init_from={path!r} is not there; it is the workdir of a run, or a file or folder "
+            "with somebody's weights"
+        )
+    if place.is_file() or (place / "model.safetensors").is_file():
+        found = read_backbone(place)
+        module = ViT(**found.options)
+        channels = found.params["patch_embedding"]["kernel"].shape[0] // module.patch_size**2
+        params = _only(found.params, module, channels, place)
+        return Pretrained(_describe(module, place), module, params, found.mean, found.std)
+    workdir, theirs = _read_run(place, "init_from")
+    if theirs.job != "pretrain":
+        raise ValueError(
+            f"init_from={path!r} is a run of ddae_jax.{theirs.job}; give one of ddae_jax.pretrain"
+        )
+    theirs.evaluation.encoder = encoder
+    if encoder == "teacher" and not has_momentum_encoder(theirs):
+        raise ValueError(f"init_encoder='teacher': the run in {path} has no teacher")
+    params = _encoder_of(_restore_part(workdir, _encoder_part(theirs)))
+    model = {name: theirs.model[name] for name in ARCHITECTURE}
+    return Pretrained(
+        model, build_encoder(theirs), params, tuple(theirs.data.mean), tuple(theirs.data.std)
+    )
 
 
 def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
@@ -73,6 +135,8 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
         )
     else:
         workdir, theirs = _read_run(folder, "tokenizer.teacher")
+        if theirs.method == "vqkd":
+            _log.warning("tokenizer.teacher=%r is a tokenizer itself", path)
         module = build_encoder(theirs).clone(drop_path_rate=0.0)
         params = _encoder_of(_restore_part(workdir, _encoder_part(theirs)))
         mean, std = theirs.data.mean, theirs.data.std
@@ -93,7 +157,10 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
         FileNotFoundError: if there is nothing.
         ValueError: if it is no tokenizer, or for images of other channels.
     """
-    what = "the workdir of a run with method='vqkd', or a folder with model.safetensors"
+    what = (
+        "the workdir of a run with method='vqkd', as configs/cifar10_tokenizer.py has it, or a "
+        "folder with the model.safetensors of one"
+    )
     folder = _folder(path, "targets.tokenizer", what)
     if (folder / "model.safetensors").is_file():
         found = read_tokenizer(folder)
@@ -132,6 +199,20 @@ def _restore_tokenizer(folder: pathlib.Path, path: str) -> tuple[Tokenizer, PyTr
     )
     codes = restored["teacher"]["codebook"]["codes"]
     return module, {"params": restored["params"], "codes": codes}, theirs
+
+
+def _describe(module: ViT, place: pathlib.Path) -> dict[str, Any]:
+    """An encoder as keys of ``config.model``. Raises ``ValueError`` if there is no such size."""
+    size = (module.width, module.depth, module.num_heads)
+    names = [name for name, known in SIZES.items() if tuple(known) == size]
+    if not names or module.mlp_ratio != 4:
+        raise ValueError(
+            f"the encoder in {place} has width {module.width}, {module.depth} blocks, "
+            f"{module.num_heads} heads and MLPs of {module.mlp_ratio:g} times the width; known "
+            f"sizes, with MLPs of 4 times: {', '.join(f'{n} {tuple(s)}' for n, s in SIZES.items())}"
+        )
+    told = {name: getattr(module, name) for name in ARCHITECTURE if name != "size"}
+    return told | {"size": names[0], "layer_scale": module.layer_scale or 0.0}
 
 
 def _check_channels(key: str, path: str, mean: Sequence[float], config: ConfigDict) -> None:
@@ -180,7 +261,7 @@ def _folder(path: str, key: str, what: str) -> pathlib.Path:
         raise ValueError(f"{key} is empty; this method needs {what}")
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{key}={path!r} is no folder; it is {what}")
+        raise FileNotFoundError(f"{key}={path!r} is no folder; --config.{key}=FOLDER gives {what}")
     return folder
 
 
@@ -189,7 +270,8 @@ def _read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
     stored = workdir.read_config()
     if stored is None:
         raise FileNotFoundError(
-            f"{key}={str(folder)!r} holds no run: there is no {workdir.config.name} in it"
+            f"{key}={str(folder)!r} holds neither a run nor weights: there is no "
+            f"{workdir.config.name} and no model.safetensors in it"
         )
     config = from_plain(stored, workdir.config)
     check_config(config)

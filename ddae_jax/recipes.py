@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddae_jax.config.keys import flatten
 from ddae_jax.methods import find_method
 from ddae_jax.methods.supervision import check_mode
 
@@ -40,7 +41,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "model.encoder_input": "full",
             "mask.kind": "block",
             "mask.ratio": 0.4,
-            "targets.hog_cell": 8,
             "supervision.beta_step": 50.0,
         },
         "beit": _BEIT,
@@ -53,6 +53,19 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 normalised pixels, a tenth and less for histograms, and 5 to 9 for tokens, the logarithm of the
 number of codes.
 """
+
+
+def departures(config: ConfigDict) -> list[str]:
+    """One line for each key in which a config differs from its method's recipe.
+
+    Empty also for what has no recipe.
+    """
+    flat = flatten(config)
+    return [
+        f"{key}={flat[key]!r}, not {value!r}"
+        for key, value in _recipe(config).items()
+        if flat[key] != value
+    ]
 
 
 def use_recipe(config: ConfigDict, cell: str) -> None:
@@ -70,7 +83,11 @@ def use_recipe(config: ConfigDict, cell: str) -> None:
     config.method = method.strip()
     if has_supervision:
         config.supervision.mode = check_mode(supervision.strip())
-    recipe = dict(RECIPES[config.method])
+    config.update_from_flattened_dict(_recipe(config))
+
+
+def _recipe(config: ConfigDict) -> dict[str, Any]:
+    recipe = dict(RECIPES.get(config.method, {}))
     if config.supervision.mode != "deep_dynamic":
         recipe.pop("supervision.beta_step", None)
-    config.update_from_flattened_dict(recipe)
+    return recipe

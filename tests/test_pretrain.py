@@ -437,6 +437,7 @@ def test_keys_without_effect_are_named_once_at_the_start(caplog):
         learning_rate=None,
         momentum=None,
         watch=None,
+        description="",
     )
     run = job.Run(config, workdir=None, mesh=make_mesh(), parts=parts)
     with caplog.at_level("WARNING", logger="ddae_jax"):

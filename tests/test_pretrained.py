@@ -141,7 +141,7 @@ def test_the_untrained_encoder_is_the_one_that_the_run_started_with(name, runs):
     [
         ((*BEIT2,), "method='beit2' predicts the tokens of a trained tokenizer"),
         ((*BEIT2, "--config.targets.tokenizer=nowhere"), "is no folder"),
-        ((*BEIT2, "--config.targets.tokenizer=RUNS"), "holds no run"),
+        ((*BEIT2, "--config.targets.tokenizer=RUNS"), "holds neither a run nor weights"),
         ((*BEIT2, "--config.targets.tokenizer=RUNS/teacher"), "is a run of method='ddae'"),
         (
             (*BEIT2, "--config.targets.tokenizer=RUNS/tokenizer", "--config.model.patch_size=2"),

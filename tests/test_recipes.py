@@ -16,7 +16,7 @@ from ddae_jax.config.keys import flatten
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models import vit
-from ddae_jax.recipes import RECIPES, use_recipe
+from ddae_jax.recipes import RECIPES, departures, use_recipe
 from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import jit_train_step, make_train_step
@@ -127,7 +127,10 @@ def test_recipes_hold_keys_that_exist():
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("mea,last", "known: ddae, mae, simmim, maskfeat, beit, beit2. Did you mean 'mae'"),
+        ("mea,last", "known: ddae, mae, simmim, maskfeat, beit, beit2; did you mean 'mae'"),
+        ("MAE", "did you mean 'mae'"),
+        ("mae,deep-dynamic", "did you mean 'deep_dynamic'"),
+        ("vqkd", "configs/cifar10_tokenizer.py"),
         ("mae,deeper", "known: last, deep, deep_dynamic"),
         ("", "known: ddae, mae, simmim"),
     ],
@@ -135,5 +138,30 @@ def test_recipes_hold_keys_that_exist():
 def test_an_unknown_cell_names_the_known_ones(cell, message):
     with pytest.raises(ValueError, match=message):
         use_recipe(pretrain_defaults(), cell)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         config_of(cell)
+    assert "line" not in str(caught.value)  # of a config file, which is not to blame
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_without_its_recipe_is_told_apart_from_the_published_one(method):
+    config = config_of(method)
+    assert departures(config) == []
+    other = pretrain_defaults()
+    other.method = method
+    found = departures(other)
+    assert bool(found) == (method in ("mae", "simmim", "maskfeat", "beit", "beit2"))
+    if method == "mae":
+        assert found == ["model.encoder_input='full', not 'visible'"]
+
+
+def test_a_config_that_takes_no_cell_says_which_do():
+    file = str(tiny.ROOT / "configs" / "digits.py")
+    with pytest.raises(ValueError, match=r"takes no ':mae'; those that take .*cifar10.py"):
+        command.load_config(f"{file}:mae")
+
+
+def test_any_method_takes_a_folder_of_images():
+    config = command.load_config(str(tiny.ROOT / "configs" / "folder.py") + ":mae,last")
+    assert (config.method, config.model.encoder_input) == ("mae", "visible")
+    assert config.data.source == "folder"

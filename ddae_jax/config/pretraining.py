@@ -145,7 +145,8 @@ def _check_method(config: ConfigDict) -> None:
     if "tokenizer" in _options(config) and not targets.tokenizer:
         raise ValueError(
             f"method={config.method!r} predicts the tokens of a trained tokenizer: give the "
-            "workdir of a run with method='vqkd' as targets.tokenizer"
+            "workdir of a run with method='vqkd', or a folder with the model.safetensors of one, "
+            "as targets.tokenizer"
         )
     if config.method == "vqkd" and not config.tokenizer.teacher:
         raise ValueError(
@@ -206,7 +207,7 @@ def _check_evaluation(config: ConfigDict) -> None:
     if evaluation.encoder == "teacher" and not has_momentum_encoder(config):
         raise ValueError(
             "evaluation.encoder='teacher' needs a teacher: method='ddae' with "
-            "targets.feature_weight > 0"
+            "targets.feature_weight > 0; 'student' is always there"
         )
     if evaluation.pool == "class_token" and not config.model.use_class_token:
         raise ValueError("evaluation.pool='class_token' needs model.use_class_token=True")

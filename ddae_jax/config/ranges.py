@@ -1,7 +1,6 @@
 """What a single key of a config may hold: words, ranges, lengths."""
 
 import contextlib
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import TUPLES, defaults_by_key, flatten
 from ddae_jax.config.values import check_keys, on_command_line, type_in_words
+from ddae_jax.hints import did_you_mean
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models.vit import SIZES
@@ -127,7 +127,7 @@ def check_each_key(config: ConfigDict) -> None:
     for key, known in CHOICES.items():
         if flat.get(key, known[0]) not in known:
             raise ValueError(
-                f"{key}={flat[key]!r}; known: {_listed(known)}{_near(flat[key], known)}"
+                f"{key}={flat[key]!r}; known: {_listed(known)}{did_you_mean(flat[key], known)}"
             )
     for key, (least, most) in RANGES.items():
         if key in flat:
@@ -205,12 +205,6 @@ def named_by_key(**keys: str) -> Iterator[None]:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _near(value: Any, known: Iterable) -> str:
-    by_lower_case = {str(word).lower(): word for word in known}
-    near = difflib.get_close_matches(str(value).lower(), by_lower_case, n=1)
-    return f"; did you mean {by_lower_case[near[0]]!r}?" if near else ""
 
 
 def _listed(known: Iterable) -> str:

@@ -4,14 +4,17 @@ A source is a random-access, picklable sequence of images with labels. It hands 
 not decoded yet (`Source.open`): whoever needs a small crop of a big JPEG can decode it small.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 import numpy as np
@@ -329,19 +332,46 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
             'file_format="array_record").download_and_prepare()'
         ) from error
     if not builder.is_prepared():
+        _check_not_beside(name, data_dir)
         expected = f"{builder.data_path}/{{dataset_info.json,features.json,*.array_record*}}"
         _log.info("%s is not at %s: downloading it", name, builder.data_path)
         try:
-            builder.download_and_prepare()
+            with _left_as_it_was(data_dir):
+                builder.download_and_prepare()
         except Exception as error:
             raise FileNotFoundError(
                 f"TFDS dataset {name!r} is not at {builder.data_path} and could not be downloaded "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Prepare it "
+                f"({type(error).__name__}: {shorten(str(error), 200)}). Prepare it "
                 f"on a machine with network access, with tfds.builder({name!r}, "
                 'file_format="array_record").download_and_prepare(), and copy it so that there '
                 f"is {expected}"
             ) from error
     return builder
+
+
+def _check_not_beside(name: str, data_dir: str | None) -> None:
+    """Raises `FileNotFoundError` if a folder below holds the dataset: that one was meant."""
+    found = sorted(Path(data_dir).glob(f"*/{name}/*/dataset_info.json")) if data_dir else []
+    if found:
+        raise FileNotFoundError(
+            f"TFDS dataset {name!r} is not in {data_dir}, but in {found[0].parents[2]}: give that "
+            "as data.data_dir"
+        )
+
+
+@contextlib.contextmanager
+def _left_as_it_was(data_dir: str | None) -> Iterator[None]:
+    """Removes the empty folders that a download which failed leaves in `data_dir`."""
+    root = Path(data_dir) if data_dir else None
+    before = set(root.rglob("*")) if root and root.is_dir() else set()
+    try:
+        yield
+    except Exception:
+        folders = {path for path in root.rglob("*") if path.is_dir()} if root else set()
+        for folder in sorted(folders - before, reverse=True):  # what lies in others first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _record_reader(builder: Any, split: str) -> Any:

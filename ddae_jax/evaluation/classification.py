@@ -76,9 +76,7 @@ def make_count(logits: Logits, num_classes: int, mesh: Mesh) -> Callable[..., Py
         loss = optax.softmax_cross_entropy_with_integer_labels(found, jnp.maximum(label, 0))
         return confusion.astype(jnp.int32), is_in_top5.sum(), jnp.where(counts, loss, 0).sum()
 
-    return jax.jit(
-        count, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
-    )
+    return jax.jit(count, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def score(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ddae_jax.evaluation import drawing
 
@@ -25,10 +26,11 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "rising line is a depth that moves on from near to far, each at its own pace."
         ),
         "loss": (
-            "The total loss, and the error of each objective at each supervised depth, as "
-            "weighted in training; bold lines are running means over the values as logged, where "
-            "these are many. Because β moves, a weighted loss also falls when attention shifts: "
-            "compare runs by what their features are worth."
+            "The total loss, and the error of each objective at each supervised depth; bold lines "
+            "are running means over the values as logged, where these are many. Where β is "
+            "learned, the weighted loss, which is minimised, also falls when attention shifts, "
+            "even if nothing is learned; the plain one, with all patches weighed alike, does not: "
+            "it is the one to watch, and the one that is drawn for each depth."
         ),
         "knn": (
             "A nearest-neighbour classifier on frozen features: each image gets the label that its "
@@ -38,13 +40,13 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
         "codebook": (
             "Perplexity is how many equally used codes would be as varied as those of one batch: "
             "near 1, the codebook has collapsed; the share counts codes that some patch has. "
-            "Below, how far the teacher's features, as told from the codes, are off, and how far "
+            "Then, how far the teacher's features, as told from the codes, are off, and how far "
             "the vectors are from their codes."
         ),
         "schedule": (
             "The learning rate (warm-up, then cosine; the config's times batch_size / 256), the "
-            "momentum of the teacher, and the global norm of the gradient before clipping. A norm "
-            "that keeps climbing is an early sign of divergence."
+            "momentum of the teacher where that follows the student, and the global norm of the "
+            "gradient before clipping. A norm that keeps climbing is an early sign of divergence."
         ),
     }
 )
@@ -62,7 +64,8 @@ def beta_figure(path: Path, records: Sequence[Record]) -> bool:
         Whether the records hold anything to draw; if not, nothing is written.
     """
     keys = keys_by_objective(records, "beta")
-    if not any(has_series(records, key, "progress") for group in keys.values() for key in group):
+    found = [series(records, key, "progress")[1] for group in keys.values() for key in group]
+    if not any(np.nan_to_num(values).any() for values in found):  # 0 throughout is not learned
         return False
     with drawing.figure(path, 3.1 * drawing.panel_rows(len(keys))) as figure:
         panels = drawing.panels(figure, len(keys), sharey=True)
@@ -82,31 +85,55 @@ def beta_figure(path: Path, records: Sequence[Record]) -> bool:
 def loss_figure(path: Path, records: Sequence[Record]) -> bool:
     """Draws the total loss, and each objective's at every depth, over epochs.
 
+    Where the weights of patches are learned, the total is drawn with them and without, and depths
+    without them alone.
+
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch``, ``loss`` and ``loss/OBJECTIVE/depth_N``.
+        records: with ``epoch``, ``loss`` and ``loss/OBJECTIVE/depth_N``; and, where weights are
+            learned, ``plain_loss`` and ``plain_loss/OBJECTIVE/depth_N``.
 
     Returns:
         Whether the records hold anything to draw; if not, nothing is written.
     """
-    keys = {"total": {"loss": None}, **keys_by_objective(records, "loss")}
-    drawn = {
+    total = {"loss": "weighted", "plain_loss": "plain"}
+    total = {key: label for key, label in total.items() if has_series(records, key)}
+    per_depth = keys_by_objective(records, "plain_loss") or keys_by_objective(records, "loss")
+    per_depth = {
         title: group
-        for title, group in keys.items()
+        for title, group in per_depth.items()
         if any(has_series(records, key) for key in group)
     }
-    if not drawn:
+    count = bool(total) + len(per_depth)
+    if not count:
         return False
-    with drawing.figure(path, 3.1 * drawing.panel_rows(len(drawn))) as figure:
+    with drawing.figure(path, 3.1 * drawing.panel_rows(count)) as figure:
+        panels = iter(drawing.panels(figure, count))
+        if total:
+            _draw_total(next(panels), records, total)
         colours = drawing.depth_colours(logged_depths(records))
-        panels = drawing.panels(figure, len(drawn))
-        for axes, (title, group) in zip(panels, drawn.items(), strict=True):
+        for axes, (title, group) in zip(panels, per_depth.items(), strict=True):
             for key, depth in group.items():
-                _plot_trend(axes, *series(records, key), colours.get(depth, drawing.ACCENT))
+                _plot_trend(axes, *series(records, key), colours[depth])
             axes.set(title=title, xlabel="epoch")
-        panels[0].set_ylabel("loss")
+        figure.axes[0].set_ylabel("loss")
         _depth_legend(figure, colours)
     return True
+
+
+def _draw_total(axes: Axes, records: Sequence[Record], labels: Mapping[str, str]) -> None:
+    """The weighted loss and the plain one; a single line where they are the same."""
+    drawn = {key: series(records, key) for key in labels}
+    values = [value for _, value in drawn.values()]
+    if len(values) == 2 and np.array_equal(*values, equal_nan=True):
+        drawn.pop("plain_loss")
+    for key, colour in (("loss", drawing.MUTED), ("plain_loss", drawing.ACCENT)):
+        if key in drawn:
+            _plot_trend(axes, *drawn[key], colour if len(drawn) > 1 else drawing.ACCENT)
+            axes.lines[-1].set_label(labels[key])
+    axes.set(title="total", xlabel="epoch")
+    if len(drawn) > 1:
+        axes.legend(loc="upper right")
 
 
 def knn_figure(path: Path, records: Sequence[Record]) -> bool:
@@ -263,6 +290,7 @@ def _draw_side_by_side(path: Path, records: Sequence[Record], titles: Mapping[st
             plot = _plot_trend if key == "gradient_norm" else _plot
             plot(axes, epochs, values / 10.0**power, drawing.ACCENT)
             axes.set(title=titles[key] + factor, xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     return True
 
 

@@ -69,17 +69,22 @@ def figure(path: Path, height_inches: float) -> Iterator[Figure]:
 
 def panel_rows(count: int) -> int:
     """How many rows :func:`panels` takes for as many axes."""
-    return -(-count // _PANELS_A_ROW)
+    return -(-count // _columns(count))
 
 
 def panels(figure: Figure, count: int, sharey: bool = False) -> list[Axes]:
     """As many axes as asked for, side by side and then below."""
     rows = panel_rows(count)
-    columns = min(count, _PANELS_A_ROW)
+    columns = _columns(count)
     axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
     for unused in axes[count:]:
         unused.remove()
     return list(axes[:count])
+
+
+def _columns(count: int) -> int:
+    """Three at most; two where four would leave two empty."""
+    return 2 if count == 4 else min(count, _PANELS_A_ROW)
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, Colour]:

@@ -1,9 +1,9 @@
 """What each method predicts, against what, and how its errors are supervised."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 
+from ddae_jax.hints import did_you_mean
 from ddae_jax.methods.beit import beit, beit2
 from ddae_jax.methods.ddae import ddae
 from ddae_jax.methods.maskfeat import maskfeat
@@ -30,7 +30,8 @@ def options_of(name: str) -> frozenset[str]:
 def find_method(name: str) -> Callable[..., Method]:
     """The builder of the method of that name. Raises ``ValueError`` naming the known ones."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"method={name!r}; known: {', '.join(METHODS)}.{hint}")
+        hint = did_you_mean(name, METHODS)
+        if name == "vqkd":
+            hint = "; vqkd trains a tokenizer for them, with configs/cifar10_tokenizer.py"
+        raise ValueError(f"method={name!r}; known: {', '.join(METHODS)}{hint}")
     return METHODS[name]

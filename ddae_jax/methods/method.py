@@ -85,7 +85,7 @@ class Method:
         return (
             f"{supervision.mode} supervision of {' and '.join(self.objectives)} at depths "
             f"{', '.join(map(str, supervision.depths))} of {self.encoder.depth}, width "
-            f"{self.encoder.width}, {self.num_masked} of {h}x{w} patches hidden"
+            f"{self.encoder.width}, {self.num_masked} of {h * w} patches ({h} x {w}) hidden"
         )
 
     def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
@@ -155,10 +155,10 @@ class Method:
     def metrics(self, outcome: Supervised) -> dict[str, Float[Array, ""]]:
         """Dynamic loss, plain loss and beta by objective and depth.
 
-        ``loss/pixels/depth_6`` and so on; ``plain_loss/...`` is the same with all hidden patches
-        weighed alike.
+        ``loss/pixels/depth_6`` and so on; ``plain_loss``, and ``plain_loss/...``, are the same with
+        all hidden patches weighed alike.
         """
-        found = {}
+        found = {"plain_loss": outcome.plain_loss}
         for row, objective in enumerate(self.objectives):
             for column, depth in enumerate(self.student.supervision.depths):
                 place = f"{objective}/depth_{depth}"
@@ -173,16 +173,18 @@ class Method:
         """What people look at: masks, distances, weights, beta, and what the method predicts.
 
         Returns:
-            ``mask`` and ``distance`` (batch, patches), ``weights`` (objectives, depths, batch,
-            patches), ``beta`` (objectives, depths), and what ``show`` makes of the predictions for
-            all patches.
+            ``mask`` (batch, patches); if beta is learned, ``distance`` (batch, patches),
+            ``weights`` (objectives, depths, batch, patches) and ``beta`` (objectives, depths); and
+            what ``show`` makes of the predictions for all patches.
         """
         supervision = self.student.supervision
         mask = self.sample_mask(key, images.shape[0])
-        distance = distance_map(mask, self.encoder.grid)
-        beta = self._apply(params, method="beta")
-        weights = dynamic_weights(distance, mask, beta, supervision.weighting)
-        seen = {"mask": mask, "distance": distance, "weights": weights, "beta": beta}
+        seen = {"mask": mask}
+        if supervision.mode == "deep_dynamic":  # else all weights are 1
+            distance = distance_map(mask, self.encoder.grid)
+            beta = self._apply(params, method="beta")
+            weights = dynamic_weights(distance, mask, beta, supervision.weighting)
+            seen |= {"distance": distance, "weights": weights, "beta": beta}
         if self.show is not None:
             predictions = self._apply(params, images, mask, self.num_visible, method="predict")
             seen |= self.show(predictions, self.targets(teacher, images), teacher, images)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ddae_jax.distance import distance_map
 from ddae_jax.dynamic_loss import Weighting, dynamic_loss
+from ddae_jax.hints import did_you_mean
 from ddae_jax.models.vit import check_depths
 from ddae_jax.patches import Grid
 
@@ -23,13 +24,15 @@ class Supervised:
 
     Attributes:
         loss: ``sum_o lambda_o sum_s alpha_s L_os``, what is minimised.
+        plain_loss: the same sum at ``beta = 0``: comparable over time and between runs, as it does
+            not move with beta.
         losses: ``L_os``.
-        plain_losses: the masked means of the same errors, ``L_os`` at ``beta = 0``: comparable
-            over time and between runs, as they do not move with beta.
+        plain_losses: the masked means of the same errors, ``L_os`` at ``beta = 0``.
         beta: the exponents in force.
     """
 
     loss: Float[Array, ""]
+    plain_loss: Float[Array, ""]
     losses: Float[Array, "objectives depths"]
     plain_losses: Float[Array, "objectives depths"]
     beta: Float[Array, "objectives depths"]
@@ -105,7 +108,13 @@ class DeepDynamicSupervision(nn.Module):
             _weights(self.objective_weights, self.objectives, "objective_weights"),
             _weights(self.depth_weights, self.depths, "depth_weights"),
         )
-        return Supervised((importance * losses).sum(), losses, plain_losses, beta)
+        return Supervised(
+            loss=(importance * losses).sum(),
+            plain_loss=(importance * plain_losses).sum(),
+            losses=losses,
+            plain_losses=plain_losses,
+            beta=beta,
+        )
 
     def beta(self) -> Float[Array, "objectives depths"]:
         """The exponents: a parameter under ``deep_dynamic``, 0 otherwise."""
@@ -131,7 +140,9 @@ def supervised_depths(mode: Mode, depth: int, depths: Sequence[int] = ()) -> tup
 def check_mode(mode: str) -> Mode:
     """``mode`` itself. Raises ``ValueError`` if it is none of :data:`MODES`."""
     if mode not in MODES:
-        raise ValueError(f"supervision={mode!r}; known: {', '.join(MODES)}")
+        raise ValueError(
+            f"supervision={mode!r}; known: {', '.join(MODES)}{did_you_mean(mode, MODES)}"
+        )
     return mode
 
 

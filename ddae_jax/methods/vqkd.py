@@ -135,7 +135,7 @@ class VqKd:
         """One line on what is trained."""
         h, w = self.encoder.grid
         return (
-            f"a tokenizer of {h}x{w} patches with {self.num_codes} codes of width "
+            f"a tokenizer of {h * w} patches ({h} x {w}) with {self.num_codes} codes of width "
             f"{self.tokenizer.code_width}, from features of width {self.tokenizer.teacher_width}"
         )
 

@@ -252,7 +252,8 @@ class Recorder:
 def watched(metrics: Mapping[str, float]) -> str:
     """The metrics that people watch, in a few words: loss, each objective's betas, and the rate.
 
-    Betas are shown from the first depth's to the last one's: ``beta pixels -0.41..-0.32``.
+    ``plain`` is the loss with all patches weighed alike, which does not move with beta. Betas are
+    shown from the first depth's to the last one's, ``beta pixels -0.41..-0.32``, where learned.
     """
     betas: dict[str, dict[int, float]] = {}
     for name, value in metrics.items():
@@ -260,7 +261,11 @@ def watched(metrics: Mapping[str, float]) -> str:
         if family == "beta":
             objective, _, depth = place.partition("/depth_")
             betas.setdefault(objective, {})[int(depth)] = value
+    if not any(value for by_depth in betas.values() for value in by_depth.values()):
+        betas = {}  # they are not learned
     parts = [f"loss {metrics['loss']:.3f}"]
+    if betas:
+        parts.append(f"plain {metrics['plain_loss']:.3f}")
     for objective, by_depth in betas.items():
         first, last = by_depth[min(by_depth)], by_depth[max(by_depth)]
         parts.append(f"beta {objective} {first:+.2f}..{last:+.2f}")

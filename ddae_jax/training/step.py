@@ -62,8 +62,9 @@ def make_train_step(
             "gradient_norm": optax.global_norm(gradient),
             "parameter_norm": optax.global_norm(params),
             "learning_rate": learning_rate(state.step),
-            "momentum": rate,
         }
+        if method.has_momentum_encoder:
+            metrics["momentum"] = rate
         state = TrainState(state.step + 1, params, teacher, opt_state)
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 

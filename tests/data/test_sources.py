@@ -295,11 +295,22 @@ class TestTfds:
     def test_failed_download_says_what_to_put_where(self, tmp_path, monkeypatch):
         import tensorflow_datasets as tfds
 
+        (tmp_path / "mine").mkdir()
+
         def no_network(self, **_):
+            (tmp_path / "downloads" / "cifar10").mkdir(parents=True)
             raise ConnectionError("no route to host")
 
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
         with pytest.raises(FileNotFoundError, match=r"cifar10/3\.0\.2.*no route.*features\.json"):
+            make_source("tfds", name="cifar10", data_dir=str(tmp_path))
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+    def test_a_dataset_one_folder_below_is_pointed_at_and_not_downloaded(self, tmp_path):
+        prepared = tmp_path / "tfds" / "cifar10" / "3.0.2"
+        prepared.mkdir(parents=True)
+        (prepared / "dataset_info.json").write_text("{}")
+        with pytest.raises(FileNotFoundError, match=f"but in {tmp_path}/tfds: give that as data."):
             make_source("tfds", name="cifar10", data_dir=str(tmp_path))
 
     def test_cifar10_agrees_with_tfds_own_decoding(self):

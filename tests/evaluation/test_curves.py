@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from ddae_jax.evaluation import curves, drawing
 from drawn import has_colour, picture
@@ -89,6 +90,24 @@ def test_each_depth_is_drawn_in_its_colour(draw, tmp_path):
     pixels = picture(tmp_path / "a.png")
     for colour in colours_of(records).values():
         assert has_colour(pixels, colour)
+
+
+def test_betas_that_stay_at_zero_are_not_drawn(tmp_path):
+    records = [{"epoch": 1, "progress": p, "beta/pixels/depth_6": 0.0} for p in (0.5, 1.0)]
+    assert curves.beta_figure(tmp_path / "a.png", records) is False
+
+
+def test_the_plain_loss_is_drawn_beside_the_weighted_one_where_they_differ(tmp_path):
+    plain = [record | {"plain_loss": 2 * record["loss"]} for record in a_run()]
+    same = [record | {"plain_loss": record["loss"]} for record in a_run()]
+    muted = []
+    for records in (plain, same):
+        curves.loss_figure(tmp_path / "a.png", records)
+        pixels = picture(tmp_path / "a.png")
+        assert has_colour(pixels, to_rgb(drawing.ACCENT))
+        off = np.abs(pixels - np.asarray(to_rgb(drawing.MUTED))).max(axis=-1)
+        muted.append((off < 1.5 / 255).sum())
+    assert muted[0] > muted[1] + 300  # a line more
 
 
 @pytest.mark.parametrize(("draw", "key"), RECORD_FIGURES.items())

@@ -366,8 +366,8 @@ def test_methods_are_found_by_name_and_an_unknown_one_names_the_nearest():
     assert find_method("ddae") is ddae
     with pytest.raises(ValueError, match="method='ddea'") as error:
         find_method("ddea")
-    assert "Did you mean 'ddae'?" in str(error.value)
+    assert "did you mean 'ddae'?" in str(error.value)
     with pytest.raises(ValueError, match="known: ") as error:
         find_method("resnet")
     assert all(name in str(error.value) for name in METHODS)
-    assert "Did you mean" not in str(error.value)
+    assert "did you mean" not in str(error.value)

@@ -98,6 +98,8 @@ def test_the_loss_is_the_weighted_sum_over_objectives_and_depths():
     )
     np.testing.assert_allclose(supervised.loss, expected, rtol=1e-5)
     np.testing.assert_allclose(supervised.losses, losses, rtol=1e-5)
+    plain = (numpy_losses(errors, mask, np.zeros((2, 3))) * np.outer((2, 0.25), (1, 0, 4))).sum()
+    np.testing.assert_allclose(supervised.plain_loss, plain, rtol=1e-5)
 
 
 def test_plain_losses_do_not_move_beta_and_the_loss_reaches_every_beta():

@@ -68,9 +68,17 @@ def test_plain_lines_come_now_and_then_and_at_the_end(plain_lines, clock):
 
 def test_beta_is_shown_from_the_first_depth_to_the_last(plain_lines, clock):
     betas = {"beta/pixels/depth_12": 0.25, "beta/pixels/depth_6": -0.5, "beta/pixels/depth_8": 0.0}
+    ProgressDisplay(2, plain_every_s=0).update(1, METRICS | betas | {"plain_loss": 2.5})
+    (line,) = plain_lines()
+    assert "loss 1.235  plain 2.500  beta pixels -0.50..+0.25" in line
+
+
+def test_a_beta_that_is_not_learned_is_not_shown(plain_lines, clock):
+    betas = {"beta/pixels/depth_12": 0.0, "plain_loss": 1.23456}
     ProgressDisplay(2, plain_every_s=0).update(1, METRICS | betas)
     (line,) = plain_lines()
-    assert "beta pixels -0.50..+0.25" in line
+    assert "beta" not in line
+    assert "plain" not in line
 
 
 def test_the_first_record_may_come_at_once(plain_lines, clock):

@@ -260,11 +260,12 @@ def test_without_dynamics_there_is_no_beta_and_the_loss_is_plain(one_device, mod
 def test_metrics_name_every_objective_and_depth(one_device_run):
     metrics = one_device_run[1]
     kinds = ("loss", "plain_loss", "beta")
-    general = {"loss", "gradient_norm", "parameter_norm", "learning_rate", "momentum"}
+    general = {"loss", "plain_loss", "gradient_norm", "parameter_norm", "learning_rate", "momentum"}
     assert metrics[0].keys() == general | {f"{kind}/{place}" for kind in kinds for place in PLACES}
     for number, measured in enumerate(metrics):
-        total = sum(measured[f"loss/{place}"] for place in PLACES)
-        np.testing.assert_allclose(measured["loss"], total, rtol=1e-6)
+        for kind in ("loss", "plain_loss"):
+            total = sum(measured[f"{kind}/{place}"] for place in PLACES)
+            np.testing.assert_allclose(measured[kind], total, rtol=1e-6)
         for place in PLACES:  # distances are at most 1, so that a negative beta adds weight
             excess = measured[f"loss/{place}"] - measured[f"plain_loss/{place}"]
             assert np.sign(excess) == -np.sign(measured[f"beta/{place}"])

@@ -1,0 +1,18 @@
+"""Words for messages."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: object, known: Iterable[object]) -> str:
+    """``; did you mean 'mae'?`` for a slip of a known word, or nothing.
+
+    Capitals, and a hyphen for an underscore, are such slips.
+    """
+    plain = {_plain(candidate): candidate for candidate in known}
+    near = difflib.get_close_matches(_plain(word), plain, n=1)
+    return f"; did you mean {plain[near[0]]!r}?" if near else ""
+
+
+def _plain(word: object) -> str:
+    return str(word).lower().replace("-", "_")
