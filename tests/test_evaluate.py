@@ -100,7 +100,7 @@ def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, 
     [
         (["--depth=9"], "it lies in [1, 3]"),
         (["--step=3"], "no checkpoint of step 3"),
-        (["--task=segmentation"], "<knn|linear>"),
+        (["--task=segmentation"], "<knn|linear|attention_distance>"),
         (["--pool=max"], "<mean|class_token>"),
     ],
 )

@@ -1,8 +1,8 @@
 """How local attention is: how far it reaches, and how much of it stays near.
 
 Distances are Euclidean, between the centres of patches, in patches; times the patch size they are
-pixels. The class token lies nowhere, so it is left out: as a query, and as a key, where each query's
-remaining weights are scaled to sum to one again.
+pixels. The class token lies nowhere, so it is left out: as a query, and as a key, where the rest of
+each query's weights is scaled to sum to one again.
 
 Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 7 and appendix D.7; Raghu
 et al. 2021, "Do Vision Transformers See Like Convolutional Neural Networks?", section 5.

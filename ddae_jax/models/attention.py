@@ -14,7 +14,7 @@ from ddae_jax.patches import Grid
 AttentionForm = Literal["auto", "batched_matmul", "dot_product"]
 
 ATTENTION = "attention"
-"""The collection that each :class:`SelfAttention` sows its ``weights`` into, where it is mutable."""
+"""The collection that :class:`SelfAttention` sows its ``weights`` into, where it is mutable."""
 
 
 class SelfAttention(nn.Module):
