@@ -8,7 +8,6 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 
 from ddae_jax.evaluation import drawing
@@ -16,6 +15,7 @@ from ddae_jax.evaluation.attention_distance import Locality, uniform_distance, u
 
 _UNIFORM_LINE = (0, (4, 3))
 _DOT = {"linestyle": "", "marker": "o", "markeredgewidth": 0}
+_LINE_OF_TEXT = 130  # characters over the width of a figure
 _DODGE = 0.5  # of the distance between two depths, over which the encoders' dots are spread
 
 
@@ -47,7 +47,7 @@ def locality_figure(path: Path, localities: Mapping[str, Locality]) -> None:
             shares = {name: 100 * locality.mass[radius] for name, locality in localities.items()}
             _draw(axes, shares, colours, 100 * uniform_mass(grid, radius), dot_size=2.8)
             axes.set(title=f"attention within {_patches(radius)}", xlabel="depth (block)")
-            axes.set(ylim=(0, 100), ylabel="" if column else "share (%)")
+            axes.set(ylim=(0, 102), ylabel="" if column else "share (%)")
             axes.tick_params(labelleft=column == 0)
         _legends(figure, colours)
 
@@ -105,7 +105,6 @@ def _draw(
     dot_size: float,
 ) -> None:
     """Dots of heads, beside those of the other encoders; lines of means; the level of no choice."""
-    halo = [Stroke(linewidth=3.0, foreground="white"), Normal()]
     axes.axhline(uniform, color=drawing.MUTED, linewidth=1.1, linestyle=_UNIFORM_LINE, zorder=1.5)
     offsets = (np.arange(len(values)) - (len(values) - 1) / 2) * _DODGE / len(values)
     for (name, of_heads), offset in zip(values.items(), offsets, strict=True):
@@ -114,7 +113,7 @@ def _draw(
         colour, mean = colours[name], of_heads.mean(axis=1)
         dots = {"markersize": dot_size, "alpha": 0.4, "clip_on": False, "zorder": 2}
         axes.plot(x.ravel(), of_heads.ravel(), color=colour, **_DOT, **dots)
-        axes.plot(depth, mean, color=colour, linewidth=1.8, path_effects=halo, zorder=3)
+        axes.plot(depth, mean, color=colour, linewidth=1.8, zorder=3)
     deepest = max(map(len, values.values()))
     axes.set_xlim(0.5, deepest + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
@@ -140,7 +139,8 @@ def _legends(figure: Figure, colours: Mapping[str, drawing.Colour]) -> None:
     names = [
         Line2D([], [], color=colour, linewidth=2.2, label=name) for name, colour in colours.items()
     ]
-    figure.legend(handles=names, loc="outside upper center", ncols=min(len(names), 4))
+    columns = max(1, _LINE_OF_TEXT // (8 + max(map(len, colours))))
+    figure.legend(handles=names, loc="outside upper center", ncols=min(len(names), columns))
     marks = [
         Line2D([], [], color=drawing.MUTED, markersize=4.2, alpha=0.6, label="a head", **_DOT),
         Line2D([], [], color=drawing.MUTED, linewidth=1.8, label="mean over heads"),
