@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config.pretraining import mask_unit
 from ddae_jax.data.augment import augment_on_device
-from ddae_jax.data.pipeline import Augmentation, TrainLoader, batches_per_epoch, eval_batches
+from ddae_jax.data.pipeline import (
+    Augmentation,
+    Batch,
+    TrainLoader,
+    batches_per_epoch,
+    eval_batches,
+)
 from ddae_jax.data.sources import Source, in_memory, make_source
 from ddae_jax.evaluation.classify import LabelledImages, Predict
 from ddae_jax.evaluation.features import Encode, make_encode
@@ -194,6 +200,24 @@ def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
     )
 
 
+def build_eval_batches(
+    config: ConfigDict, source: Source, mesh: Mesh, limit: int | None = None
+) -> Iterator[Batch]:
+    """A pass over images as evaluation sees them, in batches that the mesh divides.
+
+    Of at most ``limit`` images, spread evenly.
+    """
+    return eval_batches(
+        source,
+        image_size=tuple(config.model.image_size),
+        batch_size=-(-config.evaluation.batch_size // mesh.size) * mesh.size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        limit=limit,
+        num_threads=config.data.num_threads or None,
+    )
+
+
 def build_labelled_images(
     config: ConfigDict, mesh: Mesh, limit: int | None = None
 ) -> LabelledImages:
@@ -208,19 +232,9 @@ def build_labelled_images(
         {config.data.train_split: train.class_names, config.data.test_split: test.class_names},
         {config.data.train_split: train.num_classes, config.data.test_split: test.num_classes},
     )
-    batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
-    walk = functools.partial(
-        eval_batches,
-        image_size=tuple(config.model.image_size),
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        limit=limit,
-        num_threads=config.data.num_threads or None,
-    )
     return LabelledImages(
-        train_batches=functools.partial(walk, train),
-        test_batches=functools.partial(walk, test),
+        train_batches=functools.partial(build_eval_batches, config, train, mesh, limit),
+        test_batches=functools.partial(build_eval_batches, config, test, mesh, limit),
         num_classes=train.num_classes,
         mesh=mesh,
         fingerprint=f"{train.fingerprint}; {test.fingerprint}",

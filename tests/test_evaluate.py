@@ -1,4 +1,4 @@
-"""The command that evaluates frozen features, knowing only the workdir."""
+"""The command that evaluates a run, knowing only the workdir."""
 
 import json
 
@@ -11,6 +11,7 @@ import tiny
 from ddae_jax import evaluate
 from ddae_jax.models import vit
 from ddae_jax.training.workdir import Workdir
+from drawn import picture
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, 
     [
         (["--depth=9"], "it lies in [1, 3]"),
         (["--step=3"], "no checkpoint of step 3"),
-        (["--task=segmentation"], "<knn|linear>"),
+        (["--task=segmentation"], "<knn|linear|attention_distance>"),
         (["--pool=max"], "<mean|class_token>"),
     ],
 )
@@ -132,3 +133,90 @@ def test_labels_that_are_missing_are_asked_for(workdir, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([f"--workdir={moved}", "--task=knn"])
     assert "needs labelled images" in capsys.readouterr().err
+
+
+def a_like_run(workdir, folder, checkpoints=True, **changes):
+    """A run with the same checkpoints, its config changed by section."""
+    config = json.loads((workdir / "config.json").read_text())
+    for section, values in changes.items():
+        config[section] |= values
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if checkpoints:
+        (folder / "checkpoints").symlink_to(workdir / "checkpoints")
+    return folder
+
+
+def test_locality_of_a_run_is_measured_drawn_and_told(workdir, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--task=attention_distance"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    of_run = result["runs"]["digits"]
+    assert (of_run["encoder"], of_run["step"], of_run["num_images"]) == ("student", 44, 355)
+    assert (result["grid"], of_run["patch_size"]) == ([4, 4], 4)
+    distance = np.array(of_run["distance"])
+    assert distance.shape == (3, 2)
+    # No attention reaches further on average than from corner to corner.
+    assert ((distance > 0) & (distance < 18**0.5)).all()
+    near, wide, all_but = (np.array(of_run["mass_within"][radius]) for radius in ("1", "2", "4"))
+    assert ((near > 0) & (near < wide) & (wide < all_but) & (all_but < 1)).all()
+    assert table[0].startswith("digits (student, step 44): 355 images, 4 x 4 patches")
+    assert f"{distance[1].mean():.2f} ± {distance[1].std():.2f}" in table[3]
+    assert f"{result['uniform']['distance']:.2f}" in table[-2]
+    assert table[-1] == f"figure: {result['figure']}"
+    assert picture(workdir / "figures" / "attention_distance.png").size
+
+
+def test_runs_are_compared_on_the_images_of_the_first(workdir, tmp_path, capsys):
+    nowhere = {"source": "folder", "data_dir": "/nowhere"}
+    same = a_like_run(workdir, tmp_path / "a" / "digits", data=nowhere)
+    other = a_like_run(workdir, tmp_path / "b" / "digits", evaluation={"encoder": "teacher"})
+    arguments = ["--task=attention_distance", "--limit=40", "--batch_size=24"]
+    assert evaluate.main([f"--workdir={workdir}", f"--compare={same},{other}", *arguments]) == 0
+    result = last_line(capsys)
+    first, second, third = result["runs"].values()
+    assert len(set(result["runs"])) == 3  # though the folders have one name
+    assert first["distance"] == second["distance"] != third["distance"]
+    assert [run["num_images"] for run in (first, second, third)] == [40] * 3
+    assert (third["encoder"], first["encoder"]) == ("teacher", "student")
+    assert evaluate.main([f"--workdir={workdir}", "--encoder=teacher", *arguments]) == 0
+    assert last_line(capsys)["runs"]["digits"]["distance"] == third["distance"]
+
+
+def test_locality_needs_no_labels_and_no_writable_folder(workdir, tmp_path, capsys):
+    data = {"source": "folder", "data_dir": str(tmp_path / "photos"), "test_split": "test"}
+    run = a_like_run(workdir, tmp_path / "run", data=data)
+    (tmp_path / "photos" / "test").mkdir(parents=True)
+    for name in ("one", "two"):
+        Image.new("L", (20, 20), 99).save(tmp_path / "photos" / "test" / f"{name}.png")
+    (run / "figures").touch()  # in the way of the folder
+    assert evaluate.main([f"--workdir={run}", "--task=attention_distance"]) == 0
+    result = last_line(capsys)
+    assert result["runs"]["run"]["num_images"] == 2
+    assert result["figure"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--compare=EMPTY"], "--compare=EMPTY holds no run: there is no config.json in it"),
+        (["--compare=FINER"], "--compare=FINER has 8 x 8 patches, --workdir=WORKDIR has 4 x 4;"),
+        (["--compare=WORKDIR"], "--compare: WORKDIR is given twice"),
+        (["--compare=MAE", "--encoder=teacher"], "--compare=MAE: evaluation.encoder='teacher'"),
+        (["--compare=FINER", "--task=knn"], "--compare is for --task=attention_distance"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(arguments, reason, workdir, tmp_path, capsys):
+    folders = {
+        "EMPTY": tmp_path / "empty",
+        "FINER": a_like_run(workdir, tmp_path / "finer", False, model={"patch_size": 2}),
+        "MAE": a_like_run(workdir, tmp_path / "mae", targets={"feature_weight": 0.0}),
+        "WORKDIR": workdir,
+    }
+    for name, folder in folders.items():
+        arguments = [argument.replace(name, str(folder)) for argument in arguments]
+        reason = reason.replace(name, str(folder))
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([f"--workdir={workdir}", "--task=attention_distance", *arguments])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err

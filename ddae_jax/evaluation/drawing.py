@@ -3,8 +3,9 @@
 Nothing here touches pyplot or keeps state, so figures can be drawn while a run goes on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +19,7 @@ Colour = str | tuple[float, ...]
 
 INK, MUTED, LINE = "#1f2933", "#66727f", "#d5dae1"
 ACCENT, BASELINE = "#1f5fa8", "#c2571a"
+_CATEGORIES = (ACCENT, BASELINE, "#2c8a62", "#8a4a9e", "#b08a1e", "#4f9bb8")
 _DPI = 150
 WIDTH_INCHES = 9.6
 _PANELS_A_ROW = 3
@@ -92,3 +94,8 @@ def depth_colours(depths: Sequence[int]) -> dict[int, Colour]:
     shades = np.linspace(0.78, 0.08, len(depths)) if len(depths) != 1 else [0.35]
     colormap = matplotlib.colormaps["viridis"]
     return {depth: colormap(shade) for depth, shade in zip(depths, shades, strict=True)}
+
+
+def categorical_colours(names: Iterable[str]) -> dict[str, Colour]:
+    """One colour per name, of things that have no order; from the seventh on they come again."""
+    return dict(zip(names, cycle(_CATEGORIES), strict=False))

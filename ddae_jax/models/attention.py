@@ -13,6 +13,9 @@ from ddae_jax.patches import Grid
 
 AttentionForm = Literal["auto", "batched_matmul", "dot_product"]
 
+ATTENTION = "attention"
+"""The collection that :class:`SelfAttention` sows its ``weights`` into, where it is mutable."""
+
 
 class SelfAttention(nn.Module):
     """Self-attention with one fused projection to queries, keys and values.
@@ -21,7 +24,9 @@ class SelfAttention(nn.Module):
         num_heads: heads; divides the width.
         form: ``batched_matmul`` works on ``(batch * heads, tokens, head_width)``, several times
             faster than batched einsums on CPU; ``dot_product`` is ``jax.nn.dot_product_attention``;
-            ``auto`` takes the former on CPU and the latter elsewhere.
+            ``auto`` takes the former on CPU and the latter elsewhere. Where the weights are read
+            (:func:`ddae_jax.models.vit.attention_by_block`), the former mixes the tokens too, as
+            the latter has no weights to show.
         has_key_bias: whether keys have a bias; softmax does not see it, BEiT leaves it out.
         dtype: of the computation; parameters are float32.
 
@@ -51,7 +56,11 @@ class SelfAttention(nn.Module):
             no_bias = jnp.zeros_like(query_bias)
             qkv += jnp.concatenate([query_bias, no_bias, value_bias]).astype(self.dtype)
         qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        mixed = _FORMS[_resolve(self.form)](qkv, bias)
+        if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
+            mixed, weights = _mixed_and_weights(qkv, bias)
+            self.sow(ATTENTION, "weights", weights)
+        else:
+            mixed = _FORMS[_resolve(self.form)](qkv, bias)
         mixed = mixed.reshape(batch, length, width)
         return Dense(width, dtype=self.dtype, name="projection")(mixed)
 
@@ -84,17 +93,29 @@ def _resolve(form: AttentionForm) -> AttentionForm:
     return "batched_matmul" if jax.default_backend() == "cpu" else "dot_product"
 
 
-def _batched_matmul(
+def _mixed_and_weights(
     qkv: Float[Array, "batch tokens 3 heads head_width"],
     bias: Float[Array, "heads tokens tokens"] | None,
-) -> Float[Array, "batch tokens heads head_width"]:
+) -> tuple[
+    Float[Array, "batch tokens heads head_width"], Float[Array, "batch heads tokens tokens"]
+]:
+    """The mixed values, and the float32 weights that mixed them: of each query, over the keys."""
     batch, length, _, heads, head_width = qkv.shape
     q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, length, head_width)
     logits = ((q * head_width**-0.5) @ k.swapaxes(-1, -2)).astype(jnp.float32)
     if bias is not None:
         logits = (logits.reshape(batch, heads, length, length) + bias).reshape(logits.shape)
-    weights = jax.nn.softmax(logits).astype(v.dtype)
-    return (weights @ v).reshape(batch, heads, length, head_width).transpose(0, 2, 1, 3)
+    weights = jax.nn.softmax(logits)
+    mixed = weights.astype(v.dtype) @ v
+    mixed = mixed.reshape(batch, heads, length, head_width).transpose(0, 2, 1, 3)
+    return mixed, weights.reshape(batch, heads, length, length)
+
+
+def _batched_matmul(
+    qkv: Float[Array, "batch tokens 3 heads head_width"],
+    bias: Float[Array, "heads tokens tokens"] | None,
+) -> Float[Array, "batch tokens heads head_width"]:
+    return _mixed_and_weights(qkv, bias)[0]
 
 
 def _dot_product(

@@ -5,9 +5,9 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ddae_jax.models.attention import AttentionForm, RelativePositionBias
+from ddae_jax.models.attention import ATTENTION, AttentionForm, RelativePositionBias
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.transformer import (
@@ -186,7 +186,7 @@ class ViT(nn.Module):
             tokens = block(
                 **self.block_options,
                 drop_path_rate=self.drop_path_rate * index / max(self.depth - 1, 1),
-                name=f"block_{index + 1:02d}",
+                name=_block_name(index + 1),
             )(tokens, is_training, bias)
             if index + 1 in depths:
                 readout.append(tokens)
@@ -222,6 +222,28 @@ class ViT(nn.Module):
         if self.positions == "sincos":
             return jnp.asarray(sincos_positions(self.grid, self.width))
         raise ValueError(f"positions={self.positions!r}; known: 'sincos', 'learned', 'none'")
+
+
+def attention_by_block(
+    encoder: ViT, params: PyTree, images: Float[Array, "batch height width channels"]
+) -> list[Float[Array, "batch heads tokens tokens"]]:
+    """The attention weights of every block, first to last: float32, each query's sum to one.
+
+    Rows are queries, columns keys; the class token comes first, if there is one. Inside a jitted
+    function that reduces them, only those of about one block are in memory at a time.
+
+    Args:
+        encoder: the vision transformer.
+        params: its parameters.
+        images: normalised pixels, no patch of them hidden.
+    """
+    _, sown = encoder.apply({"params": params}, images, mutable=[ATTENTION])
+    blocks = (sown[ATTENTION][_block_name(depth)] for depth in range(1, encoder.depth + 1))
+    return [block["attention"]["weights"][0] for block in blocks]
+
+
+def _block_name(depth: int) -> str:
+    return f"block_{depth:02d}"
 
 
 def check_depths(depths: tuple[int, ...], depth: int) -> None:
