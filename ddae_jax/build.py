@@ -17,6 +17,7 @@ from ddae_jax.data.pipeline import (
     Augmentation,
     Batch,
     TrainLoader,
+    Transform,
     batches_per_epoch,
     eval_batches,
 )
@@ -142,13 +143,7 @@ def build_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule, optax.Schedule]:
     """The optimizer, its learning rate by step, and the teacher's momentum by step."""
     options = config.optimizer
-    learning_rate = learning_rate_schedule(
-        options.learning_rate,
-        config.batch_size,
-        round(min(options.warmup_epochs * schedule.steps_per_epoch, schedule.total_steps)),
-        schedule.total_steps,
-        options.end_learning_rate,
-    )
+    learning_rate = build_learning_rate(config, schedule)
     optimizer = make_optimizer(
         learning_rate,
         total_steps=schedule.total_steps,
@@ -163,6 +158,18 @@ def build_optimizer(
         config.teacher.momentum_start, config.teacher.momentum_end, schedule.total_steps
     )
     return optimizer, learning_rate, momentum
+
+
+def build_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
+    """The learning rate by step."""
+    options = config.optimizer
+    return learning_rate_schedule(
+        options.learning_rate,
+        config.batch_size,
+        round(min(options.warmup_epochs * schedule.steps_per_epoch, schedule.total_steps)),
+        schedule.total_steps,
+        options.end_learning_rate,
+    )
 
 
 def build_source(config: ConfigDict, split: str) -> Source:
@@ -180,13 +187,16 @@ def _decoded_source(*args, **kwargs) -> Source:
     return in_memory(make_source(*args, **kwargs))
 
 
-def build_loader(config: ConfigDict, source: Source) -> TrainLoader:
-    """This process's share of the training batches."""
+def build_loader(
+    config: ConfigDict, source: Source, transform: Transform | None = None
+) -> TrainLoader:
+    """This process's share of the training batches; ``transform`` is done to each crop."""
     return TrainLoader(
         source,
         Augmentation(
             image_size=tuple(config.model.image_size),
-            augment_in=config.data.augment_in,
+            augment_in=config.data.get("augment_in", "workers"),
+            transform=transform,
             **_crops(config),
         ),
         batch_size=config.batch_size,
@@ -228,10 +238,7 @@ def build_labelled_images(
     train, test = (
         build_source(config, split) for split in (config.data.train_split, config.data.test_split)
     )
-    _check_same_classes(
-        {config.data.train_split: train.class_names, config.data.test_split: test.class_names},
-        {config.data.train_split: train.num_classes, config.data.test_split: test.num_classes},
-    )
+    check_same_classes({config.data.train_split: train, config.data.test_split: test})
     return LabelledImages(
         train_batches=functools.partial(build_eval_batches, config, train, mesh, limit),
         test_batches=functools.partial(build_eval_batches, config, test, mesh, limit),
@@ -241,10 +248,10 @@ def build_labelled_images(
     )
 
 
-def _check_same_classes(
-    names: Mapping[str, tuple[str, ...] | None], counts: Mapping[str, int | None]
-) -> None:
-    """Raises ``ValueError`` unless both splits have classes, and the same ones."""
+def check_same_classes(sources: Mapping[str, Source]) -> None:
+    """Raises ``ValueError`` unless both splits, by name, have classes, and the same ones."""
+    names = {split: source.class_names for split, source in sources.items()}
+    counts = {split: source.num_classes for split, source in sources.items()}
     if None in counts.values() or len(set(counts.values())) > 1:
         found = " and ".join(
             f"the {split!r} split has {count or 'no'} classes" for split, count in counts.items()

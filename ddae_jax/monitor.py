@@ -1,7 +1,6 @@
 """How a run is watched: k-NN accuracy on the way, figures, and the report."""
 
 import importlib.metadata
-import json
 import logging
 import math
 import pathlib
@@ -29,7 +28,7 @@ from ddae_jax.training.logging import read_metrics
 from ddae_jax.training.loop import Every
 from ddae_jax.training.sharding import replicated
 from ddae_jax.training.state import TrainState
-from ddae_jax.training.workdir import Workdir, read_json, write_atomically
+from ddae_jax.training.workdir import Workdir, read_json, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class KnnMonitor:
         values = {"knn/untrained": untrained, "knn/raw_pixels": raw_pixels}
         if jax.process_index() == 0:
             try:
-                write_atomically(path, json.dumps({"of": key, "values": values}, indent=2) + "\n")
+                write_json(path, {"of": key, "values": values})
             except OSError as error:
                 _log.warning("the baselines could not be kept for the next start: %s", error)
         return values

@@ -223,19 +223,40 @@ def _check_channels(key: str, path: str, mean: Sequence[float], config: ConfigDi
         )
 
 
+def check_fits(params: PyTree, module: ViT, channels: int, where: object) -> None:
+    """Raises ``ValueError``, naming the first arrays that an encoder and its parameters differ in.
+
+    Args:
+        params: of it, or of another one.
+        module: the encoder.
+        channels: of the images.
+        where: the parameters are from, for the message.
+    """
+    ours, theirs = map(shapes_by_name, (_wanted(module, channels), params))
+    differing = [
+        f"{name}: {theirs.get(name, 'missing')} there, {ours.get(name, 'missing')} in the model"
+        for name in sorted(ours | theirs)
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        shown = "\n  ".join(differing[:5])
+        raise ValueError(
+            f"the weights in {where} do not fit the encoder; {len(differing)} arrays differ:\n"
+            f"  {shown}"
+        )
+
+
 def _only(params: PyTree, module: ViT, channels: int, folder: pathlib.Path) -> PyTree:
     """The parameters that the encoder has. Raises ``ValueError`` if some are not as it has them."""
-    images = jnp.zeros((1, *module.image_size, channels))
-    wanted = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    wanted = _wanted(module, channels)
     params = {name: value for name, value in params.items() if name in wanted}
-    ours, theirs = map(shapes_by_name, (wanted, params))
-    differing = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-    if differing:
-        raise ValueError(
-            f"the weights in {folder} do not make a whole encoder; they lack, or have otherwise, "
-            f"what is here called {', '.join(differing[:5])}"
-        )
+    check_fits(params, module, channels, folder)
     return params
+
+
+def _wanted(module: ViT, channels: int) -> PyTree:
+    images = jnp.zeros((1, *module.image_size, channels))
+    return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
 
 
 def _encoder_part(config: ConfigDict) -> PyTree:

@@ -37,6 +37,7 @@ _ENDLESS = 2**53
 _logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 class TooManyCorruptImages(RuntimeError):
@@ -70,7 +71,7 @@ class Augmentation:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     augment_in: Literal["workers", "device"] = "workers"
-    transform: Callable[[Image.Image, np.random.Generator], Image.Image] | None = None
+    transform: Transform | None = None
 
     def __post_init__(self):
         if min(self.image_size) < 1:

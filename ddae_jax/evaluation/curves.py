@@ -37,6 +37,14 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "neighbours have, and nothing is fitted. The dashed line is the same network before "
             "training, the dotted one the raw pixels: what lies above both was learned."
         ),
+        "accuracy": (
+            "Accuracy on the images that are never trained on, each seen once, whole, without "
+            "augmentation. Top-5 counts an image whose class is among the five most likely ones."
+        ),
+        "confusion": (
+            "Row by row, what the test images of a class were taken for: the diagonal is the "
+            "accuracy of each class."
+        ),
         "codebook": (
             "Perplexity is how many equally used codes would be as varied as those of one batch: "
             "near 1, the codebook has collapsed; the share counts codes that some patch has. "
@@ -167,6 +175,32 @@ def knn_figure(path: Path, records: Sequence[Record]) -> bool:
         axes.set(xlabel="epoch", ylabel="k-NN accuracy (%)")
         axes.margins(y=0.12)
         figure.legend(loc="outside lower center", ncols=3)
+    return True
+
+
+def accuracy_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws a classifier's accuracy on the test split over epochs.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``epoch`` and ``test/top1``, ``test/top5``, accuracies in [0, 1].
+
+    Returns:
+        Whether the records hold anything to draw; if not, nothing is written.
+    """
+    lines = {"test/top1": ("top-1", drawing.ACCENT), "test/top5": ("top-5", drawing.MUTED)}
+    drawn = {key: line for key, line in lines.items() if has_series(records, key)}
+    if not drawn:
+        return False
+    with drawing.figure(path, 3.4) as figure:
+        axes = figure.subplots()
+        for key, (label, colour) in drawn.items():
+            epochs, accuracy = series(records, key)
+            last = 100 * accuracy[np.isfinite(accuracy)][-1]
+            _plot(axes, epochs, 100 * accuracy, colour, f"{label}, {last:.1f} %", marker="o")
+        axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+        axes.margins(y=0.12)
+        figure.legend(loc="outside lower center", ncols=2)
     return True
 
 

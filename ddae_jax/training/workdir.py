@@ -26,7 +26,8 @@ class Workdir:
 
     ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``report.html``,
     ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``,
-    ``baselines.json`` (what k-NN reaches without training), ``lock``.
+    ``baselines.json`` (what k-NN reaches without training), ``scores.json`` (what a fine-tuned
+    network reaches), ``lock``.
 
     Raises ``ValueError`` for an address such as ``gs://bucket/run``.
     """
@@ -47,6 +48,7 @@ class Workdir:
         self.features = self.path / "features"
         self.compilation_cache = self.path / "compilation_cache"
         self.baselines = self.path / "baselines.json"
+        self.scores = self.path / "scores.json"
         self._lock_path = self.path / "lock"
         self._lock = None
 
@@ -137,7 +139,7 @@ class Workdir:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Stores the config of the run; whole or not at all."""
-        write_atomically(self.config, json.dumps(config, indent=2) + "\n")
+        write_json(self.config, config)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -149,6 +151,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds {value!r}, not an object; repair it, or use a new folder")
     return value
+
+
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Writes an object as JSON; whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -1,0 +1,219 @@
+"""Fine-tunes an encoder, or a linear probe on it, to classify labelled images.
+
+    python -m ddae_jax.finetune --config=configs/cifar10_finetune.py --workdir=runs/finetuned \\
+        --config.init_from=runs/pretrained
+
+``init_from`` is the workdir of a pretraining run, or somebody else's weights. The same command
+continues a run that was stopped or killed. docs/finetuning.md has the recipes and what they reach.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from ml_collections import ConfigDict
+
+from ddae_jax import build, command, job
+from ddae_jax.config.checks import check_config
+from ddae_jax.config.finetuning import ARCHITECTURE
+from ddae_jax.config.keys import flatten
+from ddae_jax.config.values import typed
+from ddae_jax.data.labelled import labelled
+from ddae_jax.data.rand_augment import rand_augment
+from ddae_jax.finetuning_watch import ClassificationWatch
+from ddae_jax.methods.labelled import LabelledTask, classification_error
+from ddae_jax.mixing import mixup_or_cutmix, random_erasing, smoothed_one_hot
+from ddae_jax.models.classifier import Classifier
+from ddae_jax.models.resize import adapt_encoder
+from ddae_jax.networks import build_encoder, build_normalize
+from ddae_jax.pretrained import check_fits, load_pretrained
+from ddae_jax.training.optimizer import make_finetuning_optimizer
+from ddae_jax.training.state import TrainState
+from ddae_jax.training.step import Prepare
+from ddae_jax.training.workdir import Workdir
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    return job.main(job.Job("finetune", __doc__, build_parts, complete), argv)
+
+
+def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
+    """Takes over from ``init_from`` what it tells: the architecture, and the pixels' statistics.
+
+    A run that is continued has it in its own config, wherever its beginning is now.
+
+    Raises as :func:`ddae_jax.pretrained.load_pretrained` does.
+    """
+    if not config.init_from:
+        return
+    if stored is not None:
+        told = flatten(stored)
+        keys = [*(f"model.{name}" for name in ARCHITECTURE), "data.mean", "data.std"]
+        config.update_from_flattened_dict({key: typed(key, told[key], "finetune") for key in keys})
+        return
+    found = load_pretrained(config.init_from, config.init_encoder)
+    config.model.update(found.model)
+    if config.model.positions == "sincos":
+        config.model.positions = "learned"  # which begin as these
+    if found.mean is None:
+        _log.warning(
+            "%s does not say which pixel values it was trained on; data.mean=%s and data.std=%s "
+            "are taken",
+            config.init_from,
+            config.data.mean,
+            config.data.std,
+        )
+    else:
+        config.data.channels = len(found.mean)
+        config.data.mean, config.data.std = found.mean, found.std
+    check_config(config)
+
+
+def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
+    """What a fine-tuning run is made of."""
+    sources = {
+        split: build.build_source(config, split)
+        for split in (config.data.train_split, config.data.test_split)
+    }
+    build.check_same_classes(sources)
+    train, test = sources.values()
+    train = labelled(train, config.data.labelled_share, config.seed)
+    encoder = build_encoder(config)
+    task = LabelledTask(
+        Classifier(
+            encoder,
+            train.num_classes,
+            pool=config.model.pool,
+            normalization=config.head.normalization,
+            init_deviation=config.head.init_deviation,
+            is_frozen=config.model.is_frozen,
+        ),
+        classification_error,
+        keeps_average=config.average.decay > 0,
+    )
+    schedule = build.build_schedule(config, train)
+    learning_rate = build.build_learning_rate(config, schedule)
+    has_checkpoint = workdir.has_checkpoint()
+    return job.Parts(
+        method=task,
+        source=train,
+        loader=build.build_loader(config, train, transform=build_transform(config)),
+        prepare=build_prepare(config, train.num_classes),
+        schedule=schedule,
+        optimizer=build_optimizer(config, learning_rate, encoder.depth),
+        learning_rate=learning_rate,
+        momentum=optax.constant_schedule(config.average.decay),
+        watch=ClassificationWatch(config, workdir, task, test, schedule, mesh),
+        description=describe(config, train.num_classes),
+        begin=functools.partial(begin, params=None if has_checkpoint else start_params(config)),
+        micro_batches=config.optimizer.micro_batches,
+    )
+
+
+def start_params(config: ConfigDict) -> PyTree | None:
+    """The encoder's parameters that training begins with; None for fresh ones.
+
+    Raises ``ValueError``, naming the first differences, for what does not fit.
+    """
+    if not config.init_from or config.from_scratch:
+        return None
+    found = load_pretrained(config.init_from, config.init_encoder)
+    encoder = build_encoder(config)
+    params = adapt_encoder(found.params, found.module, encoder)
+    check_fits(params, encoder, config.data.channels, config.init_from)
+    return params
+
+
+def begin(state: TrainState, params: PyTree | None) -> TrainState:
+    """A fresh state whose encoder has these parameters, and so has their average."""
+    if params is None:
+        return state
+
+    def with_encoder(tree: PyTree) -> PyTree:
+        encoder = jax.tree.map(
+            lambda fresh, given: jax.device_put(jnp.asarray(given, fresh.dtype), fresh.sharding),
+            tree["encoder"],
+            params,
+        )
+        return tree | {"encoder": encoder}
+
+    teacher = dict(state.teacher)
+    if teacher["average"]:
+        teacher["average"] = with_encoder(teacher["average"])
+    return state.replace(params=with_encoder(state.params), teacher=teacher)
+
+
+def build_transform(config: ConfigDict) -> Callable | None:
+    """RandAugment of the config, or nothing."""
+    augment = config.augment
+    if not augment.rand_augment:
+        return None
+    return functools.partial(
+        rand_augment,
+        num_operations=augment.num_operations,
+        magnitude=augment.magnitude,
+        deviation=augment.magnitude_deviation,
+        fill=tuple(round(255 * mean) for mean in config.data.mean),
+    )
+
+
+def build_prepare(config: ConfigDict, num_classes: int) -> Prepare:
+    """What the step does to a batch: normalisation, random erasing, smooth labels, and mixing."""
+    normalize, augment = build_normalize(config), config.augment
+    erase = functools.partial(random_erasing, probability=augment.erasing_probability)
+    mix = functools.partial(
+        mixup_or_cutmix,
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        probability=augment.mix_probability,
+    )
+    smoothing = augment.label_smoothing
+
+    def prepare(key: PRNGKeyArray, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        erase_key, mix_key = jax.random.split(key)
+        images = erase(erase_key, normalize(batch["image"]))
+        return mix(mix_key, images, smoothed_one_hot(batch["label"], num_classes, smoothing))
+
+    return prepare
+
+
+def build_optimizer(
+    config: ConfigDict, learning_rate: optax.Schedule, depth: int
+) -> optax.GradientTransformation:
+    """The config's optimizer of an encoder of so many blocks, and of its head."""
+    options = config.optimizer
+    return make_finetuning_optimizer(
+        learning_rate,
+        depth=depth,
+        kind=options.kind,
+        weight_decay=options.weight_decay,
+        b1=options.b1,
+        b2=options.b2,
+        clip_norm=options.clip_norm or None,
+        layer_decay=options.layer_decay,
+        is_frozen=config.model.is_frozen,
+    )
+
+
+def describe(config: ConfigDict, num_classes: int) -> str:
+    """One line on what is trained."""
+    what = "a linear probe on" if config.model.is_frozen else "fine-tuning of"
+    if not config.init_from or config.from_scratch:
+        start = "from scratch"
+    else:
+        start = f"from {config.init_from}"
+    size, patch_size = config.model.size, config.model.patch_size
+    return f"{what} a ViT-{size}/{patch_size} to {num_classes} classes, {start}"
+
+
+if __name__ == "__main__":
+    command.run(main)
