@@ -29,11 +29,10 @@ def adapt_encoder(params: PyTree, old: ViT, new: ViT) -> PyTree:
         params["positions"] = jnp.asarray(sincos_positions(old.grid, old.width))
     if "positions" in params:
         params["positions"] = resize_positions(params["positions"], old.grid, new.grid)
-    for name in params:
-        if "table" in params[name] and old.grid != new.grid:
-            params[name] = {
-                "table": resize_relative_positions(params[name]["table"], old.grid, new.grid)
-            }
+    for name, part in params.items():
+        if isinstance(part, dict) and "table" in part:
+            table = resize_relative_positions(part["table"], old.grid, new.grid)
+            params[name] = part | {"table": table}
     params.pop("mask_token", None)
     return params
 
@@ -56,6 +55,8 @@ def resize_relative_positions(
 
     Those of the class token, which come last, stay as they are.
     """
+    if old == new:
+        return table
     (old_rows, old_columns), (new_rows, new_columns) = (
         (2 * h - 1, 2 * w - 1) for h, w in (old, new)
     )
