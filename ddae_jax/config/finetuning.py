@@ -52,11 +52,6 @@ def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:
     mixes = augment.mixup > 0 or augment.cutmix > 0
     return [
         (not config.init_from, ("init_encoder", "from_scratch"), "init_from is empty"),
-        (
-            bool(config.init_from),
-            tuple(f"model.{name}" for name in ARCHITECTURE),
-            "init_from tells the architecture",
-        ),
         (not augment.rand_augment, of_rand_augment, "augment.rand_augment=False"),
         (not mixes, ("augment.mix_probability",), "augment.mixup=0 and augment.cutmix=0"),
         (is_lars, ("optimizer.b",), "optimizer.kind='lars' has no such option"),
