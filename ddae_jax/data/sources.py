@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -39,21 +39,16 @@ _TELL_EVERY_S = 10.0
 _SMALL_SIDE = 64
 
 
-class Source(Protocol):
-    """A random-access, picklable sequence of images; it travels to worker processes."""
+class ExampleSource(Protocol):
+    """A random-access, picklable sequence of examples; it travels to worker processes."""
 
     channels: int
-    num_classes: int | None
-    class_names: tuple[str, ...] | None
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """(height, width) if all images share one size, else None."""
 
     def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example:
-        """Decodes one example. Raises `CorruptImage`, and `IndexError` outside of 0..len-1."""
 
     @property
     def fingerprint(self) -> str:
@@ -64,6 +59,19 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What a person would look for: a file name, or "cifar10/train[17]"."""
+
+    def open(self, indices: Sequence[int]) -> list[Any]:
+        """Examples, not decoded yet. One call for many is faster than many."""
+
+
+class Source(ExampleSource, Protocol):
+    """Images with labels."""
+
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+
+    def __getitem__(self, index: int) -> Example:
+        """Decodes one example. Raises `CorruptImage`, and `IndexError` outside of 0..len-1."""
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
         """Images, not decoded yet, with their labels. One call for many is faster than many."""
@@ -95,7 +103,7 @@ def make_source(
         case "folder":
             return FolderSource(data_dir, split, channels)
     raise ValueError(
-        f"source={source!r} is unknown{_nearest(source, SOURCE_KINDS)}; "
+        f"source={source!r} is unknown{nearest(source, SOURCE_KINDS)}; "
         f"known are {', '.join(SOURCE_KINDS)}"
     )
 
@@ -167,7 +175,7 @@ class ArraySource(_IndexedSource):
         return DecodedImage(self._images[index])
 
 
-def reading_threads(source: Source) -> int:
+def reading_threads(source: ExampleSource) -> int:
     """How many threads read a source fastest: 1 where all images are small, else 4.
 
     Decoding a small image is mostly Python, which threads only slow down by waiting for each other.
@@ -229,7 +237,7 @@ def digits_source(split: str, channels: int) -> ArraySource:
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
-        raise ValueError(f"digits has no split {split!r}{_nearest(split, ('train', 'test'))}")
+        raise ValueError(f"digits has no split {split!r}{nearest(split, ('train', 'test'))}")
     digits = load_digits()
     rank_in_class = np.zeros(len(digits.target), int)
     for digit in range(10):
@@ -268,6 +276,7 @@ class TfdsSource(_IndexedSource):
         self.num_classes = label.num_classes if self._has_label else None
         height, width = features["image"].shape[:2]
         self.image_size = None if None in (height, width) else (height, width)
+        self.feature_names = tuple(features)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -280,13 +289,16 @@ class TfdsSource(_IndexedSource):
         return f"{self._title}[{index}]"
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
-        records = self._records.__getitems__([int(index) for index in indices])
-        return [self._parse(*pair) for pair in zip(indices, records, strict=True)]
-
-    def _parse(self, index: int, record: bytes) -> tuple[LazyImage, int]:
         from tensorflow_datasets.proto import tf_example_pb2
 
-        feature = tf_example_pb2.Example.FromString(record).features.feature
+        parse = tf_example_pb2.Example.FromString
+        records = self._records.__getitems__([int(index) for index in indices])
+        return [
+            self._parse(index, parse(record).features.feature)
+            for index, record in zip(indices, records, strict=True)
+        ]
+
+    def _parse(self, index: int, feature: Mapping[str, Any]) -> tuple[LazyImage, int]:
         encoded = feature["image"].bytes_list.value[0]
         label = feature["label"].int64_list.value[0] if self._has_label else NO_LABEL
         return EncodedImage(lambda: encoded, self.name(index), self.channels), label
@@ -304,7 +316,7 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(
-            f"TFDS knows no dataset {name!r}{_nearest(name, known)}; for images of your own use "
+            f"TFDS knows no dataset {name!r}{nearest(name, known)}; for images of your own use "
             "source='folder'"
         ) from None
     except ValueError as error:
@@ -334,7 +346,7 @@ def _record_reader(builder: Any, split: str) -> Any:
     available = tuple(builder.info.splits)
     if split.split("[")[0] not in available:
         raise ValueError(
-            f"TFDS dataset {builder.name!r} has no split {split!r}{_nearest(split, available)}; "
+            f"TFDS dataset {builder.name!r} has no split {split!r}{nearest(split, available)}; "
             f"it has {', '.join(available)}"
         )
     return builder.as_data_source(split=split).data_source
@@ -395,7 +407,7 @@ class FolderSource(_IndexedSource):
         return [(self._image(index), int(self._labels[index])) for index in indices]
 
     def _image(self, index: int) -> LazyImage:
-        read = functools.partial(_read_bytes, self._path(index))
+        read = functools.partial(read_bytes, self._path(index))
         return EncodedImage(read, self.name(index), self.channels)
 
     def _path(self, index: int) -> bytes:
@@ -403,12 +415,13 @@ class FolderSource(_IndexedSource):
         return os.path.join(self._root, self._paths[start : self._ends[index]].tobytes())
 
 
-def _read_bytes(path: bytes) -> bytes:
+def read_bytes(path: bytes) -> bytes:
+    """The content of a file."""
     with open(path, "rb") as file:
         return file.read()
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     """A hint for an error message: "; did you mean 'cifar10'?", or nothing."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
