@@ -276,7 +276,7 @@ class TfdsSource(_IndexedSource):
         self.num_classes = label.num_classes if self._has_label else None
         height, width = features["image"].shape[:2]
         self.image_size = None if None in (height, width) else (height, width)
-        self.feature_names = tuple(features)
+        self.feature_names = tuple(sorted(features))
 
     def __len__(self) -> int:
         return len(self._records)

@@ -300,7 +300,7 @@ class TestTfds:
     def test_dataset_without_annotations_says_what_it_has(self, tmp_path):
         image = encoded(Image.new("RGB", (3, 2)))
         write_tfds(tmp_path, [(image, image)], "depth")
-        with pytest.raises(ValueError, match=r"'tiny' has no annotation or .*only image, depth"):
+        with pytest.raises(ValueError, match=r"'tiny' has no annotation or .*only depth, image"):
             self.source(tmp_path)
 
 
