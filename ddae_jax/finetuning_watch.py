@@ -15,7 +15,7 @@ from ddae_jax.config import to_plain
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
 from ddae_jax.evaluation.classification import Scores, make_count, score
-from ddae_jax.evaluation.confusion_figure import confusion_figure, worst_classes
+from ddae_jax.evaluation.confusion_figure import CAPTION, confusion_figure, worst_classes
 from ddae_jax.evaluation.report import Captioned, Summary, write_report
 from ddae_jax.methods.labelled import LabelledTask
 from ddae_jax.monitor import environment
@@ -34,6 +34,8 @@ _SECTIONS = {
     "schedule": "How training went",
 }
 """Where each figure stands in the report, in its order."""
+
+_CAPTIONS = {**curves.CAPTIONS, "confusion": CAPTION}
 
 
 class ClassificationWatch:
@@ -126,7 +128,7 @@ class ClassificationWatch:
             num_steps=self._schedule.total_steps,
             summary=_summary(scores, names),
             figures=[
-                Captioned(figures[name], curves.CAPTIONS[name], section)
+                Captioned(figures[name], _CAPTIONS[name], section)
                 for name, section in _SECTIONS.items()
             ],
             results={"accuracy": {"top-1": scores.top1, "top-5": scores.top5}},

@@ -88,12 +88,34 @@ def random_resized_crop(
     width, height = image.size
     box = random_box(rng, width, height, scale, ratio)
     is_flipped = flip and rng.random() < 0.5
-    decoded = _decode(image, reduction=min(box.height // size[0], box.width // size[1]))
+    bounds = (box.left, box.top, box.left + box.width, box.top + box.height)
+    pixels = crop_and_resize(image, bounds, size)
+    return np.ascontiguousarray(pixels[:, ::-1]) if is_flipped else pixels
+
+
+def crop_and_resize(
+    image: Image.Image | LazyImage,
+    bounds: tuple[float, float, float, float],
+    size: tuple[int, int],
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Pixels:
+    """Resizes a part of an image in one pass, decoding a JPEG as small as the result allows.
+
+    **Arguments:**
+
+    - `image`: of mode `L` or `RGB`.
+    - `bounds`: left, top, right and bottom, in pixels of the whole image.
+    - `size`: (height, width) of the result, pixels.
+    - `resampling`: the kernel, widened when shrinking.
+
+    Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
+    """
+    width, _ = image.size
+    left, top, right, bottom = bounds
+    decoded = _decode(image, int(min((bottom - top) // size[0], (right - left) // size[1])))
     # JPEG shrinks by a power of two and rounds the sides up: the last pixel may be a partial one.
     shrunk = 2 ** math.ceil(math.log2(width / decoded.width))
-    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-    pixels = _resize(decoded, size, tuple(edge / shrunk for edge in edges))
-    return np.ascontiguousarray(pixels[:, ::-1]) if is_flipped else pixels
+    return _resize(decoded, size, tuple(edge / shrunk for edge in bounds), resampling)
 
 
 def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]) -> Pixels:
@@ -129,9 +151,12 @@ def _decode(image: Image.Image | LazyImage, reduction: int = 1) -> Image.Image:
 
 
 def _resize(
-    image: Image.Image, size: tuple[int, int], bounds: tuple[float, float, float, float]
+    image: Image.Image,
+    size: tuple[int, int],
+    bounds: tuple[float, float, float, float],
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Pixels:
-    resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=bounds)
+    resized = image.resize((size[1], size[0]), resampling, box=bounds)
     return to_pixels(resized)
 
 

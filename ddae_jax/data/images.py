@@ -77,12 +77,12 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        with _naming_corruption(self._name):
+        with naming_corruption(self._name):
             width, height = self._file.size
             return (height, width) if self._orientation in _SIDEWAYS else (width, height)
 
     def decode(self, reduction: int = 1) -> Image.Image:
-        with _naming_corruption(self._name):
+        with naming_corruption(self._name):
             file, orientation = self._file, self._orientation
             del self._file  # it remembers how it was decoded: the next decoding opens it anew
             mode = "L" if self._channels == 1 else None
@@ -132,7 +132,8 @@ class KnownCorruptImage:
 
 
 @contextlib.contextmanager
-def _naming_corruption(name: str) -> Iterator[None]:
+def naming_corruption(name: str) -> Iterator[None]:
+    """Raises `CorruptImage` for errors of the body that are the named file's, not the machine's."""
     try:
         yield
     except MemoryError:

@@ -10,7 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import grain
 import numpy as np
@@ -27,7 +27,7 @@ from ddae_jax.data.images import (
     to_image,
     to_pixels,
 )
-from ddae_jax.data.sources import Source, reading_threads
+from ddae_jax.data.sources import ExampleSource, Source, reading_threads
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100
@@ -38,6 +38,8 @@ _logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
+MakeRng = Callable[[], np.random.Generator]
+"""Makes an example's own stream of randomness, which costs as much as opening a small image."""
 
 
 class TooManyCorruptImages(RuntimeError):
@@ -48,9 +50,22 @@ class DataChanged(ValueError):
     """A run is to be continued on other examples than those that it was trained on so far."""
 
 
+class Augment(Protocol):
+    """What makes a training example of one that a source has opened; it travels to workers."""
+
+    def size_of(self, source: ExampleSource) -> tuple[int, int]:
+        """(height, width) of every image that it makes of the source's.
+
+        Raises `ValueError` if they would differ.
+        """
+
+    def __call__(self, opened: Any, make_rng: MakeRng) -> Batch:
+        """The arrays of one example, among them "image". Raises `CorruptImage`."""
+
+
 @dataclass(frozen=True)
 class Augmentation:
-    """Random resized crop and flip, and where they happen.
+    """Random resized crop and flip, and where they happen: an `Augment` of labelled images.
 
     **Arguments:**
 
@@ -83,8 +98,33 @@ class Augmentation:
         if self.augment_in not in ("workers", "device"):
             raise ValueError(f"augment_in={self.augment_in!r}; 'workers' or 'device'")
 
+    def size_of(self, source: ExampleSource) -> tuple[int, int]:
+        if self.augment_in == "workers":
+            return self.image_size
+        if source.image_size is None:
+            raise ValueError(
+                "augment_in='device' augments a batch of images of one size, but those of this "
+                "source differ in size; choose augment_in='workers'"
+            )
+        return source.image_size
 
-def batches_per_epoch(source: Source, batch_size: int) -> int:
+    def __call__(self, opened: tuple[LazyImage, int], make_rng: MakeRng) -> Batch:
+        image, label = opened
+        return {"image": self._pixels(image, make_rng), "label": np.int32(label)}
+
+    def _pixels(self, image: LazyImage, make_rng: MakeRng) -> Pixels:
+        if self.augment_in == "device":
+            return image.pixels()
+        rng = make_rng()
+        pixels = augment.random_resized_crop(
+            image, rng, self.image_size, self.crop_scale, self.crop_ratio, self.flip
+        )
+        if self.transform is None:
+            return pixels
+        return to_pixels(self.transform(to_image(pixels), rng))
+
+
+def batches_per_epoch(source: ExampleSource, batch_size: int) -> int:
     """How many whole global batches an epoch has; 1 if the source is smaller than a batch.
 
     Raises `ValueError` if `batch_size` is below 1.
@@ -103,14 +143,16 @@ def log_corrupt(name: str) -> None:
 class TrainLoader:
     """An endless iterator over this process's part of the shuffled, augmented global batches.
 
-    Each batch is {"image": uint8[b, height, width, channel], "label": int32[b]} with
-    b = batch_size / process_count. Epochs follow each other without a gap: a batch may hold the
-    last examples of one and the first of the next. An image that cannot be decoded is replaced by
-    the next readable one of the source, counted, and named once in the log.
+    Each batch is {"image": uint8[b, height, width, channel], "label": int32[b]}, or what else
+    `augmentation` makes, with b = batch_size / process_count. Epochs follow each other without a
+    gap: a batch may hold the last examples of one and the first of the next. An image that cannot
+    be decoded is replaced by the next readable one of the source, counted, and named once in the
+    log.
 
     **Arguments:**
 
-    - `source`, `augmentation`: what is read and what is done to it.
+    - `source`, `augmentation`: what is read and what is done to it. They have to fit each other:
+      `Augmentation` takes labelled images, `JointAugmentation` annotated ones.
     - `batch_size`: global, over all processes.
     - `seed`: of order and crops; not negative.
     - `process_index`, `process_count`: which part of each global batch this process reads.
@@ -129,8 +171,8 @@ class TrainLoader:
 
     def __init__(
         self,
-        source: Source,
-        augmentation: Augmentation,
+        source: ExampleSource,
+        augmentation: Augment,
         *,
         batch_size: int,
         seed: int,
@@ -143,11 +185,7 @@ class TrainLoader:
         unite: Callable[[Int[np.ndarray, " own"]], Int[np.ndarray, " all"]] = np.unique,
     ):
         self._batch_size = _local_batch_size(batch_size, process_index, process_count)
-        if augmentation.augment_in == "device" and source.image_size is None:
-            raise ValueError(
-                "augment_in='device' augments a batch of images of one size, but those of this "
-                "source differ in size; choose augment_in='workers'"
-            )
+        self._image_size = augmentation.size_of(source)
         if len(source) == 0:
             raise ValueError("the source is empty; a run needs at least one example")
         if seed < 0:
@@ -263,7 +301,7 @@ class TrainLoader:
         """This process's batches from a global step on."""
         order_seed, crop_seed = _derived_seeds(self._seed)
         first = step * self._process_count + self._process_index
-        load = _LoadTrainBatch(self._source, self._augmentation, crop_seed)
+        load = _LoadTrainBatch(self._source, self._augmentation, self._image_size, crop_seed)
         batches = (
             grain.MapDataset.range(len(self._source))
             .shuffle(seed=order_seed)
@@ -372,62 +410,52 @@ def _derived_seeds(seed: int) -> tuple[int, tuple[int, int]]:
 class _LoadTrainBatch:
     """(number of a local batch among all processes', its indices) -> the batch. Runs in workers."""
 
-    source: Source
-    augmentation: Augmentation
+    source: ExampleSource
+    augmentation: Augment
+    image_size: tuple[int, int]
     seed: tuple[int, int]
 
     def __call__(self, number: int, indices: Int[np.ndarray, " batch"]) -> Batch:
         first = number * len(indices)
         corrupt: list[int] = []
-        images, labels = [], []
-        for offset, opened in enumerate(self.source.open(indices)):
-            pixels, label = self._read(first + offset, int(indices[offset]), opened, corrupt)
-            images.append(pixels)
-            labels.append(label)
-        return {
-            "image": np.stack(images),
-            "label": np.array(labels, np.int32),
-            "corrupt": np.array(corrupt, np.int64),
-        }
+        examples = [
+            self._read(first + offset, int(indices[offset]), opened, corrupt)
+            for offset, opened in enumerate(self.source.open(indices))
+        ]
+        batch = {key: np.array([example[key] for example in examples]) for key in examples[0]}
+        return batch | {"corrupt": np.array(corrupt, np.int64)}
 
-    def _read(
-        self, position: int, index: int, opened: tuple[LazyImage, int], corrupt: list[int]
-    ) -> tuple[Pixels, int]:
+    def _read(self, position: int, index: int, opened: Any, corrupt: list[int]) -> Batch:
         """The augmented example, or the next readable one's; adds what is not to `corrupt`."""
+        make_rng = functools.partial(_stream, self.seed, position)
         for tries in range(min(_MOST_CORRUPT_IN_A_ROW, len(self.source))):
             candidate = (index + tries) % len(self.source)
-            image, label = self.source.open([candidate])[0] if tries else opened
+            chosen = self.source.open([candidate])[0] if tries else opened
             try:
-                return self._augment(image, position, candidate), label
+                example = self.augmentation(chosen, make_rng)
             except CorruptImage as error:
                 corrupt.append(candidate)
                 last_error = error
+                continue
+            self._check_size(example["image"], candidate)
+            return example
         raise TooManyCorruptImages(
             f"no image in a row of {tries + 1} can be decoded, from {self.source.name(index)} to "
             f"{self.source.name(candidate)}. The last error: {last_error}"
         )
 
-    def _augment(self, image: LazyImage, position: int, index: int) -> Pixels:
-        chosen = self.augmentation
-        if chosen.augment_in == "device":
-            return self._of_one_size(image.pixels(), index)
-        # Philox is made for this: each position is a stream of its own, at no cost to reach.
-        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=(0, 0, 0, position)))
-        pixels = augment.random_resized_crop(
-            image, rng, chosen.image_size, chosen.crop_scale, chosen.crop_ratio, chosen.flip
-        )
-        if chosen.transform is None:
-            return pixels
-        return to_pixels(chosen.transform(to_image(pixels), rng))
-
-    def _of_one_size(self, pixels: Pixels, index: int) -> Pixels:
-        if pixels.shape[:2] != self.source.image_size:
+    def _check_size(self, pixels: Pixels, index: int) -> None:
+        if pixels.shape[:2] != self.image_size:
             raise ValueError(
-                "augment_in='device' augments a batch of images of one size, "
-                f"{self.source.image_size}, but {self.source.name(index)} is {pixels.shape[:2]}; "
-                "choose augment_in='workers'"
+                f"a batch is made of images of one size, {self.image_size}, but "
+                f"{self.source.name(index)} is {pixels.shape[:2]}; choose augment_in='workers', "
+                "which makes them alike"
             )
-        return pixels
+
+
+def _stream(seed: tuple[int, int], position: int) -> np.random.Generator:
+    # Philox is made for this: each position is a stream of its own, at no cost to reach.
+    return np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 0, position)))
 
 
 @dataclass(frozen=True)

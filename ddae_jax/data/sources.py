@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import shorten
@@ -42,22 +42,16 @@ _TELL_EVERY_S = 10.0
 _SMALL_SIDE = 64
 
 
-class Source(Protocol):
-    """A random-access, picklable sequence of images; it travels to worker processes."""
+class ExampleSource(Protocol):
+    """A random-access, picklable sequence of examples; it travels to worker processes."""
 
     channels: int
-    num_classes: int | None
-    class_names: tuple[str, ...] | None
-    has_labels_at_hand: bool  # or must all examples be read for them?
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """(height, width) if all images share one size, else None."""
 
     def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example:
-        """Decodes one example. Raises `CorruptImage`, and `IndexError` outside of 0..len-1."""
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +62,20 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What a person would look for: a file name, or "cifar10/train[17]"."""
+
+    def open(self, indices: Sequence[int]) -> list[Any]:
+        """Examples, not decoded yet. One call for many is faster than many."""
+
+
+class Source(ExampleSource, Protocol):
+    """Images with labels."""
+
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    has_labels_at_hand: bool  # or must all examples be read for them?
+
+    def __getitem__(self, index: int) -> Example:
+        """Decodes one example. Raises `CorruptImage`, and `IndexError` outside of 0..len-1."""
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
         """Images, not decoded yet, with their labels. One call for many is faster than many."""
@@ -102,7 +110,7 @@ def make_source(
         case "folder":
             return FolderSource(data_dir, split, channels)
     raise ValueError(
-        f"source={source!r} is unknown{_nearest(source, SOURCE_KINDS)}; "
+        f"source={source!r} is unknown{nearest(source, SOURCE_KINDS)}; "
         f"known are {', '.join(SOURCE_KINDS)}"
     )
 
@@ -179,7 +187,7 @@ class ArraySource(_IndexedSource):
         return DecodedImage(self._images[index])
 
 
-def reading_threads(source: Source) -> int:
+def reading_threads(source: ExampleSource) -> int:
     """How many threads read a source fastest: 1 where all images are small, else 4.
 
     Decoding a small image is mostly Python, which threads only slow down by waiting for each other.
@@ -241,7 +249,7 @@ def digits_source(split: str, channels: int) -> ArraySource:
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
-        raise ValueError(f"digits has no split {split!r}{_nearest(split, ('train', 'test'))}")
+        raise ValueError(f"digits has no split {split!r}{nearest(split, ('train', 'test'))}")
     digits = load_digits()
     rank_in_class = np.zeros(len(digits.target), int)
     for digit in range(10):
@@ -282,6 +290,7 @@ class TfdsSource(_IndexedSource):
         self.num_classes = label.num_classes if self._has_label else None
         height, width = features["image"].shape[:2]
         self.image_size = None if None in (height, width) else (height, width)
+        self.feature_names = tuple(sorted(features))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -294,17 +303,20 @@ class TfdsSource(_IndexedSource):
         return f"{self._title}[{index}]"
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        parse = tf_example_pb2.Example.FromString
         records = self._records.__getitems__([int(index) for index in indices])
-        return [self._parse(*pair) for pair in zip(indices, records, strict=True)]
+        return [
+            self._parse(index, parse(record).features.feature)
+            for index, record in zip(indices, records, strict=True)
+        ]
 
     def labels(self) -> Int32[np.ndarray, " example"]:
         chunks = [range(start, min(start + 1024, len(self))) for start in range(0, len(self), 1024)]
         return np.array([label for chunk in chunks for _, label in self.open(chunk)], np.int32)
 
-    def _parse(self, index: int, record: bytes) -> tuple[LazyImage, int]:
-        from tensorflow_datasets.proto import tf_example_pb2
-
-        feature = tf_example_pb2.Example.FromString(record).features.feature
+    def _parse(self, index: int, feature: Mapping[str, Any]) -> tuple[LazyImage, int]:
         encoded = feature["image"].bytes_list.value[0]
         label = feature["label"].int64_list.value[0] if self._has_label else NO_LABEL
         return EncodedImage(lambda: encoded, self.name(index), self.channels), label
@@ -322,7 +334,7 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(
-            f"TFDS knows no dataset {name!r}{_nearest(name, known)}; for images of your own use "
+            f"TFDS knows no dataset {name!r}{nearest(name, known)}; for images of your own use "
             "source='folder'"
         ) from None
     except ValueError as error:
@@ -379,7 +391,7 @@ def _record_reader(builder: Any, split: str) -> Any:
     available = tuple(builder.info.splits)
     if split.split("[")[0] not in available:
         raise ValueError(
-            f"TFDS dataset {builder.name!r} has no split {split!r}{_nearest(split, available)}; "
+            f"TFDS dataset {builder.name!r} has no split {split!r}{nearest(split, available)}; "
             f"it has {', '.join(available)}"
         )
     return builder.as_data_source(split=split).data_source
@@ -445,7 +457,7 @@ class FolderSource(_IndexedSource):
         return self._labels
 
     def _image(self, index: int) -> LazyImage:
-        read = functools.partial(_read_bytes, self._path(index))
+        read = functools.partial(read_bytes, self._path(index))
         return EncodedImage(read, self.name(index), self.channels)
 
     def _path(self, index: int) -> bytes:
@@ -453,12 +465,13 @@ class FolderSource(_IndexedSource):
         return os.path.join(self._root, self._paths[start : self._ends[index]].tobytes())
 
 
-def _read_bytes(path: bytes) -> bytes:
+def read_bytes(path: bytes) -> bytes:
+    """The content of a file."""
     with open(path, "rb") as file:
         return file.read()
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     """A hint for an error message: "; did you mean 'cifar10'?", or nothing."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""

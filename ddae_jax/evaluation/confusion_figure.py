@@ -9,6 +9,12 @@ from matplotlib.colors import PowerNorm
 
 from ddae_jax.evaluation import drawing
 
+CAPTION = (
+    "Row by row, what the test images of a class were taken for: the diagonal is the accuracy of "
+    "each class."
+)
+"""How to read it, for whoever shows it."""
+
 _MOST_NAMED = 30  # classes, whose names and numbers a figure has room for
 _MOST_PAIRS = 12
 

@@ -41,10 +41,6 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "Accuracy on the images that are never trained on, each seen once, whole, without "
             "augmentation. Top-5 counts an image whose class is among the five most likely ones."
         ),
-        "confusion": (
-            "Row by row, what the test images of a class were taken for: the diagonal is the "
-            "accuracy of each class."
-        ),
         "codebook": (
             "Perplexity is how many equally used codes would be as varied as those of one batch: "
             "near 1, the codebook has collapsed; the share counts codes that some patch has. "

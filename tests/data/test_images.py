@@ -128,7 +128,7 @@ class TestDecoding:
         def fail(path):
             raise OSError(errno.EIO, "Input/output error", path)
 
-        monkeypatch.setattr(sources, "_read_bytes", fail)
+        monkeypatch.setattr(sources, "read_bytes", fail)
         with pytest.raises(OSError, match=r"Input/output error.*a\.png"):
             source[0]
 

@@ -1,0 +1,171 @@
+"""Annotations: the class of every pixel of an image, decoded when asked and held to one rule."""
+
+import functools
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from ddae_jax.data.images import LazyImage, naming_corruption
+
+IGNORED = 255
+"""The label of pixels that no loss and no score counts, whatever the files say."""
+
+_SOME = 5
+
+Labels = UInt8[np.ndarray, "height width"]
+
+
+class BadAnnotation(ValueError):
+    """An annotation that can be decoded, but is none of its image, or has labels of no class."""
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """What the numbers in annotation files mean.
+
+    **Arguments:**
+
+    - `num_classes`: they are numbered from 0 on; at most 255.
+    - `ignore_label`: the number, in the files, of pixels to be ignored; None if there is none.
+    - `reduce_zero_label`: ADE20K's way: 0 is ignored, and 1, 2, ... are the classes 0, 1, ...
+
+    Raises `ValueError` for what contradicts itself.
+    """
+
+    num_classes: int
+    ignore_label: int | None = IGNORED
+    reduce_zero_label: bool = False
+
+    def __post_init__(self):
+        if not 1 <= self.num_classes <= IGNORED:
+            raise ValueError(f"num_classes={self.num_classes}; from 1 to {IGNORED}")
+        if self.ignore_label in self._stored_classes:
+            raise ValueError(
+                f"ignore_label={self.ignore_label} is one of the classes, {self._classes_in_words}"
+                " in the files; a pixel either has a class or is ignored"
+            )
+        if self.ignore_label is not None and not 0 <= self.ignore_label < 2**16:
+            raise ValueError(f"ignore_label={self.ignore_label}; a label lies in [0, 65535]")
+
+    def classes(self, stored: Int[np.ndarray, "height width"], name: str) -> Labels:
+        """The class of each pixel, `IGNORED` where there is none.
+
+        **Arguments:**
+
+        - `stored`: the numbers in the file.
+        - `name`: of the file, for errors.
+
+        Raises `BadAnnotation` for numbers that the rule does not know.
+        """
+        table, is_known = self._table
+        counts = np.bincount(stored.ravel(), minlength=len(table))
+        unknown = np.flatnonzero(counts[: len(table)] * ~is_known)
+        if len(counts) > len(table) or len(unknown):
+            unknown = [*unknown, *np.flatnonzero(counts[len(table) :]) + len(table)]
+            raise BadAnnotation(self._complaint(name, {n: counts[n] for n in unknown}))
+        return table[stored]
+
+    @property
+    def _stored_classes(self) -> range:
+        first = int(self.reduce_zero_label)
+        return range(first, first + self.num_classes)
+
+    @property
+    def _classes_in_words(self) -> str:
+        return f"{self._stored_classes[0]} to {self._stored_classes[-1]}"
+
+    @property
+    def _table(self) -> tuple[UInt8[np.ndarray, " label"], np.ndarray]:
+        return _table(self)
+
+    def _complaint(self, name: str, pixels: dict[int, int]) -> str:
+        found = [f"{label} on {count:,} pixels" for label, count in pixels.items()]
+        more = f" and {len(found) - _SOME} more labels" if len(found) > _SOME else ""
+        hint = ""
+        if len(pixels) == 1:
+            hint = f"; if that marks pixels to be ignored, set ignore_label={next(iter(pixels))}"
+        if list(pixels) == [self.num_classes] and not self.reduce_zero_label:
+            hint += "; if 0 is no class, and classes begin at 1, set reduce_zero_label=True"
+        return (
+            f"{name} has the label {', '.join(found[:_SOME])}{more}; the classes are "
+            f"{self._classes_in_words} by num_classes={self.num_classes}, "
+            f"reduce_zero_label={self.reduce_zero_label}, besides "
+            f"ignore_label={self.ignore_label}{hint}"
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _table(rule: LabelRule) -> tuple[UInt8[np.ndarray, " label"], np.ndarray]:
+    """For each number in a file: its class, and whether the rule knows it."""
+    ignored = [] if rule.ignore_label is None else [rule.ignore_label]
+    ignored += [0] if rule.reduce_zero_label else []
+    stored = rule._stored_classes
+    size = max(IGNORED, stored[-1], *ignored) + 1
+    table, is_known = np.full(size, IGNORED, np.uint8), np.zeros(size, bool)
+    table[stored] = np.arange(rule.num_classes)
+    is_known[[*stored, *ignored]] = True
+    return table, is_known
+
+
+class LazyAnnotation:
+    """A PNG of one class number a pixel: grey, or the indices of a palette.
+
+    It is taken as it is stored, whatever orientation its metadata claim.
+
+    **Arguments:**
+
+    - `read`: gives the file's bytes.
+    - `name`: of the file, for errors.
+    - `rule`: what its numbers mean.
+    """
+
+    def __init__(self, read: Callable[[], bytes], name: str, rule: LabelRule):
+        self._read = read
+        self._rule = rule
+        self.name = name
+
+    @functools.cached_property
+    def _file(self) -> Image.Image:
+        return Image.open(io.BytesIO(self._read()))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, from the header. Raises `CorruptImage`."""
+        with naming_corruption(self.name):
+            return self._file.size
+
+    def labels(self) -> Labels:
+        """The class of each pixel, `IGNORED` where there is none.
+
+        Raises `CorruptImage`, and `BadAnnotation` for what is no class of the rule.
+        """
+        with naming_corruption(self.name):
+            stored = np.asarray(self._file)
+            mode = self._file.mode
+            del self._file  # frees what it has decoded
+        if stored.ndim == 3 and (stored == stored[..., :1]).all():
+            stored = stored[..., 0]  # grey, written as colour
+        if stored.ndim != 2 or not (
+            stored.dtype == bool or np.issubdtype(stored.dtype, np.integer)
+        ):
+            raise BadAnnotation(
+                f"{self.name} is of mode {mode}; an annotation has one class number a pixel, grey "
+                "(L) or with a palette (P)"
+            )
+        return self._rule.classes(stored.astype(np.int64, copy=False), self.name)
+
+
+def check_same_size(image: LazyImage, annotation: LazyAnnotation) -> None:
+    """Raises `BadAnnotation` if an annotation is not of its image's size, by their headers.
+
+    And `CorruptImage` if one cannot be read.
+    """
+    (width, height), (its_width, its_height) = image.size, annotation.size
+    if (width, height) != (its_width, its_height):
+        raise BadAnnotation(
+            f"{annotation.name} is {its_height} x {its_width} pixels, its image {height} x {width}"
+        )

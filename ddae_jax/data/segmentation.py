@@ -1,0 +1,254 @@
+"""Images with annotations: a folder in ADE20K's layout, or a TFDS dataset.
+
+A source of pairs is a random-access, picklable sequence, as sources of labelled images are; it
+hands out images and annotations that are not decoded yet.
+"""
+
+import functools
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+from ddae_jax.data.annotations import LabelRule, Labels, LazyAnnotation, check_same_size
+from ddae_jax.data.folder import contents, scan
+from ddae_jax.data.images import EncodedImage, LazyImage, Pixels
+from ddae_jax.data.sources import ExampleSource, TfdsSource, nearest, read_bytes
+
+PAIR_SOURCE_KINDS = ("folder", "tfds")
+
+_ANNOTATION_SUFFIX = ".png"
+# What TFDS datasets call an image's annotation.
+_ANNOTATION_FEATURES = ("annotation", "segmentation_mask", "segmentation_label")
+_SOME = 5
+
+
+class Pair(TypedDict):
+    """One decoded example."""
+
+    image: Pixels
+    annotation: Labels
+
+
+class PairSource(ExampleSource, Protocol):
+    """Images with the class of each of their pixels."""
+
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+    def __getitem__(self, index: int) -> Pair:
+        """Decodes one pair; pixels to be ignored have the label `IGNORED`.
+
+        Raises `CorruptImage`, `BadAnnotation`, and `IndexError` outside of 0..len-1.
+        """
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, LazyAnnotation]]:
+        """Images and annotations, not decoded yet. One call for many is faster than many."""
+
+
+def make_pair_source(
+    source: str,
+    *,
+    num_classes: int,
+    ignore_label: int | None = 255,
+    reduce_zero_label: bool = False,
+    class_names: Sequence[str] | None = None,
+    name: str = "",
+    data_dir: str = "",
+    split: str = "training",
+    channels: int = 3,
+) -> PairSource:
+    """Opens a source of images and their annotations.
+
+    **Arguments:**
+
+    - `source`: "folder" (ADE20K's layout, see `FolderPairs`) or "tfds".
+    - `num_classes`, `ignore_label`, `reduce_zero_label`: see `LabelRule`.
+    - `class_names`: one a class, if they have names.
+    - `name`: the TFDS dataset; "folder" ignores it.
+    - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder.
+    - `split`: "training", "validation", ... as the source calls it.
+    - `channels`: 1 (grey) or 3 (RGB) of every decoded image.
+
+    Raises `ValueError` for arguments that are unknown or contradict each other, and for images and
+    annotations that do not belong to each other; `FileNotFoundError` for data that is not there.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels")
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"{len(class_names)} class_names, but num_classes={num_classes}")
+    rule = LabelRule(num_classes, ignore_label, reduce_zero_label)
+    names = None if class_names is None else tuple(class_names)
+    match source:
+        case "folder":
+            return FolderPairs(data_dir, split, channels, rule, names)
+        case "tfds":
+            return TfdsPairs(name, data_dir, split, channels, rule, names)
+    raise ValueError(
+        f"source={source!r} is unknown{nearest(source, PAIR_SOURCE_KINDS)}; "
+        f"known are {', '.join(PAIR_SOURCE_KINDS)}"
+    )
+
+
+class _IndexedPairs:
+    """What all sources of pairs share: one decoded pair through `open`."""
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of a source of {len(self)}")
+        image, annotation = self.open([index])[0]
+        return decode_pair(image, annotation)
+
+
+def decode_pair(image: LazyImage, annotation: LazyAnnotation) -> Pair:
+    """Decodes an image and its annotation, whole.
+
+    Raises `CorruptImage`, and `BadAnnotation` for another size or a label of no class.
+    """
+    check_same_size(image, annotation)
+    return {"image": image.pixels(), "annotation": annotation.labels()}
+
+
+class FolderPairs(_IndexedPairs):
+    """ADE20K's layout: `DIR/images/SPLIT/a.jpg` and `DIR/annotations/SPLIT/a.png`.
+
+    Images are .jpg, .jpeg, .png or .webp files, in the order of their sorted paths; annotations
+    are .png files of one class number a pixel. Sub-folders have to be the same in both. See
+    `make_pair_source` for arguments and errors.
+    """
+
+    image_size = None  # nobody has looked
+
+    def __init__(
+        self,
+        data_dir: str,
+        split: str,
+        channels: int,
+        rule: LabelRule,
+        class_names: tuple[str, ...] | None,
+    ):
+        self._images, self._annotations = _pair_folders(data_dir, split)
+        self._paths = _paired_paths(self._images, self._annotations)
+        self._rule = rule
+        self.channels = channels
+        self.num_classes = rule.num_classes
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(b"\0".join(self._paths))
+        return f"{digest.hexdigest()[:16]}, {len(self)} annotated examples"
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self._image_path(index))
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, LazyAnnotation]]:
+        return [(self._image(index), self._annotation(index)) for index in indices]
+
+    def _image(self, index: int) -> LazyImage:
+        read = functools.partial(read_bytes, self._image_path(index))
+        return EncodedImage(read, self.name(index), self.channels)
+
+    def _annotation(self, index: int) -> LazyAnnotation:
+        stem = _stem(self._paths[index])
+        path = os.path.join(os.fsencode(self._annotations), stem + _ANNOTATION_SUFFIX.encode())
+        return LazyAnnotation(functools.partial(read_bytes, path), os.fsdecode(path), self._rule)
+
+    def _image_path(self, index: int) -> bytes:
+        return os.path.join(os.fsencode(self._images), self._paths[index])
+
+
+def _pair_folders(data_dir: str, split: str) -> tuple[Path, Path]:
+    """The folders of a split's images and annotations; says what is expected if one is missing."""
+    if not data_dir:
+        raise ValueError("source='folder' needs data_dir, the folder of images and annotations")
+    root = Path(data_dir).expanduser()
+    folders = root / "images" / split, root / "annotations" / split
+    for folder in folders:
+        if not folder.is_dir():
+            there = next(parent for parent in folder.absolute().parents if parent.is_dir())
+            raise FileNotFoundError(
+                f"no folder {folder}; expected images in {folders[0]} and annotations in "
+                f"{folders[1]}. {there} contains {contents(there)}"
+            )
+    return folders
+
+
+def _paired_paths(images: Path, annotations: Path) -> list[bytes]:
+    """The images' paths relative to their folder, sorted; each has an annotation, and each one it.
+
+    Raises `ValueError` that counts and names the others.
+    """
+    paths, _, _ = scan(images)
+    stems = Counter(_stem(path) for path in paths)
+    suffix = _ANNOTATION_SUFFIX.encode()
+    annotated = {_stem(path) for path in scan(annotations)[0] if path.endswith(suffix)}
+    without = [path for path in paths if _stem(path) not in annotated]
+    lonely = [stem + suffix for stem in sorted(annotated - stems.keys())]
+    double = [path for path in paths if stems[_stem(path)] > 1]
+    if not paths:
+        raise ValueError(f"no image in {images}; it contains {contents(images)}")
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(paths)} images have no annotation: {_some(without)}. "
+            f"Expected a {_ANNOTATION_SUFFIX} file of the same name in {annotations}"
+        )
+    if lonely:
+        raise ValueError(
+            f"{len(lonely)} of {len(annotated)} annotations have no image: {_some(lonely)}. "
+            f"Expected an image of the same name in {images}"
+        )
+    if double:
+        raise ValueError(f"{len(double)} images share an annotation: {_some(double)}; remove some")
+    return paths
+
+
+def _stem(path: bytes) -> bytes:
+    return os.path.splitext(path)[0]
+
+
+def _some(paths: Iterable[bytes]) -> str:
+    names = [os.fsdecode(path) for path in paths]
+    return ", ".join(names[:_SOME]) + (", ..." if len(names) > _SOME else "")
+
+
+class TfdsPairs(_IndexedPairs, TfdsSource):
+    """A TFDS dataset of images and annotations in ArrayRecord files, read without TensorFlow.
+
+    Its annotations are PNG files under the feature "annotation", "segmentation_mask" or
+    "segmentation_label". TFDS's own `scene_parse150` holds ADE20K's *instances* instead, in two
+    colour channels, which is refused: the benchmark's annotations come as a folder. See
+    `make_pair_source` for arguments and errors.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data_dir: str,
+        split: str,
+        channels: int,
+        rule: LabelRule,
+        class_names: tuple[str, ...] | None,
+    ):
+        super().__init__(name, data_dir, split, channels)
+        found = [feature for feature in _ANNOTATION_FEATURES if feature in self.feature_names]
+        if not found:
+            raise ValueError(
+                f"TFDS dataset {name!r} has no {' or '.join(_ANNOTATION_FEATURES)}, only "
+                f"{', '.join(self.feature_names)}"
+            )
+        self._annotation_feature = found[0]
+        self._rule = rule
+        self.num_classes = rule.num_classes
+        self.class_names = class_names
+
+    def _parse(self, index: int, feature: Mapping[str, Any]) -> tuple[LazyImage, LazyAnnotation]:
+        image, _ = super()._parse(index, feature)
+        encoded = feature[self._annotation_feature].bytes_list.value[0]
+        annotation = LazyAnnotation(lambda: encoded, self.name(index), self._rule)
+        return image, annotation

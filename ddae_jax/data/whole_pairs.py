@@ -1,0 +1,116 @@
+"""Whole pairs of image and annotation: looked at before training, and evaluated one by one."""
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from ddae_jax.data.annotations import BadAnnotation, check_same_size
+from ddae_jax.data.images import CorruptImage
+from ddae_jax.data.pipeline import Batch, log_corrupt
+from ddae_jax.data.segmentation import PairSource, decode_pair
+from ddae_jax.data.sources import reading_threads
+
+_log = logging.getLogger(__name__)
+
+_SOME = 5
+_MANY = 2000
+
+
+def check_pairs(source: PairSource, *, num_decoded: int = 64, num_threads: int = 8) -> None:
+    """Looks for annotations that are none of their images, before a run trains on them.
+
+    The sizes of all pairs are compared, by their headers; of `num_decoded` pairs, spread evenly,
+    the labels are looked at too. What cannot be read or decoded is left to the loader, which
+    counts it.
+
+    Raises `BadAnnotation` that counts and names the annotations of another size than their images,
+    or tells the first labels of no class.
+    """
+    if len(source) > _MANY:
+        _log.info("comparing the sizes of %s images and annotations", f"{len(source):,}")
+
+    def complaint(index: int) -> str | None:
+        try:
+            check_same_size(*source.open([index])[0])
+        except BadAnnotation as error:
+            return str(error)
+        except CorruptImage:
+            return None
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        bad = [found for found in pool.map(complaint, range(len(source))) if found]
+        if bad:
+            raise BadAnnotation(
+                f"{len(bad)} of {len(source)} annotations are not of their image's size: "
+                f"{'; '.join(bad[:_SOME])}{'; ...' if len(bad) > _SOME else ''}"
+            )
+        list(pool.map(lambda index: _check_labels(source, index), _spread(source, num_decoded)))
+
+
+def _check_labels(source: PairSource, index: int) -> None:
+    (_, annotation) = source.open([index])[0]
+    try:
+        annotation.labels()
+    except CorruptImage:
+        return
+
+
+def eval_pairs(
+    source: PairSource,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit: int | None = None,
+    num_threads: int | None = None,
+) -> Iterator[Batch]:
+    """Every pair once, whole and as it is, as evaluation sees it.
+
+    Images differ in size, so that no two make a batch: each process gets every
+    `process_count`-th pair, and some of them one fewer than others.
+
+    **Arguments:**
+
+    - `process_index`, `process_count`: which share of the pairs this process gets.
+    - `limit`: at most so many pairs over all processes, spread evenly.
+
+    Yields {"image": uint8[height, width, channel], "annotation": uint8[height, width], "index":
+    int32}; what cannot be decoded is left out, and named in the log. Raises `ValueError` for
+    arguments that contradict each other, and `BadAnnotation`.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}; at least 1, or None for all pairs")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}; from 0 to {process_count - 1}")
+    num_threads = num_threads or reading_threads(source)
+    own = _spread(source, limit or len(source))[process_index::process_count]
+    if len(own) == 0:
+        return iter(())
+    read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    # Grain leaves out the examples that are None.
+    return iter(grain.MapDataset.source(own).map(_LoadPair(source)).to_iter_dataset(read))
+
+
+@dataclass(frozen=True)
+class _LoadPair:
+    """Index of a pair -> the pair; None if it cannot be decoded."""
+
+    source: PairSource
+
+    def __call__(self, index: int) -> Batch | None:
+        try:
+            pair = decode_pair(*self.source.open([index])[0])
+        except CorruptImage:
+            log_corrupt(self.source.name(index))
+            return None
+        return {**pair, "index": np.int32(index)}
+
+
+def _spread(source: PairSource, count: int) -> Int[np.ndarray, " chosen"]:
+    """At most so many indices, spread evenly."""
+    count = min(len(source), count)
+    return np.arange(count) * len(source) // max(count, 1)

@@ -1,0 +1,347 @@
+"""How well pixels are classified: the usual scores, and inference on images of any size.
+
+Scores are numbers of pixels first, a confusion matrix that sums up over images and processes. An
+image is predicted in windows of the one size that the network was trained on, so that one program
+serves all images.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from PIL import Image
+
+from ddae_jax.data.joint_augment import scaled_size
+
+Predict = Callable[
+    [Float[Array, "batch height width channels"]], Float[Array, "batch height width classes"]
+]
+"""From normalised crops to the logits of each of their pixels."""
+Taps = tuple[Int[np.ndarray, "out"], Int[np.ndarray, "out"], Float[np.ndarray, "out"]]
+
+_SOME = 5
+# Pixels. Logits are summed on canvases of such sides, so that few programs do it for many sizes.
+_CANVAS_STEP = 256
+
+# ---- scores
+
+
+def confusion_matrix(
+    labels: Int[np.ndarray, "*pixels"],
+    predictions: Int[np.ndarray, "*pixels"],
+    num_classes: int,
+    ignore_label: int | None = None,
+) -> Int[np.ndarray, "classes classes"]:
+    """How many pixels of each true class (rows) are taken for each class (columns).
+
+    Matrices of several images add up.
+
+    Args:
+        labels: the true class of each pixel.
+        predictions: what it is taken for.
+        num_classes: classes.
+        ignore_label: of pixels that do not count, whatever they are taken for.
+
+    Raises:
+        ValueError: if the shapes differ, or what counts lies outside [0, num_classes).
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape:
+        raise ValueError(f"labels of shape {labels.shape}, but predictions of {predictions.shape}")
+    counts = np.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
+    true, taken_for = labels[counts].astype(np.int64), predictions[counts].astype(np.int64)
+    for name, values in (("labels", true), ("predictions", taken_for)):
+        outside = np.unique(values[(values < 0) | (values >= num_classes)])
+        if len(outside):
+            raise ValueError(
+                f"{name} hold {', '.join(map(str, outside[:_SOME]))}; {num_classes} classes ask "
+                f"for [0, {num_classes - 1}], besides ignore_label={ignore_label} in labels"
+            )
+    pairs = np.bincount(true * num_classes + taken_for, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes)
+
+
+def class_iou(confusion: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, "classes"]:
+    """Intersection over union, ``TP / (TP + FP + FN)``; NaN for a class that occurs nowhere.
+
+    Nowhere is: neither in truth nor in prediction. A class that is only predicted has 0.
+
+    Source: Everingham et al. 2010, "The PASCAL Visual Object Classes Challenge", section 4.1.3.
+    """
+    right = np.diag(confusion)
+    return _share(right, confusion.sum(axis=0) + confusion.sum(axis=1) - right)
+
+
+def mean_iou(confusion: Int[np.ndarray, "classes classes"]) -> float:
+    """The mean :func:`class_iou` of the classes that occur in truth or prediction, "mIoU".
+
+    As in mmsegmentation. ADE20K's 150 classes all occur in its validation set, where the mean is
+    the one of all classes.
+
+    Raises:
+        ValueError: if nothing is counted.
+    """
+    return _mean_of_some(class_iou(confusion))
+
+
+def pixel_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> float:
+    """The share of pixels that are classified right, "aAcc".
+
+    Raises:
+        ValueError: if nothing is counted.
+    """
+    return _mean_of_some(_share(np.trace(confusion), confusion.sum())[None])
+
+
+def mean_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> float:
+    """The mean share of its pixels that a class gets right, over the classes in truth, "mAcc".
+
+    Raises:
+        ValueError: if nothing is counted.
+    """
+    return _mean_of_some(_share(np.diag(confusion), confusion.sum(axis=1)))
+
+
+def _share(part: Int[np.ndarray, "*some"], whole: Int[np.ndarray, "*some"]) -> np.ndarray:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
+def _mean_of_some(scores: Float[np.ndarray, "some"]) -> float:
+    if np.isnan(scores).all():
+        raise ValueError("the confusion matrix counts no pixel; are all of them ignored?")
+    return float(np.nanmean(scores))
+
+
+# ---- inference on images of any size
+
+
+def sliding_logits(
+    predict: Predict,
+    image: Float[np.ndarray, "height width channels"],
+    crop_size: tuple[int, int],
+    stride: tuple[int, int],
+    num_classes: int,
+    batch_size: int = 2,
+) -> Float[np.ndarray, "height width classes"]:
+    """The logits of every pixel of an image, averaged over the windows that see it.
+
+    Args:
+        predict: the network, for ``batch_size`` windows at a time.
+        image: normalised as the network expects. One that is smaller than a window is padded with
+            zeros, the mean colour, to the right and below.
+        crop_size: ``(height, width)`` of a window.
+        stride: ``(down, right)`` from a window to the next, pixels; the last one of each row and
+            column is moved inside the image.
+        num_classes: classes.
+        batch_size: windows predicted at once; the last ones are filled up with black.
+
+    Raises:
+        ValueError: if the stride leaves gaps, or ``predict`` gives logits of another shape.
+
+    Source: the test mode "slide" of mmsegmentation.
+    """
+    canvas = _slide(predict, image, crop_size, stride, num_classes, batch_size)
+    return np.asarray(canvas)[: image.shape[0], : image.shape[1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmenter:
+    """Classifies the pixels of whole images: windows, scales and mirror images, averaged.
+
+    Attributes:
+        predict, num_classes, crop_size, stride, batch_size: see :func:`sliding_logits`.
+        base_size: the image is scaled, in its proportions, until its shorter or its longer side
+            measures so many pixels; None leaves it as it is.
+        scales: times ``base_size``, each is predicted and brought back to the image's size.
+        flip: also predict the mirror image of each.
+
+    Source: the probabilities, after softmax, are averaged, as in mmsegmentation. Its multi-scale
+    test has scales 0.5 to 1.75 in steps of a quarter, and flips.
+    """
+
+    predict: Predict
+    num_classes: int
+    crop_size: tuple[int, int]
+    stride: tuple[int, int]
+    base_size: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    batch_size: int = 2
+
+    def __post_init__(self):
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales={self.scales}; at least one, all above 0")
+
+    def probabilities(
+        self, image: Float[np.ndarray, "height width channels"]
+    ) -> Float[np.ndarray, "height width classes"]:
+        """The probability of each class at every pixel of a normalised image."""
+        height, width, _ = image.shape
+        return np.asarray(self._summed(image))[:height, :width] / self._views
+
+    def labels(
+        self, image: Float[np.ndarray, "height width channels"]
+    ) -> Int[np.ndarray, "height width"]:
+        """The most probable class at every pixel of a normalised image."""
+        height, width, _ = image.shape
+        # Before it leaves the device: one number a pixel instead of one a class.
+        return np.asarray(self._summed(image).argmax(axis=-1))[:height, :width]
+
+    @property
+    def _views(self) -> int:
+        return len(self.scales) * (1 + self.flip)
+
+    def _summed(
+        self, image: Float[np.ndarray, "height width channels"]
+    ) -> Float[Array, "canvas_height canvas_width classes"]:
+        size = image.shape[:2]
+        canvas = _canvas_size(size)
+        total = jnp.zeros((*canvas, self.num_classes), jnp.float32)
+        for scale in self.scales:
+            scaled = resize(image, self._size_at(scale, size))
+            for is_flipped in (False, True)[: 1 + self.flip]:
+                logits = _slide(
+                    self.predict,
+                    scaled[:, ::-1] if is_flipped else scaled,
+                    self.crop_size,
+                    self.stride,
+                    self.num_classes,
+                    self.batch_size,
+                )
+                rows = _taps(scaled.shape[0], size[0], canvas[0])
+                columns = _taps(scaled.shape[1], size[1], canvas[1], is_flipped)
+                total = _add_probabilities(total, logits, rows, columns)
+        return total
+
+    def _size_at(self, scale: float, size: tuple[int, int]) -> tuple[int, int]:
+        shorter, longer = self.base_size or (min(size), max(size))
+        return scaled_size(*size, int(shorter * scale), int(longer * scale))
+
+
+def resize(
+    image: Float[np.ndarray, "height width channels"], size: tuple[int, int]
+) -> Float[np.ndarray, "new_height new_width channels"]:
+    """Interpolates linearly, smoothing first where the image shrinks, as training images are."""
+    if image.shape[:2] == tuple(size):
+        return image
+    channels = [
+        Image.fromarray(np.ascontiguousarray(channel, np.float32)).resize(
+            (size[1], size[0]), Image.Resampling.BILINEAR
+        )
+        for channel in np.moveaxis(image, -1, 0)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+def window_corners(
+    size: tuple[int, int], crop_size: tuple[int, int], stride: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """``(top, left)`` of the windows that cover an image at least as large as one of them."""
+    tops, lefts = (
+        sorted({min(start, side - crop) for start in range(0, side - crop + step, step)})
+        for side, crop, step in zip(size, crop_size, stride, strict=True)
+    )
+    return [(top, left) for top in tops for left in lefts]
+
+
+def _slide(
+    predict: Predict,
+    image: Float[np.ndarray, "height width channels"],
+    crop_size: tuple[int, int],
+    stride: tuple[int, int],
+    num_classes: int,
+    batch_size: int,
+) -> Float[Array, "canvas_height canvas_width classes"]:
+    """:func:`sliding_logits`, on the device, with something below and right of the image."""
+    if not all(0 < step <= crop for step, crop in zip(stride, crop_size, strict=True)):
+        raise ValueError(
+            f"stride={stride}; from 1 to crop_size={crop_size}, so that no pixel is missed"
+        )
+    height, width = (max(side, crop) for side, crop in zip(image.shape, crop_size, strict=False))
+    below, right = height - image.shape[0], width - image.shape[1]
+    padded = np.pad(image, ((0, below), (0, right), (0, 0)))
+    corners = window_corners((height, width), crop_size, stride)
+    canvas = _canvas_size((height, width))
+    total = jnp.zeros((*canvas, num_classes), jnp.float32)
+    windows_at = np.zeros(canvas, np.float32)
+    for start in range(0, len(corners), batch_size):
+        chunk = corners[start : start + batch_size]
+        crops = np.zeros((batch_size, *crop_size, image.shape[-1]), np.float32)
+        for row, (top, left) in enumerate(chunk):
+            window = np.s_[top : top + crop_size[0], left : left + crop_size[1]]
+            crops[row] = padded[window]
+            windows_at[window] += 1
+        logits = predict(crops)
+        _check_logits(logits, (batch_size, *crop_size, num_classes))
+        missing = batch_size - len(chunk)
+        total = _add_windows(
+            total,
+            logits,
+            np.array(chunk + [(0, 0)] * missing, np.int32),
+            np.arange(batch_size) < len(chunk),
+        )
+    return _divided(total, np.maximum(windows_at, 1))
+
+
+def _check_logits(logits: Array, expected: tuple[int, ...]) -> None:
+    if logits.shape != expected:
+        raise ValueError(
+            f"predict gives logits of shape {logits.shape}; expected [batch, height, width, "
+            f"classes] = {expected}, at the full resolution of the crops"
+        )
+
+
+def _canvas_size(size: Sequence[int]) -> tuple[int, int]:
+    height, width = (-(-side // _CANVAS_STEP) * _CANVAS_STEP for side in size)
+    return height, width
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_windows(
+    total: Float[Array, "canvas_height canvas_width classes"],
+    logits: Float[Array, "batch height width classes"],
+    corners: Int[Array, "batch 2"],
+    is_real: Bool[Array, "batch"],
+) -> Float[Array, "canvas_height canvas_width classes"]:
+    for window, (top, left), counts in zip(logits, corners, is_real, strict=True):
+        before = jax.lax.dynamic_slice(total, (top, left, 0), window.shape)
+        after = before + jnp.where(counts, window.astype(jnp.float32), 0)
+        total = jax.lax.dynamic_update_slice(total, after, (top, left, 0))
+    return total
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _divided(
+    total: Float[Array, "height width classes"], by: Float[Array, "height width"]
+) -> Float[Array, "height width classes"]:
+    return total / by[..., None]
+
+
+def _taps(length: int, new_length: int, canvas: int, is_flipped: bool = False) -> Taps:
+    """Which two of ``length`` samples each of ``new_length`` lies between, and how far.
+
+    Linear, half-pixel centres, edges held. What lies beyond, up to ``canvas``, means nothing.
+    """
+    wanted = np.minimum(np.arange(canvas), new_length - 1)
+    wanted = new_length - 1 - wanted if is_flipped else wanted
+    position = ((wanted + 0.5) * (length / new_length) - 0.5).clip(0, length - 1)
+    low = position.astype(np.int32)
+    return low, np.minimum(low + 1, length - 1), (position - low).astype(np.float32)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_probabilities(
+    total: Float[Array, "height width classes"],
+    logits: Float[Array, "scaled_height scaled_width classes"],
+    rows: Taps,
+    columns: Taps,
+) -> Float[Array, "height width classes"]:
+    low, high, share = rows
+    logits = logits[low] + share[:, None, None] * (logits[high] - logits[low])
+    low, high, share = columns
+    logits = logits[:, low] + share[:, None] * (logits[:, high] - logits[:, low])
+    return total + jax.nn.softmax(logits)
