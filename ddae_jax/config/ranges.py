@@ -33,7 +33,7 @@ CHOICES = {
     "evaluation.encoder": ("student", "teacher"),
     "init_encoder": ("student", "teacher"),
     "model.pool": ("mean", "class_token"),
-    "model.activation": ("gelu", "quick_gelu"),
+    "model.activation": ("gelu", "quick_gelu", "gelu_tanh"),
     "head.normalization": ("layer", "batch"),
     "optimizer.kind": ("adamw", "lars"),
 }

@@ -1,7 +1,9 @@
-"""Folders with somebody's vision transformer: weights, architecture and pixel statistics.
+"""Somebody's vision transformer: weights, architecture and pixel statistics.
 
 A folder is as timm and transformers save it: ``model.safetensors`` with ``config.json``, and for
-transformers ``preprocessor_config.json``. Nothing in it is executed.
+transformers ``preprocessor_config.json``. A single file is one of weights, as the authors of MAE,
+BEiT and AugReg publish them: it tells the architecture by its arrays, and no statistics. Nothing in
+either is executed.
 """
 
 import json
@@ -13,16 +15,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from ddae_jax.interop.augreg import augreg_encoder, is_augreg
 from ddae_jax.interop.encoders import (
     Tree,
     UnknownWeights,
-    Weights,
     timm_encoder,
     transformers_encoder,
 )
+from ddae_jax.interop.weights import Weights, read_weights
 
 
 class Backbone(NamedTuple):
@@ -31,27 +32,37 @@ class Backbone(NamedTuple):
     Attributes:
         options: arguments of :class:`ddae_jax.models.vit.ViT`, but for its computation.
         params: of that encoder.
-        mean, std: of each channel, of pixel values in [0, 1], that it was trained on.
+        mean, std: of each channel, of pixel values in [0, 1], that it was trained on; None where
+            that is not told.
     """
 
     options: dict[str, Any]
     params: Tree
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
 
 
 _HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-_ACTIVATIONS = ("gelu", "quick_gelu")
+_HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""Those of transformers, by their names here."""
 _PREFIXES = {"vit_mae": "vit.", "beit": "beit.", "vit": "vit."}
 
 
-def read_backbone(folder: str | os.PathLike) -> Backbone:
-    """The encoder in a folder.
+def read_backbone(path: str | os.PathLike) -> Backbone:
+    """The encoder in a folder or file.
 
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for what is not known here:
-    weights, width, heads, pixel statistics, each by name with what to do.
+    weights, width, heads, and for a folder pixel statistics, each by name with what to do.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(path)
+    if folder.is_file():
+        return _from_file(folder)
     weights = read_weights(folder / "model.safetensors")
     config = _read_json(folder / "config.json", "it says the architecture")
     if "architecture" in config:
@@ -62,6 +73,46 @@ def read_backbone(folder: str | os.PathLike) -> Backbone:
     raise ValueError(
         f"{folder / 'config.json'}: known are timm's (with 'architecture') and transformers' with "
         f"model_type {', '.join(map(repr, _PREFIXES))}; found model_type {found!r}"
+    )
+
+
+def _from_file(file: pathlib.Path) -> Backbone:
+    weights = read_weights(file)
+    if is_augreg(weights):
+        params, num_heads = augreg_encoder(weights)
+        mean = std = (0.5, 0.5, 0.5)  # of all of them
+        options = {"activation": "gelu_tanh", "norm_epsilon": 1e-6}
+    else:
+        params, num_heads = timm_encoder(weights), None
+        mean = std = None
+        options = {"activation": "gelu", "norm_epsilon": 1e-6}
+    told = describe_encoder(params, channels=3)
+    num_heads = num_heads or _HEADS_OF_WIDTH.get(told["width"])
+    if num_heads is None:
+        raise ValueError(
+            f"{file}: the attention heads of width {told['width']} are not known. Give a folder "
+            "with model.safetensors and config.json, as timm or transformers write them"
+        )
+    side = _side_of_grid(params, file) * told["patch_size"]
+    options |= {"num_heads": num_heads, "image_size": (side, side)}
+    return Backbone(options | told, params, mean, std)
+
+
+def _side_of_grid(params: Tree, file: pathlib.Path) -> int:
+    """Rows of patches, of a square grid, by the number of positions."""
+    if "positions" in params:
+        side = math.isqrt(len(params["positions"]))
+        if side**2 == len(params["positions"]):
+            return side
+    tables = [part["table"] for part in params.values() if "table" in part]
+    if tables:
+        of_patches = len(tables[0]) - (3 if "class_token" in params else 0)
+        side = (math.isqrt(of_patches) + 1) // 2
+        if (2 * side - 1) ** 2 == of_patches:
+            return side
+    raise ValueError(
+        f"{file}: its positions are not those of a square image. Give a folder with "
+        "model.safetensors and config.json, as timm or transformers write them"
     )
 
 
@@ -111,7 +162,7 @@ def _from_transformers(
         )
     options = {
         "num_heads": num_heads,
-        "activation": activation,
+        "activation": _ACTIVATIONS[activation],
         "image_size": _pair(config.get("image_size"), folder / "config.json", "image_size"),
         "norm_epsilon": config.get("layer_norm_eps", 1e-12),
     }
@@ -138,6 +189,8 @@ def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
     if lost:
         raise UnknownWeights(f"the weights lack what is here called {', '.join(lost)}")
     values, width = params["patch_embedding"]["kernel"].shape
+    if math.isqrt(values // channels) ** 2 * channels != values:
+        raise UnknownWeights(f"patches of {values} values are no squares of {channels} channels")
     params["patch_embedding"].setdefault("bias", np.zeros(width, np.float32))
     relative = "per_block" if "relative_positions_01" in params else "none"
     return {
@@ -152,16 +205,6 @@ def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
         "norms_embedding": "embedding_norm" in params,
         "use_class_token": "class_token" in params,
     }
-
-
-def read_weights(path: pathlib.Path) -> Weights:
-    """The arrays of a file, float32. Raises ``FileNotFoundError``, or ``ValueError`` if broken."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the encoder's weights")
-    try:
-        return {name: np.asarray(a, np.float32) for name, a in load_file(path).items()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no file of safetensors: {error}") from error
 
 
 def _read_json(path: pathlib.Path, what: str) -> dict[str, Any]:

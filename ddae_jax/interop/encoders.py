@@ -5,12 +5,13 @@ where and how such an array lies in the tree. What no pattern knows is named in 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Weights = Mapping[str, np.ndarray]
+from ddae_jax.interop.weights import Weights
+
 Tree = dict[str, Any]
 
 
@@ -58,7 +59,7 @@ def timm_encoder(weights: Weights) -> Tree:
 
     Raises :class:`UnknownWeights`.
     """
-    return _finish(convert(weights, _TIMM))
+    return finish(convert(weights, _TIMM))
 
 
 def transformers_encoder(weights: Weights, prefix: str) -> Tree:
@@ -72,7 +73,7 @@ def transformers_encoder(weights: Weights, prefix: str) -> Tree:
     """
     own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     beside = {k: v for k, v in weights.items() if k.startswith("layernorm.")}
-    return _finish(convert(own | beside, _TRANSFORMERS))
+    return finish(convert(own | beside, _TRANSFORMERS))
 
 
 def transformers_mae(weights: Weights) -> Tree:
@@ -84,7 +85,7 @@ def transformers_mae(weights: Weights) -> Tree:
     Raises :class:`UnknownWeights`.
     """
     decoder = {k: v for k, v in weights.items() if k.startswith("decoder.")}
-    tree = _finish(convert(decoder, _MAE_DECODER))
+    tree = finish(convert(decoder, _MAE_DECODER))
     head = tree.pop("head")
     return {"encoder": transformers_encoder(weights, "vit."), "decoder": tree, "head": head}
 
@@ -96,7 +97,7 @@ def _put(tree: Tree, path: str, array: np.ndarray) -> None:
     tree[leaf] = array
 
 
-def _finish(tree: Tree) -> Tree:
+def finish(tree: Tree) -> Tree:
     """Joins queries, keys and values, and gives the class token its position."""
     for name, block in tree.items():
         if name.startswith("block_"):
@@ -119,7 +120,8 @@ def _join_qkv(attention: Tree) -> None:
             attention["query_bias"], _, attention["value_bias"] = biases
 
 
-def _flat(array: np.ndarray) -> np.ndarray:
+def flat(array: np.ndarray) -> np.ndarray:
+    """A token, without axes of one."""
     return array.reshape(array.shape[-1])
 
 
@@ -148,7 +150,7 @@ def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
 
 
 _TIMM = (
-    Rule(r"cls_token", "class_token", _flat),
+    Rule(r"cls_token", "class_token", flat),
     Rule(r"pos_embed", "all_positions", lambda array: array[0]),
     Rule(r"patch_embed\.proj\.weight", "patch_embedding/kernel", _from_convolution),
     Rule(r"patch_embed\.proj\.bias", "patch_embedding/bias"),
@@ -168,7 +170,9 @@ _TIMM = (
     Rule(r".*relative_position_index", None),  # follows from the grid
     *_norm(r"norm_pre", "embedding_norm"),
     *_norm(r"(?:fc_)?norm", "norm"),
-    Rule(r"(?:head|fc)\..*", None),
+    Rule(r"(?:head|fc|lm_head|cls_pt_layers|cls_pt_lm_head)\..*", None),
+    Rule("mask_token", "mask_token", flat),
+    Rule(r"decoder_.*", None),  # MAE's
 )
 
 _BLOCK_OF_TRANSFORMERS = r"(?:encoder\.layer|layers|decoder_layers|decoder_encoder\.layer)\.(\d+)\."
@@ -191,8 +195,8 @@ _TRANSFORMERS_BLOCK = (
 )
 
 _TRANSFORMERS = (
-    Rule(r"embeddings\.cls_token", "class_token", _flat),
-    Rule(r"embeddings\.mask_token", "mask_token", _flat),
+    Rule(r"embeddings\.cls_token", "class_token", flat),
+    Rule(r"embeddings\.mask_token", "mask_token", flat),
     Rule(r"embeddings\.position_embeddings", "all_positions", lambda array: array[0]),
     Rule(
         r"embeddings\.patch_embeddings\.projection\.weight",
@@ -220,7 +224,7 @@ _TRANSFORMERS = (
 _MAE_DECODER = tuple(
     rule._replace(pattern=r"decoder\." + rule.pattern)
     for rule in (
-        Rule("mask_token", "mask_token", _flat),
+        Rule("mask_token", "mask_token", flat),
         Rule("decoder_pos_embed", None),  # sine-cosine, as this package's decoder has it
         *layer("decoder_embed", "embedding"),
         *_TRANSFORMERS_BLOCK,

@@ -11,7 +11,7 @@ from ddae_jax.models.attention import AttentionForm, SelfAttention
 from ddae_jax.models.dense import Dense
 
 Rematerialization = Literal["none", "dots", "full"]
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -28,7 +28,8 @@ class Block(nn.Module):
         drop_path_rate: probability that an image skips a branch in training (needs the random
             stream ``drop_path``).
         attention_form, has_key_bias: see :class:`SelfAttention`.
-        activation: of the MLP: ``gelu``, or ``quick_gelu`` (Radford et al. 2021, CLIP).
+        activation: of the MLP: ``gelu``; ``quick_gelu`` (Radford et al. 2021, CLIP); or
+            ``gelu_tanh``, its approximation (Steiner et al. 2021, AugReg).
         norm_epsilon: added to the variance by layer norms.
         layer_scale: where the learned factors of each branch's values start; None for no factors
             (Touvron et al. 2021, CaiT, section 3).
@@ -110,7 +111,12 @@ def quick_gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return values * jax.nn.sigmoid(1.702 * values)
 
 
-_ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+def gelu_tanh(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`` (Hendrycks & Gimpel 2016)."""
+    return jax.nn.gelu(values, approximate=True)
+
+
+_ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}
 
 
 def layer_norm(dtype: jnp.dtype, epsilon: float = 1e-6, name: str | None = None) -> nn.LayerNorm:

@@ -91,5 +91,5 @@ def test_for_images_of_other_channels_it_is_refused():
 
 def test_a_folder_with_nothing_says_what_it_should_be(tmp_path):
     shutil.copy(FOLDER / "tokens.npz", tmp_path)
-    with pytest.raises(FileNotFoundError, match="holds no run"):
+    with pytest.raises(FileNotFoundError, match="holds neither a run nor weights"):
         load_tokenizer(str(tmp_path), config_of())
