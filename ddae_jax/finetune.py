@@ -138,18 +138,18 @@ def begin(state: TrainState, params: PyTree | None) -> TrainState:
     if params is None:
         return state
 
-    def with_encoder(tree: PyTree) -> PyTree:
-        encoder = jax.tree.map(
-            lambda fresh, given: jax.device_put(jnp.asarray(given, fresh.dtype), fresh.sharding),
-            tree["encoder"],
-            params,
-        )
-        return tree | {"encoder": encoder}
+    def with_encoder(tree: PyTree, encoder: PyTree) -> PyTree:
+        # A copy each: steps give both back to the device, one after the other.
+        return tree | {"encoder": jax.tree.map(jnp.array, encoder)}
 
-    teacher = dict(state.teacher)
-    if teacher["average"]:
-        teacher["average"] = with_encoder(teacher["average"])
-    return state.replace(params=with_encoder(state.params), teacher=teacher)
+    def put(state: TrainState, encoder: PyTree) -> TrainState:
+        teacher = dict(state.teacher)
+        if teacher["average"]:
+            teacher["average"] = with_encoder(teacher["average"], encoder)
+        return state.replace(params=with_encoder(state.params, encoder), teacher=teacher)
+
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(put, out_shardings=sharding)(state, params)
 
 
 def build_transform(config: ConfigDict) -> Callable | None:

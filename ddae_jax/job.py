@@ -25,7 +25,7 @@ from ddae_jax.build import Schedule
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import ignored_keys
 from ddae_jax.config.keys import FOLDERS, flatten
-from ddae_jax.config.values import contradictions
+from ddae_jax.config.values import contradictions, job_of
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
@@ -162,7 +162,7 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh)
         workdir = Workdir(flags.workdir)
-        workdir.check_is_a_run_or_empty()
+        check_is_of(workdir, job.name)
         job.complete(config, workdir.read_config() if workdir.has_checkpoint() else None)
         check_workdir(workdir, config, flags.allow_config_changes)
         run = Run(
@@ -322,6 +322,16 @@ def say_start(run: Run, start_step: int) -> None:
             "optimizer.warmup_epochs=%g: the learning rate rises until the end of %g epochs",
             config.optimizer.warmup_epochs,
             config.epochs,
+        )
+
+
+def check_is_of(workdir: Workdir, job: str) -> None:
+    """Raises ``ValueError`` if the folder holds another job's run, or files that are no run's."""
+    workdir.check_is_a_run_or_empty()
+    stored = workdir.read_config()
+    if stored is not None and job_of(stored) != job:
+        raise ValueError(
+            f"--workdir={workdir.path} holds a run of ddae_jax.{job_of(stored)}; give another"
         )
 
 

@@ -1,0 +1,72 @@
+"""The labelled part of a source: every class keeps its share, and nothing else is seen."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from ddae_jax.data.labelled import labelled
+from ddae_jax.data.sources import ArraySource, make_source
+
+CLASSES = ("a", "b", "c")
+
+
+def source(labels, class_names=CLASSES):
+    labels = np.asarray(labels, np.int32)
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None]
+    return ArraySource(images.repeat(3, axis=-1), labels, class_names=class_names)
+
+
+def test_all_of_the_labelled_is_the_source_itself():
+    given = source([0, 1, 2, 0])
+    assert labelled(given) is given
+
+
+def test_unlabelled_images_are_left_out_and_counted(caplog):
+    found = labelled(source([0, -1, 2, -1, 1]))
+    assert [found.name(index) for index in range(len(found))] == [
+        "array[0]",
+        "array[2]",
+        "array[4]",
+    ]
+    assert found.labels().tolist() == [0, 2, 1]
+    assert "2 of 5 images have no label" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("share", "counts"), [(0.5, [10, 5, 1]), (0.1, [2, 1, 1]), (1e-6, [1] * 3)]
+)
+def test_each_class_keeps_its_share_but_at_least_one(share, counts):
+    labels = [0] * 20 + [1] * 10 + [2] * 1
+    found = labelled(source(labels), share)
+    assert np.bincount(found.labels()).tolist() == counts
+    for index in range(len(found)):
+        example = found[index]
+        assert labels[int(example["image"][0, 0, 0])] == example["label"]
+    (image, label), *_ = found.open([1])
+    assert (image.pixels()[0, 0, 0], label) == (found[1]["image"][0, 0, 0], found[1]["label"])
+
+
+def test_the_seed_decides_which():
+    labels = [0, 1, 2] * 30
+    first, again, other = (labelled(source(labels), 0.2, seed) for seed in (1, 1, 2))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert pickle.loads(pickle.dumps(first)).fingerprint == first.fingerprint
+
+
+def test_a_source_without_classes_says_what_is_needed(tmp_path):
+    with pytest.raises(ValueError, match="these images have no labels; a folder needs one folder"):
+        labelled(source([0, 1], class_names=None))
+
+
+def test_a_label_outside_the_classes_is_named_with_its_image():
+    with pytest.raises(ValueError, match=r"array\[2\] has label 7; the 3 classes are numbered"):
+        labelled(source([0, 1, 7]))
+
+
+def test_labels_are_told_without_decoding():
+    digits = make_source("digits", split="train", channels=1)
+    assert (
+        np.bincount(digits.labels()).tolist()
+        == np.bincount([digits[index]["label"] for index in range(len(digits))]).tolist()
+    )

@@ -1,0 +1,258 @@
+"""Fine-tuning from end to end: from a run, continued exactly, and from others' weights."""
+
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import signal
+import zipfile
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import golden_arrays
+import tiny
+from ddae_jax import command, finetune, networks, pretrain
+from ddae_jax.config import ranges
+from ddae_jax.interop import backbones
+from ddae_jax.models import vit
+from ddae_jax.training.logging import Recorder
+
+CONFIG = """
+from ddae_jax.config import finetune_defaults
+from ddae_jax.models import vit
+
+vit.SIZES["micro"] = vit.Size(16, 3, 2)
+
+
+def get_config():
+    config = finetune_defaults()
+    config.batch_size = 64
+    config.epochs = 2.0
+    config.model.size = "micro"
+    config.model.image_size = (16, 16)
+    config.model.patch_size = 4
+    config.model.dtype = "float32"
+    config.model.drop_path_rate = 0.2
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.warmup_epochs = 0.2
+    config.data.source = "digits"
+    config.data.test_split = "test"
+    config.data.channels = 1
+    config.data.mean = (0.3,)
+    config.data.std = (0.3,)
+    config.data.flip = False
+    config.checkpoint.every_epochs = 1.0
+    config.log.every_steps = 5
+    config.average.decay = 0.9
+    return config
+"""
+TORCH_FILES = golden_arrays.FOLDER / "torch_files"
+
+
+@pytest.fixture(autouse=True)
+def small_size(monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 3, 2))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A pretrained run, and one that was fine-tuned from it."""
+    folder = tmp_path_factory.mktemp("finetune")
+    sizes = dict(vit.SIZES)
+    vit.SIZES["micro"] = vit.Size(16, 3, 2)
+    options = ("--config.epochs=0.3", "--config.log.tensorboard=false")
+    pretraining = tiny.write_config(folder)
+    arguments = [f"--config={pretraining}", f"--workdir={folder / 'pretrained'}", *options]
+    assert pretrain.main(arguments) == 0
+    (folder / "finetune.py").write_text(CONFIG)
+    assert run(folder, "finetuned", f"--config.init_from={folder / 'pretrained'}") == 0
+    vit.SIZES.update(sizes)
+    return folder
+
+
+def run(folder, name, *options):
+    arguments = [f"--config={folder / 'finetune.py'}", f"--workdir={folder / name}"]
+    return finetune.main([*arguments, "--config.log.tensorboard=false", *options])
+
+
+def status(folder, name, *options):
+    try:
+        return run(folder, name, *options)
+    except SystemExit as ended:
+        return ended.code
+
+
+def test_it_learns_and_leaves_what_people_look_at(runs):
+    workdir = runs / "finetuned"
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert scores["num_images"] == 355  # each test image once
+    assert np.sum(scores["confusion"]) == 355
+    assert scores["top1"] == pytest.approx(np.trace(scores["confusion"]) / 355)
+    assert scores["per_class"].keys() == set("0123456789")
+    last = tiny.records(workdir)[-1]
+    assert last["test/top1"] == pytest.approx(scores["top1"])
+    assert last["loss"] < tiny.records(workdir)[0]["loss"]
+    names = {path.stem for path in (workdir / "figures").iterdir()}
+    assert names == {"accuracy", "confusion", "loss", "schedule"}
+    assert "Top-1 accuracy" in (workdir / "report.html").read_text()
+
+
+def test_it_has_the_architecture_and_the_pixels_of_the_run_it_is_from(runs):
+    config = json.loads((runs / "finetuned" / "config.json").read_text())
+    assert config["data"]["mean"] == [0.5]  # the pretraining run's, not the file's
+    assert config["model"]["positions"] == "learned"  # which began as sine-cosine
+
+
+def test_stopped_and_continued_it_ends_bit_identical_without_what_it_is_from(runs, tmp_path):
+    (tmp_path / "finetune.py").write_text(CONFIG)
+    source = shutil.copytree(runs / "pretrained", tmp_path / "pretrained")
+    option = f"--config.init_from={source}"
+    stop_at(tmp_path, "resumed", 11, option)
+    shutil.rmtree(source)
+    assert run(tmp_path, "resumed", option) == 0
+    whole = restored(runs / "finetuned")
+    jax.tree.map(np.testing.assert_array_equal, restored(tmp_path / "resumed"), whole)
+
+
+def stop_at(folder, name, step, *options):
+    """A run that is told to stop after so many steps."""
+    advance = Recorder.advance
+
+    def stopping(self, reached):
+        advance(self, reached)
+        if reached == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Recorder, "advance", stopping)
+        assert run(folder, name, *options) == 0
+
+
+def restored(workdir: pathlib.Path):
+    """The arrays of the latest checkpoint."""
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    return ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+
+
+def config_of(runs, **changes):
+    """The config of the fine-tuning run, changed, with what it takes over."""
+    config = command.load_config(str(runs / "finetune.py"), "finetune")
+    config.init_from = str(runs / "pretrained")
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    finetune.complete(config, None)
+    return config
+
+
+def test_from_scratch_it_is_the_same_network_without_what_was_learned(runs):
+    learned, scratch = (config_of(runs, from_scratch=is_scratch) for is_scratch in (False, True))
+    assert networks.build_encoder(learned) == networks.build_encoder(scratch)
+    assert finetune.start_params(scratch) is None
+    found = finetune.start_params(learned)["block_02"]["mlp_in"]["kernel"]
+    expected = restored(runs / "pretrained")["params"]["encoder"]["block_02"]["mlp_in"]["kernel"]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_teacher_of_a_run_is_a_beginning_too(runs):
+    found = finetune.start_params(config_of(runs, init_encoder="teacher"))
+    expected = restored(runs / "pretrained")["teacher"]["block_02"]["mlp_in"]["kernel"]
+    np.testing.assert_array_equal(found["block_02"]["mlp_in"]["kernel"], expected)
+
+
+def test_a_linear_probe_moves_the_head_alone(runs, tmp_path):
+    (tmp_path / "finetune.py").write_text(CONFIG)
+    options = (
+        f"--config.init_from={runs / 'pretrained'}",
+        "--config.epochs=0.3",
+        "--config.model.is_frozen",
+        "--config.head.normalization=batch",
+        "--config.model.pool=class_token",
+        "--config.optimizer.kind=lars",
+        "--config.optimizer.micro_batches=4",
+        "--config.average.decay=0",
+    )
+    assert run(tmp_path, "probe", *options) == 0
+    probe, pretrained = restored(tmp_path / "probe"), restored(runs / "pretrained")
+    assert probe["teacher"]["statistics"]["norm"]["mean"].std() > 0
+    for name, given in pretrained["params"]["encoder"]["block_03"]["mlp_in"].items():
+        np.testing.assert_array_equal(probe["params"]["encoder"]["block_03"]["mlp_in"][name], given)
+
+
+def test_images_of_another_size_get_resized_positions(runs):
+    found = finetune.start_params(config_of(runs, model__image_size=(24, 24)))
+    assert found["positions"].shape == (36, 16)
+
+
+@pytest.fixture
+def size_of_file(monkeypatch):
+    """The golden network has a size like others."""
+    monkeypatch.setitem(backbones._HEADS_OF_WIDTH, 16, 2)
+    monkeypatch.setitem(vit.SIZES, "golden", vit.Size(16, 2, 2))
+    monkeypatch.setitem(ranges.CHOICES, "model.size", tuple(vit.SIZES))
+
+
+def test_the_authors_file_is_a_beginning_too(runs, size_of_file, caplog):
+    file = str(TORCH_FILES / "mae.pth")
+    statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "channels": 3}
+    with caplog.at_level("WARNING", logger="ddae_jax"):
+        config = config_of(
+            runs, init_from=file, **{f"data__{name}": value for name, value in statistics.items()}
+        )
+    assert "does not say which pixel values it was trained on" in caplog.text
+    encoder = networks.build_encoder(config)
+    assert (encoder.depth, encoder.grid, encoder.positions) == (2, (4, 4), "learned")
+    assert finetune.start_params(config)["positions"].shape == (16, 16)
+
+
+def test_a_file_for_other_channels_names_what_differs(runs, size_of_file):
+    config = config_of(runs, init_from=str(TORCH_FILES / "mae.pth"))
+    message = r"patch_embedding/kernel: \(48, 16\) there, \(16, 16\) in the model"
+    with pytest.raises(ValueError, match=message):
+        finetune.start_params(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--config.init_from=nowhere",), "nowhere' is not there"),
+        (("--config.init_from=RUNS",), "holds neither a run nor weights"),
+        (("--config.init_from=RUNS/finetuned",), "is a run of ddae_jax.finetune"),
+        (("--config.init_from=RUNS/bad.pth",), "asks for posix.system"),
+        (("--config.model.is_frozen",), "give what was pretrained as init_from"),
+        (("--config.optimizer.micro_batches=7",), "micro_batches=7 does not divide batch_size=64"),
+        (("--config.data.test_split=dev",), "has no split 'dev'"),
+        (("--config.mask.ratio=0.5",), "config.mask.ratio is no key of a fine-tuning config"),
+        (("--config.init_from=RUNS/pretrained", "--config.init_encoder=teachr"), "'teacher'?"),
+    ],
+)
+def test_bad_input_is_explained_before_anything_is_written(
+    options, message, runs, tmp_path, capsys
+):
+    class Bad:
+        def __reduce__(self):
+            return os.system, ("true",)
+
+    with zipfile.ZipFile(runs / "bad.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Bad(), 2))
+    (tmp_path / "finetune.py").write_text(CONFIG)
+    options = [option.replace("RUNS", str(runs)) for option in options]
+    assert status(tmp_path, "never", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_config_of_another_job_is_refused(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        finetune.main([f"--config={runs / 'tiny.py'}", f"--workdir={tmp_path / 'w'}"])
+    assert (
+        "is a config of `python -m ddae_jax.pretrain`, not of finetune" in capsys.readouterr().err
+    )
+
+
+def test_the_workdir_of_another_job_is_refused(runs, capsys):
+    assert status(runs, "pretrained") == 2
+    assert "holds a run of ddae_jax.pretrain" in capsys.readouterr().err
