@@ -1,0 +1,86 @@
+"""A batch in parts gives the loss and the gradient that it gives as a whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddae_jax.methods.labelled import LabelledTask, classification_error
+from ddae_jax.mixing import smoothed_one_hot
+from ddae_jax.models.classifier import Classifier
+from ddae_jax.models.vit import ViT
+from ddae_jax.training.sharding import make_mesh, put_batch
+from ddae_jax.training.state import init_state
+from ddae_jax.training.step import jit_train_step, make_train_step
+
+TASK = LabelledTask(
+    Classifier(ViT((8, 8), 4, width=16, depth=1, num_heads=2), 3, init_deviation=0.1),
+    classification_error,
+    keeps_average=True,
+)
+BATCH = {
+    "image": np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32),
+    "label": (np.arange(16) % 3).astype(np.int32),
+}
+
+
+def after_two_steps(micro_batches, num_devices):
+    mesh = make_mesh(devices=jax.devices()[:num_devices])
+    optimizer = optax.sgd(0.5)
+    state = jax.jit(lambda key: init_state(key, TASK, optimizer, 3))(jax.random.key(0))
+    step = make_train_step(
+        TASK,
+        optimizer,
+        lambda key, batch: (batch["image"], smoothed_one_hot(batch["label"], 3, 0.1)),
+        learning_rate=optax.constant_schedule(0.5),
+        momentum=optax.constant_schedule(0.5),
+        seed=0,
+        micro_batches=micro_batches,
+    )
+    take = jit_train_step(step, mesh, state)
+    for _ in range(2):
+        state, metrics = take(state, put_batch(BATCH, mesh))
+    return jax.device_get((state, metrics))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return after_two_steps(1, 1)
+
+
+@pytest.mark.parametrize(("micro_batches", "num_devices"), [(4, 1), (2, 8)])
+def test_parts_of_a_batch_learn_what_the_whole_does(micro_batches, num_devices, whole):
+    found = after_two_steps(micro_batches, num_devices)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, whole)
+
+
+def test_the_average_follows_the_parameters(whole):
+    state, _ = whole
+    start = jax.jit(lambda key: TASK.init(key, 3))(jax.random.key(0))
+    kernel = state.teacher["average"]["classifier"]["kernel"]
+    first, last = start["classifier"]["kernel"], state.params["classifier"]["kernel"]
+    assert 0 < jnp.abs(kernel - first).max() < jnp.abs(last - first).max()
+    assert jnp.abs(kernel - last).max() > 0
+
+
+def test_each_device_keeps_its_images():
+    """No image travels: the program has no collective operation but the sums of gradients."""
+    mesh = make_mesh()
+    optimizer = optax.sgd(0.5)
+    state = jax.jit(lambda key: init_state(key, TASK, optimizer, 3))(jax.random.key(0))
+    step = make_train_step(
+        TASK,
+        optimizer,
+        lambda key, batch: (batch["image"], smoothed_one_hot(batch["label"], 3)),
+        learning_rate=optax.constant_schedule(0.5),
+        momentum=optax.constant_schedule(0.5),
+        seed=0,
+        micro_batches=2,
+    )
+    lowered = jit_train_step(step, mesh, state).lower(state, put_batch(BATCH, mesh))
+    program = lowered.compile().as_text()
+    assert "all-reduce" in program
+    assert "all-to-all" not in program
+    assert "all-gather" not in program
+    assert "collective-permute" not in program
