@@ -17,7 +17,7 @@ import jax
 from absl import flags as absl_flags
 
 from ddae_jax import command
-from ddae_jax.evaluation_tasks import TASKS
+from ddae_jax.tasks import TASKS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +54,9 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     of_the_run("float", "temperature", "Of their votes; 0 for equal ones (knn).")
     of_the_run("integer", "batch_size", "Images encoded at a time.")
     define("integer", "limit", 0, "At most so many images of each set, spread evenly; 0 for all.")
+    define("string", "out", None, "File that features are written to: .npz or .parquet (embed).")
+    define("string", "images", None, "Folder of images, instead of the run's data (embed).")
+    define("string", "split", None, "Of the run's data; its test split by default (embed, ...).")
     define("string", "data_dir", None, "Where the data is now, if it has moved.")
     define("bool", "distributed", False, "One of several processes: join the others first.")
 

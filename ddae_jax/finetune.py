@@ -87,19 +87,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     build.check_same_classes(sources)
     train, test = sources.values()
     train = labelled(train, config.data.labelled_share, config.seed)
-    encoder = build_encoder(config)
-    task = LabelledTask(
-        Classifier(
-            encoder,
-            train.num_classes,
-            pool=config.model.pool,
-            normalization=config.head.normalization,
-            init_deviation=config.head.init_deviation,
-            is_frozen=config.model.is_frozen,
-        ),
-        classification_error,
-        keeps_average=config.average.decay > 0,
-    )
+    task = build_task(config, train.num_classes)
     schedule = build.build_schedule(config, train)
     learning_rate = build.build_learning_rate(config, schedule)
     has_checkpoint = workdir.has_checkpoint()
@@ -109,7 +97,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         loader=build.build_loader(config, train, transform=build_transform(config)),
         prepare=build_prepare(config, train.num_classes),
         schedule=schedule,
-        optimizer=build_optimizer(config, learning_rate, encoder.depth),
+        optimizer=build_optimizer(config, learning_rate, task.encoder.depth),
         learning_rate=learning_rate,
         momentum=optax.constant_schedule(config.average.decay),
         watch=ClassificationWatch(config, workdir, task, test, schedule, mesh),
@@ -117,6 +105,19 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         begin=functools.partial(begin, params=None if has_checkpoint else start_params(config)),
         micro_batches=config.optimizer.micro_batches,
     )
+
+
+def build_task(config: ConfigDict, num_classes: int) -> LabelledTask:
+    """The network that the config describes, and its error."""
+    classifier = Classifier(
+        build_encoder(config),
+        num_classes,
+        pool=config.model.pool,
+        normalization=config.head.normalization,
+        init_deviation=config.head.init_deviation,
+        is_frozen=config.model.is_frozen,
+    )
+    return LabelledTask(classifier, classification_error, keeps_average=config.average.decay > 0)
 
 
 def start_params(config: ConfigDict) -> PyTree | None:

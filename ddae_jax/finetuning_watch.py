@@ -1,7 +1,7 @@
 """How a fine-tuning run is watched: accuracy on the test split, figures, and the report."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -64,12 +64,7 @@ class ClassificationWatch:
         self._schedule = schedule
         self._test = test
         self._mesh = mesh
-        normalize = build_normalize(config)
-
-        def logits(variables: PyTree, images: jax.Array) -> jax.Array:
-            return task.predict(*variables, normalize(images))
-
-        self._count = make_count(logits, test.num_classes, mesh)
+        self._count = build_count(config, task, test.num_classes, mesh)
         self._scores: tuple[int, Scores] | None = None
 
     def baselines(self) -> Mapping[str, float]:
@@ -114,7 +109,7 @@ class ClassificationWatch:
 
     def _write(self, step: int, scores: Scores, status: str | None) -> None:
         records = read_metrics(self._workdir.metrics)
-        names = self._test.class_names or tuple(map(str, range(self._test.num_classes)))
+        names = class_names(self._test)
         write_json(self._workdir.scores, plain_scores(scores, names))
         figures = {name: self._workdir.figures / f"{name}.png" for name in _SECTIONS}
         curves.accuracy_figure(figures["accuracy"], records)
@@ -136,6 +131,26 @@ class ClassificationWatch:
             environment=environment(),
             state=status,
         )
+
+
+def build_count(
+    config: ConfigDict, task: LabelledTask, num_classes: int, mesh: Mesh
+) -> Callable[..., PyTree]:
+    """What counts a batch for :func:`ddae_jax.evaluation.classification.score`.
+
+    Its parameters are those of the task, and its teacher.
+    """
+    normalize = build_normalize(config)
+
+    def logits(variables: PyTree, images: jax.Array) -> jax.Array:
+        return task.predict(*variables, normalize(images))
+
+    return make_count(logits, num_classes, mesh)
+
+
+def class_names(source: Source) -> tuple[str, ...]:
+    """Of a source's classes; their numbers, where they have none."""
+    return source.class_names or tuple(map(str, range(source.num_classes)))
 
 
 def plain_scores(scores: Scores, names: tuple[str, ...]) -> dict[str, Any]:

@@ -14,7 +14,14 @@ PACKAGE = "ddae_jax"
 PATHS = sorted((ROOT / PACKAGE).rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 
-FLOOR_OF_FOLDER = {"models": 2, "methods": 3, "training": 4, "evaluation": 4, "config": 5}
+FLOOR_OF_FOLDER = {
+    "models": 2,
+    "methods": 3,
+    "training": 4,
+    "evaluation": 4,
+    "config": 5,
+    "tasks": 5,
+}
 FLOOR_1 = {"patches", "distance", "masking", "dynamic_loss", "hog", "codebook", "hints", "mixing"}
 BESIDE_THE_HOUSE = {"data", "interop"}  # on no floor, and standing on none
 

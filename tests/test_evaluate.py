@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from sklearn.neighbors import KNeighborsClassifier
 
 import tiny
@@ -101,7 +102,10 @@ def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, 
     [
         (["--depth=9"], "it lies in [1, 3]"),
         (["--step=3"], "no checkpoint of step 3"),
-        (["--task=segmentation"], "<knn|linear|attention_distance>"),
+        (
+            ["--task=segmentation"],
+            "<knn|linear|few_shot|depths|attention_distance|embed|classification>",
+        ),
         (["--pool=max"], "<mean|class_token>"),
     ],
 )
@@ -220,3 +224,93 @@ def test_what_cannot_be_compared_is_named(arguments, reason, workdir, tmp_path, 
         evaluate.main([f"--workdir={workdir}", "--task=attention_distance", *arguments])
     assert ended.value.code == 2
     assert reason in capsys.readouterr().err
+
+
+# ---- few labels, depths, embeddings
+
+
+def test_few_images_of_each_class_of_several_draws(workdir, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--task=few_shot", "--limit=200"]) == 0
+    result = last_line(capsys)
+    one, ten = (result["per_class"][count] for count in ("1", "10"))
+    assert one.keys() == {"accuracy", "untrained", "raw_pixels"}
+    assert ten["raw_pixels"]["mean"] > one["raw_pixels"]["mean"] > 0.2  # more labels, more known
+    assert 0 < one["accuracy"]["std"] < 0.3
+
+
+def test_every_depth_is_read_by_both_classifiers_and_drawn(workdir, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--task=depths", "--limit=150"]) == 0
+    result = last_line(capsys)
+    assert result["depths"] == [1, 2, 3]
+    assert picture(workdir / "figures" / "depths.png").std() > 0.02
+    for name in ("knn", "linear"):
+        assert (
+            evaluate.main([f"--workdir={workdir}", f"--task={name}", "--depth=2", "--limit=150"])
+            == 0
+        )
+        alone = last_line(capsys)
+        assert result[name][1] == alone["accuracy"]
+        assert result[f"{name}_untrained"][1] == alone["untrained"]
+        assert result[f"{name}_raw_pixels"] == alone["raw_pixels"]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_features_of_a_folder_go_to_a_file_with_names(suffix, workdir, tmp_path, capsys):
+    images = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (images / name).mkdir(parents=True)
+        tiny.write_image(images / name / "1.png", (20, 30))
+    tiny.write_image(images / "dog" / "2.png")
+    (images / "dog" / "broken.png").write_bytes(b"no image")
+    out = tmp_path / f"features.{suffix}"
+    arguments = [f"--workdir={workdir}", "--task=embed", f"--images={images}", f"--out={out}"]
+    assert evaluate.main(arguments) == 0
+    result = last_line(capsys)
+    assert (result["num_images"], result["num_unreadable"], result["width"]) == (3, 1, 16)
+    if suffix == "npz":
+        with np.load(out) as stored:
+            features, labels, names = (stored[k] for k in ("features", "labels", "names"))
+    else:
+        table = parquet.read_table(out)
+        features = np.stack(table["features"].to_numpy())
+        labels, names = table["label"].to_numpy(), table["name"].to_pylist()
+    assert [str(name).partition("images/")[2] for name in names] == [
+        "cat/1.png", "dog/1.png", "dog/2.png",
+    ]  # fmt: skip
+    assert labels.tolist() == [0, 1, 1]
+    assert features.shape == (3, 16)
+    np.testing.assert_array_equal(features[0], features[1])  # the same image
+    assert np.abs(features[0] - features[2]).max() > 1e-3
+
+
+def test_features_of_the_run_s_data_are_those_that_knn_sees(workdir, tmp_path, capsys):
+    out = tmp_path / "features.npz"
+    arguments = [f"--workdir={workdir}", "--task=embed", f"--out={out}", "--split=train"]
+    assert evaluate.main([*arguments, "--limit=30"]) == 0
+    assert evaluate.main([f"--workdir={workdir}", "--task=knn", "--limit=30"]) == 0
+    with np.load(out) as stored:
+        features, names = stored["features"], stored["names"]
+    assert names[0] == "digits/train[0]"
+    kept = [np.load(path) for path in Workdir(workdir).features.glob("*.npz")]
+    assert any(
+        np.array_equal(cache["train_features"], features)
+        for cache in kept
+        if cache["train_features"].shape == features.shape
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task=embed"], "--out=FILE.npz or --out=FILE.parquet is missing"),
+        (["--task=embed", "--out=a.txt"], "it is a file called *.npz or *.parquet"),
+        (["--task=embed", "--out=a.npz", "--images=nowhere"], "no folder nowhere"),
+        (["--task=classification"], "is a run of ddae_jax.pretrain; --task=classification is for"),
+        (["--task=few_shot", "--compare=x"], "--compare is for --task=attention_distance"),
+    ],
+)
+def test_what_a_task_cannot_do_is_explained(arguments, message, workdir, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([f"--workdir={workdir}", *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

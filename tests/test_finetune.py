@@ -15,7 +15,7 @@ import pytest
 
 import golden_arrays
 import tiny
-from ddae_jax import command, finetune, networks, pretrain
+from ddae_jax import command, evaluate, finetune, networks, pretrain
 from ddae_jax.config import ranges
 from ddae_jax.interop import backbones
 from ddae_jax.models import vit
@@ -99,6 +99,17 @@ def test_it_learns_and_leaves_what_people_look_at(runs):
     names = {path.stem for path in (workdir / "figures").iterdir()}
     assert names == {"accuracy", "confusion", "loss", "schedule"}
     assert "Top-1 accuracy" in (workdir / "report.html").read_text()
+
+
+def test_evaluated_again_it_reaches_the_same(runs, capsys):
+    arguments = [f"--workdir={runs / 'finetuned'}", "--task=classification"]
+    assert evaluate.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    scores = json.loads((runs / "finetuned" / "scores.json").read_text())
+    assert scores.items() <= result.items()
+    with pytest.raises(SystemExit):
+        evaluate.main([*arguments[:1], "--task=knn"])
+    assert "is a run of ddae_jax.finetune; --task=knn is for" in capsys.readouterr().err
 
 
 def test_it_has_the_architecture_and_the_pixels_of_the_run_it_is_from(runs):

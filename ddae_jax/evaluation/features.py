@@ -6,7 +6,7 @@ import json
 import logging
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -99,19 +99,32 @@ def raw_pixel_size(image_size: Sequence[int]) -> tuple[int, ...]:
     return tuple(max(1, round(side / shrink)) for side in image_size)
 
 
+def encoded_batches(
+    encode: Callable[[Array], Array], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
+) -> Iterator[dict[str, np.ndarray]]:
+    """``features``, ``label`` and ``index`` of the valid examples of each batch, on every process.
+
+    Args:
+        encode: ``uint8 images -> features``, whole on each device.
+        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        mesh: of devices.
+    """
+    share = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    for batch in batches:
+        placed = put_batch(dict(batch), mesh)
+        features = encode(placed.pop("image"))
+        found = jax.device_get({"features": features, **share(placed)})
+        is_valid = found.pop("valid")
+        yield {name: array[is_valid] for name, array in found.items()}
+
+
 def _collect(
     encode: Callable[[Array], Array], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> Examples:
-    share = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    features, labels = [], []
-    for batch in batches:
-        placed = put_batch(dict(batch), mesh)
-        found, label, is_valid = jax.device_get(
-            (encode(placed["image"]), *share((placed["label"], placed["valid"])))
-        )
-        features.append(found[is_valid])
-        labels.append(label[is_valid])
-    features, labels = np.concatenate(features), np.concatenate(labels)
+    found = list(encoded_batches(encode, batches, mesh))
+    features, labels = (
+        np.concatenate([batch[name] for batch in found]) for name in ("features", "label")
+    )
     is_labelled = labels >= 0
     if not is_labelled.all():
         _say_unlabelled(int((~is_labelled).sum()), len(labels))

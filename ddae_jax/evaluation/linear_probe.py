@@ -22,6 +22,7 @@ def linear_predict(
     test_features: Float[np.ndarray, "test width"],
     *,
     num_classes: int,
+    reference: Float[np.ndarray, "examples width"] | None = None,
     l2: float = 1e-4,
     max_iterations: int = 300,
     tolerance: float = 1e-5,
@@ -37,6 +38,7 @@ def linear_predict(
         train_features, train_labels: labels in [0, num_classes).
         test_features: to classify.
         num_classes: classes.
+        reference: features whose mean and deviation standardise all; the training ones by default.
         l2: strength of the penalty.
         max_iterations: at most so many steps.
         tolerance: see above.
@@ -45,7 +47,7 @@ def linear_predict(
         ValueError: if labels lie outside the classes.
     """
     check_labels(train_labels, num_classes)
-    mean, deviation = _statistics(train_features)
+    mean, deviation = _statistics(train_features if reference is None else reference)
     train, test = (
         (jnp.asarray(features, jnp.float32) - mean) / deviation
         for features in (train_features, test_features)

@@ -1,0 +1,52 @@
+"""The task classification: what a fine-tuned network reaches on its test split."""
+
+import jax
+from absl import flags as absl_flags
+
+from ddae_jax import build
+from ddae_jax.evaluation.classification import score
+from ddae_jax.evaluation.confusion_figure import confusion_figure, worst_classes
+from ddae_jax.finetune import build_task
+from ddae_jax.finetuning_watch import build_count, class_names, plain_scores
+from ddae_jax.tasks.runs import draw, open_run, where_the_data_is
+from ddae_jax.training.agreement import all_or_none
+from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.sharding import state_sharding
+
+_NUM_SHOWN = 5
+
+
+def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
+    """Top-1, top-5 and accuracy of each class, every image once."""
+    with all_or_none():
+        run = open_run(flags.workdir, "workdir", flags, job="finetune")
+        source = where_the_data_is(
+            build.build_source, run.config, flags.split or run.config.data.test_split
+        )
+    config, mesh = run.config, run.mesh
+    task = build_task(config, source.num_classes)
+
+    def init() -> dict:
+        params = task.init(jax.random.key(0), config.data.channels)
+        return {"params": params, "teacher": task.teacher_of(params)}
+
+    shapes = jax.eval_shape(init)
+    wanted = abstract(shapes, state_sharding(mesh, shapes))
+    with Checkpoints(run.workdir.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.existing_step(flags.step)
+        state = checkpoints.restore_part(wanted, step)
+    teacher = {name: state["teacher"].get(name, {}) for name in shapes["teacher"]}
+    count = build_count(config, task, source.num_classes, mesh)
+    batches = build.build_eval_batches(config, source, mesh, flags.limit or None)
+    scores = score(count, (state["params"], teacher), batches, mesh)
+    names = class_names(source)
+    figure = draw(run.workdir.figures / "confusion.png", confusion_figure, scores.confusion, names)
+    result = {"task": "classification", "step": step, **plain_scores(scores, names)}
+    result |= {"figure": figure}
+    worst = worst_classes(scores.per_class, names)[:_NUM_SHOWN]
+    lines = [
+        f"{scores.num_images:,} images: top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}",
+        f"hardest: {', '.join(f'{name} {accuracy:.1%}' for name, accuracy in worst)}",
+        f"figure: {figure or 'none'}",
+    ]
+    return "\n".join(lines), result
