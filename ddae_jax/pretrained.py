@@ -19,6 +19,7 @@ from ddae_jax.config.finetuning import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.tokenizers import read_tokenizer
+from ddae_jax.interop.weights import find_weights
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import SIZES, ViT
@@ -91,7 +92,7 @@ def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
             f"init_from={path!r} is not there; it is the workdir of a run, or a file or folder "
             "with somebody's weights"
         )
-    if place.is_file() or (place / "model.safetensors").is_file():
+    if place.is_file() or find_weights(place).is_file():
         found = read_backbone(place)
         module = ViT(**found.options)
         channels = found.params["patch_embedding"]["kernel"].shape[0] // module.patch_size**2
@@ -124,8 +125,16 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
         FileNotFoundError: if there is nothing.
         ValueError: if it is not known here, or for images of other channels.
     """
+    if pathlib.Path(path).expanduser().is_file():
+        raise ValueError(
+            f"tokenizer.teacher={path!r} is a file, which does not tell the pixel statistics that "
+            "the encoder was trained on; give a folder that holds the weights as "
+            "model.safetensors or pytorch_model.bin, and the statistics in timm's config.json "
+            "(pretrained_cfg: mean, std), or in transformers' preprocessor_config.json "
+            "(image_mean, image_std) beside its config.json"
+        )
     folder = _folder(path, "tokenizer.teacher", "a workdir, or a folder with model.safetensors")
-    if (folder / "model.safetensors").is_file():
+    if find_weights(folder).is_file():
         found = read_backbone(folder)
         module = ViT(**found.options, dtype=jnp.dtype(config.model.dtype))
         params, mean, std = (
@@ -162,7 +171,7 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
         "folder with the model.safetensors of one"
     )
     folder = _folder(path, "targets.tokenizer", what)
-    if (folder / "model.safetensors").is_file():
+    if find_weights(folder).is_file():
         found = read_tokenizer(folder)
         encoder = ViT(**found.options, dtype=jnp.dtype(config.model.dtype))
         params = dict(found.params)

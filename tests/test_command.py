@@ -9,9 +9,9 @@ import zlib
 import jax
 import jax.numpy as jnp
 import pytest
-import stand_ins
 from absl import flags as absl_flags
 
+import stand_ins
 from ddae_jax import build, command
 from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_explained
 from ddae_jax.config import pretrain_defaults, to_plain

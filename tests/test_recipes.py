@@ -6,8 +6,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
-import stand_ins
 
+import stand_ins
 import tiny
 from ddae_jax import build, command
 from ddae_jax.config import pretrain_defaults

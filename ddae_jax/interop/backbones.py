@@ -1,9 +1,9 @@
 """Somebody's vision transformer: weights, architecture and pixel statistics.
 
-A folder is as timm and transformers save it: ``model.safetensors`` with ``config.json``, and for
-transformers ``preprocessor_config.json``. A single file is one of weights, as the authors of MAE,
-BEiT and AugReg publish them: it tells the architecture by its arrays, and no statistics. Nothing in
-either is executed.
+A folder is as timm and transformers save it: ``model.safetensors`` (or ``pytorch_model.bin``) with
+``config.json``, and for transformers ``preprocessor_config.json``. A file has weights alone, as the
+authors of MAE, BEiT and AugReg publish them: its arrays tell the architecture. Nothing in either is
+executed.
 """
 
 import json
@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.interop.augreg import augreg_encoder, is_augreg
 from ddae_jax.interop.encoders import (
     Tree,
     UnknownWeights,
+    Weights,
+    augreg_encoder,
     timm_encoder,
     transformers_encoder,
 )
-from ddae_jax.interop.weights import Weights, read_weights
+from ddae_jax.interop.weights import find_weights, read_weights
 
 
 class Backbone(NamedTuple):
@@ -32,8 +33,8 @@ class Backbone(NamedTuple):
     Attributes:
         options: arguments of :class:`ddae_jax.models.vit.ViT`, but for its computation.
         params: of that encoder.
-        mean, std: of each channel, of pixel values in [0, 1], that it was trained on; None where
-            that is not told.
+        mean, std: of each channel, of pixel values in [0, 1], that it was trained on; None if
+            not known, as of a file of weights alone.
     """
 
     options: dict[str, Any]
@@ -43,27 +44,34 @@ class Backbone(NamedTuple):
 
 
 _HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-_HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+_HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # Ti, S, B, L, H
 _ACTIVATIONS = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-"""Those of transformers, by their names here."""
+"""Those of transformers, and their names here."""
+_IN_A_FOLDER = (
+    "give a folder that holds the weights as model.safetensors or pytorch_model.bin, with the "
+    "config.json of timm, or the config.json and preprocessor_config.json of transformers"
+)
 _PREFIXES = {"vit_mae": "vit.", "beit": "beit.", "vit": "vit."}
 
 
 def read_backbone(path: str | os.PathLike) -> Backbone:
-    """The encoder in a folder or file.
+    """The encoder in a folder, or in a file (see :func:`ddae_jax.interop.weights.read_weights`).
+
+    A file does not tell activation, epsilon and pixel statistics: ``gelu`` and 1e-6 are those of
+    MAE, BEiT and of timm's own; Google's have the approximate ``gelu``, and see pixels in [-1, 1].
 
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for what is not known here:
-    weights, width, heads, and for a folder pixel statistics, each by name with what to do.
+    weights, width, heads, pixel statistics, each by name with what to do.
     """
     folder = pathlib.Path(path)
     if folder.is_file():
         return _from_file(folder)
-    weights = read_weights(folder / "model.safetensors")
+    weights = read_weights(find_weights(folder))
     config = _read_json(folder / "config.json", "it says the architecture")
     if "architecture" in config:
         return _from_timm(folder, config, weights)
@@ -76,44 +84,69 @@ def read_backbone(path: str | os.PathLike) -> Backbone:
     )
 
 
-def _from_file(file: pathlib.Path) -> Backbone:
-    weights = read_weights(file)
-    if is_augreg(weights):
-        params, num_heads = augreg_encoder(weights)
-        mean = std = (0.5, 0.5, 0.5)  # of all of them
-        options = {"activation": "gelu_tanh", "norm_epsilon": 1e-6}
-    else:
-        params, num_heads = timm_encoder(weights), None
-        mean = std = None
-        options = {"activation": "gelu", "norm_epsilon": 1e-6}
-    told = describe_encoder(params, channels=3)
-    num_heads = num_heads or _HEADS_OF_WIDTH.get(told["width"])
-    if num_heads is None:
-        raise ValueError(
-            f"{file}: the attention heads of width {told['width']} are not known. Give a folder "
-            "with model.safetensors and config.json, as timm or transformers write them"
+def _from_file(path: pathlib.Path) -> Backbone:
+    weights = read_weights(path)
+    is_of_google = "embedding/kernel" in weights
+    kernel = weights.get("embedding/kernel" if is_of_google else "patch_embed.proj.weight")
+    _check_tells_all(path, weights)
+    if kernel is None or kernel.ndim != 4:
+        raise UnknownWeights(
+            f"{path} is of no encoder known here: it has no patch_embed.proj.weight, as timm, MAE "
+            "and BEiT have it, nor embedding/kernel, as Google has it, of four axes; found "
+            f"{', '.join([*weights][:5])}"
         )
-    side = _side_of_grid(params, file) * told["patch_size"]
+    try:
+        params, num_heads = augreg_encoder(weights) if is_of_google else (timm_encoder(weights), 0)
+        options = describe_encoder(params, kernel.shape[2 if is_of_google else 1])
+    except UnknownWeights as error:
+        raise UnknownWeights(f"{path}: {error}") from error
+    num_heads = num_heads or _HEADS_OF_WIDTH.get(options["width"])
+    if num_heads is None:
+        known = ", ".join(f"{width}: {heads}" for width, heads in _HEADS_OF_WIDTH.items())
+        raise ValueError(
+            f"{path} does not tell the heads of an encoder of width {options['width']} (known are "
+            f"those of published widths, {known}); {_IN_A_FOLDER}"
+        )
+    side = _grid_side(path, params) * options["patch_size"]
     options |= {"num_heads": num_heads, "image_size": (side, side)}
-    return Backbone(options | told, params, mean, std)
+    options |= {"activation": "gelu_tanh" if is_of_google else "gelu", "norm_epsilon": 1e-6}
+    half = (0.5,) * kernel.shape[2] if is_of_google else None
+    return Backbone(options, params, mean=half, std=half)
 
 
-def _side_of_grid(params: Tree, file: pathlib.Path) -> int:
-    """Rows of patches, of a square grid, by the number of positions."""
+def _check_tells_all(path: pathlib.Path, weights: Weights) -> None:
+    """Raises ``ValueError`` for encoders whose activation or epsilon vary."""
+    of = {"CLIP": r"norm_pre\.", "transformers": r"((vit|beit)\.)?embeddings\."}
+    for whose, pattern in of.items():
+        if any(re.match(pattern, name) for name in weights):
+            raise ValueError(
+                f"{path} is of {whose}, and does not tell all of its architecture; {_IN_A_FOLDER}"
+            )
+
+
+def _grid_side(path: pathlib.Path, params: Tree) -> int:
+    """Rows of a square grid of ``h * h`` patches, by its positions or its relative ones.
+
+    Of the latter there are ``(2h - 1)^2``, and three more of the class token.
+    """
+    table = params.get("shared_bias", params.get("relative_positions_01", {})).get("table")
     if "positions" in params:
-        side = math.isqrt(len(params["positions"]))
-        if side**2 == len(params["positions"]):
-            return side
-    tables = [part["table"] for part in params.values() if "table" in part]
-    if tables:
-        of_patches = len(tables[0]) - (3 if "class_token" in params else 0)
-        side = (math.isqrt(of_patches) + 1) // 2
-        if (2 * side - 1) ** 2 == of_patches:
-            return side
-    raise ValueError(
-        f"{file}: its positions are not those of a square image. Give a folder with "
-        "model.safetensors and config.json, as timm or transformers write them"
-    )
+        count = len(params["positions"])
+        side = math.isqrt(count)
+        is_square = side**2 == count
+    elif table is not None:
+        count = len(table)
+        side = (math.isqrt(max(count - 3, 0)) + 1) // 2
+        is_square = (2 * side - 1) ** 2 + 3 == count
+    else:
+        raise ValueError(
+            f"{path} has no positions, so that the size of the images is not known; {_IN_A_FOLDER}"
+        )
+    if not is_square:
+        raise ValueError(
+            f"{path} has {count} positions, which are of no square grid of patches; {_IN_A_FOLDER}"
+        )
+    return side
 
 
 def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], weights: Weights) -> Backbone:
@@ -189,8 +222,6 @@ def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
     if lost:
         raise UnknownWeights(f"the weights lack what is here called {', '.join(lost)}")
     values, width = params["patch_embedding"]["kernel"].shape
-    if math.isqrt(values // channels) ** 2 * channels != values:
-        raise UnknownWeights(f"patches of {values} values are no squares of {channels} channels")
     params["patch_embedding"].setdefault("bias", np.zeros(width, np.float32))
     relative = "per_block" if "relative_positions_01" in params else "none"
     return {
@@ -200,7 +231,7 @@ def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
         "mlp_ratio": blocks[0]["mlp_in"]["kernel"].shape[1] / width,
         "positions": "learned" if "positions" in params else "none",
         "relative_positions": "shared" if "shared_bias" in params else relative,
-        "has_key_bias": "query_bias" not in blocks[0]["attention"],
+        "has_key_bias": "query_bias" not in blocks[0].get("attention", {}),
         "layer_scale": 1.0 if "attention_scale" in blocks[0] else None,
         "norms_embedding": "embedding_norm" in params,
         "use_class_token": "class_token" in params,

@@ -1,17 +1,16 @@
-"""Encoders of timm and transformers, as parameters of :class:`ddae_jax.models.vit.ViT`.
+"""Encoders of other libraries, as parameters of :class:`ddae_jax.models.vit.ViT`.
 
-Both libraries store one flat dict of arrays. Each has a table here: its names as patterns, and
-where and how such an array lies in the tree. What no pattern knows is named in an error.
+Each stores one flat dict of arrays, and has a table here: its names as patterns, and where and how
+such an array lies in the tree. What no pattern knows is named in an error.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.interop.weights import Weights
-
+Weights = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
 
 
@@ -55,11 +54,43 @@ def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
 
 
 def timm_encoder(weights: Weights) -> Tree:
-    """The encoder of a timm ``VisionTransformer`` or ``Beit``; its classifier is left out.
+    """The encoder of a timm ``VisionTransformer`` or ``Beit``, or of the authors of MAE or BEiT.
+
+    Classifiers, MAE's decoder, and what BEiT has only for pretraining are left out.
 
     Raises :class:`UnknownWeights`.
     """
-    return finish(convert(weights, _TIMM))
+    own = {name: a for name, a in weights.items() if name not in _of_official_decoder(weights)}
+    return _finish(convert(own, _TIMM))
+
+
+def official_mae(weights: Weights) -> Tree:
+    """All that MAE's authors trained: ``encoder``, ``decoder`` and ``head``.
+
+    Position embeddings are kept as :func:`transformers_mae` keeps them.
+
+    Raises :class:`UnknownWeights`, also for an encoder without a decoder.
+    """
+    tree = _finish(convert(_of_official_decoder(weights), _OFFICIAL_MAE_DECODER))
+    if not tree:
+        raise UnknownWeights("these weights are of an encoder only; MAE's decoder is not in them")
+    head = tree.pop("head")
+    return {"encoder": timm_encoder(weights), "decoder": tree, "head": head}
+
+
+def augreg_encoder(weights: Weights) -> tuple[Tree, int]:
+    """The encoder in Google's ``.npz`` files of vision transformers, and its number of heads.
+
+    Its classifier, and the layer before that, are left out.
+
+    Raises :class:`UnknownWeights`.
+
+    Source: Steiner et al. 2021, "How to train your ViT?"; Dosovitskiy et al. 2021.
+    """
+    query = weights.get(f"{_AUGREG_ATTENTION.format(0)}/query/kernel")
+    if query is None or query.ndim != 3:
+        raise UnknownWeights("the weights do not tell the heads of encoderblock_0, as Google's do")
+    return _finish(convert(weights, _AUGREG)), query.shape[1]
 
 
 def transformers_encoder(weights: Weights, prefix: str) -> Tree:
@@ -73,7 +104,7 @@ def transformers_encoder(weights: Weights, prefix: str) -> Tree:
     """
     own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     beside = {k: v for k, v in weights.items() if k.startswith("layernorm.")}
-    return finish(convert(own | beside, _TRANSFORMERS))
+    return _finish(convert(own | beside, _TRANSFORMERS))
 
 
 def transformers_mae(weights: Weights) -> Tree:
@@ -85,9 +116,17 @@ def transformers_mae(weights: Weights) -> Tree:
     Raises :class:`UnknownWeights`.
     """
     decoder = {k: v for k, v in weights.items() if k.startswith("decoder.")}
-    tree = finish(convert(decoder, _MAE_DECODER))
+    tree = _finish(convert(decoder, _MAE_DECODER))
     head = tree.pop("head")
     return {"encoder": transformers_encoder(weights, "vit."), "decoder": tree, "head": head}
+
+
+def _of_official_decoder(weights: Weights) -> Weights:
+    """What belongs to MAE's decoder; so does the mask token beside it, whereas BEiT's does not."""
+    found = {name: array for name, array in weights.items() if name.startswith("decoder_")}
+    if found and "mask_token" in weights:
+        found["mask_token"] = weights["mask_token"]
+    return found
 
 
 def _put(tree: Tree, path: str, array: np.ndarray) -> None:
@@ -97,10 +136,10 @@ def _put(tree: Tree, path: str, array: np.ndarray) -> None:
     tree[leaf] = array
 
 
-def finish(tree: Tree) -> Tree:
+def _finish(tree: Tree) -> Tree:
     """Joins queries, keys and values, and gives the class token its position."""
     for name, block in tree.items():
-        if name.startswith("block_"):
+        if name.startswith("block_") and "query" in block.get("attention", {}):
             _join_qkv(block["attention"])
     positions = tree.pop("all_positions", None)
     if positions is not None and "class_token" in tree:
@@ -110,18 +149,18 @@ def finish(tree: Tree) -> Tree:
 
 
 def _join_qkv(attention: Tree) -> None:
-    if "query" in attention:
-        parts = [attention.pop(name) for name in ("query", "key", "value")]
-        attention["qkv"] = {"kernel": np.concatenate([p["kernel"] for p in parts], axis=1)}
-        biases = [part.get("bias") for part in parts]
-        if all(bias is not None for bias in biases):
-            attention["qkv"]["bias"] = np.concatenate(biases)
-        elif biases[0] is not None:  # BEiT's: keys have none
-            attention["query_bias"], _, attention["value_bias"] = biases
+    parts = [attention.pop(name, {}) for name in ("query", "key", "value")]
+    kernels, biases = ([part.get(name) for part in parts] for name in ("kernel", "bias"))
+    if any(kernel is None for kernel in kernels):
+        raise UnknownWeights("a block has queries, but lacks keys or values to attend with")
+    attention["qkv"] = {"kernel": np.concatenate(kernels, axis=1)}
+    if all(bias is not None for bias in biases):
+        attention["qkv"]["bias"] = np.concatenate(biases)
+    elif biases[0] is not None:  # BEiT's: keys have none
+        attention["query_bias"], _, attention["value_bias"] = biases
 
 
-def flat(array: np.ndarray) -> np.ndarray:
-    """A token, without axes of one."""
+def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(array.shape[-1])
 
 
@@ -132,6 +171,16 @@ def _transposed(array: np.ndarray) -> np.ndarray:
 def _from_convolution(array: np.ndarray) -> np.ndarray:
     """(width, channels, rows, columns) -> (rows * columns * channels, width)."""
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]))
+
+
+def _rows_by_width(array: np.ndarray) -> np.ndarray:
+    """(..., width) -> (rows, width): out of heads, or out of the pixels of a patch."""
+    return array.reshape(-1, array.shape[-1])
+
+
+def _to_heads(array: np.ndarray) -> np.ndarray:
+    """(width, heads, head_width) -> (width, width)."""
+    return array.reshape(len(array), -1)
 
 
 def layer(theirs: str, ours: str) -> tuple[Rule, Rule]:
@@ -149,20 +198,25 @@ def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
     )
 
 
-_TIMM = (
-    Rule(r"cls_token", "class_token", flat),
-    Rule(r"pos_embed", "all_positions", lambda array: array[0]),
-    Rule(r"patch_embed\.proj\.weight", "patch_embedding/kernel", _from_convolution),
-    Rule(r"patch_embed\.proj\.bias", "patch_embedding/bias"),
+_TIMM_BLOCK = (
     *_norm(r"blocks\.(\d+)\.norm1", "block_{}/attention_norm"),
     *_norm(r"blocks\.(\d+)\.norm2", "block_{}/mlp_norm"),
     *layer(r"blocks\.(\d+)\.attn\.qkv", "block_{}/attention/qkv"),
-    Rule(r"blocks\.(\d+)\.attn\.q_bias", "block_{}/attention/query_bias"),
-    Rule(r"blocks\.(\d+)\.attn\.v_bias", "block_{}/attention/value_bias"),
-    Rule(r"blocks\.\d+\.attn\.k_bias", None),  # always 0
     *layer(r"blocks\.(\d+)\.attn\.proj", "block_{}/attention/projection"),
     *layer(r"blocks\.(\d+)\.mlp\.fc1", "block_{}/mlp_in"),
     *layer(r"blocks\.(\d+)\.mlp\.fc2", "block_{}/mlp_out"),
+)
+
+_TIMM = (
+    Rule(r"cls_token", "class_token", _flat),
+    Rule(r"mask_token", "mask_token", _flat),
+    Rule(r"pos_embed", "all_positions", lambda array: array[0]),
+    Rule(r"patch_embed\.proj\.weight", "patch_embedding/kernel", _from_convolution),
+    Rule(r"patch_embed\.proj\.bias", "patch_embedding/bias"),
+    *_TIMM_BLOCK,
+    Rule(r"blocks\.(\d+)\.attn\.q_bias", "block_{}/attention/query_bias"),
+    Rule(r"blocks\.(\d+)\.attn\.v_bias", "block_{}/attention/value_bias"),
+    Rule(r"blocks\.\d+\.attn\.k_bias", None),  # always 0
     Rule(r"blocks\.(\d+)\.(?:gamma_1|ls1\.gamma)", "block_{}/attention_scale"),
     Rule(r"blocks\.(\d+)\.(?:gamma_2|ls2\.gamma)", "block_{}/mlp_scale"),
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", "relative_positions_{}/table"),
@@ -170,9 +224,17 @@ _TIMM = (
     Rule(r".*relative_position_index", None),  # follows from the grid
     *_norm(r"norm_pre", "embedding_norm"),
     *_norm(r"(?:fc_)?norm", "norm"),
-    Rule(r"(?:head|fc|lm_head|cls_pt_layers|cls_pt_lm_head)\..*", None),
-    Rule("mask_token", "mask_token", flat),
-    Rule(r"decoder_.*", None),  # MAE's
+    Rule(r"(?:head|fc)\..*", None),
+    Rule(r"(?:lm_head|cls_pt_layers)\..*", None),  # BEiT's, for pretraining only
+)
+
+_OFFICIAL_MAE_DECODER = (
+    Rule(r"mask_token", "mask_token", _flat),
+    Rule(r"decoder_pos_embed", None),  # sine-cosine, as this package's decoder has it
+    *layer(r"decoder_embed", "embedding"),
+    *(rule._replace(pattern=f"decoder_{rule.pattern}") for rule in _TIMM_BLOCK),
+    *_norm(r"decoder_norm", "norm"),
+    *layer(r"decoder_pred", "head"),
 )
 
 _BLOCK_OF_TRANSFORMERS = r"(?:encoder\.layer|layers|decoder_layers|decoder_encoder\.layer)\.(\d+)\."
@@ -195,8 +257,8 @@ _TRANSFORMERS_BLOCK = (
 )
 
 _TRANSFORMERS = (
-    Rule(r"embeddings\.cls_token", "class_token", flat),
-    Rule(r"embeddings\.mask_token", "mask_token", flat),
+    Rule(r"embeddings\.cls_token", "class_token", _flat),
+    Rule(r"embeddings\.mask_token", "mask_token", _flat),
     Rule(r"embeddings\.position_embeddings", "all_positions", lambda array: array[0]),
     Rule(
         r"embeddings\.patch_embeddings\.projection\.weight",
@@ -224,11 +286,47 @@ _TRANSFORMERS = (
 _MAE_DECODER = tuple(
     rule._replace(pattern=r"decoder\." + rule.pattern)
     for rule in (
-        Rule("mask_token", "mask_token", flat),
+        Rule("mask_token", "mask_token", _flat),
         Rule("decoder_pos_embed", None),  # sine-cosine, as this package's decoder has it
         *layer("decoder_embed", "embedding"),
         *_TRANSFORMERS_BLOCK,
         *_norm("decoder_norm", "norm"),
         *layer("decoder_pred", "head"),
     )
+)
+
+_AUGREG_BLOCK = r"Transformer/encoderblock_{}"
+_AUGREG_ATTENTION = _AUGREG_BLOCK + "/MultiHeadDotProductAttention_1"
+_ANY = r"(\d+)"
+
+
+def _flax_layer(theirs: str, ours: str, name: str = "kernel") -> tuple[Rule, Rule]:
+    return Rule(f"{theirs}/{name}", f"{ours}/{name}"), Rule(f"{theirs}/bias", f"{ours}/bias")
+
+
+_AUGREG = (
+    Rule("cls", "class_token", _flat),
+    Rule("Transformer/posembed_input/pos_embedding", "all_positions", lambda array: array[0]),
+    Rule("embedding/kernel", "patch_embedding/kernel", _rows_by_width),
+    Rule("embedding/bias", "patch_embedding/bias"),
+    *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/LayerNorm_0", "block_{}/attention_norm", "scale"),
+    *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/LayerNorm_2", "block_{}/mlp_norm", "scale"),
+    *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/MlpBlock_3/Dense_0", "block_{}/mlp_in"),
+    *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/MlpBlock_3/Dense_1", "block_{}/mlp_out"),
+    *(
+        Rule(f"{_AUGREG_ATTENTION.format(_ANY)}/{part}/{name}", path, change)
+        for part in ("query", "key", "value")
+        for name, path, change in (
+            ("kernel", f"block_{{}}/attention/{part}/kernel", _to_heads),
+            ("bias", f"block_{{}}/attention/{part}/bias", np.ravel),
+        )
+    ),
+    Rule(
+        f"{_AUGREG_ATTENTION.format(_ANY)}/out/kernel",
+        "block_{}/attention/projection/kernel",
+        _rows_by_width,
+    ),
+    Rule(f"{_AUGREG_ATTENTION.format(_ANY)}/out/bias", "block_{}/attention/projection/bias"),
+    *_flax_layer("Transformer/encoder_norm", "norm", "scale"),
+    Rule("(?:head|pre_logits)/.*", None),
 )

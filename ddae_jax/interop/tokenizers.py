@@ -1,7 +1,8 @@
 """VQ-KD tokenizers that the authors of BEiT v2, or their code, have trained.
 
-A folder holds their weights as ``model.safetensors``: of an encoder, of the layers that project
-its patches to codes, and of the codebook. What belongs to decoder and teacher is left out.
+A folder holds their weights as ``model.safetensors`` or ``pytorch_model.bin``: of an encoder, of
+the layers that project its patches to codes, and of the codebook. What belongs to decoder and
+teacher is left out.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.interop.backbones import describe_encoder, read_weights
+from ddae_jax.interop.backbones import describe_encoder
 from ddae_jax.interop.encoders import (
     Rule,
     Tree,
@@ -21,6 +22,7 @@ from ddae_jax.interop.encoders import (
     layer,
     timm_encoder,
 )
+from ddae_jax.interop.weights import find_weights, read_weights
 
 _HEAD_WIDTH = 64  # of every vision transformer that these tokenizers have
 
@@ -47,7 +49,7 @@ def read_tokenizer(folder: str | os.PathLike) -> ForeignTokenizer:
 
     Raises ``FileNotFoundError`` if there is none, ``ValueError`` if its weights are not known here.
     """
-    path = pathlib.Path(folder) / "model.safetensors"
+    path = find_weights(pathlib.Path(folder))
     weights = read_weights(path)
     of_encoder = {
         name.removeprefix("encoder."): array

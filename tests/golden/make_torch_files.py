@@ -1,4 +1,6 @@
-"""Makes torch_files/: files of torch in both its formats, and of AugReg, and what is in them.
+"""Makes torch_files/: files as torch wrote them, before 1.6 and since, and what is in them.
+
+Also tiny encoders under the names of the authors of MAE, BEiT and AugReg, with timm's features.
 
 python tests/golden/make_torch_files.py     (needs torch and timm, which the tests do not)
 """
@@ -10,129 +12,162 @@ import numpy as np
 import timm
 import torch
 from randomized import randomize
-from timm.models.vision_transformer import VisionTransformer, _load_weights
 
 FOLDER = pathlib.Path(__file__).with_name("torch_files")
-OPTIONS = {"img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+SIZE = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+DECODER_WIDTH = 8
 
 
 def main() -> None:
-    """Writes tensors of every kind, and models under the names of their authors."""
+    """Saves the files, with torch's own functions, and what is expected of them."""
     FOLDER.mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    mixed_kinds()
-    images = torch.randn((2, 3, 12, 12))
-    np.save(FOLDER / "images.npy", images.permute(0, 2, 3, 1).numpy())
-    mae(images)
-    beit(images)
-    augreg(images)
+    save_kinds()
+    images = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    features = {"mae": mae(images), "beit": beit(images), "augreg": augreg(images)}
+    features = {name: values.detach().numpy() for name, values in features.items()}
+    np.savez_compressed(
+        FOLDER / "features.npz",
+        images=images.permute(0, 2, 3, 1).numpy(),
+        made_with=f"torch {torch.__version__}, timm {timm.__version__}",
+        **features,
+    )
+    for path in sorted(FOLDER.iterdir()):
+        print(path, f"{path.stat().st_size / 1024:.1f} KiB")
 
 
-def mixed_kinds() -> None:
-    """Tensors of several kinds, beside what full checkpoints hold."""
-    base = torch.randn(3, 4)
+def save_kinds() -> None:
+    """Tensors of every kind, in both formats, beside what training code keeps with them."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn((3, 4), generator=generator)
     tensors = {
-        "whole": base,
-        "turned": base.t(),  # of the same storage
-        "row": base[1],
-        "half": torch.randn(2, 2).half(),
-        "bfloat16": torch.randn(2, 2).bfloat16(),
-        "double": torch.randn(2).double(),
-        "integers": torch.arange(5),
-        "flags": torch.tensor([True, False]),
-        "nothing": torch.zeros(0, 3),
-        "one": torch.tensor(3.0),
-        "parameter": torch.nn.Parameter(torch.randn(2)),
+        "float32": values,
+        "tied": values,
+        "transposed": values.T,
+        "part": values[1:, 1:3],
+        "every_other": values.flatten()[1::2],
+        "parameter": torch.nn.Parameter(torch.randn(5, generator=generator)),
+        "empty": torch.zeros((0, 3)),
+        "scalar": torch.tensor(2.5),
+        "float64": torch.randn(3, generator=generator).double(),
+        "float16": torch.randn(3, generator=generator).half(),
+        "bfloat16": torch.randn((2, 3), generator=generator).bfloat16(),
+        "int64": torch.tensor([-(2**40), 3]),
+        "int32": torch.tensor([-7, 3], dtype=torch.int32),
+        "int8": torch.tensor([-7, 3], dtype=torch.int8),
+        "uint8": torch.tensor([7, 255], dtype=torch.uint8),
+        "bool": torch.tensor([True, False, True]),
     }
     checkpoint = {
         "model": tensors,
-        "optimizer": {
-            "state": {0: {"step": 1, "m": torch.zeros(2)}},
-            "param_groups": [{"lr": 0.1}],
-        },
-        "args": argparse.Namespace(lr=0.1, betas=(0.9, 0.95), name="tiny"),
+        "args": argparse.Namespace(lr=1e-3, dtype=torch.float16, sizes=[1, 2]),
         "epoch": 3,
+        "best": np.float64(0.5),
+        "order": np.arange(6).reshape(2, 3),
+        "shape": values.shape,
+        "network": torch.nn.Linear(2, 3).state_dict(),
     }
-    torch.save(checkpoint, FOLDER / "zip.pth")
-    torch.save(checkpoint, FOLDER / "legacy.pth", _use_new_zipfile_serialization=False)
-    parallel = {f"module.{name}": tensor for name, tensor in tensors.items()}
-    torch.save(parallel, FOLDER / "parallel.pth")
-    expected = {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
-    np.savez_compressed(FOLDER / "expected.npz", **expected)
+    for name, is_zip in (("zip", True), ("legacy", False)):
+        torch.save(checkpoint, FOLDER / f"{name}.pth", _use_new_zipfile_serialization=is_zip)
+    np.savez_compressed(
+        FOLDER / "expected.npz",
+        **{
+            name: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+            for name, t in tensors.items()
+        },
+    )
 
 
-def mae(images: torch.Tensor) -> None:
-    """As ``mae_pretrain_vit_*.pth``, of encoder and decoder."""
-    model = VisionTransformer(**OPTIONS, num_classes=0)
+def mae(images: torch.Tensor) -> torch.Tensor:
+    """As MAE's authors publish it, decoder included."""
+    model = timm.models.vision_transformer.VisionTransformer(**SIZE, num_classes=0).eval()
     randomize(model, seed=1)
-    decoder = {
-        "mask_token": torch.zeros(1, 1, 8),
-        "decoder_pos_embed": torch.zeros(1, 10, 8),
-        "decoder_embed.weight": torch.zeros(8, 16),
-        "decoder_blocks.0.norm1.weight": torch.zeros(8),
+    of_decoder = timm.models.vision_transformer.VisionTransformer(
+        **SIZE | {"embed_dim": DECODER_WIDTH, "depth": 1}, num_classes=0
+    )
+    randomize(of_decoder, seed=2)
+    state = of_decoder.state_dict()
+    official = {
+        "mask_token": state["cls_token"],
+        "decoder_pos_embed": state["pos_embed"],
+        "decoder_embed.weight": torch.zeros((DECODER_WIDTH, 16)),
+        "decoder_embed.bias": torch.zeros(DECODER_WIDTH),
+        "decoder_pred.weight": torch.zeros((48, DECODER_WIDTH)),
         "decoder_pred.bias": torch.zeros(48),
     }
-    torch.save({"model": model.state_dict() | decoder}, FOLDER / "mae.pth")
-    np.save(FOLDER / "mae_features.npy", model.forward_features(images).detach().numpy())
+    official |= {f"decoder_{k}": v for k, v in state.items() if k.startswith(("blocks.", "norm."))}
+    torch.save({"model": model.state_dict() | official}, FOLDER / "mae.pth")
+    return model.forward_features(images)
 
 
-def beit(images: torch.Tensor) -> None:
-    """As ``beit_base_patch16_224_pt22k.pth``: relative positions shared by all blocks."""
+def beit(images: torch.Tensor) -> torch.Tensor:
+    """As BEiT's authors publish it after pretraining, with v2's layers for the class token."""
     model = timm.models.beit.Beit(
-        **OPTIONS,
+        **SIZE,
         num_classes=0,
+        global_pool="token",
         use_abs_pos_emb=False,
         use_rel_pos_bias=False,
         use_shared_rel_pos_bias=True,
         init_values=0.1,
-    )
-    randomize(model, seed=2)
-    names = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if "relative_position_index" not in name and "k_bias" not in name
+    ).eval()
+    randomize(model, seed=3)
+    state = model.state_dict()
+    official = {name: value for name, value in state.items() if not name.endswith("k_bias")}
+    official |= {
+        "mask_token": torch.ones((1, 1, 16)),
+        "lm_head.weight": torch.zeros((4, 16)),
+        "lm_head.bias": torch.zeros(4),
+        "rel_pos_bias.relative_position_index": torch.zeros((5, 5), dtype=torch.int64),
     }
-    head = {"mask_token": torch.zeros(1, 1, 16), "lm_head.weight": torch.zeros(4, 16)}
-    index = {"rel_pos_bias.relative_position_index": torch.zeros(10, 10, dtype=torch.long)}
-    torch.save({"model": names | head | index}, FOLDER / "beit.pth")
-    np.save(FOLDER / "beit_features.npy", model.forward_features(images).detach().numpy())
+    official |= {
+        name.replace("blocks.1.", "cls_pt_layers.0."): value
+        for name, value in state.items()
+        if name.startswith("blocks.1.") and not name.endswith("k_bias")
+    }
+    torch.save({"model": official}, FOLDER / "beit.pth")
+    return model.forward_features(images)
 
 
-def augreg(images: torch.Tensor) -> None:
-    """As Google's ``.npz``, which timm loads."""
-    width, heads, generator = 16, 2, np.random.default_rng(3)
-
-    def random(*shape: int) -> np.ndarray:
-        return generator.normal(0, 0.1, shape).astype(np.float32)
-
+def augreg(images: torch.Tensor) -> torch.Tensor:
+    """As Google publishes it, read by timm."""
+    generator = np.random.default_rng(4)
+    width, heads = SIZE["embed_dim"], SIZE["num_heads"]
+    shapes = {
+        "cls": (1, 1, width),
+        "embedding/kernel": (4, 4, 3, width),
+        "embedding/bias": (width,),
+        "Transformer/posembed_input/pos_embedding": (1, 5, width),
+        "Transformer/encoder_norm/scale": (width,),
+        "Transformer/encoder_norm/bias": (width,),
+        "pre_logits/kernel": (width, width),
+        "pre_logits/bias": (width,),
+        "head/kernel": (width, 7),
+        "head/bias": (7,),
+    }
+    for index in range(SIZE["depth"]):
+        block = f"Transformer/encoderblock_{index}"
+        for norm in ("LayerNorm_0", "LayerNorm_2"):
+            shapes |= {f"{block}/{norm}/{part}": (width,) for part in ("scale", "bias")}
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        for part in ("query", "key", "value"):
+            shapes[f"{attention}/{part}/kernel"] = (width, heads, width // heads)
+            shapes[f"{attention}/{part}/bias"] = (heads, width // heads)
+        shapes[f"{attention}/out/kernel"] = (heads, width // heads, width)
+        shapes[f"{attention}/out/bias"] = (width,)
+        for name, (wide, narrow) in {
+            "Dense_0": (width, 4 * width),
+            "Dense_1": (4 * width, width),
+        }.items():
+            shapes[f"{block}/MlpBlock_3/{name}/kernel"] = (wide, narrow)
+            shapes[f"{block}/MlpBlock_3/{name}/bias"] = (narrow,)
     arrays = {
-        "cls": random(1, 1, width),
-        "embedding/kernel": random(4, 4, 3, width),
-        "embedding/bias": random(width),
-        "Transformer/posembed_input/pos_embedding": random(1, 10, width),
-        "head/kernel": random(width, 5),
-        "head/bias": random(5),
+        name: generator.normal(float(name.endswith("scale")), 0.1, shape).astype(np.float32)
+        for name, shape in shapes.items()
     }
-    for block in range(2):
-        prefix = f"Transformer/encoderblock_{block}"
-        attention = f"{prefix}/MultiHeadDotProductAttention_1"
-        for name in ("query", "key", "value"):
-            arrays[f"{attention}/{name}/kernel"] = random(width, heads, width // heads)
-            arrays[f"{attention}/{name}/bias"] = random(heads, width // heads)
-        arrays[f"{attention}/out/kernel"] = random(heads, width // heads, width)
-        arrays[f"{attention}/out/bias"] = random(width)
-        for name, shape in (("Dense_0", (width, 64)), ("Dense_1", (64, width))):
-            arrays[f"{prefix}/MlpBlock_3/{name}/kernel"] = random(*shape)
-            arrays[f"{prefix}/MlpBlock_3/{name}/bias"] = random(shape[1])
-        for name in ("LayerNorm_0", "LayerNorm_2"):
-            arrays[f"{prefix}/{name}/scale"] = 1 + random(width)
-            arrays[f"{prefix}/{name}/bias"] = random(width)
-    arrays["Transformer/encoder_norm/scale"] = 1 + random(width)
-    arrays["Transformer/encoder_norm/bias"] = random(width)
     np.savez_compressed(FOLDER / "augreg.npz", **arrays)
-    model = VisionTransformer(**OPTIONS, num_classes=5)
-    _load_weights(model, str(FOLDER / "augreg.npz"))
-    np.save(FOLDER / "augreg_features.npy", model.forward_features(images).detach().numpy())
+    model = timm.models.vision_transformer.VisionTransformer(**SIZE, num_classes=0).eval()
+    model.load_pretrained(FOLDER / "augreg.npz")
+    return model.forward_features(images)
 
 
 if __name__ == "__main__":

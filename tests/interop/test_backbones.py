@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 
 import golden_arrays
 from ddae_jax.config import pretrain_defaults
-from ddae_jax.interop import backbones
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.models.vit import ViT
 from ddae_jax.pretrained import load_teacher
@@ -148,50 +147,3 @@ def test_a_teacher_of_other_channels_is_refused():
 def test_a_teacher_that_is_not_there_is_named(path, error, message):
     with pytest.raises(error, match=message):
         load_teacher(path, config_of())
-
-
-# ---- single files, as their authors publish them
-
-FILES = golden_arrays.FOLDER / "torch_files"
-
-
-@pytest.fixture
-def tiny_width_known(monkeypatch):
-    """The golden networks are narrower than any published one."""
-    monkeypatch.setitem(backbones._HEADS_OF_WIDTH, 16, 2)
-
-
-@pytest.mark.parametrize("name", ["mae.pth", "beit.pth", "augreg.npz"])
-def test_features_are_those_of_the_authors_file(name, tiny_width_known):
-    found = read_backbone(FILES / name)
-    assert (found.options["num_heads"], found.options["image_size"]) == (2, (12, 12))
-    assert found.options["relative_positions"] == ("shared" if name == "beit.pth" else "none")
-    images = np.load(FILES / "images.npy")
-    options = found.options | {"activation": "gelu"}  # timm's, of AugReg's too
-    normalize = name != "beit.pth"
-    apply = jax.jit(functools.partial(ViT(**options).apply, normalize=normalize))
-    features = apply({"params": found.params}, images).tokens[0]
-    expected = np.load(FILES / f"{name.partition('.')[0]}_features.npy")
-    np.testing.assert_allclose(features, expected, atol=2e-5)
-
-
-def test_a_file_tells_what_it_knows_of_pixels(tiny_width_known):
-    assert read_backbone(FILES / "mae.pth").mean is None
-    assert read_backbone(FILES / "augreg.npz").mean == (0.5, 0.5, 0.5)
-
-
-def test_a_file_of_an_unknown_width_asks_for_a_folder():
-    with pytest.raises(ValueError, match="heads of width 16 are not known. Give a folder"):
-        read_backbone(FILES / "mae.pth")
-
-
-def test_a_file_cannot_be_a_teacher_for_it_does_not_tell_the_pixels_it_knows():
-    with pytest.raises(FileNotFoundError, match=r"is no folder; --config.tokenizer.teacher=FOLDER"):
-        load_teacher(str(FILES / "mae.pth"), config_of())
-
-
-def test_a_file_of_another_kind_names_the_known_ones(tmp_path):
-    path = tmp_path / "weights.h5"
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"weights.h5: .* called \*.safetensors, \*.pth"):
-        read_backbone(path)

@@ -1,163 +1,310 @@
-"""Files of torch are read without torch, and a hostile one does nothing but be refused."""
+"""Files of torch hold what torch put there, and none of them is run."""
 
+import io
 import os
 import pickle
+import re
 import shutil
+import struct
 import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import golden_arrays
-from ddae_jax.interop.torch_files import RefusedFile, read_torch_weights
+from ddae_jax.interop.torch_files import read_torch_file
+from pickled import (
+    WRITERS,
+    name,
+    number,
+    program,
+    storage,
+    tensor,
+    text,
+    tuple_of,
+    write_legacy,
+    write_zip,
+)
 
 FOLDER = golden_arrays.FOLDER / "torch_files"
+FORMATS = ("zip", "legacy")
+every_format = pytest.mark.parametrize("form", FORMATS)
 
 
-@pytest.mark.parametrize("name", ["zip", "legacy", "parallel"])
-def test_tensors_of_every_kind_are_what_torch_saved(name):
-    found = read_torch_weights(FOLDER / f"{name}.pth")
-    with np.load(FOLDER / "expected.npz") as expected:
-        assert found.keys() == set(expected)
-        for key, array in found.items():
-            np.testing.assert_array_equal(array.astype(np.float32), expected[key], err_msg=key)
+def more_of_legacy(form):
+    return (b"N",) if form == "legacy" else ()
 
 
-# ---- what must not be read
-
-
-class Global:
-    """Pickled as a name that is called, as hostile files have it."""
+class Call:
+    """Pickled, it asks for a call."""
 
     def __init__(self, function, *arguments):
-        self._reduced = (function, arguments)
+        self.call = function, arguments
 
     def __reduce__(self):
-        return self._reduced
+        return self.call
 
 
-def as_zip(path, payload, storages=()):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", payload)
-        for key, content in dict(storages).items():
-            archive.writestr(f"archive/data/{key}", content)
-    return path
+@every_format
+def test_arrays_are_those_that_torch_saved(form):
+    found = read_torch_file(FOLDER / f"{form}.pth")["model"]
+    with np.load(FOLDER / "expected.npz") as stored:
+        expected = dict(stored)
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(found[key], array, strict=True, err_msg=key)
 
 
-def test_a_file_that_would_run_a_command_is_refused_and_the_command_is_not_run(tmp_path):
+@every_format
+def test_what_lies_beside_the_arrays_is_plain(form):
+    found = read_torch_file(FOLDER / f"{form}.pth")
+    assert found["args"] == {"lr": 1e-3, "dtype": "torch.float16", "sizes": [1, 2]}
+    assert (found["epoch"], found["best"], found["shape"]) == (3, 0.5, (3, 4))
+    np.testing.assert_array_equal(found["order"], [[0, 1, 2], [3, 4, 5]])
+    assert {key: array.shape for key, array in found["network"].items()} == {
+        "weight": (3, 2),
+        "bias": (3,),
+    }
+
+
+@every_format
+@given(
+    offset=st.integers(0, 8),
+    shape_and_strides=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=3),
+)
+def test_a_tensor_is_what_its_strides_say_or_it_is_refused(
+    tmp_path_factory, form, offset, shape_and_strides
+):
+    shape, strides = zip(*shape_and_strides, strict=True) if shape_and_strides else ((), ())
+    indices = [
+        offset + sum(i * step for i, step in zip(index, strides, strict=True))
+        for index in np.ndindex(*shape)
+    ]
+    body = program(tensor(storage(6, more=more_of_legacy(form)), offset, shape, strides))
+    path = WRITERS[form](tmp_path_factory.mktemp("strides") / "a.pth", body)
+    if max(indices, default=0) < 6:
+        expected = np.array(indices, np.float32).reshape(shape)
+        np.testing.assert_array_equal(read_torch_file(path), expected)
+    else:
+        with pytest.raises(ValueError, match="reaches outside its storage of 6 values"):
+            read_torch_file(path)
+
+
+@every_format
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_call_to_the_system_is_refused_by_name_and_not_made(form, protocol, tmp_path):
     marker = tmp_path / "it_ran"
-    for protocol in (0, 2, 4, 5):
-        payload = pickle.dumps({"model": Global(os.system, f"touch {marker}")}, protocol)
-        path = as_zip(tmp_path / "bad.pth", payload)
-        with pytest.raises(RefusedFile, match=r"bad\.pth: it .* was run"):
-            read_torch_weights(path)
-        assert not marker.exists()
-    with pytest.raises(RefusedFile, match="asks for posix.system, which no file of weights needs"):
-        read_torch_weights(path)
+    body = pickle.dumps({"model": Call(os.system, f"touch {marker}")}, protocol=protocol)
+    path = WRITERS[form](tmp_path / "a.pth", body)
+    message = rf"{re.escape(str(path))} is refused: it asks for posix\.system, which no file"
+    with pytest.raises(ValueError, match=message + ".*Nothing of it was run"):
+        read_torch_file(path)
+    assert not marker.exists()
+    pickle.loads(body)  # whereas the one of the standard library makes it
+    assert marker.exists()
 
 
 @pytest.mark.parametrize(
-    "payload",
+    ("body", "asked"),
     [
-        pickle.dumps(Global(eval, "1/0"), 2),
-        pickle.dumps(Global(getattr, "x", "y"), 2),
-        b"\x80\x04\x8c\x0bcollections\x8c\x1cOrderedDict.__init__.__globals__\x93.",
-        b"\x80\x02ctorch\nload\n.",
-        b"\x80\x02ctorch.serialization\n_open_file\n.",
-        b"\x80\x02cnumpy\nfromfile\n.",
-        b"\x80\x02cbuiltins\nexec\nX\x03\x00\x00\x001/0\x85R.",
-        b"\x80\x02ccollections\nOrderedDict\n}b.",  # sets the state of what is only a name
-        b"(S'1/0'\nios\nsystem\n.",
+        (name("builtins", "eval") + tuple_of(text("1")) + b"R", r"builtins\.eval"),
+        (name("__builtin__", "eval") + tuple_of(text("1")) + b"R", r"__builtin__\.eval"),
+        (b"(" + text("true") + b"ios\nsystem\n", r"os\.system"),
+        (pickle.dumps(Call(getattr, "", "join"), 2)[2:-1], r"__builtin__\.getattr"),
+        (
+            text("collections") + text("OrderedDict.__init__.__globals__") + b"\x93",
+            r"collections\.OrderedDict\.__init__\.__globals__",
+        ),
+        (name("torch", "load"), r"torch\.load"),
+        (name("torch._utils", "_rebuild_tensor_v2.__globals__"), "__globals__"),
+        (name("torch.storage", "_load_from_bytes"), "_load_from_bytes"),
+        (name("torch", "MyStorage"), r"torch\.MyStorage"),
+        (name("functools", "partial"), r"functools\.partial"),
+        (name("a\x1b[2J", "b"), r"a\\x1b\[2J\.b"),
+        (b"\x82\x01", "an extension of pickle"),
+        (name("numpy", "ndarray") + b")R", "only to be named"),
+        (name("numpy", "dtype") + tuple_of(text("O")) + b"R", "dtype O"),
+        (name("_codecs", "encode") + tuple_of(text("a"), text("hex")) + b"R", "bytes as hex"),
+        (tuple_of(text("module"), name("torch", "Size")) + b"Q", "that is no storage"),
+        (text("0") + b"Q", "that is no storage"),
+        (storage(6, kind=("torch", "Size")), "not its type, key and number"),
+        (storage(-1), "a part of a storage"),
+        (storage(6, more=[tuple_of(text("1"), number(0), number(2))]), "a part of a storage"),
+        (tensor(text("x"), 0, (1,), (1,)), "has no storage"),
+        (tensor(storage(6), -1, (1,), (1,)), "whole numbers"),
+        (tensor(storage(6), 5, (2,), (-1,)), "whole numbers"),
+        (tensor(storage(6), 0, (6,), (1 << 30,)), "reaches outside"),
+        (tensor(storage(6), 0, (1 << 30, 1 << 30), (0, 0)), "many times larger"),
+        (tensor(storage(1 << 30), 0, (1,), (1,)), "takes 4294967296 bytes, but .* has 24"),
+        (tensor(storage(6, key="1"), 0, (1,), (1,)), "takes 24 bytes, but .* has 0"),
+        (tensor(storage(6, key="../version"), 0, (1,), (1,)), "takes 24 bytes, but .* has 0"),
+        (b"Nr" + struct.pack("<I", 0xFFFFFFFF), "room for 4294967295 objects"),
+        (b"})" + b"\x85" * 1_000_000 + b"K\x01s", "more than 50000 tuples"),
     ],
 )
-def test_whatever_is_no_weight_is_refused_by_name(payload, tmp_path):
-    with pytest.raises(RefusedFile, match=r"it (asks for|uses the instruction|sets the state)"):
-        read_torch_weights(as_zip(tmp_path / "bad.pth", payload))
-
-
-FLOATS = b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
-
-
-def one_tensor(count=2, offset=0, size=2, stride=1, storage=FLOATS):
-    """The pickle of ``{"a": tensor}``, with one axis."""
-
-    def number(value):
-        return b"J" + int(value).to_bytes(4, "little", signed=True)
-
-    pid = b"(" + storage + number(count) + b"tQ"
-    told = pid + number(offset) + number(size) + b"\x85" + number(stride) + b"\x85\x89}t"
-    return b"\x80\x02}X\x01\x00\x00\x00a" + b"ctorch._utils\n_rebuild_tensor_v2\n(" + told + b"Rs."
-
-
-def test_a_tensor_written_by_hand_is_read(tmp_path):
-    content = {"0": np.float32([1, 2, 3, 4]).tobytes()}
-    path = as_zip(tmp_path / "a.pth", one_tensor(4, offset=1, size=2, stride=2), content)
-    assert read_torch_weights(path)["a"].tolist() == [2, 4]
+def test_whatever_else_it_asks_for_is_refused_by_name(body, asked, tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(body))
+    with pytest.raises(ValueError, match=f"(?s)a.pth is refused: .*{asked}.*Nothing of it was run"):
+        read_torch_file(path)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "message"),
+    "body",
     [
-        ({"size": 3}, "reaches beyond its 2 values"),
-        ({"offset": 1}, "reaches beyond"),
-        ({"stride": 2}, "reaches beyond"),
-        ({"offset": -1}, "has the size"),
-        ({"stride": -1, "offset": 1}, "has the size"),
-        ({"size": 2**30, "stride": 0}, "reaches beyond"),  # four GiB out of nothing
-        ({"count": 3}, "has 8 bytes, where 12 are announced"),
+        # what would set attributes: of a class, of a function, of a dtype that others share
+        name("collections", "OrderedDict") + b"N}" + text("items") + b"K\x01s\x86b",
+        name("argparse", "Namespace") + b"N}" + text("x") + b"K\x01s\x86b",
+        name("torch._utils", "_rebuild_parameter") + b"N}" + text("function") + b"Ns\x86b",
+        name("torch._utils", "_rebuild_tensor_v2") + b"}" + text("x") + b"K\x01sb",
+        name("torch", "FloatStorage") + b"N}" + text("dtype") + text("O") + b"s\x86b",
+        name("torch._utils", "_rebuild_parameter") + b")\x81",
+        b"\x80\x09",
+        b"",
+        b"\x85",
     ],
 )
-def test_a_tensor_cannot_reach_beyond_what_is_stored(numbers, message, tmp_path):
-    path = as_zip(tmp_path / "bad.pth", one_tensor(**numbers), {"0": b"\0" * 8})
-    with pytest.raises(ValueError, match=rf"bad\.pth: .*{message}"):
-        read_torch_weights(path)
+def test_a_pickle_that_changes_what_it_names_is_refused(body, tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(body))
+    with pytest.raises(ValueError, match=r"a\.pth is damaged or incomplete, or no file of torch"):
+        read_torch_file(path)
+    read_torch_file(FOLDER / "zip.pth")
 
 
-def test_a_reference_to_what_is_no_storage_is_refused(tmp_path):
-    path = as_zip(tmp_path / "bad.pth", one_tensor(storage=FLOATS.replace(b"storage", b"archive")))
-    with pytest.raises(RefusedFile, match="is no storage of numbers"):
-        read_torch_weights(path)
+def test_attributes_of_a_dict_do_not_take_the_place_of_its_methods(tmp_path):
+    state = b"}" + text("items") + name("torch", "Size") + b"sb"
+    path = write_zip(
+        tmp_path / "a.pth", program(name("collections", "OrderedDict") + b")R" + state)
+    )
+    assert list(read_torch_file(path).items()) == []
 
 
-def test_compressed_records_are_refused_before_they_are_unpacked(tmp_path):
-    path = tmp_path / "bomb.pth"
+def test_many_views_of_one_storage_do_not_fill_the_memory(tmp_path):
+    one = tensor(storage(1 << 16), 0, (1 << 16,), (1,))
+    path = write_zip(tmp_path / "a.pth", program(b"](" + one * 100 + b"e"), count=1 << 16)
+    with pytest.raises(ValueError, match="claim to be many times larger than the file"):
+        read_torch_file(path)
+
+
+def test_compressed_records_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", one_tensor(2**24, size=2**24))
-        archive.writestr("archive/data/0", b"\0" * 2**26)
-    with pytest.raises(RefusedFile, match="compressed"):
-        read_torch_weights(path)
+        archive.writestr("archive/data.pkl", program(tensor(storage(6), 0, (6,), (1,))))
+        archive.writestr("archive/data/0", bytes(1 << 20))
+    with pytest.raises(ValueError, match="its records are compressed"):
+        read_torch_file(path)
 
 
-@pytest.mark.parametrize("name", ["zip", "legacy"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_half_a_file_is_told(name, share, tmp_path):
-    whole = (FOLDER / f"{name}.pth").read_bytes()
-    path = tmp_path / "half.pth"
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"half\.pth"):
-        read_torch_weights(path)
+def test_records_that_lie_on_each_other_are_refused(tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(b"N"), count=1000)
+    raw = path.read_bytes()
+    start = raw.index(b"PK\x01\x02")  # the list of records, and each 46 bytes and a name long
+    end = raw.index(b"PK\x05\x06")
+    places = [m.start() for m in re.finditer(b"PK\x01\x02", raw)]
+    entry = next(
+        raw[a:b] for a, b in zip(places, [*places[1:], end], strict=True) if b"data/0" in raw[a:b]
+    )
+    others = b"".join(entry.replace(b"data/0", f"data/{n}".encode()) for n in range(1, 9))
+    total = 3 + 8
+    counts = struct.pack("<HHII", total, total, end - start + len(others), start)
+    tail = raw[end : end + 8] + counts + b"\0\0"
+    path.write_bytes(raw[:end] + others + tail)
+    with pytest.raises(ValueError, match="its records claim to be larger than the file"):
+        read_torch_file(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04"])
-def test_what_is_no_such_file_is_told(content, tmp_path):
-    path = tmp_path / "page.pth"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"page\.pth is no file of torch, or broken"):
-        read_torch_weights(path)
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ({"byteorder": b"big"}, "it is big-endian"),
+        ({"constants.pkl": b""}, "a program of TorchScript"),
+        ({"data/data.pkl": b""}, None),
+    ],
+)
+def test_other_archives_of_torch_are_told_apart(records, message, tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(b"N"), **records)
+    if message is None:
+        assert read_torch_file(path) is None
+    else:
+        with pytest.raises(ValueError, match=message):
+            read_torch_file(path)
 
 
-def test_a_file_without_named_tensors_says_what_it_has(tmp_path):
-    path = as_zip(tmp_path / "a.pth", pickle.dumps({"epoch": 3, "best": 0.5}, 2))
-    with pytest.raises(ValueError, match="no named tensors, .* it has epoch, best"):
-        read_torch_weights(path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"system": {"little_endian": False}}, "it is big-endian"),
+        ({"count": 5}, "claimed to have 6 values, but has 5"),
+        ({"keys": ["1"]}, "damaged"),
+        ({"keys": []}, "damaged"),
+    ],
+)
+def test_a_legacy_file_that_contradicts_itself_is_refused(changes, message, tmp_path):
+    body = program(tensor(storage(6, more=(b"N",)), 0, (6,), (1,)))
+    np.testing.assert_array_equal(
+        read_torch_file(write_legacy(tmp_path / "good.pth", body)), np.arange(6)
+    )
+    with pytest.raises(ValueError, match=message):
+        read_torch_file(write_legacy(tmp_path / "a.pth", body, **changes))
 
 
-def test_a_file_of_another_byte_order_is_refused(tmp_path):
-    path = shutil.copy(FOLDER / "zip.pth", tmp_path / "big.pth")
-    with zipfile.ZipFile(path, "r") as archive:
-        content = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, value in content.items():
-            archive.writestr(name, b"big" if name.endswith("byteorder") else value)
-    with pytest.raises(ValueError, match="byte order"):
-        read_torch_weights(path)
+def test_a_legacy_storage_of_two_sizes_is_refused(tmp_path):
+    two = [tensor(storage(n, more=(b"N",)), 0, (1,), (1,)) for n in (6, 7)]
+    path = write_legacy(tmp_path / "a.pth", program(tuple_of(*two)))
+    with pytest.raises(ValueError, match="several dtypes or sizes"):
+        read_torch_file(path)
+
+
+@every_format
+def test_a_truncated_file_is_named(form, tmp_path):
+    raw = (FOLDER / f"{form}.pth").read_bytes()
+    for end in range(4, len(raw) - 1, 97):
+        path = tmp_path / f"{end}.pth"
+        path.write_bytes(raw[:end])
+        with pytest.raises(ValueError, match=f"{end}.pth is damaged or incomplete"):
+            read_torch_file(path)
+
+
+@every_format
+@given(data=st.data())
+def test_a_file_with_a_changed_byte_is_read_or_named(form, data, tmp_path_factory):
+    raw = bytearray((FOLDER / f"{form}.pth").read_bytes())
+    raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("changed") / "a.pth"
+    path.write_bytes(raw)
+    message = None
+    try:
+        read_torch_file(path)
+    except ValueError as error:
+        message = str(error)
+    assert message is None or str(path) in message
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs", b"", b"<html>", b"ustar"])
+def test_a_text_by_that_name_is_no_file_of_torch(content, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="a.pth is no file of torch: it begins with"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_a_pickle_of_others_is_no_file_of_torch(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="a pickle that torch did not write"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_an_archive_of_others_is_no_file_of_torch(tmp_path):
+    shutil.copy(FOLDER / "expected.npz", tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="compressed|no data.pkl"):
+        read_torch_file(tmp_path / "a.pth")
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(2))
+    (tmp_path / "a.pth").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="no data.pkl"):
+        read_torch_file(tmp_path / "a.pth")
+
+
+def test_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a.pth"):
+        read_torch_file(tmp_path / "a.pth")

@@ -1,0 +1,253 @@
+"""Pickles of arrays, read without running anything that they name.
+
+A pickle is a program: it calls what it names. Here a short list of names is known, each an inert
+stand-in that makes a dict, a tuple or an array; whatever else it names is refused. No object that
+others share, such as a function, a class that can be changed or a dtype of numpy, is ever given to
+it.
+"""
+
+import math
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+# Those that lie within each other are hashed by recursion, which overflows the stack at some
+# 200,000; a tensor is made of four.
+_TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+_MOST_TUPLES = 50_000
+
+
+class Refused(ValueError):
+    """A file asks for something that it must not have, or that does not fit together."""
+
+
+class StorageType(NamedTuple):
+    """What a storage of torch is made of: the name of a numpy dtype."""
+
+    dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes a value."""
+        return np.dtype(self.dtype).itemsize
+
+
+class Storage(NamedTuple):
+    """Values in a row, which tensors are views of."""
+
+    values: np.ndarray
+
+
+def storage_of(kind: StorageType, raw: bytes) -> Storage:
+    """The values that little-endian bytes stand for; bfloat16 becomes float32."""
+    if kind.dtype == "bool":
+        return Storage(np.frombuffer(raw, np.uint8) != 0)
+    values = np.frombuffer(raw, np.dtype(kind.dtype).newbyteorder("<"))
+    return Storage(values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values)
+
+
+def unpickle(stream: BinaryIO, find_storage: Callable[[Any], Storage | None], room: int) -> Any:
+    """What the pickle that begins here holds; the stream is left behind its end.
+
+    Args:
+        stream: can be rewound.
+        find_storage: the storage that a persistent id names. None makes tensors of it None too,
+            for whoever only wants to know which storages there are.
+        room: bytes that all arrays together may take. Many of them may view one storage.
+
+    Raises:
+        Refused: naming what it asks for.
+        Exception: of any kind, if it is damaged.
+    """
+    _check_opcodes(stream)
+    return _Unpickler(stream, find_storage, room).load()
+
+
+def _check_opcodes(stream: BinaryIO) -> None:
+    """Raises :class:`Refused` for what would harm the unpickler before it asks for a name."""
+    start, num_tuples = stream.tell(), 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name.startswith("EXT"):
+            raise Refused("it asks for an extension of pickle, which no file of weights needs")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
+            raise Refused(f"step {count} of its pickle asks for room for {argument} objects")
+        num_tuples += opcode.name in _TUPLES
+        if num_tuples > _MOST_TUPLES:
+            raise Refused(f"its pickle makes more than {_MOST_TUPLES} tuples")
+    stream.seek(start)
+
+
+class _Dict(dict):
+    """An ordered dict. What it keeps beside its items, such as versions of modules, is dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        pass
+
+
+class _Namespace(dict):
+    """The attributes of an ``argparse.Namespace``."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        if not isinstance(state, dict):
+            raise Refused("a namespace in it has no attributes by name")
+        self.update(state)
+
+
+class _Dtype(NamedTuple):
+    """A dtype of numpy, by name."""
+
+    name: str
+
+    def __setstate__(self, state):
+        if state[1] not in ("<", "|", "="):
+            raise Refused("a big-endian array is not read here")
+
+
+class _Array(np.ndarray):
+    """An array of numpy, whose values come after it."""
+
+    def __setstate__(self, state):
+        _, shape, dtype, is_fortran, raw = state
+        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
+            raise Refused("an array of numpy in it is no array of numbers")
+        super().__setstate__((1, _counts(shape), np.dtype(dtype.name), bool(is_fortran), raw))
+
+
+class _Function(NamedTuple):
+    """What a pickle may call, and may not change."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream, find_storage, room):
+        super().__init__(stream)
+        self._find_storage = find_storage
+        self._room = room
+        self._of_file = {
+            ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
+            ("_codecs", "encode"): _Function(self._bytes),
+        }
+
+    def persistent_load(self, pid):
+        return self._find_storage(pid)
+
+    def find_class(self, module, name):
+        found = _KNOWN.get((module, name)) or self._of_file.get((module, name))
+        if found is None:
+            raise Refused(
+                f"it asks for {_shown(module)}.{_shown(name)}, which no file of weights needs"
+            )
+        return found
+
+    def _tensor(self, storage, offset, size, stride, *_):
+        """A copy of some values, checked to lie in the storage."""
+        if storage is None:
+            return None
+        if not isinstance(storage, Storage):
+            raise Refused("a tensor in it has no storage")
+        values, shape, strides = storage.values, _counts(size), _counts(stride)
+        (offset,) = _counts((offset,))
+        if 0 in shape:
+            return np.zeros(shape, values.dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if last >= len(values):
+            raise Refused(
+                f"a tensor in it, of shape {shape}, strides {strides} and offset {offset}, reaches "
+                f"outside its storage of {len(values)} values"
+            )
+        self._take(math.prod(shape) * values.itemsize)
+        steps = [step * values.itemsize for step in strides]
+        return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
+
+    def _bytes(self, text, encoding):
+        """Bytes, as old protocols of pickle spell them."""
+        if encoding != "latin1":
+            raise Refused(
+                f"it asks for bytes as {_shown(encoding)}, which no file of weights needs"
+            )
+        self._take(len(text))
+        return text.encode("latin1")
+
+    def _take(self, num_bytes):
+        self._room -= num_bytes
+        if self._room < 0:
+            raise Refused("its arrays claim to be many times larger than the file")
+
+
+def _parameter(data, *_):
+    return data
+
+
+def _dtype(name, *_):
+    if not isinstance(name, str) or not re.fullmatch(r"[<|=]?[biuf]\d{1,2}", name):
+        raise Refused(f"it asks for values of dtype {_shown(name)}; known are numbers and booleans")
+    return _Dtype(name)
+
+
+def _numpy_scalar(dtype, raw):
+    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
+        raise Refused("a scalar of numpy in it is no number")
+    (value,) = np.frombuffer(raw, dtype.name)
+    return value
+
+
+def _empty_array(*_):
+    return _Array.__new__(_Array, (0,), np.uint8)
+
+
+def _not_to_be_called(*_):
+    raise Refused("it calls what is only to be named")
+
+
+def _counts(numbers) -> tuple[int, ...]:
+    """Raises :class:`Refused` unless they are whole numbers from 0 on."""
+    if not isinstance(numbers, tuple) or any(type(n) is not int or n < 0 for n in numbers):
+        raise Refused("sizes, strides and offsets in it are not all whole numbers from 0 on")
+    return numbers
+
+
+def _shown(name) -> str:
+    return ascii(str(name)[:80])[1:-1]  # it may hold control characters
+
+
+_STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+_KNOWN = {
+    ("collections", "OrderedDict"): _Dict,
+    ("argparse", "Namespace"): _Namespace,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
+    ("numpy", "dtype"): _Function(_dtype),
+    ("numpy", "ndarray"): _Function(_not_to_be_called),
+    **{
+        (module, name): _Function(function)
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name, function in (("scalar", _numpy_scalar), ("_reconstruct", _empty_array))
+    },
+    **{("torch", name): StorageType(dtype) for name, dtype in _STORAGES.items()},
+    **{("torch", dtype): f"torch.{dtype}" for dtype in _STORAGES.values()},
+}

@@ -1,0 +1,135 @@
+"""Whatever wrote a file of weights, its arrays are read by name, float32."""
+
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import golden_arrays
+from ddae_jax.interop.weights import read_weights
+from pickled import name, program, storage, tensor, text, write_zip
+
+FOLDER = golden_arrays.FOLDER / "torch_files"
+
+
+def array():
+    return tensor(storage(6), 0, (2, 3), (3, 1))
+
+
+def mapping(**items):
+    return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+
+
+def write(path, **items):
+    return write_zip(path, program(mapping(**items)))
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_training_checkpoint_s_model_is_what_is_read(form):
+    found = read_weights(FOLDER / f"{form}.pth")
+    with np.load(FOLDER / "expected.npz") as stored:
+        assert found.keys() == set(stored)
+        for name, expected in stored.items():
+            np.testing.assert_array_equal(
+                found[name], expected.astype(np.float32), strict=True, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64, bool])
+def test_safetensors_of_any_dtype_are_read(dtype, tmp_path):
+    values = np.array([[0, 1], [1, 0]], dtype)
+    save_file({"a": values}, tmp_path / "a.safetensors")
+    found = read_weights(tmp_path / "a.safetensors")["a"]
+    np.testing.assert_array_equal(found, np.float32([[0, 1], [1, 0]]), strict=True)
+
+
+def test_npz_is_read(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"a/b": np.arange(3)})
+    found = read_weights(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found["a/b"], np.float32([0, 1, 2]), strict=True)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".PTH"])
+def test_a_plain_state_dict_is_read(suffix, tmp_path):
+    found = read_weights(write(tmp_path / f"a{suffix}", w=array()))
+    np.testing.assert_array_equal(found["w"], [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ({"module": {"m"}, "state_dict": {"s"}, "model": {"w"}}, {"w"}),
+        ({"teacher": {"t"}, "module": {"m"}, "state_dict": {"s"}}, {"s"}),
+        ({"student": {"u"}, "teacher": {"t"}, "module": {"m"}}, {"m"}),
+        ({"student": {"u"}, "teacher": {"t"}}, {"t"}),
+        ({"student": {"module.a", "module.b.module.c"}}, {"a", "b.module.c"}),
+        ({"student": {"module.a", "b"}}, {"module.a", "b"}),
+    ],
+)
+def test_of_several_networks_the_first_known_one_is_read(items, expected, tmp_path):
+    items = {key: mapping(**dict.fromkeys(names, array())) for key, names in items.items()}
+    assert read_weights(write(tmp_path / "a.pth", epoch=b"K\x03", **items)).keys() == expected
+
+
+def test_networks_within_networks_are_found(tmp_path):
+    inner = mapping(module=mapping(state_dict=mapping(w=array())))
+    assert read_weights(write(tmp_path / "a.pth", model=mapping(w=array()))).keys() == {"w"}
+    path = write_zip(tmp_path / "b.pth", program(inner))
+    assert read_weights(path).keys() == {"w"}
+
+
+@pytest.mark.parametrize(
+    ("body", "there"),
+    [
+        (mapping(epoch=b"K\x03"), "'epoch'"),
+        (mapping(model=mapping(w=array(), lr=b"K\x03")), "'lr'"),
+        (b"}q\x00" + text("model") + b"h\x00s", "'model'"),  # within itself
+        (b"](K\x01e", "list"),
+        (array(), "ndarray"),
+        (b"}", "_Dict|dict"),
+    ],
+)
+def test_a_file_of_torch_without_arrays_by_name_says_what_it_has(body, there, tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(body))
+    with pytest.raises(ValueError, match=f"a.pth holds no arrays by name.*({there}).*state_dict"):
+        read_weights(path)
+
+
+def test_a_hostile_file_is_refused(tmp_path):
+    path = write(tmp_path / "a.bin", model=name("os", "system"))
+    with pytest.raises(ValueError, match=r"a\.bin is refused: it asks for os\.system"):
+        read_weights(path)
+
+
+def test_an_npz_of_objects_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.array([print], object))
+    with pytest.raises(ValueError, match=r"a\.npz is damaged, or no \.npz file of numbers"):
+        read_weights(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("values", [np.array(["a"]), np.array([1j])])
+def test_what_is_no_real_number_is_refused_by_name(values, tmp_path):
+    np.savez(tmp_path / "a.npz", epsilon=values)
+    with pytest.raises(ValueError, match=r"a\.npz: epsilon is of dtype"):
+        read_weights(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth"])
+def test_a_broken_file_is_named(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        read_weights(path)
+
+
+def test_an_unknown_suffix_names_the_known_ones(tmp_path):
+    (tmp_path / "a.ckpt").touch()
+    with pytest.raises(ValueError, match=r"\.safetensors, \.pth, \.pt, \.bin, \.npz"):
+        read_weights(tmp_path / "a.ckpt")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a.pth is missing"):
+        read_weights(tmp_path / "a.pth")
