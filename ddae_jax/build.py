@@ -169,6 +169,7 @@ def build_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedul
         round(min(options.warmup_epochs * schedule.steps_per_epoch, schedule.total_steps)),
         schedule.total_steps,
         options.end_learning_rate,
+        options.get("decay", "cosine"),
     )
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.finetuning import ARCHITECTURE
+from ddae_jax.config.downstream import ARCHITECTURE
 from ddae_jax.config.keys import flatten
 from ddae_jax.config.values import typed
 from ddae_jax.data.labelled import labelled
@@ -58,7 +58,7 @@ def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
     if stored is not None:
         told = flatten(stored)
         keys = [*(f"model.{name}" for name in ARCHITECTURE), "data.mean", "data.std"]
-        config.update_from_flattened_dict({key: typed(key, told[key], "finetune") for key in keys})
+        config.update_from_flattened_dict({key: typed(key, told[key], config.job) for key in keys})
         return
     found = load_pretrained(config.init_from, config.init_encoder)
     config.model.update(found.model)
@@ -195,25 +195,28 @@ def build_optimizer(
     return make_finetuning_optimizer(
         learning_rate,
         depth=depth,
-        kind=options.kind,
+        kind=options.get("kind", "adamw"),
         weight_decay=options.weight_decay,
         b1=options.b1,
         b2=options.b2,
         clip_norm=options.clip_norm or None,
         layer_decay=options.layer_decay,
-        is_frozen=config.model.is_frozen,
+        is_frozen=config.model.get("is_frozen", False),
     )
 
 
 def describe(config: ConfigDict, num_classes: int) -> str:
     """One line on what is trained."""
     what = "a linear probe on" if config.model.is_frozen else "fine-tuning of"
-    if not config.init_from or config.from_scratch:
-        start = "from scratch"
-    else:
-        start = f"from {config.init_from}"
     size, patch_size = config.model.size, config.model.patch_size
+    start = starting_point(config)
     return f"{what} a ViT-{size}/{patch_size} to {num_classes} classes, {start}"
+
+
+def starting_point(config: ConfigDict) -> str:
+    """Where the encoder is from, in words."""
+    is_fresh = not config.init_from or config.from_scratch
+    return "from scratch" if is_fresh else f"from {config.init_from}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.finetuning import ARCHITECTURE
+from ddae_jax.config.downstream import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.tokenizers import read_tokenizer

@@ -15,7 +15,7 @@ import stand_ins
 from ddae_jax import build, command
 from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_explained
 from ddae_jax.config import pretrain_defaults, to_plain
-from ddae_jax.config.checks import check_config
+from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.keys import flatten
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.models import vit
@@ -25,6 +25,8 @@ from ddae_jax.training.workdir import WorkdirInUse
 from tiny import write_config
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+JOB_OF_WORD = {"finetune": "finetune", "linear": "finetune", "upernet": "segment"}
+DOWNSTREAM = [path for path in CONFIGS if set(path.stem.split("_")) & JOB_OF_WORD.keys()]
 USAGE = "ddae_jax.test Does this and that."
 
 
@@ -490,7 +492,20 @@ class ModelOf:
 MILLIONS = {"micro": (0.6, 0.9), "Ti": (5, 6.5), "S": (20, 24), "B": (84, 90), "L": (300, 310)}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: path.stem)
+def test_every_config_of_what_comes_after_pretraining_is_sound(path):
+    (word,) = set(path.stem.split("_")) & JOB_OF_WORD.keys()
+    job = JOB_OF_WORD[word]
+    flags = command.parse_config_flags(
+        [f"--config={path}", "--config.init_from=somewhere"], USAGE, define, job
+    )
+    assert check_config(flags.config) is None
+    assert ignored_keys(flags.config) == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path not in DOWNSTREAM], ids=lambda path: path.stem
+)
 def test_every_config_that_comes_along_is_sound_and_describes_a_model(path, monkeypatch):
     stand_ins.put_in_place(monkeypatch)
     config = parse(f"--config={path}").config

@@ -2,13 +2,26 @@
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.finetuning import check_finetuning, ignored_in_finetuning
+from ddae_jax.config.downstream import (
+    check_finetuning,
+    check_segmentation,
+    ignored_in_finetuning,
+    ignored_in_segmentation,
+)
 from ddae_jax.config.keys import defaults_by_key, flatten
 from ddae_jax.config.pretraining import check_pretraining, ignored_in_pretraining
 from ddae_jax.config.ranges import check_each_key
 
-_CHECKS = {"pretrain": check_pretraining, "finetune": check_finetuning}
-_IGNORED = {"pretrain": ignored_in_pretraining, "finetune": ignored_in_finetuning}
+_CHECKS = {
+    "pretrain": check_pretraining,
+    "finetune": check_finetuning,
+    "segment": check_segmentation,
+}
+_IGNORED = {
+    "pretrain": ignored_in_pretraining,
+    "finetune": ignored_in_finetuning,
+    "segment": ignored_in_segmentation,
+}
 
 
 def check_config(config: ConfigDict) -> None:

@@ -15,6 +15,11 @@ TUPLES = {
     "supervision.beta_range": (2, float, (-10, 10)),
     "data.crop_scale": (2, float, (0.001, 1)),
     "data.crop_ratio": (2, float, (0.01, 100)),
+    "augment.scale_range": (2, float, (0.01, 100)),
+    "augment.base_size": (2, int, (1, 2**14)),
+    "head.depths": (None, int, (1, 1000)),
+    "evaluation.stride": (2, int, (0, 2**14)),
+    "evaluation.scales": (None, float, (0.01, 100)),
     "data.mean": ("data.channels", float, (0, 1)),
     "data.std": ("data.channels", float, (0.001, 1)),
 }
@@ -28,6 +33,7 @@ EXAMPLES = {
     "targets.tokenizer": "runs/tokenizer",
     "tokenizer.teacher": "runs/teacher",
     "init_from": "runs/pretrained",
+    "head.depths": (4, 6, 8, 12),
 }
 """Values to show where the default is empty, and so says little."""
 
@@ -54,6 +60,8 @@ def pretrain_defaults() -> ConfigDict:
     config.batch_size = 256
     config.model.encoder_input = "full"  # or "visible", with the decoder
     config.data.augment_in = "workers"  # or "device", for images of one size
+    config.data.crop_scale = (0.2, 1.0)  # area of a random crop, 0.001 to 1 of the image's
+    config.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height; 0.01 to 100
 
     config.decoder = ConfigDict()  # used with encoder_input="visible"
     config.decoder.width = 512
@@ -142,8 +150,52 @@ def finetune_defaults() -> ConfigDict:
     config.optimizer.b2 = 0.999
     config.optimizer.clip_norm = 0.0
     config.data.crop_scale = (0.08, 1.0)
+    config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.labelled_share = 1.0  # of each class's training images, drawn by the seed
     config.evaluation.every_epochs = 1.0  # and at the end
+    config.lock()
+    return config
+
+
+def segment_defaults() -> ConfigDict:
+    """Every key of a segmentation config, with its default; keys cannot be added to it.
+
+    They are the recipe of BEiT and MAE on ADE20K (He et al. 2022, appendix A.4), for ViT-B.
+    """
+    config = _of_every_job("segment")
+    _downstream(config)
+    config.batch_size = 16
+    config.epochs = 127.0  # of ADE20K's 20,210 images: 160,000 steps
+    config.model.image_size = (512, 512)  # of the crops
+    config.model.drop_path_rate = 0.1
+
+    config.head = ConfigDict()
+    config.head.kind = "upernet"  # or "linear"
+    config.head.width = 512
+    config.head.depths = ()  # of the four features; () for L/3, L/2, 2L/3, L
+    config.head.auxiliary_weight = 0.4  # of the loss of a head beside it; 0 for none
+
+    config.augment = ConfigDict()
+    config.augment.scale_range = (0.5, 2.0)  # random, times base_size
+    config.augment.base_size = (512, 2048)  # what shorter and longer side may measure; pixels
+    config.augment.max_class_share = 0.75  # of a crop; 1 takes any crop
+    config.augment.distorts_colours = True
+
+    config.optimizer.learning_rate = 1.6e-3  # for 256 images: 1e-4 for 16
+    config.optimizer.warmup_epochs = 1.2
+    config.optimizer.decay = "linear"
+    config.optimizer.b2 = 0.999
+    config.optimizer.clip_norm = 0.0
+    config.data.train_split = "training"
+    config.data.num_classes = 150
+    config.data.ignore_label = 255  # of pixels without a class; -1 for none
+    config.data.reduce_zero_label = False  # whether 0 is ignored, and 1 the first class
+
+    config.evaluation.every_epochs = 10.0  # and at the end; 0: at the end only
+    config.evaluation.batch_size = 2  # windows of an image
+    config.evaluation.stride = (0, 0)  # from a window to the next; 0 for two thirds of a crop
+    config.evaluation.scales = (1.0,)  # times base_size, whose results are averaged
+    config.evaluation.flip = False  # whether mirror images are averaged in
     config.lock()
     return config
 
@@ -190,8 +242,6 @@ def _of_every_job(job: str) -> ConfigDict:
     config.data.channels = 3
     config.data.mean = (0.485, 0.456, 0.406)  # of each channel, of values in [0, 1]
     config.data.std = (0.229, 0.224, 0.225)
-    config.data.crop_scale = (0.2, 1.0)  # area of a random crop, 0.001 to 1 of the image's
-    config.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height; 0.01 to 100
     config.data.flip = True
     config.data.num_workers = 0  # processes; 0 for threads of this one
     config.data.num_threads = 0  # in each process; 0 for what suits the images
@@ -223,16 +273,21 @@ def _downstream(config: ConfigDict) -> None:
     config.init_encoder = "student"  # or "teacher", of that run
     config.from_scratch = False  # True takes the architecture of init_from without its weights
     config.model.positions = "learned"
+    config.optimizer.decay = "cosine"  # or "linear", of the learning rate
     config.optimizer.layer_decay = 0.65  # of the learning rate, from each block to the one before
     config.optimizer.micro_batches = 1  # parts of a batch whose gradients are summed up
     config.average = ConfigDict()
     config.average.decay = 0.0  # of the moving average of the weights; 0 for none
 
 
-JOBS = {"pretrain": pretrain_defaults, "finetune": finetune_defaults}
+JOBS = {
+    "pretrain": pretrain_defaults,
+    "finetune": finetune_defaults,
+    "segment": segment_defaults,
+}
 """The defaults of each job's config."""
 
-WORDS = {"pretrain": "pretraining", "finetune": "fine-tuning"}
+WORDS = {"pretrain": "pretraining", "finetune": "fine-tuning", "segment": "segmentation"}
 """What each job does."""
 
 

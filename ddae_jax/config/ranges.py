@@ -35,6 +35,8 @@ CHOICES = {
     "model.pool": ("mean", "class_token"),
     "model.activation": ("gelu", "quick_gelu", "gelu_tanh"),
     "head.normalization": ("layer", "batch"),
+    "head.kind": ("upernet", "linear"),
+    "optimizer.decay": ("cosine", "linear"),
     "optimizer.kind": ("adamw", "lars"),
 }
 """The words that a key may hold."""
@@ -84,6 +86,11 @@ RANGES = {
     "optimizer.micro_batches": (1, 10**6),
     "model.norm_epsilon": (1e-12, 0.1),
     "head.init_deviation": (0, 10),
+    "head.width": (1, 2**14),
+    "head.auxiliary_weight": (0, 1000),
+    "augment.max_class_share": (0.01, 1),
+    "data.num_classes": (2, 255),
+    "data.ignore_label": (-1, 2**16),
     "augment.num_operations": (1, 100),
     "augment.magnitude": (0, 10),
     "augment.magnitude_deviation": (0, 10),
@@ -112,6 +119,7 @@ RANGES = {
 """The least and the most that a number may be."""
 
 _ASCENDING = ("supervision.beta_range", "data.crop_scale", "data.crop_ratio")
+_ASCENDING += ("augment.scale_range", "augment.base_size")
 
 _NOT_ABOVE = (
     ("optimizer.end_learning_rate", "optimizer.learning_rate"),

@@ -41,6 +41,11 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "Accuracy on the images that are never trained on, each seen once, whole, without "
             "augmentation. Top-5 counts an image whose class is among the five most likely ones."
         ),
+        "iou": (
+            "Scores on the images that are never trained on. IoU is intersection over union, of "
+            "the pixels of a class and of those taken for it; its mean counts every class alike, "
+            "pixel accuracy every pixel."
+        ),
         "codebook": (
             "Perplexity is how many equally used codes would be as varied as those of one batch: "
             "near 1, the codebook has collapsed; the share counts codes that some patch has. "
@@ -185,19 +190,24 @@ def accuracy_figure(path: Path, records: Sequence[Record]) -> bool:
         Whether the records hold anything to draw; if not, nothing is written.
     """
     lines = {"test/top1": ("top-1", drawing.ACCENT), "test/top5": ("top-5", drawing.MUTED)}
-    drawn = {key: line for key, line in lines.items() if has_series(records, key)}
-    if not drawn:
-        return False
-    with drawing.figure(path, 3.4) as figure:
-        axes = figure.subplots()
-        for key, (label, colour) in drawn.items():
-            epochs, accuracy = series(records, key)
-            last = 100 * accuracy[np.isfinite(accuracy)][-1]
-            _plot(axes, epochs, 100 * accuracy, colour, f"{label}, {last:.1f} %", marker="o")
-        axes.set(xlabel="epoch", ylabel="test accuracy (%)")
-        axes.margins(y=0.12)
-        figure.legend(loc="outside lower center", ncols=2)
-    return True
+    return _draw_scores(path, records, lines, "test accuracy (%)")
+
+
+def iou_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws the scores of a segmentation of the test split over epochs.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``epoch`` and ``test/miou``, ``test/pixel_accuracy``, in [0, 1].
+
+    Returns:
+        Whether the records hold anything to draw; if not, nothing is written.
+    """
+    lines = {
+        "test/miou": ("mean IoU", drawing.ACCENT),
+        "test/pixel_accuracy": ("pixel accuracy", drawing.MUTED),
+    }
+    return _draw_scores(path, records, lines, "on the test split (%)")
 
 
 def schedule_figure(path: Path, records: Sequence[Record]) -> bool:
@@ -305,6 +315,28 @@ def _power_of_ten(values: Float[np.ndarray, " points"]) -> int:
     """The power of ten of the largest value, so that an axis needs no long numbers; 0 for none."""
     largest = np.nanmax(np.abs(values))
     return int(np.floor(np.log10(largest))) if 0 < largest < np.inf else 0
+
+
+def _draw_scores(
+    path: Path,
+    records: Sequence[Record],
+    lines: Mapping[str, tuple[str, str]],
+    ylabel: str,
+) -> bool:
+    """One line over epochs for each key that was logged, by label and colour."""
+    drawn = {key: line for key, line in lines.items() if has_series(records, key)}
+    if not drawn:
+        return False
+    with drawing.figure(path, 3.4) as figure:
+        axes = figure.subplots()
+        for key, (label, colour) in drawn.items():
+            epochs, score = series(records, key)
+            last = 100 * score[np.isfinite(score)][-1]
+            _plot(axes, epochs, 100 * score, colour, f"{label}, {last:.1f} %", marker="o")
+        axes.set(xlabel="epoch", ylabel=ylabel)
+        axes.margins(y=0.12)
+        figure.legend(loc="outside lower center", ncols=2)
+    return True
 
 
 def _draw_side_by_side(path: Path, records: Sequence[Record], titles: Mapping[str, str]) -> bool:

@@ -8,8 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ddae_jax.models.upernet import resize_bilinear
 from ddae_jax.models.vit import ViT
 
 Metrics = Mapping[str, Float[Array, ""]]
@@ -127,3 +128,46 @@ def classification_error(
     loss = optax.softmax_cross_entropy(logits, targets).mean()
     is_met = logits.argmax(axis=-1) == targets.argmax(axis=-1)
     return loss, {"train_accuracy": is_met.mean()}
+
+
+def segmentation_error(
+    outputs: tuple[Array, Array | None],
+    labels: Int[Array, "batch height width"],
+    auxiliary_weight: float = 0.4,
+    ignored: int = 255,
+) -> tuple[Float[Array, ""], Metrics]:
+    """Cross-entropy of each pixel that has a class, and that of the auxiliary scores beside it.
+
+    Args:
+        outputs: scores and, if there are any, auxiliary ones, of the places of a coarser grid.
+        labels: the class of each pixel.
+        auxiliary_weight: of the auxiliary scores' loss.
+        ignored: the label of pixels that do not count.
+
+    Source: Xiao et al. 2018, UperNet; the auxiliary loss: Zhao et al. 2017, PSPNet, section 3.3.
+    """
+    scores, auxiliary = outputs
+    counts = labels != ignored
+    num_pixels = jnp.maximum(counts.sum(), 1)
+
+    def error(scores: Array) -> tuple[Array, Array]:
+        logits = resized_logits(scores, labels.shape[1:])
+        classes = jnp.where(counts, labels, 0)
+        errors = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+        is_met = (logits.argmax(axis=-1) == labels) & counts
+        return jnp.where(counts, errors, 0).sum() / num_pixels, is_met.sum() / num_pixels
+
+    loss, accuracy = error(scores)
+    metrics = {"train_accuracy": accuracy}
+    if auxiliary is not None and auxiliary_weight > 0:
+        auxiliary_loss, _ = error(auxiliary)
+        metrics |= {"loss/pixels": loss, "loss/auxiliary": auxiliary_loss}
+        loss = loss + auxiliary_weight * auxiliary_loss
+    return loss, metrics
+
+
+def resized_logits(
+    scores: Float[Array, "batch rows columns classes"], size: tuple[int, int]
+) -> Float[Array, "batch height width classes"]:
+    """Scores of every pixel, interpolated linearly."""
+    return resize_bilinear(scores.astype(jnp.float32), tuple(size))

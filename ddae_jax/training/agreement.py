@@ -33,6 +33,16 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
+def summed(values: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+    """The sum over all processes, each of which has to ask; each value stays below 2**53."""
+    if jax.process_count() == 1:
+        return values
+    # As bytes: what is gathered passes the device, where 64 bits are cut to 32.
+    own = np.ascontiguousarray(values, np.int64).view(np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(own))
+    return gathered.view(np.int64).reshape(-1, *np.shape(values)).sum(axis=0)
+
+
 def united(values: Int[np.ndarray, " own"]) -> Int[np.ndarray, " all"]:
     """The sorted different values of all processes, each of which has to ask; below 2**31."""
     if jax.process_count() == 1:

@@ -1,14 +1,23 @@
 """What changes with the step: learning rate and teacher momentum."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Num
 
+Decay = Literal["cosine", "linear"]
+
 
 def learning_rate_schedule(
-    base: float, batch_size: int, warmup_steps: int, total_steps: int, end: float = 0.0
+    base: float,
+    batch_size: int,
+    warmup_steps: int,
+    total_steps: int,
+    end: float = 0.0,
+    decay: Decay = "cosine",
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then a cosine to the end.
+    """Linear warm-up from 0 to the peak, then a cosine, or a line, to the end.
 
     Both ends scale with the batch: the peak is ``base * batch_size / 256``, the end ``end *
     batch_size / 256``.
@@ -19,6 +28,7 @@ def learning_rate_schedule(
         warmup_steps: steps to the peak; a warm-up that is longer than the run is cut to it.
         total_steps: of the run.
         end: learning rate after the last step of a batch of 256 images.
+        decay: ``cosine`` or ``linear``.
 
     Raises:
         ValueError: if ``end`` exceeds ``base``.
@@ -30,10 +40,19 @@ def learning_rate_schedule(
             f"end={end} exceeds base={base}; the learning rate falls after its warm-up"
         )
     scale = batch_size / 256
+    warmup_steps = min(warmup_steps, total_steps - 1)
+    if decay == "linear":
+        return optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, base * scale, warmup_steps),
+                optax.linear_schedule(base * scale, end * scale, total_steps - warmup_steps),
+            ],
+            [warmup_steps],
+        )
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=base * scale,
-        warmup_steps=min(warmup_steps, total_steps - 1),
+        warmup_steps=warmup_steps,
         decay_steps=total_steps,
         end_value=end * scale,
     )

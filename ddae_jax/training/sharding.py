@@ -66,6 +66,16 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def local_replica(tree: PyTree) -> PyTree:
+    """Arrays that are spread over a mesh, whole on one device of this process.
+
+    All processes have to ask.
+    """
+    (mesh,) = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree)}
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
 def _spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     num_parts = mesh.shape["fsdp"]
     divisible = [axis for axis, size in enumerate(shape) if size % num_parts == 0]

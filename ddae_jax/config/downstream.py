@@ -1,0 +1,106 @@
+"""What goes together in the configs of what comes after pretraining, and what has no effect."""
+
+from ml_collections import ConfigDict
+
+from ddae_jax.config.ranges import Ignored, ignored_of_data, named_by_key
+from ddae_jax.models.vit import SIZES
+from ddae_jax.patches import patch_grid
+
+ARCHITECTURE = (
+    "size",
+    "patch_size",
+    "positions",
+    "relative_positions",
+    "layer_scale",
+    "has_key_bias",
+    "use_class_token",
+    "norms_embedding",
+    "activation",
+    "norm_epsilon",
+)
+"""Keys of ``model`` that ``init_from`` tells, where it is given."""
+
+
+def check_finetuning(config: ConfigDict) -> None:
+    """Raises ``ValueError`` for keys of a fine-tuning config that contradict each other."""
+    model = config.model
+    _check_downstream(config)
+    if not config.init_from:
+        if model.pool == "class_token" and not model.use_class_token:
+            raise ValueError("model.pool='class_token' needs model.use_class_token=True")
+        if model.is_frozen:
+            raise ValueError(
+                "model.is_frozen=True trains the head alone, on features of nothing: give what was "
+                "pretrained as init_from"
+            )
+    if config.from_scratch and model.is_frozen:
+        raise ValueError(
+            "from_scratch=True, model.is_frozen=True: features of an untrained network that stays "
+            "so; set one of them to False"
+        )
+
+
+def check_segmentation(config: ConfigDict) -> None:
+    """Raises ``ValueError`` for keys of a segmentation config that contradict each other."""
+    _check_downstream(config)
+    depths, depth = tuple(config.head.depths), SIZES[config.model.size].depth
+    is_known = not config.init_from  # else the depth is not told yet
+    if depths and (len(depths) != 4 or list(depths) != sorted(set(depths))):
+        raise ValueError(f"head.depths={depths}; four blocks, ascending, or () for L/3 to L")
+    if depths and is_known and depths[-1] > depth:
+        raise ValueError(
+            f"head.depths={depths}; model.size={config.model.size!r} has {depth} blocks"
+        )
+    if config.data.source == "digits":
+        raise ValueError(
+            "data.source='digits' has no annotations of pixels; set data.source to 'folder' or "
+            "'tfds'"
+        )
+    if not config.evaluation.scales:
+        raise ValueError("evaluation.scales=(); at least one, such as (1.0,)")
+    for stride, side in zip(config.evaluation.stride, config.model.image_size, strict=True):
+        if stride > side:
+            raise ValueError(
+                f"evaluation.stride={config.evaluation.stride} exceeds model.image_size="
+                f"{config.model.image_size}: pixels between two windows would not be seen"
+            )
+
+
+def _check_downstream(config: ConfigDict) -> None:
+    if not config.init_from:
+        with named_by_key(image_size="model.image_size", patch_size="model.patch_size"):
+            patch_grid(config.model.image_size, config.model.patch_size)
+    if config.batch_size % config.optimizer.micro_batches:
+        raise ValueError(
+            f"optimizer.micro_batches={config.optimizer.micro_batches} does not divide "
+            f"batch_size={config.batch_size}"
+        )
+
+
+def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:
+    """Which keys have no effect under which condition, and why."""
+    augment, is_lars = config.augment, config.optimizer.kind == "lars"
+    of_rand_augment = ("augment.num_operations", "augment.magnitude")
+    mixes = augment.mixup > 0 or augment.cutmix > 0
+    return [
+        (not config.init_from, ("init_encoder", "from_scratch"), "init_from is empty"),
+        (not augment.rand_augment, of_rand_augment, "augment.rand_augment=False"),
+        (not mixes, ("augment.mix_probability",), "augment.mixup=0 and augment.cutmix=0"),
+        (is_lars, ("optimizer.b",), "optimizer.kind='lars' has no such option"),
+        (config.model.is_frozen, ("optimizer.layer_decay",), "model.is_frozen=True"),
+        *ignored_of_data(config),
+    ]
+
+
+def ignored_in_segmentation(config: ConfigDict) -> list[Ignored]:
+    """Which keys have no effect under which condition, and why."""
+    is_linear = config.head.kind == "linear"
+    return [
+        (not config.init_from, ("init_encoder", "from_scratch"), "init_from is empty"),
+        (
+            is_linear,
+            ("head.width", "head.depths", "head.auxiliary_weight"),
+            "head.kind='linear' reads the last block alone",
+        ),
+        *ignored_of_data(config),
+    ]
