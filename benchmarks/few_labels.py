@@ -9,13 +9,11 @@ the better of two learning rates is taken, as the first seed has it. Started aga
 it stopped. Writes benchmarks/results/few_labels.json after each run, and prints a table.
 """
 
-import json
 import pathlib
-import subprocess
 import sys
 
-from benchmarks.environment import RESULTS, spread, store
-from ddae_jax.training.workdir import Workdir, read_json
+from benchmarks.downstream import backbone, recorded, scores_of
+from benchmarks.environment import spread, store
 
 NAME = "few_labels"
 SEEDS = (0, 1, 2)
@@ -39,8 +37,7 @@ BEGINNINGS = {
 
 def main(pretrained: str, folder: str, data_dir: str) -> None:
     """Runs what has not been run, and stores and prints what all have come to."""
-    path = RESULTS / f"{NAME}.json"
-    runs = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    runs = recorded(NAME)
     common = OPTIONS | {"init_from": pretrained, "data.data_dir": data_dir}
 
     def top1(share: float, beginning: str, rate: float, seed: int) -> float:
@@ -54,8 +51,9 @@ def main(pretrained: str, folder: str, data_dir: str) -> None:
                 "seed": seed,
             }
             workdir = pathlib.Path(folder) / name.replace(" ", "_")
-            finetune(workdir, common | BEGINNINGS[beginning] | changes)
-            runs[name] = read_json(Workdir(workdir).scores)["top1"]
+            options = common | BEGINNINGS[beginning] | changes
+            config = "configs/cifar10_finetune.py"
+            runs[name] = scores_of("finetune", config, workdir, options)["top1"]
             store(NAME, {"backbone": backbone(pretrained), "options": OPTIONS, "runs": runs})
         return runs[name]
 
@@ -69,21 +67,6 @@ def main(pretrained: str, folder: str, data_dir: str) -> None:
     store(NAME, stored | {"table": table, "runs": runs})
     for name, row in table.items():
         print(f"{name:20s} {row}")
-
-
-def finetune(workdir: pathlib.Path, options: dict) -> None:
-    """One run of configs/cifar10_finetune.py."""
-    command = [sys.executable, "-m", "ddae_jax.finetune", f"--workdir={workdir}"]
-    command += ["--config=configs/cifar10_finetune.py"]
-    command += [f"--config.{key}={value}" for key, value in options.items()]
-    subprocess.run(command, check=True)
-
-
-def backbone(workdir: str) -> dict:
-    """What the encoder was pretrained by."""
-    config = Workdir(workdir).read_config()
-    told = {key: config[key] for key in ("method", "epochs", "batch_size", "seed")}
-    return told | {"size": config["model"]["size"], "supervision": config["supervision"]["mode"]}
 
 
 if __name__ == "__main__":
