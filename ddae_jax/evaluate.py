@@ -57,6 +57,8 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     define("string", "out", None, "File that features are written to: .npz or .parquet (embed).")
     define("string", "images", None, "Folder of images, instead of the run's data (embed).")
     define("string", "split", None, "Of the run's data; its test split by default (embed, ...).")
+    define("list", "scales", [], "Of the image, by commas; results are averaged (segmentation).")
+    define("bool", "flip", False, "Average results of the mirror image in (segmentation).")
     define("string", "data_dir", None, "Where the data is now, if it has moved.")
     define("bool", "distributed", False, "One of several processes: join the others first.")
 

@@ -10,6 +10,7 @@ from ddae_jax.tasks.accuracy import classify, depths, few_shot
 from ddae_jax.tasks.classification import classification
 from ddae_jax.tasks.embed import embed
 from ddae_jax.tasks.locality import attention_distance
+from ddae_jax.tasks.segmentation import segmentation
 
 TASKS: Mapping[str, Callable[[absl_flags.FlagValues], tuple[str, dict]]] = MappingProxyType(
     {
@@ -20,6 +21,7 @@ TASKS: Mapping[str, Callable[[absl_flags.FlagValues], tuple[str, dict]]] = Mappi
         "attention_distance": attention_distance,
         "embed": embed,
         "classification": classification,
+        "segmentation": segmentation,
     }
 )
 """What can be evaluated: from the flags to a table, and to what is printed as JSON."""

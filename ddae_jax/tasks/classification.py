@@ -1,6 +1,5 @@
 """The task classification: what a fine-tuned network reaches on its test split."""
 
-import jax
 from absl import flags as absl_flags
 
 from ddae_jax import build
@@ -8,10 +7,8 @@ from ddae_jax.evaluation.classification import score
 from ddae_jax.evaluation.confusion_figure import confusion_figure, worst_classes
 from ddae_jax.finetune import build_task
 from ddae_jax.finetuning_watch import build_count, class_names, plain_scores
-from ddae_jax.tasks.runs import draw, open_run, where_the_data_is
+from ddae_jax.tasks.runs import draw, open_run, restore_labelled, where_the_data_is
 from ddae_jax.training.agreement import all_or_none
-from ddae_jax.training.checkpoint import Checkpoints, abstract
-from ddae_jax.training.sharding import state_sharding
 
 _NUM_SHOWN = 5
 
@@ -25,20 +22,10 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         )
     config, mesh = run.config, run.mesh
     task = build_task(config, source.num_classes)
-
-    def init() -> dict:
-        params = task.init(jax.random.key(0), config.data.channels)
-        return {"params": params, "teacher": task.teacher_of(params)}
-
-    shapes = jax.eval_shape(init)
-    wanted = abstract(shapes, state_sharding(mesh, shapes))
-    with Checkpoints(run.workdir.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.existing_step(flags.step)
-        state = checkpoints.restore_part(wanted, step)
-    teacher = {name: state["teacher"].get(name, {}) for name in shapes["teacher"]}
+    variables, step = restore_labelled(run, task, flags.step)
     count = build_count(config, task, source.num_classes, mesh)
     batches = build.build_eval_batches(config, source, mesh, flags.limit or None)
-    scores = score(count, (state["params"], teacher), batches, mesh)
+    scores = score(count, variables, batches, mesh)
     names = class_names(source)
     figure = draw(run.workdir.figures / "confusion.png", confusion_figure, scores.confusion, names)
     result = {"task": "classification", "step": step, **plain_scores(scores, names)}

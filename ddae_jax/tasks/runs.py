@@ -9,11 +9,14 @@ from typing import TypeVar
 import jax
 from absl import flags as absl_flags
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.training.sharding import make_mesh
+from ddae_jax.methods.labelled import LabelledTask
+from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.sharding import make_mesh, state_sharding
 from ddae_jax.training.workdir import Workdir
 
 _log = logging.getLogger(__name__)
@@ -66,6 +69,25 @@ def open_run(path: str, flag: str, flags: absl_flags.FlagValues, job: str = "pre
     except ValueError as error:
         raise ValueError(f"--{flag}={workdir.path}: {error}") from None
     return Run(workdir, config, make_mesh(**config.mesh))
+
+
+def restore_labelled(
+    run: Run, task: LabelledTask, step: int | None
+) -> tuple[tuple[PyTree, PyTree], int]:
+    """Parameters and teacher of a network that learned from labels, and the step they are of."""
+
+    def init() -> dict:
+        params = task.init(jax.random.key(0), run.config.data.channels)
+        return {"params": params, "teacher": task.teacher_of(params)}
+
+    shapes = jax.eval_shape(init)
+    wanted = abstract(shapes, state_sharding(run.mesh, shapes))
+    with Checkpoints(run.workdir.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.existing_step(step)
+        state = checkpoints.restore_part(wanted, step)
+    # What is empty is not stored.
+    teacher = {name: state.get("teacher", {}).get(name, {}) for name in shapes["teacher"]}
+    return (state["params"], teacher), step
 
 
 def where_the_data_is(build_images: Callable[..., Images], *arguments, **options) -> Images:
