@@ -19,6 +19,7 @@ def get_config(supervision: str = "last") -> ConfigDict:
     """The recipe of BEiT, twice as long; patches of block 9 are aggregated by two blocks."""
     config = imagenet_beit_vit_b16.get_config(supervision, method="beit2")
     config.epochs = 1600.0
+    config.data.crop_scale = (0.2, 1.0)
     config.targets.aggregation_blocks = 2
     config.targets.aggregated_patches_from = 9
     return config

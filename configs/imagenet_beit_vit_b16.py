@@ -25,5 +25,6 @@ def get_config(supervision: str = "last", method: str = "beit") -> ConfigDict:
     config.optimizer.learning_rate = 1.875e-4  # 1.5e-3 for 2048 images
     config.optimizer.end_learning_rate = 1.25e-6
     config.optimizer.b2 = 0.999
+    config.data.crop_scale = (0.08, 1.0)
     config.checkpoint.keep_every = 100
     return config

@@ -17,6 +17,7 @@ def get_config(supervision: str = "last") -> ConfigDict:
     """The paper's recipe for images."""
     config = imagenet.get_config(f"maskfeat,{supervision}")
     config.epochs = 1600.0
+    config.model.positions = "learned"
     config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup_epochs = 30.0
     config.optimizer.b2 = 0.999

@@ -100,7 +100,8 @@ def update_codebook(
     codes = jnp.where(counts[:, None] > 0, moved, codebook.codes)
     usage = decay * codebook.usage + (1 - decay) * counts / counts.sum()
     is_dead = usage < revive_below / num_codes
-    chosen = vectors[jax.random.randint(key, (num_codes,), 0, vectors.shape[0])]
+    count = vectors.shape[0]
+    chosen = vectors[jax.random.permutation(key, count)[jnp.arange(num_codes) % count]]
     usage = jnp.where(is_dead, 1 / num_codes, usage)
     return Codebook(jnp.where(is_dead[:, None], chosen, codes), usage / usage.sum())
 

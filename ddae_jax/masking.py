@@ -10,7 +10,7 @@ from ddae_jax.patches import Grid
 
 
 def num_masked_patches(grid: Grid, mask_ratio: float, unit: int = 1) -> int:
-    """How many of the grid's patches a mask ratio hides: the nearest whole number of units.
+    """How many of the grid's patches a mask ratio hides, in whole units.
 
     A unit is a square of ``unit`` x ``unit`` patches (see :func:`random_mask`).
 
@@ -23,7 +23,9 @@ def num_masked_patches(grid: Grid, mask_ratio: float, unit: int = 1) -> int:
         )
     h, w = _unit_grid(grid, unit)
     total = h * w * unit**2
-    num_masked = round(mask_ratio * h * w) * unit**2
+    # Single patches are rounded, larger units rounded up, as the authors of SimMIM do it.
+    num_units = round(mask_ratio * h * w) if unit == 1 else math.ceil(mask_ratio * h * w - 1e-9)
+    num_masked = num_units * unit**2
     if not 0 < num_masked < total:
         kept = "no visible" if num_masked else "no hidden"
         raise ValueError(

@@ -271,7 +271,9 @@ class PretrainingWatch:
         self._schedule = schedule
         self._knn = KnnMonitor.from_config(config, method, mesh)
         self._report = ReportWriter(config, workdir, method, source, schedule.total_steps, mesh)
-        self._collapse = CollapseWatch(config.tokenizer.min_perplexity)
+        # A small codebook is not collapsed for having few codes.
+        least = min(config.tokenizer.min_perplexity, config.tokenizer.num_codes / 4)
+        self._collapse = CollapseWatch(least)
 
     def baselines(self) -> Mapping[str, float]:
         """What k-NN reaches without training, if it is asked for."""

@@ -99,10 +99,6 @@ def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
         params = _only(found.params, module, channels, place)
         return Pretrained(_describe(module, place), module, params, found.mean, found.std)
     workdir, theirs = _read_run(place, "init_from")
-    if theirs.job != "pretrain":
-        raise ValueError(
-            f"init_from={path!r} is a run of ddae_jax.{theirs.job}; give one of ddae_jax.pretrain"
-        )
     theirs.evaluation.encoder = encoder
     if encoder == "teacher" and not has_momentum_encoder(theirs):
         raise ValueError(f"init_encoder='teacher': the run in {path} has no teacher")
@@ -304,5 +300,10 @@ def _read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
             f"{workdir.config.name} and no model.safetensors in it"
         )
     config = from_plain(stored, workdir.config)
+    if config.job != "pretrain":
+        raise ValueError(
+            f"{key}={str(folder)!r} is a run of ddae_jax.{config.job}; give one of "
+            "ddae_jax.pretrain"
+        )
     check_config(config)
     return workdir, config

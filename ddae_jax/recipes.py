@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.keys import flatten
-from ddae_jax.methods import find_method
+from ddae_jax.config.keys import defaults_by_key, flatten
+from ddae_jax.methods import find_method, options_of
 from ddae_jax.methods.supervision import check_mode
 
 _BEIT = {
@@ -56,16 +56,30 @@ number of codes.
 
 
 def departures(config: ConfigDict) -> list[str]:
-    """One line for each key in which a config differs from its method's recipe.
+    """One line for each key in which a config differs from its method as published.
 
-    Empty also for what has no recipe.
+    Looked at are input, mask, targets, and what else its recipe names; where that is silent about
+    one of them, it means the default. Ratios may differ by a twentieth, which rounding to patches
+    does too. Empty for what has no recipe.
     """
-    flat = flatten(config)
-    return [
-        f"{key}={flat[key]!r}, not {value!r}"
-        for key, value in _recipe(config).items()
-        if flat[key] != value
-    ]
+    if not RECIPES.get(config.method):
+        return []
+    flat, defaults = flatten(config), defaults_by_key()
+    known = dict.fromkeys(key for recipe in RECIPES.values() for key in recipe)
+    options = options_of(config.method)
+    found = []
+    for key in known:
+        section, _, name = key.partition(".")
+        is_architecture = section == "model" and name != "encoder_input"
+        if is_architecture and key not in RECIPES[config.method]:
+            continue
+        if section == "supervision" or (section == "targets" and name not in options):
+            continue
+        published = RECIPES[config.method].get(key, defaults[key])
+        is_near = key == "mask.ratio" and abs(flat[key] - published) <= published / 20
+        if flat[key] != published and not is_near:
+            found.append(f"{key}={flat[key]!r}, not {published!r}")
+    return found
 
 
 def use_recipe(config: ConfigDict, cell: str) -> None:

@@ -68,6 +68,18 @@ def test_a_dead_code_becomes_a_vector_of_the_batch():
     np.testing.assert_array_equal(left.codes[3], codebook.codes[3])
 
 
+def test_no_two_dead_codes_become_the_same_vector():
+    vectors = unit_vectors(jax.random.normal(jax.random.key(0), (64, 4)))
+    codes = -jnp.broadcast_to(vectors[0], (64, 4))  # none of which is nearest to anything
+    codebook = Codebook(codes, jnp.full(64, 1e-6))
+    indices = jnp.zeros(64, jnp.int32)
+    found = update_codebook(
+        jax.random.key(1), codebook, vectors, indices, decay=0.99, revive_below=0.1
+    )
+    revived = np.asarray(found.codes)[1:]
+    assert len(np.unique(revived.round(5), axis=0)) == 63
+
+
 def test_k_means_finds_clusters_that_are_there():
     centres = np.eye(5)[:4]
     noise = np.random.default_rng(0).normal(0, 0.05, (4, 60, 5))

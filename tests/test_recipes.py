@@ -153,6 +153,21 @@ def test_a_method_without_its_recipe_is_told_apart_from_the_published_one(method
     assert bool(found) == (method in ("mae", "simmim", "maskfeat", "beit", "beit2"))
     if method == "mae":
         assert found == ["model.encoder_input='full', not 'visible'"]
+    if method == "simmim":
+        assert "targets.normalize_pixels=True, not False" in found
+
+
+@pytest.mark.parametrize("method", ["mae", "simmim", "maskfeat", "beit", "beit2"])
+def test_each_papers_own_config_is_the_published_method(method):
+    path = tiny.ROOT / "configs" / f"imagenet_{method}_vit_b16.py"
+    for supervision in ("", ":deep_dynamic"):
+        assert departures(command.load_config(f"{path}{supervision}")) == []
+
+
+def test_a_mask_in_units_that_is_not_the_method_s_is_told():
+    config = config_of("mae,last")
+    config.mask.unit = 2
+    assert departures(config) == ["mask.unit=2, not 1"]
 
 
 def test_a_config_that_takes_no_cell_says_which_do():

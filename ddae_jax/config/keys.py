@@ -91,7 +91,8 @@ def pretrain_defaults() -> ConfigDict:
     config.tokenizer.decay = 0.99  # of the codebook's moving averages
     config.tokenizer.commitment = 1.0  # weight of the loss that draws vectors to codes
     config.tokenizer.revive_below = 0.1  # dead is a code of less than this share of mean usage
-    config.tokenizer.min_perplexity = 16.0  # less than this for long is warned of; 0 for never
+    # Less than this, or a quarter of the codes, for long is warned of; 0 for never.
+    config.tokenizer.min_perplexity = 16.0
 
     config.supervision = ConfigDict()
     config.supervision.mode = "deep_dynamic"

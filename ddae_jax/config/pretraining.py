@@ -7,6 +7,7 @@ from ddae_jax.config.ranges import Ignored, ignored_of_data, named_by_key
 from ddae_jax.masking import num_masked_patches
 from ddae_jax.methods import METHODS, options_of
 from ddae_jax.methods.supervision import supervised_depths
+from ddae_jax.methods.targets import check_cells
 from ddae_jax.models.vit import SIZES
 from ddae_jax.patches import patch_grid
 
@@ -153,11 +154,9 @@ def _check_method(config: ConfigDict) -> None:
             "method='vqkd' learns from a teacher: give the workdir of an earlier run, or a folder "
             "with model.safetensors, as tokenizer.teacher"
         )
-    if "hog_cell" in _options(config) and model.patch_size % targets.hog_cell:
-        raise ValueError(
-            f"targets.hog_cell={targets.hog_cell} does not divide model.patch_size="
-            f"{model.patch_size}"
-        )
+    if "hog_cell" in _options(config):
+        with named_by_key(hog_cell="targets.hog_cell", patch_size="model.patch_size"):
+            check_cells(model.patch_size, targets.hog_cell)
     weights = {"pixel_weight", "feature_weight"} & _options(config)
     if weights and not any(targets[name] for name in weights):
         raise ValueError(

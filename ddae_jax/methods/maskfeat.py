@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from ddae_jax.methods.method import Method, Objective, make_method
-from ddae_jax.methods.targets import hog_targets, squared_error
+from ddae_jax.methods.targets import check_cells, hog_targets, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
@@ -52,11 +52,7 @@ def maskfeat(
             "predicted_histograms": histograms(predictions["hog"]),
         }
 
-    if hog_cell < 1 or encoder.patch_size % hog_cell:
-        raise ValueError(
-            f"hog_cell={hog_cell}; a patch of {encoder.patch_size} pixels is not made of whole "
-            "cells: give a divisor of its side"
-        )
+    check_cells(encoder.patch_size, hog_cell)
     cells = encoder.patch_size // hog_cell
     width = cells**2 * channels * _NUM_ORIENTATIONS
     return make_method(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from ddae_jax.masking import visible_indices
 from ddae_jax.methods.supervision import DeepDynamicSupervision
 from ddae_jax.methods.trainable import Images, Mask, Predictions
+from ddae_jax.models.attention import RelativePositionBias
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.transformer import block_class
@@ -61,9 +62,15 @@ class Student(nn.Module):
     def setup(self):
         self.head = Dense(sum(self.output_widths.values()), dtype=self.encoder.dtype)
         block = block_class(self.encoder.rematerialization)
+        num_blocks = self.aggregation.num_blocks if self.aggregation else 0
         self.aggregation_blocks = [
             block(**self.encoder.block_options, drop_path_rate=self.encoder.drop_path_rate)
-            for _ in range(self.aggregation.num_blocks if self.aggregation else 0)
+            for _ in range(num_blocks)
+        ]
+        # Each has positions of its own where each block of the encoder has.
+        self.aggregation_positions = [
+            RelativePositionBias(**self.encoder.position_options)
+            for _ in range(num_blocks * (self.encoder.relative_positions == "per_block"))
         ]
 
     def predict(
@@ -102,8 +109,10 @@ class Student(nn.Module):
         tokens = jnp.concatenate(
             [found[depths[-1]][:, :1], found[self.aggregation.patches_from][:, 1:]], axis=1
         )
-        for block in self.aggregation_blocks:
-            tokens = block(tokens, is_training, self.encoder.attention_bias())
+        shared = self.encoder.attention_bias()
+        own = [bias() for bias in self.aggregation_positions] or itertools.repeat(shared)
+        for block, bias in zip(self.aggregation_blocks, own, strict=False):
+            tokens = block(tokens, is_training, bias)
         patches = jnp.stack([*(found[d] for d in depths), tokens])[:, :, 1:]
         return self.encoder.norm(patches)
 

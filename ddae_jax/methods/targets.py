@@ -63,12 +63,18 @@ def hog_targets(
 
     Source: Wei et al. 2022, MaskFeat, section 3.
     """
-    if cell_size < 1 or patch_size % cell_size:
-        raise ValueError(
-            f"hog_cell={cell_size}; a patch of {patch_size} pixels is not made of whole cells"
-        )
+    check_cells(patch_size, cell_size)
     cells = hog(images, cell_size)
     return patchify(cells.reshape(*cells.shape[:3], -1), patch_size // cell_size)
+
+
+def check_cells(patch_size: int, hog_cell: int) -> None:
+    """Raises ``ValueError`` unless a patch is made of whole cells; sides in pixels."""
+    if hog_cell < 1 or patch_size % hog_cell:
+        raise ValueError(
+            f"hog_cell={hog_cell} does not divide patch_size={patch_size}: a patch is made of "
+            "whole cells"
+        )
 
 
 def cross_entropy(

@@ -105,7 +105,7 @@ class VqKd:
     num_codes: int = 8192
     decay: float = 0.99
     commitment: float = 1.0
-    revive_below: float = 0.01
+    revive_below: float = 0.1
 
     has_momentum_encoder = False
     objectives = ()

@@ -33,8 +33,9 @@ class Tokenizer(nn.Module):
 
     def setup(self):
         width, dtype = self.encoder.width, self.encoder.dtype
-        self.code_hidden = Dense(width, dtype=dtype)
-        self.code_projection = Dense(self.code_width, dtype=dtype)
+        # In float32: in bfloat16 some vectors would have another nearest code.
+        self.code_hidden = Dense(width)
+        self.code_projection = Dense(self.code_width)
         self.feature_hidden = Dense(self.decoder.width, dtype=dtype)
         self.feature_projection = Dense(self.teacher_width, dtype=dtype)
 
@@ -48,7 +49,7 @@ class Tokenizer(nn.Module):
         self, images: Float[Array, "batch height width channels"], is_training: bool = False
     ) -> Float[Array, "batch patches code_width"]:
         """A unit vector for each patch, float32."""
-        patches = self.encoder(images, is_training=is_training).patches[0]
+        patches = self.encoder(images, is_training=is_training).patches[0].astype(jnp.float32)
         return unit_vectors(self.code_projection(jnp.tanh(self.code_hidden(patches))))
 
     def decode(

@@ -126,10 +126,24 @@ class ViT(nn.Module):
             "dtype": self.dtype,
         }
 
+    @property
+    def position_options(self) -> dict[str, Any]:
+        """Arguments of :class:`ddae_jax.models.attention.RelativePositionBias`."""
+        return {
+            "grid": self.grid,
+            "has_class_token": self.use_class_token,
+            "num_heads": self.num_heads,
+        }
+
     def setup(self):
+        if self.relative_positions not in ("none", "shared", "per_block"):
+            raise ValueError(
+                f"relative_positions={self.relative_positions!r}; known: 'none', 'shared', "
+                "'per_block'"
+            )
         self.norm = layer_norm(self.dtype, self.norm_epsilon)
         if self.relative_positions == "shared":
-            self.shared_bias = RelativePositionBias(self.grid, self.use_class_token, self.num_heads)
+            self.shared_bias = RelativePositionBias(**self.position_options)
 
     @nn.compact
     def __call__(
@@ -177,12 +191,8 @@ class ViT(nn.Module):
         for index in range(self.depth if self.is_initializing() else max(depths)):
             bias = shared_bias
             if self.relative_positions == "per_block":
-                bias = RelativePositionBias(
-                    self.grid,
-                    self.use_class_token,
-                    self.num_heads,
-                    name=f"relative_positions_{index + 1:02d}",
-                )()
+                name = f"relative_positions_{index + 1:02d}"
+                bias = RelativePositionBias(**self.position_options, name=name)()
             tokens = block(
                 **self.block_options,
                 drop_path_rate=self.drop_path_rate * index / max(self.depth - 1, 1),

@@ -13,6 +13,7 @@ from ddae_jax.interop.encoders import transformers_encoder
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.targets import cross_entropy
 from ddae_jax.methods.vqkd import TrainedTokenizer
+from ddae_jax.models.attention import RelativePositionBias
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.transformer import Block, layer_norm
@@ -174,6 +175,9 @@ def test_beit2_reads_out_the_last_class_token_beside_earlier_patches(relative):
         bias = encoder.apply(of_encoder, method="attention_bias")
     for index in range(2):
         block = {"params": params[f"aggregation_blocks_{index}"]}
+        if relative == "per_block":
+            own = {"params": params[f"aggregation_positions_{index}"]}
+            bias = RelativePositionBias(**encoder.position_options).apply(own)
         joined = Block(**encoder.block_options).apply(block, joined, False, bias)
     norm = {"params": params["encoder"]["norm"]}
     both = layer_norm(jnp.float32).apply(norm, jnp.stack([tokens[1], joined])[:, :, 1:])

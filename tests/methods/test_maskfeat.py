@@ -58,5 +58,5 @@ def test_its_own_options_are_told_by_name():
 
 @pytest.mark.parametrize("cell", [3, 16, 0])
 def test_a_cell_that_does_not_divide_the_patch_is_refused(cell):
-    with pytest.raises(ValueError, match=f"hog_cell={cell}; a patch of 8 pixels"):
+    with pytest.raises(ValueError, match=f"hog_cell={cell} does not divide patch_size=8"):
         method(hog_cell=cell)
