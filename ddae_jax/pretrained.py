@@ -57,6 +57,21 @@ def restore_encoder(
     return _encoder_of(restored), step, saved_at
 
 
+def restore_params(workdir: Workdir, shapes: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+    """Those of a student's parameters that are asked for, whole in this process, and their step.
+
+    Args:
+        workdir: of the run.
+        shapes: of these parameters, a part of all.
+        step: of the checkpoint; the latest by default.
+
+    Raises as :meth:`ddae_jax.training.checkpoint.Checkpoints.restore_part` does.
+    """
+    with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
+        step = checkpoints.existing_step(step)
+    return _restore_part(workdir, {"params": shapes}, step)["params"], step
+
+
 class Pretrained(NamedTuple):
     """An encoder to go on with.
 
@@ -275,11 +290,12 @@ def _encoder_of(part: PyTree) -> PyTree:
     return part["teacher"] if "teacher" in part else part["params"]["encoder"]
 
 
-def _restore_part(workdir: Workdir, wanted: PyTree) -> PyTree:
-    """Arrays of a run's latest checkpoint, whole in this process's memory."""
+def _restore_part(workdir: Workdir, wanted: PyTree, step: int | None = None) -> PyTree:
+    """Arrays of a run's checkpoint, the latest by default, whole in this process's memory."""
     sharding = jax.tree.map(lambda _: replicated(make_mesh()), wanted)
     with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        return jax.tree.map(np.asarray, checkpoints.restore_part(abstract(wanted, sharding)))
+        restored = checkpoints.restore_part(abstract(wanted, sharding), step)
+    return jax.tree.map(np.asarray, restored)
 
 
 def _folder(path: str, key: str, what: str) -> pathlib.Path:

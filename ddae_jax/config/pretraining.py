@@ -64,7 +64,7 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
             else f"method={method!r} has no teacher",
         ),
         (
-            "pixel_weight" in _options(config) and not _predicts_pixels(config),
+            "pixel_weight" in _options(config) and not predicts_pixels(config),
             ("targets.normalize_pixels",),
             "targets.pixel_weight=0 leaves out the pixels",
         ),
@@ -93,7 +93,8 @@ def _options(config: ConfigDict) -> frozenset[str]:
     return options_of(config.method) if config.method in METHODS else frozenset()
 
 
-def _predicts_pixels(config: ConfigDict) -> bool:
+def predicts_pixels(config: ConfigDict) -> bool:
+    """Whether pixels are among what the run predicts."""
     options = _options(config)
     if "pixel_weight" in options:
         return config.targets.pixel_weight > 0
@@ -121,7 +122,7 @@ def _check_model(config: ConfigDict) -> None:
             "model.encoder_input='visible' encodes some; set one of them to 'none' or 'full'"
         )
     is_one_value = model.patch_size**2 * config.data.channels == 1
-    if is_one_value and config.targets.normalize_pixels and _predicts_pixels(config):
+    if is_one_value and config.targets.normalize_pixels and predicts_pixels(config):
         raise ValueError(
             "model.patch_size=1, data.channels=1: a patch of one value cannot be normalised; "
             "raise one of them, or set targets.normalize_pixels=False"

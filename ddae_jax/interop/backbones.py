@@ -165,8 +165,9 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], weights: Weights
     options = {
         "num_heads": num_heads,
         "image_size": _pair(size, folder / "config.json", "pretrained_cfg.input_size"),
-        "activation": "quick_gelu" if "quickgelu" in architecture else "gelu",
+        "activation": _activation_of_timm(arguments, architecture, folder),
         "norm_epsilon": 1e-5 if "clip" in architecture else 1e-6,
+        "layer_scale": arguments.get("init_values"),
     }
     where = f"{folder / 'config.json'}: pretrained_cfg"
     return _finish(
@@ -175,6 +176,18 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], weights: Weights
         _statistics(trained_on, "mean", where),
         _statistics(trained_on, "std", where),
     )
+
+
+def _activation_of_timm(
+    arguments: Mapping[str, Any], architecture: str, folder: pathlib.Path
+) -> str:
+    told = arguments.get("act_layer", "quick_gelu" if "quickgelu" in architecture else "gelu")
+    if told not in _ACTIVATIONS.values():
+        raise ValueError(
+            f"{folder / 'config.json'}: act_layer={told!r}; known activations are "
+            f"{', '.join(map(repr, dict.fromkeys(_ACTIVATIONS.values())))}"
+        )
+    return told
 
 
 def _from_transformers(
@@ -198,6 +211,7 @@ def _from_transformers(
         "activation": _ACTIVATIONS[activation],
         "image_size": _pair(config.get("image_size"), folder / "config.json", "image_size"),
         "norm_epsilon": config.get("layer_norm_eps", 1e-12),
+        "layer_scale": config.get("layer_scale_init_value"),
     }
     return _finish(
         options, params, _statistics(seen, "image_mean", file), _statistics(seen, "image_std", file)
@@ -207,7 +221,10 @@ def _from_transformers(
 def _finish(
     options: dict[str, Any], params: Tree, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Backbone:
-    return Backbone(options | describe_encoder(params, len(mean)), params, mean, std)
+    told = describe_encoder(params, len(mean))
+    if told["layer_scale"] is None or not options["layer_scale"]:
+        del options["layer_scale"]
+    return Backbone(told | options, params, mean, std)
 
 
 def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Encoders of other libraries, as parameters of :class:`ddae_jax.models.vit.ViT`.
 
 Each stores one flat dict of arrays, and has a table here: its names as patterns, and where and how
-such an array lies in the tree. What no pattern knows is named in an error.
+such an array lies in the tree. What no pattern knows is named in an error. By the same tables
+:mod:`ddae_jax.interop.writing` writes.
 """
 
 import re
@@ -22,7 +23,8 @@ class Rule(NamedTuple):
     """Arrays whose names match ``pattern`` lie at ``path``, after ``change``.
 
     ``{}`` in the path is the pattern's group, a block's number, counted from 1. A path of None
-    leaves the array out.
+    leaves the array out. Where a table is written by too, a pattern has names, groups of
+    alternatives and optional parts, no more: written is the last alternative, and what is optional.
     """
 
     pattern: str
@@ -61,7 +63,7 @@ def timm_encoder(weights: Weights) -> Tree:
     Raises :class:`UnknownWeights`.
     """
     own = {name: a for name, a in weights.items() if name not in _of_official_decoder(weights)}
-    return _finish(convert(own, _TIMM))
+    return _finish(convert(own, TIMM))
 
 
 def official_mae(weights: Weights) -> Tree:
@@ -104,7 +106,7 @@ def transformers_encoder(weights: Weights, prefix: str) -> Tree:
     """
     own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     beside = {k: v for k, v in weights.items() if k.startswith("layernorm.")}
-    return _finish(convert(own | beside, _TRANSFORMERS))
+    return _finish(convert(own | beside, TRANSFORMERS))
 
 
 def transformers_mae(weights: Weights) -> Tree:
@@ -116,7 +118,7 @@ def transformers_mae(weights: Weights) -> Tree:
     Raises :class:`UnknownWeights`.
     """
     decoder = {k: v for k, v in weights.items() if k.startswith("decoder.")}
-    tree = _finish(convert(decoder, _MAE_DECODER))
+    tree = _finish(convert(decoder, MAE_DECODER))
     head = tree.pop("head")
     return {"encoder": transformers_encoder(weights, "vit."), "decoder": tree, "head": head}
 
@@ -160,17 +162,24 @@ def _join_qkv(attention: Tree) -> None:
         attention["query_bias"], _, attention["value_bias"] = biases
 
 
-def _flat(array: np.ndarray) -> np.ndarray:
+def flat(array: np.ndarray) -> np.ndarray:
+    """A token without axes of one."""
     return array.reshape(array.shape[-1])
 
 
-def _transposed(array: np.ndarray) -> np.ndarray:
+def transposed(array: np.ndarray) -> np.ndarray:
+    """(out, in) -> (in, out), or back."""
     return np.ascontiguousarray(array.T)
 
 
-def _from_convolution(array: np.ndarray) -> np.ndarray:
+def from_convolution(array: np.ndarray) -> np.ndarray:
     """(width, channels, rows, columns) -> (rows * columns * channels, width)."""
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]))
+
+
+def without_batch(array: np.ndarray) -> np.ndarray:
+    """What is alike for all images, without their axis."""
+    return array[0]
 
 
 def _rows_by_width(array: np.ndarray) -> np.ndarray:
@@ -186,7 +195,7 @@ def _to_heads(array: np.ndarray) -> np.ndarray:
 def layer(theirs: str, ours: str) -> tuple[Rule, Rule]:
     """The rules of an affine layer, by a pattern of its name there and its path here."""
     return (
-        Rule(rf"{theirs}\.weight", f"{ours}/kernel", _transposed),
+        Rule(rf"{theirs}\.weight", f"{ours}/kernel", transposed),
         Rule(rf"{theirs}\.bias", f"{ours}/bias"),
     )
 
@@ -207,29 +216,37 @@ _TIMM_BLOCK = (
     *layer(r"blocks\.(\d+)\.mlp\.fc2", "block_{}/mlp_out"),
 )
 
-_TIMM = (
-    Rule(r"cls_token", "class_token", _flat),
-    Rule(r"mask_token", "mask_token", _flat),
-    Rule(r"pos_embed", "all_positions", lambda array: array[0]),
-    Rule(r"patch_embed\.proj\.weight", "patch_embedding/kernel", _from_convolution),
+SCALES_OF_TIMM_VIT, SCALES_OF_TIMM_BEIT = (
+    (
+        Rule(rf"blocks\.(\d+)\.{of_attention}", "block_{}/attention_scale"),
+        Rule(rf"blocks\.(\d+)\.{of_mlp}", "block_{}/mlp_scale"),
+    )
+    for of_attention, of_mlp in ((r"ls1\.gamma", r"ls2\.gamma"), ("gamma_1", "gamma_2"))
+)
+
+TIMM = (
+    Rule(r"cls_token", "class_token", flat),
+    Rule(r"mask_token", "mask_token", flat),
+    Rule(r"pos_embed", "all_positions", without_batch),
+    Rule(r"patch_embed\.proj\.weight", "patch_embedding/kernel", from_convolution),
     Rule(r"patch_embed\.proj\.bias", "patch_embedding/bias"),
     *_TIMM_BLOCK,
     Rule(r"blocks\.(\d+)\.attn\.q_bias", "block_{}/attention/query_bias"),
     Rule(r"blocks\.(\d+)\.attn\.v_bias", "block_{}/attention/value_bias"),
     Rule(r"blocks\.\d+\.attn\.k_bias", None),  # always 0
-    Rule(r"blocks\.(\d+)\.(?:gamma_1|ls1\.gamma)", "block_{}/attention_scale"),
-    Rule(r"blocks\.(\d+)\.(?:gamma_2|ls2\.gamma)", "block_{}/mlp_scale"),
+    *SCALES_OF_TIMM_VIT,
+    *SCALES_OF_TIMM_BEIT,
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", "relative_positions_{}/table"),
     Rule(r"rel_pos_bias\.relative_position_bias_table", "shared_bias/table"),
     Rule(r".*relative_position_index", None),  # follows from the grid
     *_norm(r"norm_pre", "embedding_norm"),
-    *_norm(r"(?:fc_)?norm", "norm"),
+    *_norm(r"(?:fc_norm|norm)", "norm"),
     Rule(r"(?:head|fc)\..*", None),
     Rule(r"(?:lm_head|cls_pt_layers)\..*", None),  # BEiT's, for pretraining only
 )
 
 _OFFICIAL_MAE_DECODER = (
-    Rule(r"mask_token", "mask_token", _flat),
+    Rule(r"mask_token", "mask_token", flat),
     Rule(r"decoder_pos_embed", None),  # sine-cosine, as this package's decoder has it
     *layer(r"decoder_embed", "embedding"),
     *(rule._replace(pattern=f"decoder_{rule.pattern}") for rule in _TIMM_BLOCK),
@@ -237,36 +254,38 @@ _OFFICIAL_MAE_DECODER = (
     *layer(r"decoder_pred", "head"),
 )
 
-_BLOCK_OF_TRANSFORMERS = r"(?:encoder\.layer|layers|decoder_layers|decoder_encoder\.layer)\.(\d+)\."
 
-_TRANSFORMERS_BLOCK = (
-    *_norm(_BLOCK_OF_TRANSFORMERS + "layernorm_before", "block_{}/attention_norm"),
-    *_norm(_BLOCK_OF_TRANSFORMERS + "layernorm_after", "block_{}/mlp_norm"),
-    *(
-        rule
-        for theirs, ours in (  # in memory, and in files
-            (r"attention\.(?:q_proj|attention\.query)", "attention/query"),
-            (r"attention\.(?:k_proj|attention\.key)", "attention/key"),
-            (r"attention\.(?:v_proj|attention\.value)", "attention/value"),
-            (r"attention\.(?:o_proj|output\.dense)", "attention/projection"),
-            (r"(?:mlp\.fc1|intermediate\.dense)", "mlp_in"),
-            (r"(?:mlp\.fc2|output\.dense)", "mlp_out"),
-        )
-        for rule in layer(_BLOCK_OF_TRANSFORMERS + theirs, f"block_{{}}/{ours}")
-    ),
-)
+def _transformers_block(block: str) -> tuple[Rule, ...]:
+    """The rules of a block, by a pattern of where it lies."""
+    layers = (  # in memory, and in files
+        (r"attention\.(?:q_proj|attention\.query)", "attention/query"),
+        (r"attention\.(?:k_proj|attention\.key)", "attention/key"),
+        (r"attention\.(?:v_proj|attention\.value)", "attention/value"),
+        (r"attention\.(?:o_proj|output\.dense)", "attention/projection"),
+        (r"(?:mlp\.fc1|intermediate\.dense)", "mlp_in"),
+        (r"(?:mlp\.fc2|output\.dense)", "mlp_out"),
+    )
+    return (
+        *_norm(block + "layernorm_before", "block_{}/attention_norm"),
+        *_norm(block + "layernorm_after", "block_{}/mlp_norm"),
+        *(rule for theirs, ours in layers for rule in layer(block + theirs, f"block_{{}}/{ours}")),
+    )
 
-_TRANSFORMERS = (
-    Rule(r"embeddings\.cls_token", "class_token", _flat),
-    Rule(r"embeddings\.mask_token", "mask_token", _flat),
-    Rule(r"embeddings\.position_embeddings", "all_positions", lambda array: array[0]),
+
+_BLOCK_OF_TRANSFORMERS = r"(?:layers|encoder\.layer)\.(\d+)\."
+_BLOCK_OF_DECODER = r"(?:decoder_encoder\.layer|decoder_layers)\.(\d+)\."
+
+TRANSFORMERS = (
+    Rule(r"embeddings\.cls_token", "class_token", flat),
+    Rule(r"embeddings\.mask_token", "mask_token", flat),
+    Rule(r"embeddings\.position_embeddings", "all_positions", without_batch),
     Rule(
         r"embeddings\.patch_embeddings\.projection\.weight",
         "patch_embedding/kernel",
-        _from_convolution,
+        from_convolution,
     ),
     Rule(r"embeddings\.patch_embeddings\.projection\.bias", "patch_embedding/bias"),
-    *_TRANSFORMERS_BLOCK,
+    *_transformers_block(_BLOCK_OF_TRANSFORMERS),
     Rule(_BLOCK_OF_TRANSFORMERS + "lambda_1", "block_{}/attention_scale"),
     Rule(_BLOCK_OF_TRANSFORMERS + "lambda_2", "block_{}/mlp_scale"),
     Rule(
@@ -283,13 +302,13 @@ _TRANSFORMERS = (
     Rule(r"pooler\.dense\..*", None),
 )
 
-_MAE_DECODER = tuple(
+MAE_DECODER = tuple(
     rule._replace(pattern=r"decoder\." + rule.pattern)
     for rule in (
-        Rule("mask_token", "mask_token", _flat),
+        Rule("mask_token", "mask_token", flat),
         Rule("decoder_pos_embed", None),  # sine-cosine, as this package's decoder has it
         *layer("decoder_embed", "embedding"),
-        *_TRANSFORMERS_BLOCK,
+        *_transformers_block(_BLOCK_OF_DECODER),
         *_norm("decoder_norm", "norm"),
         *layer("decoder_pred", "head"),
     )
@@ -305,8 +324,8 @@ def _flax_layer(theirs: str, ours: str, name: str = "kernel") -> tuple[Rule, Rul
 
 
 _AUGREG = (
-    Rule("cls", "class_token", _flat),
-    Rule("Transformer/posembed_input/pos_embedding", "all_positions", lambda array: array[0]),
+    Rule("cls", "class_token", flat),
+    Rule("Transformer/posembed_input/pos_embedding", "all_positions", without_batch),
     Rule("embedding/kernel", "patch_embedding/kernel", _rows_by_width),
     Rule("embedding/bias", "patch_embedding/bias"),
     *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/LayerNorm_0", "block_{}/attention_norm", "scale"),

@@ -1,0 +1,214 @@
+"""Exports a run's encoder to timm or transformers.
+
+    python -m ddae_jax.export --workdir=runs/digits --format=timm --out=exported
+    python -m ddae_jax.export --workdir=runs/mae --format=transformers --out=exported
+
+The folder holds weights, architecture, pixel statistics, and a card that says how it was trained
+and how it is loaded. An encoder that the library cannot compute is refused. Runs that encode
+visible patches and predict pixels are exported to transformers with their decoder. The last line
+printed is one JSON object.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from ddae_jax import build, command
+from ddae_jax.config import from_plain
+from ddae_jax.config.checks import check_config
+from ddae_jax.config.pretraining import predicts_pixels
+from ddae_jax.interop.backbones import Backbone
+from ddae_jax.interop.exported import (
+    Exported,
+    MaeDecoder,
+    export_timm,
+    export_transformers,
+    export_transformers_mae,
+    write_exported,
+)
+from ddae_jax.model_card import Subject, how_to_load, model_card
+from ddae_jax.models.positions import sincos_positions
+from ddae_jax.models.vit import ViT
+from ddae_jax.networks import build_encoder
+from ddae_jax.pretrained import restore_encoder, restore_params
+from ddae_jax.training.sharding import make_mesh
+from ddae_jax.training.workdir import Workdir
+
+FORMATS = ("timm", "transformers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    with command.bad_input_is_explained():
+        flags = command.parse_flags(argv, "ddae_jax.export " + __doc__, _define_flags)
+        command.start_devices(is_distributed=False)
+        out = _free_folder(flags.out)
+        workdir, config = _read_run(flags)
+        if _is_whole_mae(config, flags.format):
+            exported, step = _export_mae(workdir, config, flags.step)
+        else:
+            exported, step = _export_encoder(workdir, config, flags.format, flags.step)
+        subject = Subject(
+            library=flags.format,
+            network=exported.network,
+            folder=out.name,
+            encoder=config.evaluation.encoder,
+            step=step,
+            use_class_token=config.model.use_class_token,
+        )
+        with _whole_or_not_at_all(out) as folder:
+            write_exported(exported, folder)
+            (folder / "README.md").write_text(model_card(subject, config), encoding="utf-8")
+    result = _result(exported, subject, out)
+    print(f"{out}: {subject.network} of {result['parameters']:,} parameters, step {step}")
+    print(f"load it: {how_to_load(subject, str(out))}")
+    print(json.dumps(result))
+    return 0
+
+
+def backbone_of(encoder: ViT, params: PyTree, config: ConfigDict) -> Backbone:
+    """An encoder as it is exported: positions that are fixed become arrays."""
+    params = jax.tree.map(np.asarray, params)
+    options = {
+        "num_heads": encoder.num_heads,
+        "image_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "width": encoder.width,
+        "depth": encoder.depth,
+        "mlp_ratio": encoder.mlp_ratio,
+        "positions": encoder.positions,
+        "relative_positions": encoder.relative_positions,
+        "has_key_bias": encoder.has_key_bias,
+        "layer_scale": encoder.layer_scale,
+        "activation": encoder.activation,
+        "norm_epsilon": encoder.norm_epsilon,
+        "norms_embedding": encoder.norms_embedding,
+        "use_class_token": encoder.use_class_token,
+    }
+    if encoder.positions == "sincos":
+        options["positions"] = "learned"
+        params = params | {"positions": sincos_positions(encoder.grid, encoder.width)}
+    return Backbone(options, params, tuple(config.data.mean), tuple(config.data.std))
+
+
+def _is_whole_mae(config: ConfigDict, library: str) -> bool:
+    has_decoder = config.model.encoder_input == "visible" and predicts_pixels(config)
+    return library == "transformers" and has_decoder and config.evaluation.encoder == "student"
+
+
+def _export_encoder(
+    workdir: Workdir, config: ConfigDict, library: str, step: int | None
+) -> tuple[Exported, int]:
+    params, step, _ = restore_encoder(workdir, config, make_mesh(**config.mesh), step)
+    backbone = backbone_of(build_encoder(config), params, config)
+    if library == "timm":
+        return export_timm(backbone, config.evaluation.pool), step
+    return export_transformers(backbone), step
+
+
+def _export_mae(workdir: Workdir, config: ConfigDict, step: int | None) -> tuple[Exported, int]:
+    method = build.build_method(config)
+    shapes = jax.eval_shape(lambda key: method.init(key, config.data.channels), jax.random.key(0))
+    wanted = {name: shapes[name] for name in ("encoder", "decoder", "head")}
+    params, step = restore_params(workdir, wanted, step)
+    encoder, decoder = method.encoder, method.student.decoder
+    num_values = method.objectives["pixels"].width  # the first ones that the head predicts
+    h, w = encoder.grid
+    of_decoder = MaeDecoder(
+        {
+            "decoder": params["decoder"]
+            | {"positions": sincos_positions(encoder.grid, decoder.width)},
+            "head": jax.tree.map(lambda array: array[..., :num_values], params["head"]),
+        },
+        decoder.num_heads,
+        method.num_masked / (h * w),
+        config.targets.normalize_pixels,
+    )
+    return export_transformers_mae(
+        backbone_of(encoder, params["encoder"], config), of_decoder
+    ), step
+
+
+def _read_run(flags: absl_flags.FlagValues) -> tuple[Workdir, ConfigDict]:
+    workdir = Workdir(flags.workdir)
+    stored = workdir.read_config()
+    if stored is None:
+        raise FileNotFoundError(
+            f"--workdir={workdir.path} holds no run: there is no {workdir.config.name} in it"
+        )
+    config = from_plain(stored, workdir.config)
+    if config.job != "pretrain":
+        raise ValueError(
+            f"--workdir={workdir.path} is a run of ddae_jax.{config.job}; what is exported is the "
+            "encoder of one of ddae_jax.pretrain"
+        )
+    for name in ("encoder", "pool"):
+        if flags[name].value is not None:
+            config.evaluation[name] = flags[name].value
+    config.mesh.data, config.mesh.fsdp = -1, 1
+    check_config(config)
+    return workdir, config
+
+
+def _free_folder(path: str) -> pathlib.Path:
+    """Raises ``FileExistsError`` for what is there already, but for an empty folder."""
+    out = pathlib.Path(path).expanduser().absolute()
+    if out.is_dir() and not any(out.iterdir()):
+        return out
+    if out.exists() or out.is_symlink():
+        raise FileExistsError(f"--out={path} is there already; give a new or an empty folder")
+    return out
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write to, beside ``out``, which it becomes if the body ends well."""
+    half_written = out.with_name(f".{out.name}.{os.getpid()}")
+    half_written.mkdir(parents=True)
+    try:
+        yield half_written
+        os.replace(half_written, out)
+    finally:
+        shutil.rmtree(half_written, ignore_errors=True)
+
+
+def _result(exported: Exported, subject: Subject, out: pathlib.Path) -> dict:
+    return {
+        "format": subject.library,
+        "network": subject.network,
+        "encoder": subject.encoder,
+        "step": subject.step,
+        "parameters": sum(array.size for array in exported.weights.values()),
+        "out": str(out),
+    }
+
+
+def _define_flags(flags: absl_flags.FlagValues) -> None:
+    def define(kind: str, name: str, *arguments) -> None:
+        getattr(absl_flags, f"DEFINE_{kind}")(name, None, *arguments, flag_values=flags)
+
+    define("string", "workdir", "Folder of the run.")
+    define("enum", "format", FORMATS, "The library that is to load it.")
+    define("string", "out", "Folder to write; a new or an empty one.")
+    command.require("workdir", "FOLDER", flags)
+    command.require("format", "|".join(FORMATS), flags)
+    command.require("out", "FOLDER", flags)
+    of_the_run = "(default: evaluation.{} of the run)"
+    whose = f"Which one {of_the_run.format('encoder')}."
+    define("enum", "encoder", ("student", "teacher"), whose)
+    what = f"What timm's network returns {of_the_run.format('pool')}."
+    define("enum", "pool", ("mean", "class_token"), what)
+    define("integer", "step", "Of the checkpoint; the latest by default.")
+
+
+if __name__ == "__main__":
+    command.run(main)

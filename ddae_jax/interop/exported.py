@@ -1,0 +1,347 @@
+"""Folders as timm and transformers load them, of encoders that were trained here.
+
+What comes out is what :func:`ddae_jax.interop.backbones.read_backbone` reads. Each library has two
+networks that an encoder may be: a plain vision transformer, and BEiT. An encoder whose features
+neither can compute is refused, naming the option that stands against it.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ddae_jax.interop.backbones import Backbone
+from ddae_jax.interop.encoders import Tree, Weights
+from ddae_jax.interop.writing import (
+    timm_weights,
+    transformers_mae_weights,
+    transformers_weights,
+)
+
+_ACTIVATIONS_OF_TRANSFORMERS = MappingProxyType(
+    {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+)
+_SIZES_OF_TIMM = MappingProxyType({192: "tiny", 384: "small", 1024: "large"})
+_BICUBIC = 3  # Pillow's number
+
+SHOWN_SHARE = 0.875
+"""Of an image's sides, in the middle, as evaluation here shows it to an encoder."""
+
+
+class Exported(NamedTuple):
+    """What a folder will hold.
+
+    Attributes:
+        network: the library's class.
+        weights: its arrays, by its names.
+        files: the other files' contents, by name.
+    """
+
+    network: str
+    weights: Weights
+    files: Mapping[str, Mapping[str, Any]]
+
+
+class MaeDecoder(NamedTuple):
+    """What a masked autoencoder has beside its encoder.
+
+    Attributes:
+        params: ``decoder``, with its fixed ``positions``, and ``head``.
+        num_heads: of the decoder.
+        mask_ratio: hidden share of patches.
+        normalizes_pixels: whether each patch was predicted normalised.
+    """
+
+    params: Tree
+    num_heads: int
+    mask_ratio: float
+    normalizes_pixels: bool
+
+
+def export_timm(backbone: Backbone, pool: str = "mean") -> Exported:
+    """An encoder as timm's ``VisionTransformer`` or ``Beit``.
+
+    Args:
+        backbone: positions that are fixed are given as learned ones.
+        pool: what the network returns: the ``mean`` of the normalised patches, or the
+            ``class_token``.
+
+    Raises ``ValueError``, naming the option, if neither can be that encoder.
+    """
+    options = backbone.options
+    is_beit = options["relative_positions"] != "none" or not options["has_key_bias"]
+    network = "Beit" if is_beit else "VisionTransformer"
+    limits = _limits_of_timm_beit(options) if is_beit else _limits_of_timm_vit(options)
+    _check(limits, options, f"timm's {network}", "transformers")
+    params = {name: value for name, value in backbone.params.items() if name != "mask_token"}
+    params = _without_key_bias(params) if is_beit else _with_bias_in_positions(params, options)
+    own = _beit_of_timm(options, pool) if is_beit else _vit_of_timm(options, "positions" in params)
+    global_pool = {"mean": "avg", "class_token": "token"}[pool]
+    channels, size = len(backbone.mean), list(options["image_size"])
+    config = {
+        "architecture": _architecture_of_timm(options, is_beit),
+        "num_classes": 0,
+        "num_features": options["width"],
+        "global_pool": global_pool,
+        "model_args": {
+            "img_size": size,
+            "patch_size": options["patch_size"],
+            "in_chans": channels,
+            "num_classes": 0,
+            "global_pool": global_pool,
+            "embed_dim": options["width"],
+            "depth": options["depth"],
+            "num_heads": options["num_heads"],
+            "mlp_ratio": options["mlp_ratio"],
+            "init_values": options["layer_scale"] or 0.0,  # a None would be the default's
+            **own,
+        },
+        "pretrained_cfg": {
+            "input_size": [channels, *size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": SHOWN_SHARE,
+            "crop_mode": "center",
+            "mean": list(backbone.mean),
+            "std": list(backbone.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    return Exported(network, timm_weights(params, channels, is_beit), {"config.json": config})
+
+
+def export_transformers(backbone: Backbone) -> Exported:
+    """An encoder as transformers' ``ViTModel``, or ``BeitModel`` if it has what only that has.
+
+    Its ``last_hidden_state`` is that of all tokens after the final norm. Positions that a
+    ``ViTModel`` always has are 0 where the encoder has none.
+
+    Raises ``ValueError``, naming the option, if neither can be that encoder.
+    """
+    options, params, channels = backbone.options, dict(backbone.params), len(backbone.mean)
+    is_beit = (
+        options["relative_positions"] != "none"
+        or not options["has_key_bias"]
+        or options["layer_scale"] is not None
+    )
+    network = "BeitModel" if is_beit else "ViTModel"
+    limits = _limits_of_transformers(options)
+    if is_beit:  # whose positions of both kinds are those of another grid else
+        limits["image_size"] = (_is_square(options), "is for square images")
+    _check(limits, options, f"transformers' {network}", "timm")
+    config = _config_of_transformers(backbone) | {"architectures": [network]}
+    if is_beit:
+        params = _without_key_bias(params)
+        config |= {
+            "model_type": "beit",
+            "use_mask_token": "mask_token" in params,
+            "use_absolute_position_embeddings": "positions" in params,
+            "use_relative_position_bias": options["relative_positions"] == "per_block",
+            "use_shared_relative_position_bias": options["relative_positions"] == "shared",
+            "use_mean_pooling": False,  # which would norm the mean, not the patches
+            "layer_scale_init_value": options["layer_scale"] or 0.0,
+            "drop_path_rate": 0.0,
+        }
+    else:
+        params.pop("mask_token", None)
+        params.setdefault("positions", _no_positions(options))
+        config |= {"model_type": "vit", "qkv_bias": True}
+    return Exported(
+        network,
+        transformers_weights(params, channels),
+        {"config.json": config, "preprocessor_config.json": _preprocessor(backbone)},
+    )
+
+
+def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> Exported:
+    """An encoder with its decoder and head as transformers' ``ViTMAEForPreTraining``.
+
+    Raises ``ValueError``, naming the option, if that cannot be both.
+    """
+    options, channels = backbone.options, len(backbone.mean)
+    network = "ViTMAEForPreTraining"
+    limits = _limits_of_transformers(options) | {
+        "image_size": (_is_square(options), "is for square images"),
+        "relative_positions": (options["relative_positions"] == "none", "has none"),
+        "has_key_bias": (options["has_key_bias"], "has biases of keys"),
+        "layer_scale": (options["layer_scale"] is None, "has none"),
+        "activation": (options["activation"] == "gelu", "has one activation, the decoder's gelu"),
+        "norm_epsilon": (options["norm_epsilon"] == 1e-6, "has one epsilon, the decoder's 1e-06"),
+    }
+    _check(limits, options, f"transformers' {network}", "timm")
+    params = {"positions": _no_positions(options)} | backbone.params
+    params.pop("mask_token", None)
+    of_decoder = decoder.params["decoder"]
+    blocks = [block for name, block in of_decoder.items() if name.startswith("block_")]
+    config = _config_of_transformers(backbone) | {
+        "architectures": [network],
+        "model_type": "vit_mae",
+        "qkv_bias": True,
+        "decoder_hidden_size": of_decoder["embedding"]["kernel"].shape[1],
+        "decoder_num_hidden_layers": len(blocks),
+        "decoder_num_attention_heads": decoder.num_heads,
+        "decoder_intermediate_size": blocks[0]["mlp_in"]["kernel"].shape[1],
+        "mask_ratio": decoder.mask_ratio,
+        "norm_pix_loss": decoder.normalizes_pixels,
+    }
+    return Exported(
+        network,
+        transformers_mae_weights({"encoder": params, **decoder.params}, channels),
+        {"config.json": config, "preprocessor_config.json": _preprocessor(backbone)},
+    )
+
+
+def write_exported(exported: Exported, folder: pathlib.Path) -> None:
+    """Writes the files into a folder that is there."""
+    weights = dict(exported.weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, content in exported.files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+Limits = dict[str, tuple[bool, str]]
+"""By option: whether a network can be what it says, and what that network is otherwise."""
+
+
+def _check(limits: Limits, options: Mapping[str, Any], network: str, other: str) -> None:
+    for name, (holds, otherwise) in limits.items():
+        if not holds:
+            raise ValueError(
+                f"{name}={options[name]!r}: {network} {otherwise}, and would give other features; "
+                f"try --format={other}"
+            )
+
+
+def _is_square(options: Mapping[str, Any]) -> bool:
+    height, width = options["image_size"]
+    return height == width
+
+
+def _limits_of_timm_vit(options: Mapping[str, Any]) -> Limits:
+    return {"norm_epsilon": (options["norm_epsilon"] in (1e-6, 1e-5), "has 1e-06 or 1e-05")}
+
+
+def _limits_of_timm_beit(options: Mapping[str, Any]) -> Limits:
+    """Of the one network there that has relative positions, or keys without bias."""
+    return {
+        "use_class_token": (options["use_class_token"], "always has a class token"),
+        "norms_embedding": (not options["norms_embedding"], "has no norm before its blocks"),
+        "activation": (options["activation"] == "gelu", "has gelu alone"),
+        "norm_epsilon": (options["norm_epsilon"] == 1e-6, "has 1e-06 alone"),
+    }
+
+
+def _limits_of_transformers(options: Mapping[str, Any]) -> Limits:
+    return {
+        "use_class_token": (options["use_class_token"], "always has a class token"),
+        "norms_embedding": (not options["norms_embedding"], "has no norm before its blocks"),
+    }
+
+
+def _architecture_of_timm(options: Mapping[str, Any], is_beit: bool) -> str:
+    """The name that is nearest; the arguments say all that matters, but for the epsilon."""
+    size = _SIZES_OF_TIMM.get(options["width"], "base")
+    if is_beit:
+        return f"beit_{'large' if size == 'large' else 'base'}_patch16_224"
+    if options["norm_epsilon"] == 1e-5:
+        return "vit_base_patch16_clip_224"
+    return f"vit_{size}_patch16_224"
+
+
+def _vit_of_timm(options: Mapping[str, Any], has_positions: bool) -> dict[str, Any]:
+    return {
+        "class_token": options["use_class_token"],
+        "pos_embed": "learn" if has_positions else "none",
+        "pre_norm": options["norms_embedding"],
+        "act_layer": options["activation"],
+        "fc_norm": False,  # each patch is normed, not their mean
+    }
+
+
+def _beit_of_timm(options: Mapping[str, Any], pool: str) -> dict[str, Any]:
+    own = {
+        "use_abs_pos_emb": options["positions"] != "none",
+        "use_rel_pos_bias": options["relative_positions"] == "per_block",
+        "use_shared_rel_pos_bias": options["relative_positions"] == "shared",
+    }
+    # Each patch is normed, not their mean; timm knows the argument from 1.0.31 on.
+    return own | ({"use_fc_norm": False} if pool == "mean" else {})
+
+
+def _config_of_transformers(backbone: Backbone) -> dict[str, Any]:
+    options = backbone.options
+    height, width = options["image_size"]
+    return {
+        "hidden_size": options["width"],
+        "num_hidden_layers": options["depth"],
+        "num_attention_heads": options["num_heads"],
+        "intermediate_size": backbone.params["block_01"]["mlp_in"]["kernel"].shape[1],
+        "hidden_act": _ACTIVATIONS_OF_TRANSFORMERS[options["activation"]],
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": options["norm_epsilon"],
+        "image_size": height if height == width else [height, width],
+        "patch_size": options["patch_size"],
+        "num_channels": len(backbone.mean),
+    }
+
+
+def _preprocessor(backbone: Backbone) -> dict[str, Any]:
+    """A square from the middle; or, of other shapes, for which there is none, the whole image."""
+    height, width = backbone.options["image_size"]
+    shape = {"height": height, "width": width}
+    crop = {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": int(height / SHOWN_SHARE)},
+        "do_center_crop": True,
+        "crop_size": shape,
+    }
+    stretch = {"image_processor_type": "ViTImageProcessor", "size": shape}
+    return {
+        **(crop if height == width else stretch),
+        "do_convert_rgb": len(backbone.mean) == 3,
+        "do_resize": True,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(backbone.mean),
+        "image_std": list(backbone.std),
+    }
+
+
+def _without_key_bias(params: Tree) -> Tree:
+    """The same encoder: what a key's bias adds to all logits of a query alike, softmax drops."""
+    tree = dict(params)
+    for name, block in params.items():
+        if name.startswith("block_") and "bias" in block["attention"]["qkv"]:
+            attention = dict(block["attention"])
+            query_bias, _, value_bias = np.split(attention["qkv"]["bias"], 3)
+            attention["qkv"] = {"kernel": attention["qkv"]["kernel"]}
+            attention |= {"query_bias": query_bias, "value_bias": value_bias}
+            tree[name] = block | {"attention": attention}
+    return tree
+
+
+def _with_bias_in_positions(params: Tree, options: Mapping[str, Any]) -> Tree:
+    """The same encoder; timm's has no bias of patches where a norm precedes the blocks."""
+    if "embedding_norm" not in params:
+        return params
+    kernel, bias = (params["patch_embedding"][name] for name in ("kernel", "bias"))
+    tree = params | {"patch_embedding": {"kernel": kernel}}
+    if bias.any():
+        tree["positions"] = params.get("positions", _no_positions(options)) + bias
+    return tree
+
+
+def _no_positions(options: Mapping[str, Any]) -> np.ndarray:
+    sides = (side // options["patch_size"] for side in options["image_size"])
+    return np.zeros((math.prod(sides), options["width"]), np.float32)

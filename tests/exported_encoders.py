@@ -1,0 +1,122 @@
+"""Tiny encoders to export, one for each way to be written, and random parameters for them."""
+
+import functools
+
+import jax
+import numpy as np
+
+from ddae_jax.interop.backbones import Backbone
+from ddae_jax.interop.exported import (
+    MaeDecoder,
+    export_timm,
+    export_transformers,
+    export_transformers_mae,
+)
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.positions import sincos_positions
+from ddae_jax.models.vit import Features, ViT
+
+BEIT = {"positions": "none", "relative_positions": "shared", "has_key_bias": False}
+BEIT |= {"layer_scale": 0.1}
+PER_BLOCK = BEIT | {"relative_positions": "per_block", "layer_scale": None}
+WIDE = {"image_size": (8, 12)}
+
+ENCODERS = {
+    "timm_vit": {},
+    "timm_vit_mean_of_all": {"use_class_token": False, "positions": "none", **WIDE},
+    "timm_vit_scaled": {"layer_scale": 0.1, "activation": "quick_gelu", "norm_epsilon": 1e-5},
+    "timm_vit_normed": {"norms_embedding": True, "activation": "gelu_tanh", "positions": "none"},
+    "timm_beit": BEIT,
+    "timm_beit_per_block": PER_BLOCK | WIDE | {"has_key_bias": True, "positions": "sincos"},
+    "transformers_vit": {"norm_epsilon": 1e-5, "activation": "gelu_tanh", **WIDE},
+    "transformers_beit": BEIT,
+    "transformers_beit_per_block": PER_BLOCK | {"positions": "learned", "has_key_bias": True},
+    "transformers_mae": {},
+}
+"""Options beside those of :func:`tiny_encoder`, by the name of what is exported."""
+
+
+def tiny_encoder(**options) -> ViT:
+    """A narrow encoder of two blocks, for images of 8 x 8 pixels in patches of 4."""
+    size = {"image_size": (8, 8), "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2}
+    return ViT(**{**size, "mlp_ratio": 2.0, **options})
+
+
+def channels_of(name: str) -> int:
+    """One of the encoders of each library sees grey images."""
+    return 1 if name.endswith(("_scaled", "_per_block")) else 3
+
+
+def random_like(tree, seed: int):
+    """Random arrays of these shapes, alike on every machine: scales around 1, others around 0."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+
+    def draw(path, leaf):
+        values = rng.integers(-128, 128, leaf.shape).astype(np.float32) / 512
+        return values + np.float32(path[-1].key == "scale")
+
+    return jax.tree_util.tree_map_with_path(draw, tree)
+
+
+def random_params(encoder: ViT, channels: int, seed: int = 0, is_masked: bool = False):
+    """Parameters of an encoder, all of them random; with a mask token if asked."""
+    images = np.zeros((1, *encoder.image_size, channels), np.float32)
+    mask = np.ones((1, encoder.grid[0] * encoder.grid[1]), bool) if is_masked else None
+    init = functools.partial(encoder.init, mask=mask)
+    return random_like(jax.eval_shape(init, jax.random.key(0), images)["params"], seed)
+
+
+def backbone_of(encoder: ViT, params, channels: int) -> Backbone:
+    """An encoder as it is exported: its options, and fixed positions as learned ones."""
+    names = ("image_size", "patch_size", "width", "depth", "num_heads", "mlp_ratio", "positions")
+    names += ("relative_positions", "has_key_bias", "layer_scale", "activation", "norm_epsilon")
+    names += ("norms_embedding", "use_class_token")
+    options = {name: getattr(encoder, name) for name in names}
+    if encoder.positions == "sincos":
+        options["positions"] = "learned"
+        params = params | {"positions": sincos_positions(encoder.grid, encoder.width)}
+    mean, std = ((0.1, 0.2, 0.3), (0.5, 0.4, 0.3)) if channels == 3 else ((0.2,), (0.5,))
+    return Backbone(options, params, mean, std)
+
+
+def tiny_decoder(encoder: ViT) -> Decoder:
+    """A decoder of one block."""
+    return Decoder(encoder.grid, width=8, depth=1, num_heads=2, mlp_ratio=2.0)
+
+
+def random_decoder_params(encoder: ViT, channels: int):
+    """Random parameters of the decoder, and of a head that predicts pixels."""
+    decoder = tiny_decoder(encoder)
+    num_patches = encoder.grid[0] * encoder.grid[1]
+    features = Features(np.zeros((1, 1, 2, encoder.width), np.float32), has_class_token=True)
+    mask = np.arange(num_patches)[None] > 0
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), features, mask)["params"]
+    values = encoder.patch_size**2 * channels
+    head = {
+        "kernel": jax.ShapeDtypeStruct((decoder.width, values), np.float32),
+        "bias": jax.ShapeDtypeStruct((values,), np.float32),
+    }
+    return random_like({"decoder": shapes, "head": head}, seed=3)
+
+
+def export(name: str):
+    """The named encoder, its parameters, and what is exported of it."""
+    encoder, channels = tiny_encoder(**ENCODERS[name]), channels_of(name)
+    params = random_params(encoder, channels, seed=list(ENCODERS).index(name))
+    backbone = backbone_of(encoder, params, channels)
+    if name == "transformers_mae":
+        of_decoder = random_decoder_params(encoder, channels)
+        positions = sincos_positions(encoder.grid, 8)
+        decoder = {"decoder": of_decoder["decoder"] | {"positions": positions}}
+        mae = MaeDecoder(of_decoder | decoder, 2, mask_ratio=0.5, normalizes_pixels=True)
+        return encoder, params | {"of_decoder": of_decoder}, export_transformers_mae(backbone, mae)
+    if name.startswith("timm"):
+        pool = "class_token" if name == "timm_vit_scaled" else "mean"
+        return encoder, params, export_timm(backbone, pool)
+    return encoder, params, export_transformers(backbone)
+
+
+def images_for(encoder: ViT, channels: int):
+    """Two images of random normalised pixels, the same on every machine."""
+    rng = np.random.Generator(np.random.PCG64(99))
+    return rng.integers(-256, 256, (2, *encoder.image_size, channels)).astype(np.float32) / 128

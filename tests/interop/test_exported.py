@@ -1,0 +1,270 @@
+"""Exported encoders: the libraries compute what was computed here, and they come back whole."""
+
+import functools
+import json
+
+import exported_encoders
+import jax
+import numpy as np
+import pytest
+from golden.make_export import NOISE, digest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import golden_arrays
+from ddae_jax.data.augment import resize_and_center_crop
+from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.interop.encoders import transformers_mae
+from ddae_jax.interop.exported import (
+    export_timm,
+    export_transformers,
+    export_transformers_mae,
+    write_exported,
+)
+from ddae_jax.interop.weights import read_weights
+from ddae_jax.models.vit import ViT
+from ddae_jax.patches import patchify
+
+NAMES = tuple(exported_encoders.ENCODERS)
+
+
+@functools.cache
+def golden():
+    arrays, _ = golden_arrays.load("export")
+    return arrays
+
+
+def written(exported, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_exported(exported, folder)
+    return folder
+
+
+def features_of(encoder, params, images):
+    return jax.jit(encoder.apply)({"params": params}, images)
+
+
+def assert_same_tree(found, wanted):
+    golden_arrays.assert_same_shapes(found, wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, dict(wanted))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_files_are_those_that_the_libraries_were_given(name, tmp_path):
+    _, _, exported = exported_encoders.export(name)
+    assert digest(written(exported, tmp_path)) == str(golden()[f"{name}/digest"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_library_computes_our_features(name):
+    encoder, params, _ = exported_encoders.export(name)
+    params.pop("of_decoder", None)
+    images = exported_encoders.images_for(encoder, exported_encoders.channels_of(name))
+    features = features_of(encoder, params, images)
+    np.testing.assert_allclose(features.tokens[0], golden()[f"{name}/tokens"], atol=1e-5)
+    if name.startswith("timm"):
+        is_mean = name != "timm_vit_scaled"
+        pooled = features.patches[0].mean(axis=1) if is_mean else features.class_token[0]
+        np.testing.assert_allclose(pooled, golden()[f"{name}/pooled"], atol=1e-5)
+
+
+def test_transformers_predicts_the_pixels_that_our_decoder_does():
+    encoder, params, _ = exported_encoders.export("transformers_mae")
+    of_decoder = params.pop("of_decoder")
+    decoder, images = (
+        exported_encoders.tiny_decoder(encoder),
+        exported_encoders.images_for(encoder, 3),
+    )
+    hidden = NOISE.argsort(axis=1).argsort(axis=1) >= 2
+    visible = np.sort(NOISE.argsort(axis=1)[:, :2], axis=1)
+
+    @jax.jit
+    def predict(images):
+        features = encoder.apply({"params": params}, images, visible=visible)
+        decoded = decoder.apply({"params": of_decoder["decoder"]}, features, hidden)[0]
+        return decoded @ of_decoder["head"]["kernel"] + of_decoder["head"]["bias"]
+
+    logits, arrays = predict(images), golden()
+    np.testing.assert_array_equal(hidden, arrays["transformers_mae/mask"])
+    np.testing.assert_allclose(logits, arrays["transformers_mae/logits"], atol=1e-5)
+    patches = np.asarray(patchify(images, 4))
+    deviation = np.sqrt(patches.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
+    targets = (patches - patches.mean(axis=-1, keepdims=True)) / deviation
+    loss = np.square(logits - targets).mean(axis=-1)[hidden].mean()
+    np.testing.assert_allclose(loss, arrays["transformers_mae/loss"], rtol=1e-5)
+
+
+def test_a_whole_mae_comes_back_as_it_was(tmp_path):
+    _, params, exported = exported_encoders.export("transformers_mae")
+    of_decoder = params.pop("of_decoder")
+    found = transformers_mae(read_weights(written(exported, tmp_path) / "model.safetensors"))
+    found["encoder"].pop("positions")
+    assert_same_tree(found, {"encoder": params, **of_decoder})
+
+
+@st.composite
+def encoders(draw, library):
+    """Options that a library has; timm's BEIT has fewer than its plain vision transformer."""
+    relative = draw(st.sampled_from(["none", "shared", "per_block"]))
+    is_beit = relative != "none"
+    is_timm = library == "timm"
+    rows, columns = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    may_be_wide = is_timm or not is_beit
+    options = {
+        "relative_positions": relative,
+        "has_key_bias": not is_beit,
+        "image_size": (4 * rows, 4 * (columns if may_be_wide else rows)),
+        "positions": draw(st.sampled_from(["none", "learned", "sincos"])),
+        "layer_scale": draw(st.sampled_from([None, 0.1, 1.0] if is_timm or is_beit else [None])),
+        "depth": draw(st.sampled_from([1, 2, 11])),
+        "width": draw(st.sampled_from([8, 24])),
+        "mlp_ratio": draw(st.sampled_from([2.0, 4.0])),
+    }
+    if not is_beit and is_timm:
+        options["use_class_token"] = draw(st.booleans())
+    if not is_beit and not is_timm and options["positions"] == "none":
+        options["positions"] = "learned"  # 0 is written for none
+    if not (is_beit and is_timm):
+        options["activation"] = draw(st.sampled_from(["gelu", "quick_gelu", "gelu_tanh"]))
+        options["norm_epsilon"] = draw(st.sampled_from([1e-5, 1e-6]))
+    return exported_encoders.tiny_encoder(**options), draw(st.sampled_from([1, 3]))
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_what_is_exported_comes_back_as_it_was(library, tmp_path_factory):
+    @settings(max_examples=30)
+    @given(encoders(library))
+    def comes_back(drawn):
+        encoder, channels = drawn
+        params = exported_encoders.random_params(encoder, channels, seed=1)
+        backbone = exported_encoders.backbone_of(encoder, params, channels)
+        export = export_timm if library == "timm" else export_transformers
+        found = read_backbone(written(export(backbone), tmp_path_factory.mktemp("out")))
+        assert found.options == backbone.options
+        assert (found.mean, found.std) == (backbone.mean, backbone.std)
+        assert_same_tree(found.params, backbone.params)
+
+    comes_back()
+
+
+def test_a_mask_token_goes_with_beit_and_no_other():
+    options = exported_encoders.BEIT
+    for changes, library, is_there in (
+        (options, export_transformers, True),
+        (options, export_timm, False),
+        ({}, export_transformers, False),
+        ({}, export_timm, False),
+    ):
+        encoder = exported_encoders.tiny_encoder(**changes)
+        params = exported_encoders.random_params(encoder, 3, is_masked=True)
+        exported = library(exported_encoders.backbone_of(encoder, params, 3))
+        assert ("embeddings.mask_token" in exported.weights) is is_there
+        assert exported.files["config.json"].get("use_mask_token", False) is is_there
+        assert not any(name == "mask_token" for name in exported.weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"relative_positions": "shared", "has_key_bias": True},
+        {"norms_embedding": True},
+        {"norms_embedding": True, "positions": "none"},
+    ],
+)
+def test_parameters_that_timm_has_elsewhere_keep_their_effect(options, tmp_path):
+    encoder = exported_encoders.tiny_encoder(**options)
+    params = exported_encoders.random_params(encoder, 3)
+    found = read_backbone(
+        written(export_timm(exported_encoders.backbone_of(encoder, params, 3)), tmp_path)
+    )
+    images = exported_encoders.images_for(encoder, 3)
+    np.testing.assert_allclose(
+        features_of(ViT(**found.options), found.params, images).tokens,
+        features_of(encoder, params, images).tokens,
+        atol=1e-5,
+    )
+
+
+RELATIVE = {"relative_positions": "per_block"}
+
+
+@pytest.mark.parametrize(
+    ("library", "options", "message"),
+    [
+        ("timm", {"norm_epsilon": 1e-12}, r"norm_epsilon=1e-12: timm's VisionTransformer has"),
+        ("timm", {"norm_epsilon": 1e-5} | RELATIVE, r"norm_epsilon=1e-05: timm's Beit has 1e-06"),
+        ("timm", {"use_class_token": False} | RELATIVE, r"use_class_token=False: timm's Beit"),
+        ("timm", {"use_class_token": False, "has_key_bias": False}, r"use_class_token=False"),
+        ("timm", {"activation": "quick_gelu"} | RELATIVE, r"activation='quick_gelu': timm's Beit"),
+        ("timm", {"norms_embedding": True} | RELATIVE, r"norms_embedding=True: timm's Beit"),
+        ("transformers", {"use_class_token": False}, r"use_class_token=False: .*'s? ViTModel"),
+        ("transformers", {"norms_embedding": True}, r"norms_embedding=True: .* ViTModel has no"),
+        ("transformers", RELATIVE | {"image_size": (8, 12)}, r"image_size=\(8, 12\): .*BeitModel"),
+        ("mae", {"layer_scale": 0.1}, r"layer_scale=0.1: .* ViTMAEForPreTraining has none"),
+        ("mae", {"image_size": (8, 12)}, r"image_size=\(8, 12\)"),
+        ("mae", {"has_key_bias": False}, r"has_key_bias=False"),
+        ("mae", {"norm_epsilon": 1e-5}, r"norm_epsilon=1e-05"),
+        ("mae", {"activation": "gelu_tanh"}, r"activation='gelu_tanh'"),
+        ("mae", {"use_class_token": False}, r"use_class_token=False"),
+    ],
+)
+def test_what_the_library_cannot_compute_is_refused(library, options, message):
+    encoder = exported_encoders.tiny_encoder(**options)
+    params = exported_encoders.random_params(encoder, 3)
+    backbone = exported_encoders.backbone_of(encoder, params, 3)
+    export = {
+        "timm": export_timm,
+        "transformers": export_transformers,
+        "mae": functools.partial(export_transformers_mae, decoder=None),
+    }[library]
+    other = "transformers" if library == "timm" else "timm"
+    with pytest.raises(ValueError, match=message) as caught:
+        export(backbone)
+    assert f"try --format={other}" in str(caught.value)
+
+
+def test_grey_images_are_told_to_both_libraries():
+    encoder = exported_encoders.tiny_encoder()
+    backbone = exported_encoders.backbone_of(
+        encoder, exported_encoders.random_params(encoder, 1), 1
+    )
+    timm, transformers = export_timm(backbone).files, export_transformers(backbone).files
+    assert timm["config.json"]["model_args"]["in_chans"] == 1
+    assert timm["config.json"]["pretrained_cfg"]["input_size"] == [1, 8, 8]
+    assert transformers["config.json"]["num_channels"] == 1
+    assert transformers["preprocessor_config.json"]["image_mean"] == [0.2]
+
+
+def test_an_activation_that_is_not_known_is_named(tmp_path):
+    _, _, exported = exported_encoders.export("timm_vit")
+    config = written(exported, tmp_path) / "config.json"
+    told = json.loads(config.read_text())
+    told["model_args"]["act_layer"] = "relu"
+    config.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"config\.json: act_layer='relu'; known .*'quick_gelu'"):
+        read_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (57, 40)])
+def test_images_are_cut_as_evaluation_cuts_them(size):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    image = Image.fromarray((2 * rows + columns).astype(np.uint8))
+    encoder = exported_encoders.tiny_encoder(image_size=(16, 16))
+    backbone = exported_encoders.backbone_of(
+        encoder, exported_encoders.random_params(encoder, 1), 1
+    )
+    processor = export_transformers(backbone).files["preprocessor_config.json"]
+    share = export_timm(backbone).files["config.json"]["pretrained_cfg"]["crop_pct"]
+    shortest = processor["size"]["shortest_edge"]
+    assert shortest == int(16 / share)
+    # As both libraries do: resized by the shorter side, then the middle.
+    scale = shortest / min(size)
+    width, height = round(size[1] * scale), round(size[0] * scale)
+    left, top = round((width - 16) / 2), round((height - 16) / 2)
+    cut = image.resize((width, height), processor["resample"]).crop(
+        (left, top, left + 16, top + 16)
+    )
+    seen = resize_and_center_crop(image, (16, 16))[..., 0].astype(float)
+    step = max(1, 3 * min(size) / shortest / 2)  # half a pixel of the result, of a slope of 3
+    assert np.abs(np.asarray(cut, float) - seen).max() <= 2 * step

@@ -1,0 +1,232 @@
+"""The command that exports a run's encoder, knowing only the workdir."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+from ddae_jax import export, pretrain
+from ddae_jax.build import build_method
+from ddae_jax.command import CommandEnded, parse_config_flags
+from ddae_jax.config import finetune_defaults, from_plain, to_plain
+from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.interop.encoders import transformers_mae
+from ddae_jax.interop.weights import read_weights
+from ddae_jax.models import vit
+from ddae_jax.models.vit import ViT
+from ddae_jax.networks import build_encoder
+from ddae_jax.pretrained import load_pretrained, restore_encoder
+from ddae_jax.training.checkpoint import Checkpoints
+from ddae_jax.training.sharding import make_mesh
+from ddae_jax.training.workdir import Workdir
+
+OPTIONS = ("--config.epochs=0.36", "--config.evaluation.knn_every_epochs=0")  # 8 steps
+MAE = ("--config.method=mae", "--config.model.encoder_input=visible", "--config.decoder.width=8")
+MAE += ("--config.decoder.depth=1", "--config.decoder.num_heads=2")
+UNUSUAL = ("--config.model.use_class_token=False", "--config.model.relative_positions=shared")
+
+
+@pytest.fixture(autouse=True)
+def size(monkeypatch):
+    """What the tiny config calls micro, also where a stored config is read."""
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 3, 2))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of DDAE; and what runs of MAE, and of no library's encoder, leave at their start."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = tiny.write_config(tmp_path_factory.mktemp("config"))
+    assert pretrain.main([f"--config={config}", f"--workdir={folder / 'ddae'}", *OPTIONS]) == 0
+    for name, changes in {"mae": MAE, "unusual": UNUSUAL}.items():
+        given = [f"--config={config}", *changes]
+        begin(folder / name, parse_config_flags(given, "begin", lambda _: None))
+    return folder
+
+
+def begin(path, flags):
+    """Writes config and checkpoint of a run that has not trained yet."""
+    workdir, method = Workdir(path), build_method(flags.config)
+    workdir.claim()
+    workdir.write_config(to_plain(flags.config))
+    params = jax.jit(method.init, static_argnums=1)(jax.random.key(0), flags.config.data.channels)
+    state = {"params": params, "teacher": method.teacher_of(params)}
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        checkpoints.save(state, 0, {})
+    workdir.release()
+
+
+def run(workdir, out, *arguments):
+    assert export.main([f"--workdir={workdir}", f"--out={out}", *arguments]) == 0
+    return out
+
+
+def stored(workdir, encoder="student", step=None):
+    """The run's encoder and its parameters."""
+    config = from_plain(json.loads((workdir / "config.json").read_text()))
+    config.evaluation.encoder = encoder
+    params, *_ = restore_encoder(Workdir(workdir), config, make_mesh(), step)
+    return build_encoder(config), jax.tree.map(np.asarray, params)
+
+
+def assert_same_features(folder, encoder, params):
+    found = read_backbone(folder)
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 1)).astype(np.float32)
+    np.testing.assert_allclose(
+        jax.jit(ViT(**found.options).apply)({"params": found.params}, images).tokens,
+        jax.jit(encoder.clone().apply)({"params": params}, images).tokens,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("library", "network"), [("timm", "VisionTransformer"), ("transformers", "ViTModel")]
+)
+def test_a_run_is_exported_and_told(library, network, runs, tmp_path, capsys):
+    out = run(runs / "ddae", tmp_path / "new" / "out", f"--format={library}")
+    lines = capsys.readouterr().out.splitlines()
+    told = json.loads(lines[-1])
+    assert told["network"] == network
+    assert (told["format"], told["encoder"], told["step"]) == (library, "student", 8)
+    assert f"{out}" in lines[-2]
+    assert_same_features(out, *stored(runs / "ddae"))
+    found = read_backbone(out)
+    assert (found.mean, found.std) == ((0.5,), (0.5,))
+    files = {"model.safetensors", "config.json", "README.md"}
+    files |= {"preprocessor_config.json"} if library == "transformers" else set()
+    assert {path.name for path in out.iterdir()} == files
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_teacher_and_step_can_be_asked_for(runs, tmp_path, capsys):
+    steps = sorted(
+        int(p.name) for p in (runs / "ddae" / "checkpoints").iterdir() if p.name.isdigit()
+    )
+    arguments = ("--format=timm", "--encoder=teacher", f"--step={steps[0]}", "--pool=class_token")
+    out = run(runs / "ddae", tmp_path / "out", *arguments)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == steps[0]
+    assert_same_features(out, *stored(runs / "ddae", "teacher", steps[0]))
+    assert json.loads((out / "config.json").read_text())["global_pool"] == "token"
+
+
+def test_mae_goes_to_transformers_with_its_decoder_and_to_timm_without(runs, tmp_path):
+    out = run(runs / "mae", tmp_path / "whole", "--format=transformers")
+    whole = transformers_mae(read_weights(out / "model.safetensors"))
+    assert set(whole) == {"encoder", "decoder", "head"}
+    assert whole["head"]["kernel"].shape == (8, 16)
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["ViTMAEForPreTraining"]
+    assert (config["mask_ratio"], config["norm_pix_loss"]) == (0.5, True)
+    assert_same_features(out, *stored(runs / "mae"))
+    out = run(runs / "mae", tmp_path / "alone", "--format=timm")
+    assert_same_features(out, *stored(runs / "mae"))
+
+
+def test_what_was_exported_can_be_gone_on_with(runs, tmp_path):
+    out = run(runs / "ddae", tmp_path / "out", "--format=timm")
+    found = load_pretrained(str(out))
+    assert (found.model["size"], found.model["positions"]) == ("micro", "learned")
+    assert found.mean == (0.5,)
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_what_cannot_be_exported_leaves_nothing(library, runs, tmp_path, capsys):
+    with pytest.raises(CommandEnded) as ended:
+        run(runs / "unusual", tmp_path / "out", f"--format={library}")
+    assert ended.value.code == 2
+    assert "use_class_token=False" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_left_alone(runs, tmp_path, capsys):
+    for out in (tmp_path / "folder", tmp_path / "file" / "note.txt"):
+        out.parent.mkdir(exist_ok=True)
+        (out.parent / "folder").mkdir(exist_ok=True)
+        (tmp_path / "folder" / "note.txt").write_text("mine")
+        (tmp_path / "file").mkdir(exist_ok=True)
+        (tmp_path / "file" / "note.txt").write_text("mine")
+        with pytest.raises(CommandEnded) as ended:
+            run(runs / "ddae", out, "--format=timm")
+        assert ended.value.code == 2
+        assert f"--out={out} is there already" in capsys.readouterr().err
+    assert (tmp_path / "folder" / "note.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(runs, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert (run(runs / "ddae", tmp_path / "out", "--format=timm") / "config.json").is_file()
+
+
+def test_writing_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("ddae_jax.export.model_card", fail)
+    with pytest.raises(CommandEnded):
+        run(runs / "ddae", tmp_path / "out", "--format=timm")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--format=onnx"], "<timm|transformers>"),
+        (["--format=timm", "--step=3"], "no checkpoint of step 3"),
+        (["--format=timm", "--encoder=both"], "<student|teacher>"),
+        ([], "--format=timm|transformers is missing"),
+    ],
+)
+def test_bad_input_is_explained(arguments, reason, runs, tmp_path, capsys):
+    with pytest.raises(CommandEnded) as ended:
+        run(runs / "ddae", tmp_path / "out", *arguments)
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_runs_that_are_none_or_of_another_job_or_have_no_teacher_are_named(runs, tmp_path, capsys):
+    finetuned = tmp_path / "finetuned"
+    Workdir(finetuned).claim()
+    Workdir(finetuned).write_config(to_plain(finetune_defaults()))
+    for workdir, arguments, reason in (
+        (tmp_path, (), "holds no run"),
+        (finetuned, (), "is a run of ddae_jax.finetune"),
+        (runs / "mae", ("--encoder=teacher",), "evaluation.encoder='teacher' needs a teacher"),
+    ):
+        with pytest.raises(CommandEnded):
+            run(workdir, tmp_path / "out", "--format=timm", *arguments)
+        assert reason in capsys.readouterr().err
+
+
+def test_the_card_says_how_it_was_trained_read_and_loaded(runs, tmp_path):
+    card = (run(runs / "mae", tmp_path / "out", "--format=timm") / "README.md").read_text()
+    front = card.split("---")[1]
+    assert "library_name: timm" in front
+    assert "license" not in front
+    for row in (
+        "| method | mae |",
+        "| supervision | deep_dynamic |",
+        "| dataset | digits |",
+        "| epochs planned | 2 |",
+        "| step | 0 |",
+        "| batch | 64 |",
+        "| `mask.ratio` | `0.5` |",
+        "| mean | 0.5 |",
+        "| input | 16 x 16 pixels, 1 channels, values from 0 to 1 |",
+        "| patch | 4 x 4 pixels |",
+    ):
+        assert row in card
+    assert 'timm.create_model("local-dir:out", pretrained=True)' in card
+    assert '.convert("L")' in card
+    assert "arXiv:2111.06377" in card  # MAE
+    assert "doi:10.1609/aaai.v38i2.27864" in card  # its supervision's
+    assert str(runs) not in card
+    assert str(tmp_path) not in card
+    assert "teacher.momentum" not in card  # MAE has none
+
+
+def test_the_card_of_a_whole_mae_says_how_to_see_all_patches(runs, tmp_path):
+    card = (run(runs / "mae", tmp_path / "out", "--format=transformers") / "README.md").read_text()
+    assert 'AutoModel.from_pretrained("out", mask_ratio=0.0)' in card
+    assert "tokens[:, 1:].mean(dim=1)" in card
