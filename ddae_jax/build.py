@@ -200,15 +200,22 @@ def build_loader(
             transform=transform,
             **_crops(config),
         ),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=config.data.num_workers,
-        num_threads=config.data.num_threads or None,
-        max_corrupt_share=config.data.max_corrupt_share,
-        unite=united,
+        **reading_options(config),
     )
+
+
+def reading_options(config: ConfigDict) -> dict[str, Any]:
+    """Arguments of a ``TrainLoader``: this process's share, and how it is read."""
+    return {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "num_workers": config.data.num_workers,
+        "num_threads": config.data.num_threads or None,
+        "max_corrupt_share": config.data.max_corrupt_share,
+        "unite": united,
+    }
 
 
 def build_eval_batches(

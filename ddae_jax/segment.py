@@ -11,7 +11,6 @@ reach.
 import functools
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -28,7 +27,6 @@ from ddae_jax.methods.labelled import LabelledTask, segmentation_error
 from ddae_jax.models.upernet import Segmenter
 from ddae_jax.networks import build_encoder, build_normalize
 from ddae_jax.segmentation_watch import SegmentationWatch
-from ddae_jax.training.agreement import united
 from ddae_jax.training.step import Prepare
 from ddae_jax.training.workdir import Workdir
 
@@ -121,14 +119,7 @@ def build_loader(config: ConfigDict, source: PairSource) -> TrainLoader:
             distortion=Distortion() if augment.distorts_colours else None,
             pad_colour=tuple(round(255 * mean) for mean in config.data.mean),
         ),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=config.data.num_workers,
-        num_threads=config.data.num_threads or None,
-        max_corrupt_share=config.data.max_corrupt_share,
-        unite=united,
+        **build.reading_options(config),
     )
 
 

@@ -1,9 +1,8 @@
-"""How a segmentation run is watched: mean IoU on the test split, overlays, and the report."""
+"""How a segmentation run is watched: mean IoU on the test split, and overlays."""
 
 import functools
-import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -11,12 +10,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax import build
-from ddae_jax.config import to_plain
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.segmentation import PairSource
 from ddae_jax.data.whole_pairs import eval_pairs
 from ddae_jax.evaluation import curves, overlays
-from ddae_jax.evaluation.report import Captioned, Summary, write_report
+from ddae_jax.evaluation.report import Summary
 from ddae_jax.evaluation.segmentation import (
     Segmenter,
     class_iou,
@@ -25,42 +23,33 @@ from ddae_jax.evaluation.segmentation import (
     mean_iou,
     pixel_accuracy,
 )
+from ddae_jax.labelled_watch import LabelledWatch
 from ddae_jax.methods.labelled import LabelledTask, resized_logits
-from ddae_jax.monitor import environment
 from ddae_jax.networks import build_normalize
 from ddae_jax.training.agreement import summed
-from ddae_jax.training.logging import read_metrics
-from ddae_jax.training.loop import Every
 from ddae_jax.training.sharding import local_replica
 from ddae_jax.training.state import TrainState
-from ddae_jax.training.workdir import Workdir, write_json
-
-_log = logging.getLogger(__name__)
+from ddae_jax.training.workdir import Workdir
 
 _NUM_SHOWN = 4  # images in the overlays
-_SECTIONS = {
-    "overlays": "What it reaches",
-    "iou": "What it reaches",
-    "loss": "How training went",
-    "schedule": "How training went",
-}
-"""Where each figure stands in the report, in its order."""
-
-_CAPTIONS = {**curves.CAPTIONS, "overlays": overlays.CAPTION}
 
 Confusion = Int[np.ndarray, "classes classes"]
 
 
-class SegmentationWatch:
-    """Who looks at a segmentation run: a :class:`ddae_jax.job.Watch`.
+class SegmentationWatch(LabelledWatch[Confusion]):
+    """Who looks at a segmentation run.
 
     Args:
-        config: of the run.
-        workdir: where figures and report go.
+        config, workdir, schedule: see :class:`LabelledWatch`.
         task: that is trained.
         test: pairs that are never trained on.
-        schedule: of the run.
     """
+
+    title = "Segmentation"
+    captions: ClassVar = {
+        "overlays": (overlays.CAPTION, "What it reaches"),
+        "iou": (curves.CAPTIONS["iou"], "What it reaches"),
+    }
 
     def __init__(
         self,
@@ -70,98 +59,52 @@ class SegmentationWatch:
         test: PairSource,
         schedule: build.Schedule,
     ):
-        self._config = config
-        self._workdir = workdir
-        self._schedule = schedule
+        super().__init__(config, workdir, schedule)
         self._test = test
+        self._names = class_names(test, config)
         self._segment = build_segment(config, task)
-        self._confusion: tuple[int, Confusion] | None = None
 
-    def baselines(self) -> Mapping[str, float]:
-        """Nothing."""
-        return {}
+    def score(self, state: TrainState) -> Confusion:
+        """The confusion of all pixels of every test image once."""
+        return count_pixels(self._config, self._segment, self.for_drawing(state), self._test)
 
-    def actions(self) -> list[Every]:
-        """Mean IoU on the test split, as often as the config says."""
-        every_epochs = self._config.evaluation.every_epochs
-        if not every_epochs:
-            return []
-        return [Every(self._schedule.steps(every_epochs), self.measure)]
+    def metrics(self, scores: Confusion) -> dict[str, float]:
+        """``test/miou`` and ``test/pixel_accuracy``."""
+        return {"test/miou": mean_iou(scores), "test/pixel_accuracy": pixel_accuracy(scores)}
 
-    def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+    def in_words(self, scores: Confusion) -> str:
+        """The two scores that people ask for."""
+        return in_words(scores)
 
-    def measure(self, state: TrainState, step: int) -> dict[str, float]:
-        """``test/miou`` and ``test/pixel_accuracy``, of every image once."""
-        confusion = self._count(state)
-        self._confusion = step, confusion
-        _log.info("step %d: %s", step, in_words(confusion))
-        return {"test/miou": mean_iou(confusion), "test/pixel_accuracy": pixel_accuracy(confusion)}
+    def plain(self, scores: Confusion) -> dict[str, Any]:
+        """All of it."""
+        return plain_scores(scores, self._names)
 
-    def finish(self, state: TrainState, step: int) -> None:
-        """Writes scores, overlays and report."""
-        is_complete = step >= self._schedule.total_steps
-        if self._confusion is None or self._confusion[0] != step:
-            self.measure(state, step)
-        _, confusion = self._confusion
-        variables = local_replica((state.params, state.teacher))
-        if jax.process_index() == 0:
-            try:
-                self._draw(variables)
-                self._write(step, confusion, None if is_complete else "stopped")
-            except Exception:  # no run ends for its pictures
-                _log.exception("step %d: figures or report could not be written", step)
-        _log.info(
-            "%s: %s; report: %s",
-            "complete" if is_complete else f"stopped at step {step}",
-            in_words(confusion),
-            self._workdir.report,
-        )
+    def summary(self, scores: Confusion) -> tuple[Sequence[Summary], Mapping[str, Mapping]]:
+        """Three means, and the IoU of each class."""
+        cards = [
+            Summary("Mean IoU", f"{mean_iou(scores):.1%}", f"{len(self._test):,} images"),
+            Summary("Pixel accuracy", f"{pixel_accuracy(scores):.1%}"),
+            Summary("Mean class accuracy", f"{mean_accuracy(scores):.1%}"),
+        ]
+        return cards, {"IoU": plain_scores(scores, self._names)["iou"]}
 
-    def _count(self, state: TrainState) -> Confusion:
-        variables = local_replica((state.params, state.teacher))
-        return count_pixels(self._config, self._segment, variables, self._test)
+    def for_drawing(self, state: TrainState) -> PyTree:
+        """Parameters and teacher, on one device."""
+        return local_replica((state.params, state.teacher))
 
-    def _draw(self, variables: PyTree) -> None:
+    def draw(self, scores: Confusion, variables: PyTree, records: list[dict]) -> None:
+        """Scores over epochs, and a few images with their classes in colour."""
+        curves.iou_figure(self.figure("iou"), records)
         pairs = list(eval_pairs(self._test, limit=_NUM_SHOWN))
         segment = self._segment(variables)
         overlays.overlay_figure(
-            self._figure("overlays"),
+            self.figure("overlays"),
             [pair["image"] for pair in pairs],
             [pair["annotation"] for pair in pairs],
             [segment(pair["image"]) for pair in pairs],
             self._test.class_names,
         )
-
-    def _write(self, step: int, confusion: Confusion, status: str | None) -> None:
-        records = read_metrics(self._workdir.metrics)
-        names = class_names(self._test, self._config)
-        write_json(self._workdir.scores, plain_scores(confusion, names))
-        curves.iou_figure(self._figure("iou"), records)
-        curves.loss_figure(self._figure("loss"), records)
-        curves.schedule_figure(self._figure("schedule"), records)
-        write_report(
-            self._workdir.report,
-            title=f"Segmentation · {self._workdir.path.name}",
-            step=step,
-            num_steps=self._schedule.total_steps,
-            summary=[
-                Summary("Mean IoU", f"{mean_iou(confusion):.1%}", f"{len(self._test):,} images"),
-                Summary("Pixel accuracy", f"{pixel_accuracy(confusion):.1%}"),
-                Summary("Mean class accuracy", f"{mean_accuracy(confusion):.1%}"),
-            ],
-            figures=[
-                Captioned(self._figure(name), _CAPTIONS[name], section)
-                for name, section in _SECTIONS.items()
-            ],
-            results={"IoU": dict(zip(names, map(_plain, class_iou(confusion)), strict=True))},
-            config=to_plain(self._config),
-            environment=environment(),
-            state=status,
-        )
-
-    def _figure(self, name: str):
-        return self._workdir.figures / f"{name}.png"
 
 
 def build_segment(config: ConfigDict, task: LabelledTask) -> Callable[[PyTree], Callable]:
