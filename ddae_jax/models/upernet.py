@@ -44,8 +44,37 @@ class FeaturePyramid(nn.Module):
         return first, self._doubled(second, "up_2"), third, nn.max_pool(fourth, (2, 2), (2, 2))
 
     def _doubled(self, values: Map, name: str) -> Map:
-        width = values.shape[-1]
-        return nn.ConvTranspose(width, (2, 2), (2, 2), dtype=self.dtype, name=name)(values)
+        return Doubling(values.shape[-1], dtype=self.dtype, name=name)(values)
+
+
+class Doubling(nn.Module):
+    """A transposed convolution of kernel 2 and stride 2: each place becomes 2 x 2 places.
+
+    As no two kernels overlap it is one matrix product, which is what is computed: the gradient of
+    ``nn.ConvTranspose``, whose parameters and values these are, is slow on a CPU
+    (benchmarks/results/cpu_layers.json).
+
+    Attributes:
+        width: channels.
+        dtype: of the computation.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, values: Map) -> Map:
+        """From (batch, rows, columns, channels) to twice as many rows and columns."""
+        batch, rows, columns, channels = values.shape
+        shape = (2, 2, channels, self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        # A convolution's kernel meets the places of its stride in reverse.
+        matrix = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
+        doubled = values.astype(self.dtype).reshape(-1, channels) @ matrix.astype(self.dtype)
+        doubled = doubled.reshape(batch, rows, columns, 2, 2, self.width).swapaxes(2, 3)
+        doubled = doubled.reshape(batch, 2 * rows, 2 * columns, self.width)
+        return doubled + bias.astype(self.dtype)
 
 
 class UperNetHead(nn.Module):
