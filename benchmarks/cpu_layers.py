@@ -1,22 +1,28 @@
-"""Why dense layers flatten their input, and GELU is written with erf: gradient times of both forms.
+"""Why layers are written as they are: gradient times of both forms, on a CPU.
 
     python -m benchmarks.cpu_layers [repeats]
 
-An MLP of ViT shape, 128 images of 65 tokens, width 96; its gradient by input and kernels. Prints a
-table and writes benchmarks/results/cpu_layers.json.
+An MLP of ViT shape, 128 images of 65 tokens, width 96, whose dense layers flatten their input, and
+whose GELU is written with erf; and the layer that doubles a map of 16 x 16 places of width 96, 8
+images. Gradients by input and parameters. Prints tables and writes
+benchmarks/results/cpu_layers.json.
 """
 
 import sys
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array
 
 from benchmarks.environment import store, time_in_turn
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.transformer import gelu
+from ddae_jax.models.upernet import Doubling
 
 BATCH, TOKENS, WIDTH = 128, 65, 96
-FORMS = {
+MAP = (8, 16, 16, WIDTH)
+MLPS = {
     "batched, jax.nn.gelu": (nn.Dense, lambda x: nn.gelu(x, approximate=False)),
     "flattened, jax.nn.gelu": (Dense, lambda x: nn.gelu(x, approximate=False)),
     "batched, erf": (nn.Dense, gelu),
@@ -24,29 +30,51 @@ FORMS = {
 }
 
 
+DOUBLINGS = {
+    "nn.ConvTranspose": nn.ConvTranspose(WIDTH, (2, 2), (2, 2)),
+    "one product": Doubling(WIDTH),
+}
+
+
 def main(repeats: int = 15) -> None:
     """Measures and stores."""
-    runs = {name: _gradient(*form) for name, form in FORMS.items()}
+    mlps = {name: _gradient(_mlp(*form), (BATCH, TOKENS, WIDTH)) for name, form in MLPS.items()}
+    doublings = {name: _gradient(layer, MAP) for name, layer in DOUBLINGS.items()}
+    measured = {
+        "shape": [BATCH, TOKENS, WIDTH],
+        "seconds": _compared(mlps, repeats),
+        "map": MAP,
+        "seconds_of_doubling": _compared(doublings, repeats),
+    }
+    print(store("cpu_layers", measured))
+
+
+def _compared(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict]:
+    """Prints and returns seconds of each run, and how many times as fast as the first it is."""
     seconds = time_in_turn(runs, repeats)
-    first = seconds["batched, jax.nn.gelu"]["median"]
+    first = next(iter(seconds.values()))["median"]
     for name, times in seconds.items():
         times["speedup"] = first / times["median"]
         print(
             f"{name:24s} {1e3 * times['median']:7.1f} ms "
             f"[{1e3 * times['min']:.1f}, {1e3 * times['max']:.1f}]  {times['speedup']:.2f}x"
         )
-    print(store("cpu_layers", {"shape": [BATCH, TOKENS, WIDTH], "seconds": seconds}))
+    return seconds
 
 
-def _gradient(layer, activation):
+def _mlp(layer: type[nn.Module], activation: Callable[[Array], Array]) -> nn.Module:
     class Mlp(nn.Module):
         @nn.compact
         def __call__(self, x):
             return layer(WIDTH)(activation(layer(4 * WIDTH)(x)))
 
-    x = jax.random.normal(jax.random.key(0), (BATCH, TOKENS, WIDTH))
-    params = Mlp().init(jax.random.key(1), x)
-    gradient = jax.jit(jax.grad(lambda p, x: (Mlp().apply(p, x) ** 2).sum(), argnums=(0, 1)))
+    return Mlp()
+
+
+def _gradient(module: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:
+    x = jax.random.normal(jax.random.key(0), shape)
+    params = module.init(jax.random.key(1), x)
+    gradient = jax.jit(jax.grad(lambda p, x: (module.apply(p, x) ** 2).sum(), argnums=(0, 1)))
     return lambda: jax.block_until_ready(gradient(params, x))
 
 
