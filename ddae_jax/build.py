@@ -56,24 +56,24 @@ class Schedule:
         return max(1, round(min(epochs * self.steps_per_epoch, MAX_STEPS)))
 
 
-def build_schedule(config: ConfigDict, source: Source) -> Schedule:
-    """Steps an epoch, and of the whole run; warns of a batch larger than the source.
+def build_schedule(config: ConfigDict, num_images: int) -> Schedule:
+    """Steps an epoch of so many images, and of the whole run; warns if a batch is larger.
 
     Raises ``ValueError`` for more than :data:`MAX_STEPS`.
     """
-    steps_per_epoch = batches_per_epoch(source, config.batch_size)
+    steps_per_epoch = batches_per_epoch(num_images, config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     if total_steps > MAX_STEPS:
         raise ValueError(
             f"epochs={config.epochs:g} of {steps_per_epoch} steps are {total_steps:g} steps; a run "
             f"has at most {MAX_STEPS}, here epochs={MAX_STEPS // steps_per_epoch}"
         )
-    if config.batch_size > len(source):
+    if config.batch_size > num_images:
         _log.warning(
             "batch_size=%d is more than the %d images to train on: a batch repeats them, and "
             "counts as an epoch",
             config.batch_size,
-            len(source),
+            num_images,
         )
     return Schedule(steps_per_epoch, max(1, round(total_steps)))
 

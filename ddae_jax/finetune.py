@@ -34,6 +34,7 @@ from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.networks import build_encoder, build_normalize
 from ddae_jax.pretrained import check_fits, load_pretrained
 from ddae_jax.training.optimizer import make_finetuning_optimizer
+from ddae_jax.training.program import Program
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import Prepare
 from ddae_jax.training.workdir import Workdir
@@ -43,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return job.main(job.Job("finetune", __doc__, build_parts, complete), argv)
+    return job.main(JOB, argv)
 
 
 def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
@@ -87,24 +88,47 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     build.check_same_classes(sources)
     train, test = sources.values()
     train = labelled(train, config.data.labelled_share, config.seed)
-    task = build_task(config, train.num_classes)
-    schedule = build.build_schedule(config, train)
-    learning_rate = build.build_learning_rate(config, schedule)
+    schedule = build.build_schedule(config, len(train))
+    program = build_program(config, schedule, job.Data(num_classes=train.num_classes))
+    task = program.method
     has_checkpoint = workdir.has_checkpoint()
     return job.Parts(
-        method=task,
+        program=program,
         source=train,
         loader=build.build_loader(config, train, transform=build_transform(config)),
-        prepare=build_prepare(config, train.num_classes),
         schedule=schedule,
-        optimizer=build_optimizer(config, learning_rate, task.encoder.depth),
-        learning_rate=learning_rate,
-        momentum=optax.constant_schedule(config.average.decay),
         watch=ClassificationWatch(config, workdir, task, test, schedule, mesh),
         description=describe(config, train.num_classes),
         begin=functools.partial(begin, params=None if has_checkpoint else start_params(config)),
+    )
+
+
+def build_program(config: ConfigDict, schedule: build.Schedule, data: job.Data) -> Program:
+    """The step of a fine-tuning run."""
+    prepare = build_prepare(config, data.num_classes)
+    return labelled_program(config, schedule, build_task(config, data.num_classes), prepare)
+
+
+def labelled_program(
+    config: ConfigDict, schedule: build.Schedule, task: LabelledTask, prepare: Prepare
+) -> Program:
+    """The step that trains a network with labels."""
+    learning_rate = build.build_learning_rate(config, schedule)
+    return Program(
+        method=task,
+        prepare=prepare,
+        optimizer=build_optimizer(config, learning_rate, task.encoder.depth),
+        learning_rate=learning_rate,
+        momentum=optax.constant_schedule(config.average.decay),
+        channels=config.data.channels,
+        seed=config.seed,
         micro_batches=config.optimizer.micro_batches,
     )
+
+
+def batch_shapes(config: ConfigDict, data: job.Data) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch."""
+    return job.image_batch(config, tuple(config.model.image_size))
 
 
 def build_task(config: ConfigDict, num_classes: int) -> LabelledTask:
@@ -217,6 +241,9 @@ def starting_point(config: ConfigDict) -> str:
     """Where the encoder is from, in words."""
     is_fresh = not config.init_from or config.from_scratch
     return "from scratch" if is_fresh else f"from {config.init_from}"
+
+
+JOB = job.Job("finetune", __doc__, build_parts, build_program, batch_shapes, complete)
 
 
 if __name__ == "__main__":

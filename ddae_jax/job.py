@@ -6,7 +6,6 @@ claiming a workdir, continuing, stopping and saving, is the same for all of them
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 import pathlib
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import optax
+import jax.numpy as jnp
 from absl import flags as absl_flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -29,15 +28,22 @@ from ddae_jax.config.values import contradictions, job_of
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
-from ddae_jax.methods.trainable import Trainable
 from ddae_jax.training.agreement import all_or_none, from_first
-from ddae_jax.training.checkpoint import Checkpoints, abstract
+from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.interruption import Stopped, StopRequest
 from ddae_jax.training.logging import Recorder, read_metrics
 from ddae_jax.training.loop import Every, Plan, train
-from ddae_jax.training.sharding import check_divisible, make_mesh, put_batch, state_sharding
-from ddae_jax.training.state import TrainState, init_state
-from ddae_jax.training.step import Prepare, jit_train_step, make_train_step
+from ddae_jax.training.program import Program
+from ddae_jax.training.sharding import (
+    AXES,
+    bytes_per_device,
+    check_divisible,
+    layout_table,
+    make_mesh,
+    put_batch,
+)
+from ddae_jax.training.state import TrainState
+from ddae_jax.training.step import jit_train_step
 from ddae_jax.training.workdir import Workdir
 
 _log = logging.getLogger(__name__)
@@ -64,34 +70,40 @@ class Parts:
     """What a job builds from its config, before anything is compiled or written.
 
     Attributes:
-        method: what is trained.
+        program: the step, and what is trained.
         source: of the images.
         loader: this process's share of the batches.
-        prepare: what the step does to a batch first.
         schedule: how long the run is.
-        optimizer, learning_rate, momentum: see :func:`ddae_jax.training.step.make_train_step`.
         watch: who looks at it.
         begin: from a fresh state to the one that training starts with.
         description: one line on what is trained.
         notes: a line each on what may not be meant, to be warned of.
         check_continues: raises if the state of a checkpoint cannot be continued with these parts.
-        micro_batches: parts of a batch.
     """
 
-    method: Trainable
+    program: Program
     source: Source
     loader: TrainLoader
-    prepare: Prepare
     schedule: Schedule
-    optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
-    momentum: optax.Schedule
     watch: Watch
     description: str
     notes: Sequence[str] = ()
     begin: Callable[[TrainState], TrainState] = lambda state: state
     check_continues: Callable[[TrainState], None] = lambda state: None
-    micro_batches: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a program needs to know of the data, which need not be there.
+
+    Attributes:
+        num_classes: of the labels.
+        image_size: ``(height, width)`` of the images as they are stored, where they are augmented
+            on the device.
+    """
+
+    num_classes: int | None = None
+    image_size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +115,8 @@ class Job:
         usage: what it does, for ``--help``.
         build: ``(config, workdir, mesh) -> parts``. Raises ``ValueError`` or ``OSError`` for bad
             input.
+        program: ``(config, schedule, data) -> program``, the step alone, without any data.
+        batch_shapes: ``(config, data) -> the arrays of a batch``, of all processes together.
         complete: fills in what a config leaves to what it names; ``(config, stored config)``, the
             latter of a run that is continued, else None.
     """
@@ -110,6 +124,8 @@ class Job:
     name: str
     usage: str
     build: Callable[[ConfigDict, Workdir, Mesh], Parts]
+    program: Callable[[ConfigDict, Schedule, Data], Program]
+    batch_shapes: Callable[[ConfigDict, Data], Mapping[str, jax.ShapeDtypeStruct]]
     complete: Callable[[ConfigDict, Mapping[str, Any] | None], None] = lambda config, stored: None
 
 
@@ -160,7 +176,7 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
         command.start_devices(flags.distributed)
     with may_stop_at_once(stop), all_or_none():
         mesh = make_mesh(**config.mesh)
-        check_divisible(config.batch_size, mesh)
+        check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
         workdir = Workdir(flags.workdir)
         check_is_of(workdir, job.name)
         job.complete(config, workdir.read_config() if workdir.has_checkpoint() else None)
@@ -191,20 +207,12 @@ def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> N
 def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
     """Trains from the latest checkpoint, or from the start, to the end of the schedule."""
     config, parts = run.config, run.parts
-    step = make_train_step(
-        parts.method,
-        parts.optimizer,
-        parts.prepare,
-        learning_rate=parts.learning_rate,
-        momentum=parts.momentum,
-        seed=config.seed,
-        micro_batches=parts.micro_batches,
-    )
     with open_checkpoints(run) as checkpoints, command.one_ends_all():
         with may_stop_at_once(stop):
             state = start_or_continue(run, checkpoints)
             start_step = int(state.step)
             say_start(run, start_step)
+            say_layout(run, state)
             baselines = parts.watch.baselines()
         with Recorder(
             run.workdir,
@@ -218,7 +226,7 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
                 record.write(start_step, plan.progress(start_step) | baselines)
             state = train(
                 state,
-                jit_train_step(step, run.mesh, state),
+                jit_train_step(parts.program.step(), run.mesh, state),
                 parts.loader,
                 lambda batch: put_batch(batch, run.mesh),
                 checkpoints,
@@ -277,20 +285,10 @@ def start_or_continue(run: Run, checkpoints: Checkpoints) -> TrainState:
     Only then is the config stored: a checkpoint that does not fit it leaves the workdir as it was.
     """
     parts = run.parts
-    initialize = functools.partial(
-        init_state,
-        method=parts.method,
-        optimizer=parts.optimizer,
-        channels=run.config.data.channels,
-    )
-    inputs = {"key": jax.random.key(run.config.seed), "frozen": parts.method.frozen}
-    shapes = jax.eval_shape(initialize, **inputs)
-    sharding = state_sharding(run.mesh, shapes)
     if checkpoints.latest_step() is None:
-        state = jax.jit(lambda inputs: initialize(**inputs), out_shardings=sharding)(inputs)
-        state = parts.begin(state)
+        state = parts.begin(parts.program.fresh_state(run.mesh))
     else:
-        state, data_state = checkpoints.restore(abstract(shapes, sharding))
+        state, data_state = checkpoints.restore(parts.program.state_shapes(run.mesh))
         with all_or_none():
             parts.loader.set_state(data_state, allow_changes=run.allows_changes)
             parts.check_continues(state)
@@ -325,6 +323,21 @@ def say_start(run: Run, start_step: int) -> None:
         )
 
 
+def say_layout(run: Run, state: TrainState) -> None:
+    """What of the state lies on each device, in the log; with several devices, array by array."""
+    parts = {"parameters": state.params, "optimizer": state.opt_state, "teacher": state.teacher}
+    shares = [f"{name} {bytes_per_device(tree) / 2**20:,.1f}" for name, tree in parts.items()]
+    _log.info(
+        "MiB on each device: %s; mesh data=%d x fsdp=%d; optimizer and teacher are split as the "
+        "parameters are",
+        ", ".join(shares),
+        *(run.mesh.shape[axis] for axis in AXES),
+    )
+    if run.mesh.size > 1:
+        for line in layout_table(state.params):
+            _log.info(line)
+
+
 def check_is_of(workdir: Workdir, job: str) -> None:
     """Raises ``ValueError`` if the folder holds another job's run, or files that are no run's."""
     workdir.check_is_a_run_or_empty()
@@ -354,6 +367,15 @@ def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bo
         if not any(line.startswith(("method:", "model.size:")) for line in differences):
             advice += ", or --allow_config_changes to continue it with these"
         raise ValueError(f"{workdir.path} holds a run with another config:\n  {shown}\n{advice}")
+
+
+def image_batch(config: ConfigDict, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch of labelled images of a size, pixels."""
+    shape = (config.batch_size, *size, config.data.channels)
+    return {
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    }
 
 
 def absolute(folder: str) -> str:

@@ -20,35 +20,57 @@ from ddae_jax.methods.trainable import Trainable
 from ddae_jax.monitor import PretrainingWatch
 from ddae_jax.recipes import departures
 from ddae_jax.training.checkpoint import CheckpointError
+from ddae_jax.training.program import Program
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import Workdir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return job.main(job.Job("pretrain", __doc__, build_parts), argv)
+    return job.main(JOB, argv)
 
 
 def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     """What a pretraining run is made of."""
     method = build.build_trainable(config)
     source = build.build_source(config, config.data.train_split)  # may take long
-    schedule = build.build_schedule(config, source)
-    optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
+    schedule = build.build_schedule(config, len(source))
     return job.Parts(
-        method=method,
+        program=program_of(config, method, schedule),
         source=source,
         loader=build.build_loader(config, source),
-        prepare=build.build_prepare(config),
         schedule=schedule,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        momentum=momentum,
         watch=PretrainingWatch(config, workdir, method, source, schedule, mesh),
         description=describe(config, method),
         notes=notes(config, method),
         check_continues=functools.partial(check_same_frozen, config=config, method=method),
     )
+
+
+def build_program(config: ConfigDict, schedule: build.Schedule, data: job.Data) -> Program:
+    """The step of a pretraining run."""
+    return program_of(config, build.build_trainable(config), schedule)
+
+
+def program_of(config: ConfigDict, method: Trainable, schedule: build.Schedule) -> Program:
+    """The step that trains a method."""
+    optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
+    return Program(
+        method=method,
+        prepare=build.build_prepare(config),
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        channels=config.data.channels,
+        seed=config.seed,
+        micro_batches=config.optimizer.micro_batches,
+    )
+
+
+def batch_shapes(config: ConfigDict, data: job.Data) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch."""
+    size = data.image_size if config.data.augment_in == "device" else config.model.image_size
+    return job.image_batch(config, tuple(size))
 
 
 def describe(config: ConfigDict, method: Trainable) -> str:
@@ -93,6 +115,9 @@ def check_same_frozen(state: TrainState, config: ConfigDict, method: Trainable) 
             f"{key}={config[section][name]!r} is not what this run started with; give that, or "
             "another --workdir"
         )
+
+
+JOB = job.Job("pretrain", __doc__, build_parts, build_program, batch_shapes)
 
 
 if __name__ == "__main__":

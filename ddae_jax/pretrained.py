@@ -30,8 +30,8 @@ from ddae_jax.networks import (
     tokenizer_around,
     untrained_encoder_params,
 )
-from ddae_jax.training.checkpoint import Checkpoints, abstract, shapes_by_name
-from ddae_jax.training.sharding import make_mesh, replicated, state_sharding
+from ddae_jax.training.checkpoint import Checkpoints, shapes_by_name
+from ddae_jax.training.sharding import abstract, make_mesh, replicated, state_sharding
 from ddae_jax.training.workdir import Workdir
 
 _log = logging.getLogger(__name__)

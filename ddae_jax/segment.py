@@ -11,8 +11,8 @@ reach.
 import functools
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
@@ -22,18 +22,19 @@ from ddae_jax.data.joint_augment import Distortion, JointAugmentation
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.segmentation import PairSource, make_pair_source
 from ddae_jax.data.whole_pairs import check_pairs
-from ddae_jax.finetune import begin, build_optimizer, complete, start_params, starting_point
+from ddae_jax.finetune import begin, complete, labelled_program, start_params, starting_point
 from ddae_jax.methods.labelled import LabelledTask, segmentation_error
 from ddae_jax.models.upernet import Segmenter
 from ddae_jax.networks import build_encoder, build_normalize
 from ddae_jax.segmentation_watch import SegmentationWatch
+from ddae_jax.training.program import Program
 from ddae_jax.training.step import Prepare
 from ddae_jax.training.workdir import Workdir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return job.main(job.Job("segment", __doc__, build_parts, complete), argv)
+    return job.main(JOB, argv)
 
 
 def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
@@ -43,24 +44,30 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     )
     for source in (train, test):
         check_pairs(source)
-    task = build_task(config)
-    schedule = build.build_schedule(config, train)
-    learning_rate = build.build_learning_rate(config, schedule)
+    schedule = build.build_schedule(config, len(train))
+    program = build_program(config, schedule, job.Data())
     params = None if workdir.has_checkpoint() else start_params(config)
     return job.Parts(
-        method=task,
+        program=program,
         source=train,
         loader=build_loader(config, train),
-        prepare=build_prepare(config),
         schedule=schedule,
-        optimizer=build_optimizer(config, learning_rate, task.encoder.depth),
-        learning_rate=learning_rate,
-        momentum=optax.constant_schedule(config.average.decay),
-        watch=SegmentationWatch(config, workdir, task, test, schedule),
+        watch=SegmentationWatch(config, workdir, program.method, test, schedule),
         description=describe(config),
         begin=functools.partial(begin, params=params),
-        micro_batches=config.optimizer.micro_batches,
     )
+
+
+def build_program(config: ConfigDict, schedule: build.Schedule, data: job.Data) -> Program:
+    """The step of a segmentation run."""
+    return labelled_program(config, schedule, build_task(config), build_prepare(config))
+
+
+def batch_shapes(config: ConfigDict, data: job.Data) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch."""
+    size = tuple(config.model.image_size)
+    annotation = jax.ShapeDtypeStruct((config.batch_size, *size), jnp.uint8)
+    return {"image": job.image_batch(config, size)["image"], "annotation": annotation}
 
 
 def build_pairs(config: ConfigDict, split: str) -> PairSource:
@@ -140,6 +147,9 @@ def describe(config: ConfigDict) -> str:
         f"segmentation into {config.data.num_classes} classes, {config.head.kind} head on a ViT-"
         f"{model.size}/{model.patch_size}, {starting_point(config)}"
     )
+
+
+JOB = job.Job("segment", __doc__, build_parts, build_program, batch_shapes, complete)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def source_of(count, num_classes=None):
     [(160, 3.0, 10, 30), (175, 2.5, 10, 25), (5, 4.0, 1, 4), (160, 0.001, 10, 1)],
 )
 def test_steps_follow_from_images_batch_and_epochs(count, epochs, steps_per_epoch, total_steps):
-    schedule = build.build_schedule(tiny(epochs=epochs), source_of(count))
+    schedule = build.build_schedule(tiny(epochs=epochs), count)
     assert (schedule.steps_per_epoch, schedule.total_steps) == (steps_per_epoch, total_steps)
     assert schedule.steps(1.0) == steps_per_epoch
     assert schedule.steps(0.0001) == 1
@@ -185,11 +185,11 @@ def test_more_steps_than_can_be_counted_are_refused(epochs, count):
     with pytest.raises(
         ValueError, match=r"epochs=.* of 10 steps are .* at most 2147483647, .*=2147"
     ):
-        build.build_schedule(tiny(epochs=epochs), source_of(count))
+        build.build_schedule(tiny(epochs=epochs), count)
 
 
 def test_the_longest_run_is_allowed():
-    schedule = build.build_schedule(tiny(epochs=2.0**31 - 1), source_of(16))
+    schedule = build.build_schedule(tiny(epochs=2.0**31 - 1), 16)
     assert schedule.total_steps == 2**31 - 1
     np.int32(schedule.total_steps)
 
@@ -197,7 +197,7 @@ def test_the_longest_run_is_allowed():
 @pytest.mark.parametrize("epochs", [1e12, 1e300, 1.7e308])
 def test_what_happens_every_so_many_epochs_may_happen_never(epochs):
     config = tiny(optimizer__warmup_epochs=epochs)
-    schedule = build.build_schedule(config, source_of(160))
+    schedule = build.build_schedule(config, 160)
     assert schedule.total_steps < schedule.steps(epochs) < 2**31
     _, learning_rate, _ = build.build_optimizer(config, schedule)
     found = [float(learning_rate(step)) for step in (0, 500, 998)]
@@ -205,9 +205,9 @@ def test_what_happens_every_so_many_epochs_may_happen_never(epochs):
 
 
 def test_a_batch_larger_than_the_source_warns_with_both_numbers(caplog):
-    build.build_schedule(tiny(batch_size=16), source_of(16))
+    build.build_schedule(tiny(batch_size=16), 16)
     assert not caplog.records
-    schedule = build.build_schedule(tiny(batch_size=16), source_of(7))
+    schedule = build.build_schedule(tiny(batch_size=16), 7)
     assert schedule.steps_per_epoch == 1
     (record,) = caplog.records
     assert record.levelname == "WARNING"

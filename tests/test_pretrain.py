@@ -427,15 +427,12 @@ def test_keys_without_effect_are_named_once_at_the_start(caplog):
     config.model.size = "Ti"
     config.supervision.mode = "last"
     config.supervision.depths = (6, 12)
+    schedule = build.Schedule(2, 200)
     parts = job.Parts(
-        method=build.build_method(config),
+        program=pretrain.build_program(config, schedule, job.Data()),
         source=range(512),
         loader=None,
-        prepare=None,
-        schedule=build.Schedule(2, 200),
-        optimizer=None,
-        learning_rate=None,
-        momentum=None,
+        schedule=schedule,
         watch=None,
         description="",
     )

@@ -30,6 +30,11 @@ def check_config(config: ConfigDict) -> None:
     Nothing is built, read or compiled.
     """
     check_each_key(config)
+    if config.batch_size % config.optimizer.micro_batches:
+        raise ValueError(
+            f"optimizer.micro_batches={config.optimizer.micro_batches} does not divide "
+            f"batch_size={config.batch_size}"
+        )
     _CHECKS[config.job](config)
 
 

@@ -70,11 +70,6 @@ def _check_downstream(config: ConfigDict) -> None:
     if not config.init_from:
         with named_by_key(image_size="model.image_size", patch_size="model.patch_size"):
             patch_grid(config.model.image_size, config.model.patch_size)
-    if config.batch_size % config.optimizer.micro_batches:
-        raise ValueError(
-            f"optimizer.micro_batches={config.optimizer.micro_batches} does not divide "
-            f"batch_size={config.batch_size}"
-        )
 
 
 def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:

@@ -233,6 +233,7 @@ def _of_every_job(job: str) -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.clip_norm = 3.0  # largest gradient norm; 0 for no clipping
+    config.optimizer.micro_batches = 1  # parts of a batch, one after the other, to save memory
 
     config.data = ConfigDict()
     config.data.source = "folder"
@@ -276,7 +277,6 @@ def _downstream(config: ConfigDict) -> None:
     config.model.positions = "learned"
     config.optimizer.decay = "cosine"  # or "linear", of the learning rate
     config.optimizer.layer_decay = 0.65  # of the learning rate, from each block to the one before
-    config.optimizer.micro_batches = 1  # parts of a batch whose gradients are summed up
     config.average = ConfigDict()
     config.average.decay = 0.0  # of the moving average of the weights; 0 for none
 

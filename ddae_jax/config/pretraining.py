@@ -155,6 +155,12 @@ def _check_method(config: ConfigDict) -> None:
             "method='vqkd' learns from a teacher: give the workdir of an earlier run, or a folder "
             "with model.safetensors, as tokenizer.teacher"
         )
+    if config.method == "vqkd" and config.optimizer.micro_batches > 1:
+        raise ValueError(
+            f"optimizer.micro_batches={config.optimizer.micro_batches}: method='vqkd' moves its "
+            "codes by whole batches; set it to 1, and use model.rematerialization='full' to save "
+            "memory"
+        )
     if "hog_cell" in _options(config):
         with named_by_key(hog_cell="targets.hog_cell", patch_size="model.patch_size"):
             check_cells(model.patch_size, targets.hog_cell)

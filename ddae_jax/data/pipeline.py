@@ -124,14 +124,14 @@ class Augmentation:
         return to_pixels(self.transform(to_image(pixels), rng))
 
 
-def batches_per_epoch(source: ExampleSource, batch_size: int) -> int:
-    """How many whole global batches an epoch has; 1 if the source is smaller than a batch.
+def batches_per_epoch(num_examples: int, batch_size: int) -> int:
+    """How many whole global batches an epoch has; 1 if it is smaller than a batch.
 
     Raises `ValueError` if `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; at least 1")
-    return max(len(source) // batch_size, 1)
+    return max(num_examples // batch_size, 1)
 
 
 @functools.cache

@@ -86,6 +86,10 @@ class LabelledTask:
         loss, metrics = self.error(outputs, targets)
         return loss, {"statistics": changed.get("batch_stats", {}), "metrics": dict(metrics)}
 
+    def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
+        """Nothing."""
+        return {}
+
     def follow(self, teacher: PyTree, params: PyTree, outcome: PyTree, momentum: Array) -> PyTree:
         """The new statistics, and the average moved a little towards the parameters."""
         average = teacher["average"]

@@ -125,13 +125,16 @@ class Method:
         images: Images,
         key: PRNGKeyArray,
         is_training: bool = True,
+        mask: Mask | None = None,
     ) -> tuple[Float[Array, ""], Supervised]:
         """Loss of a batch of normalised images, and what it is made of.
 
-        Only hidden patches are predicted: the others carry no loss.
+        Only hidden patches are predicted: the others carry no loss. The mask is that of
+        :meth:`draw` if none is given.
         """
-        mask_key, drop_path_key = jax.random.split(key)
-        mask = self.sample_mask(mask_key, images.shape[0])
+        if mask is None:
+            mask = self.draw(key, len(images))["mask"]
+        _, drop_path_key = jax.random.split(key)
         hidden = hidden_indices(mask, self.num_masked)
         targets = jax.lax.stop_gradient(self.targets(teacher, images))
         predictions = self._apply(
@@ -151,6 +154,11 @@ class Method:
         errors = spread_hidden(jnp.stack(errors), mask)
         supervised = self._apply(params, errors, mask, method="supervise")
         return supervised.loss, supervised
+
+    def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Mask]:
+        """The masks."""
+        mask_key, _ = jax.random.split(key)
+        return {"mask": self.sample_mask(mask_key, batch)}
 
     def metrics(self, outcome: Supervised) -> dict[str, Float[Array, ""]]:
         """Dynamic loss, plain loss and beta by objective and depth.

@@ -59,7 +59,17 @@ class Trainable(Protocol):
         key: PRNGKeyArray,
         is_training: bool = True,
     ) -> tuple[Float[Array, ""], Any]:
-        """Loss of a batch of normalised images, and its outcome, for the two below."""
+        """Loss of a batch of normalised images, and its outcome, for the two below.
+
+        Further arguments are what :meth:`draw` gives, by name.
+        """
+
+    def draw(self, key: PRNGKeyArray, batch: int) -> Mapping[str, Array]:
+        """What ``loss`` draws for each image of a batch with this key, the first axis the batch.
+
+        Given to ``loss``, it takes the place of what that would draw: so the parts of a batch can
+        have what the whole has. Stochastic depth is no part of it.
+        """
 
     def follow(self, teacher: PyTree, params: PyTree, outcome: Any, momentum: Array) -> PyTree:
         """The teacher after a step that led to these parameters."""

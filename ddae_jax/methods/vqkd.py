@@ -197,6 +197,10 @@ class VqKd:
         outcome = Outcome(updated, share, feature_loss, commitment_loss)
         return feature_loss + self.commitment * commitment_loss, outcome
 
+    def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
+        """Nothing that belongs to an image."""
+        return {}
+
     def metrics(self, outcome: Outcome) -> dict[str, Float[Array, ""]]:
         """Both losses, and how much of the codebook the batch used.
 

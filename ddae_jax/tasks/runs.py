@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.methods.labelled import LabelledTask
-from ddae_jax.training.checkpoint import Checkpoints, abstract
-from ddae_jax.training.sharding import make_mesh, state_sharding
+from ddae_jax.training.checkpoint import Checkpoints
+from ddae_jax.training.sharding import abstract, make_mesh, state_sharding
 from ddae_jax.training.workdir import Workdir
 
 _log = logging.getLogger(__name__)

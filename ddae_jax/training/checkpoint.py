@@ -215,13 +215,6 @@ class Checkpoints:
         )
 
 
-def abstract(state: PyTree, sharding: PyTree) -> PyTree:
-    """Shapes, dtypes and shardings of a state, to restore into."""
-    return jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, sharding
-    )
-
-
 def _restore_arguments(abstract_tree: PyTree, **options) -> ocp.args.PyTreeRestore:
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_tree)
     return ocp.args.PyTreeRestore(abstract_tree, restore_args=restore_args, **options)

@@ -1,5 +1,9 @@
 """How arrays are laid out over devices: a mesh of two axes, and the rules for state and batches."""
 
+import collections
+import math
+import re
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -48,12 +52,51 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf.shape, mesh)), state)
 
 
-def check_divisible(batch_size: int, mesh: Mesh) -> None:
-    """Raises ``ValueError`` unless a batch splits evenly over the devices."""
-    if batch_size < 1 or batch_size % mesh.size:
-        nearest = max(1, round(batch_size / mesh.size)) * mesh.size
+def bytes_per_device(tree: PyTree) -> int:
+    """Bytes that one device holds of arrays, or of shapes with shardings, that are laid out."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def layout_table(tree: PyTree) -> list[str]:
+    """How arrays lie on the devices, in lines: name, shape, axes that are split, bytes a device.
+
+    Args:
+        tree: arrays, or shapes with shardings. Those that differ only in the number of their block
+            share a line.
+    """
+    rows = collections.Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = re.sub(r"_\d+/", "_*/", jax.tree_util.keystr(path, simple=True, separator="/"))
+        axes = (*leaf.sharding.spec, *(None,) * (leaf.ndim - len(leaf.sharding.spec)))
+        split = ", ".join(str(axis or "-") for axis in axes)
+        rows[name, leaf.shape, f"({split})", bytes_per_device(leaf)] += 1
+    cells = [("array", "shape", "split over", "MiB a device")]
+    for (name, shape, split, size), count in rows.items():
+        times = f"{count} x " if count > 1 else ""
+        cells.append((name, f"{times}{shape}", split, f"{count * size / 2**20:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([*(c.ljust(w) for c, w in zip(row[:3], widths, strict=False)), row[3].rjust(12)])
+        for row in cells
+    ]
+
+
+def abstract(state: PyTree, sharding: PyTree) -> PyTree:
+    """Shapes, dtypes and shardings of arrays that need not be there."""
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, sharding
+    )
+
+
+def check_divisible(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Raises ``ValueError`` unless each of a batch's parts splits evenly over the devices."""
+    unit = mesh.size * micro_batches
+    if batch_size < 1 or batch_size % unit:
+        nearest = max(1, round(batch_size / unit)) * unit
+        in_parts = f", in {micro_batches} parts (optimizer.micro_batches)," * (micro_batches > 1)
         raise ValueError(
-            f"batch_size={batch_size} is not divisible by the {mesh.size} devices "
+            f"batch_size={batch_size}{in_parts} is not divisible by the {mesh.size} devices "
             f"(mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']}); nearest: {nearest}"
         )
 

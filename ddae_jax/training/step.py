@@ -42,11 +42,12 @@ def make_train_step(
         momentum: the teacher's, by step.
         seed: of the run.
         micro_batches: parts of the prepared batch that gradients are computed for one after the
-            other, which takes less memory; loss and gradient are their means.
+            other, which takes less memory; loss and gradient are their means. Each image has the
+            mask that it has in the whole batch; only stochastic depth is drawn anew in each part.
     """
     differentiate = jax.value_and_grad(method.loss, has_aux=True)
     if micro_batches > 1:
-        differentiate = _in_parts(differentiate, micro_batches)
+        differentiate = _in_parts(differentiate, method.draw, micro_batches)
 
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         prepare_key, loss_key = jax.random.split(step_key(seed, state.step))
@@ -87,18 +88,24 @@ def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def _in_parts(differentiate: Callable[..., Any], count: int) -> Callable[..., Any]:
+def _in_parts(
+    differentiate: Callable[..., Any], draw: Callable[..., Any], count: int
+) -> Callable[..., Any]:
     """The mean of loss, outcome and gradient over so many parts of a batch."""
 
     def mean_of_parts(params: PyTree, teacher: PyTree, inputs: PyTree, key: PRNGKeyArray):
-        parts = jax.tree.map(lambda array: _parts(array, count), inputs)
+        drawn = draw(key, len(jax.tree.leaves(inputs)[0]))
+        parts = jax.tree.map(lambda array: _parts(array, count), (inputs, drawn))
         keys = jax.random.split(key, count)
 
-        def add(total: PyTree, part: tuple[PyTree, PRNGKeyArray]) -> tuple[PyTree, None]:
-            found = differentiate(params, teacher, *part)
-            return jax.tree.map(jnp.add, total, found), None
+        def differentiate_part(part: tuple[tuple[PyTree, PyTree], PRNGKeyArray]) -> PyTree:
+            (inputs, drawn), key = part
+            return differentiate(params, teacher, inputs, key, **drawn)
 
-        shapes = jax.eval_shape(differentiate, params, teacher, *_first((parts, keys)))
+        def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, differentiate_part(part)), None
+
+        shapes = jax.eval_shape(differentiate_part, _first((parts, keys)))
         start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(add, start, (parts, keys))
         return jax.tree.map(lambda leaf: leaf / count, total)

@@ -405,12 +405,12 @@ class TestEvalBatches:
 
 @pytest.mark.parametrize(("batch_size", "count"), [(8, 2), (20, 1), (64, 1)])
 def test_batches_per_epoch_are_whole_and_at_least_one(batch_size, count):
-    assert batches_per_epoch(numbered_source(20), batch_size) == count
+    assert batches_per_epoch(20, batch_size) == count
 
 
 def test_batches_per_epoch_of_no_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size=0"):
-        batches_per_epoch(numbered_source(20), 0)
+        batches_per_epoch(20, 0)
 
 
 def test_mixed_folder_with_a_broken_file_trains(tmp_path):
@@ -433,7 +433,7 @@ def test_cifar10_resumes_amid_its_second_epoch():
         pytest.skip("no CIFAR-10 in ../shared/data/tfds")
     source = make_source("tfds", name="cifar10", data_dir=str(SHARED / "tfds"), split="test")
     augmentation = Augmentation((32, 32))
-    step = batches_per_epoch(source, 256) + 5
+    step = batches_per_epoch(len(source), 256) + 5
     run = batches_of(source, 3, augmentation=augmentation, batch_size=256, start=step)
     resumed = batches_of(source, 1, augmentation=augmentation, batch_size=256, start=step + 2)
     assert_same(resumed, run[2:])

@@ -17,8 +17,8 @@ import optax
 import pytest
 
 from ddae_jax.training import checkpoint
-from ddae_jax.training.checkpoint import CheckpointError, Checkpoints, abstract
-from ddae_jax.training.sharding import make_mesh, state_sharding
+from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
+from ddae_jax.training.sharding import abstract, make_mesh, state_sharding
 from ddae_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,11 +1,15 @@
 """A batch in parts gives the loss and the gradient that it gives as a whole."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from ddae_jax.masking import random_mask
+from ddae_jax.methods import find_method
 from ddae_jax.methods.labelled import LabelledTask, classification_error
 from ddae_jax.mixing import smoothed_one_hot
 from ddae_jax.models.classifier import Classifier
@@ -25,14 +29,28 @@ BATCH = {
 }
 
 
-def after_two_steps(micro_batches, num_devices):
+ENCODER = ViT((8, 8), 2, width=16, depth=2, num_heads=2)
+METHOD = find_method("ddae")(
+    ENCODER,
+    None,
+    sample_mask=functools.partial(random_mask, grid=ENCODER.grid, num_masked=10),
+    num_masked=10,
+    depths=(1, 2),
+)
+
+
+def prepare(key, batch):
+    return batch["image"], smoothed_one_hot(batch["label"], 3, 0.1)
+
+
+def after_two_steps(micro_batches, num_devices, method=TASK, prepare=prepare):
     mesh = make_mesh(devices=jax.devices()[:num_devices])
     optimizer = optax.sgd(0.5)
-    state = jax.jit(lambda key: init_state(key, TASK, optimizer, 3))(jax.random.key(0))
+    state = jax.jit(lambda key: init_state(key, method, optimizer, 3))(jax.random.key(0))
     step = make_train_step(
-        TASK,
+        method,
         optimizer,
-        lambda key, batch: (batch["image"], smoothed_one_hot(batch["label"], 3, 0.1)),
+        prepare,
         learning_rate=optax.constant_schedule(0.5),
         momentum=optax.constant_schedule(0.5),
         seed=0,
@@ -53,6 +71,13 @@ def whole():
 def test_parts_of_a_batch_learn_what_the_whole_does(micro_batches, num_devices, whole):
     found = after_two_steps(micro_batches, num_devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, whole)
+
+
+def test_parts_of_a_pretraining_batch_learn_what_the_whole_does_with_the_same_masks():
+    images = lambda key, batch: batch["image"]  # noqa: E731
+    whole = after_two_steps(1, 1, METHOD, images)
+    found = after_two_steps(4, 2, METHOD, images)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, whole)
 
 
 def test_the_average_follows_the_parameters(whole):
