@@ -160,7 +160,7 @@ def parse_config_flags(
     argv: Sequence[str] | None,
     usage: str,
     define: Callable[[absl_flags.FlagValues], None],
-    job: str = "pretrain",
+    job: str | None = "pretrain",
 ) -> absl_flags.FlagValues:
     """:func:`parse_flags` with ``--config=FILE`` and ``--config.KEY=VALUE``; the config is checked.
 
@@ -170,7 +170,7 @@ def parse_config_flags(
 
     Args:
         argv, usage, define: see :func:`parse_flags`.
-        job: that the config must be for.
+        job: that the config must be for; None for whatever job the config names.
 
     Raises:
         ValueError: naming the nearest known key, or what its value may be; for another job's
@@ -190,6 +190,7 @@ def parse_config_flags(
 
     argv = sys.argv[1:] if argv is None else list(argv)
     argv = absl_flags.FlagValues().read_flags_from_files(argv)
+    job = job or _job_of_config(argv)
     changes, rest = _split_changes(argv, job)
     flags = parse_flags(rest, usage, define_all)
     if not flags.config or flags.config.startswith("-"):
@@ -248,11 +249,11 @@ def _is_whole(compressed: bytes) -> bool:
     return decompressor.eof
 
 
-def load_config(path: str, job: str = "pretrain") -> ConfigDict:
+def load_config(path: str, job: str | None = "pretrain") -> ConfigDict:
     """What a config file's ``get_config()`` returns; ``FILE:ARGUMENT`` hands it an argument.
 
     The file may import its neighbours, as ``configs.NAME``, wherever they lie. ``job`` is the one
-    that it must be for.
+    that it must be for; None for any.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -277,7 +278,8 @@ def load_config(path: str, job: str = "pretrain") -> ConfigDict:
         if get_config and (takes_argument or not has_argument):
             config = get_config(argument) if has_argument else get_config()
     except Exception as error:  # whatever somebody's own program does wrong
-        raise ValueError(f"--config={file}{_explain_config_error(file, error, job)}") from error
+        explained = _explain_config_error(file, error, job or "pretrain")
+        raise ValueError(f"--config={file}{explained}") from error
     if get_config is None:
         raise ValueError(f"--config={file}: it has no function get_config()")
     if has_argument and not takes_argument:
@@ -291,7 +293,7 @@ def load_config(path: str, job: str = "pretrain") -> ConfigDict:
         check_keys(config)
     except ValueError as error:
         raise ValueError(f"--config={file}: {error}") from None
-    if job_of(config) != job:
+    if job not in (None, job_of(config)):
         raise ValueError(
             f"--config={file} is a config of `python -m ddae_jax.{config.job}`, not of {job}"
         )
@@ -323,6 +325,14 @@ class _Change(NamedTuple):
                 f"is {type_in_words(self.key, self.job)}"
             )
         return parse_value(self.key, self.text or "", self.job)
+
+
+def _job_of_config(argv: Sequence[str]) -> str:
+    """The job of the config that a command line names; pretraining if it names none."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if found := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            return job_of(load_config(found[1] or following, None))
+    return "pretrain"
 
 
 def _split_changes(argv: Sequence[str], job: str) -> tuple[list[_Change], list[str]]:

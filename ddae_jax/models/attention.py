@@ -60,7 +60,8 @@ class SelfAttention(nn.Module):
             mixed, weights = _mixed_and_weights(qkv, bias)
             self.sow(ATTENTION, "weights", weights)
         else:
-            mixed = _FORMS[_resolve(self.form)](qkv, bias)
+            form = best_form(jax.default_backend()) if self.form == "auto" else self.form
+            mixed = _FORMS[form](qkv, bias)
         mixed = mixed.reshape(batch, length, width)
         return Dense(width, dtype=self.dtype, name="projection")(mixed)
 
@@ -87,10 +88,9 @@ class RelativePositionBias(nn.Module):
         return jnp.moveaxis(table[index], -1, 0)
 
 
-def _resolve(form: AttentionForm) -> AttentionForm:
-    if form != "auto":
-        return form
-    return "batched_matmul" if jax.default_backend() == "cpu" else "dot_product"
+def best_form(platform: str) -> AttentionForm:
+    """What ``auto`` means for devices of a platform: ``cpu``, ``gpu`` or ``tpu``."""
+    return "batched_matmul" if platform == "cpu" else "dot_product"
 
 
 def _mixed_and_weights(

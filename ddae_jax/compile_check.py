@@ -1,0 +1,248 @@
+"""Compiles the training step of any config, for a TPU slice that need not be there.
+
+    python -m ddae_jax.compile_check --config=configs/imagenet_ddae_vit_b16.py \\
+        --topology=v5e:8x8 --out=v5e.json
+
+Tells whether it fits, what a chip holds, operations, memory traffic, collective operations, and how
+fast it can be at the most. Nothing is trained, and no data is needed. docs/scaling.md says how to
+read it. ``--search`` finds the largest batch that fits; without ``--topology`` the step is compiled
+for the devices of this machine.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags as absl_flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddae_jax import build, command, finetune, pretrain, segment
+from ddae_jax.config import to_plain
+from ddae_jax.forecast.chips import CHIPS
+from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step, state_bytes
+from ddae_jax.forecast.flops import model_flops
+from ddae_jax.forecast.report import report
+from ddae_jax.forecast.roofline import bound_of, pace
+from ddae_jax.forecast.topology import topology_devices
+from ddae_jax.job import Data, Job
+from ddae_jax.models.attention import best_form
+from ddae_jax.training.program import Program
+from ddae_jax.training.sharding import check_divisible, make_mesh
+
+_log = logging.getLogger(__name__)
+
+_JOBS: Mapping[str, Job] = {j.name: j for j in (pretrain.JOB, finetune.JOB, segment.JOB)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is to be compiled.
+
+    Attributes:
+        job: whose step.
+        config: of the run.
+        mesh: of devices.
+        data: what the step has to know of the images.
+        num_images: of an epoch.
+        share: of the bound that a run is expected to reach.
+        topology: name of the slice; empty for the devices at hand.
+    """
+
+    job: Job
+    config: ConfigDict
+    mesh: Mesh
+    data: Data
+    num_images: int
+    share: float
+    topology: str
+
+    @property
+    def schedule(self) -> build.Schedule:
+        """Of the run."""
+        return build.build_schedule(self.config, self.num_images)
+
+    def with_batch_per_device(self, count: int) -> "Question":
+        """The same with another batch."""
+        config = self.config.copy_and_resolve_references()
+        config.batch_size = count * self.mesh.size
+        return dataclasses.replace(self, config=config)
+
+    def program(self) -> Program:
+        """The step."""
+        return self.job.program(self.config, self.schedule, self.data)
+
+    def batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """The arrays of a batch."""
+        return self.job.batch_shapes(self.config, self.data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0 if the step fits, 3 if it does not."""
+    with command.bad_input_is_explained():
+        question, flags = ask(argv)
+        program = question.program()
+    found = answer(question, program)
+    if flags.search:
+        found["largest_batch_per_device"] = search(question)
+    print(report(found))
+    if flags.out:
+        pathlib.Path(flags.out).write_text(json.dumps(found, indent=2) + "\n")
+    return 0 if found["fits"] else 3
+
+
+def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
+    """What a command line asks for. Raises ``ValueError`` or ``OSError`` for bad input."""
+    usage = f"ddae_jax.compile_check {__doc__}"
+    flags = command.parse_config_flags(argv, usage, _define_flags, None)
+    config = flags.config
+    command.start_devices(is_distributed=False)
+    devices = topology_devices(flags.topology) if flags.topology else jax.devices()
+    mesh = make_mesh(**config.mesh, devices=devices)
+    if config.model.attention_form == "auto":
+        config.model.attention_form = best_form(devices[0].platform)
+    check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
+    job = _JOBS[config.job]
+    job.complete(config, None)
+    image_size = tuple(map(int, flags.stored_image_size)) or tuple(config.model.image_size)
+    data = Data(num_classes=flags.num_classes, image_size=image_size)
+    return Question(job, config, mesh, data, flags.num_images, flags.share, flags.topology), flags
+
+
+def answer(question: Question, program: Program) -> dict[str, Any]:
+    """Compiles the step, and tells all that is known of it as plain values."""
+    config, mesh = question.config, question.mesh
+    kind = mesh.devices.flat[0].device_kind
+    chip = CHIPS.get(kind)
+    found = {
+        "config": to_plain(config),
+        "topology": question.topology or f"{mesh.size} x {kind}",
+        "num_devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        "chip": dataclasses.asdict(chip) if chip else {"name": kind},
+        "batch_size": config.batch_size,
+        "batch_per_device": config.batch_size // mesh.size,
+        "versions": {"jax": jax.__version__},
+    }
+    try:
+        step = compile_step(program, mesh, question.batch())
+    except DoesNotFit as error:
+        held = state_bytes(program.state_shapes(mesh))
+        needs = {"needed_bytes": error.needed, "available_bytes": error.available}
+        return found | {"fits": False, "why": str(error), "bytes_per_device": held, **needs}
+    found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, question))
+    found["fits"] = chip is None or step.total_bytes <= chip.memory_bytes
+    if chip is None:
+        return found
+    if not found["fits"]:
+        found["why"] = f"{step.total_bytes / 2**30:.1f} GiB are needed"
+    return found | _at_best(step, question)
+
+
+def flops_per_image(program: Program, question: Question) -> float:
+    """The model's own count of operations for an image, forward and backward."""
+    small = dataclasses.replace(question, mesh=make_mesh(devices=jax.devices()[:1]))
+    small = small.with_batch_per_device(2)
+    state, method = program.state_shapes(), program.method
+
+    def loss(params, teacher, batch, key):
+        return method.loss(params, teacher, program.prepare(key, batch), key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return model_flops(loss, state.params, state.teacher, dict(small.batch()), key) / 2
+
+
+def search(question: Question) -> int:
+    """The largest batch of a device that fits; 0 if not even one image does.
+
+    Each try compiles. From the config's own batch it is doubled or halved, and then bisected to an
+    eighth of itself.
+    """
+
+    def fits(count: int) -> bool:
+        asked = question.with_batch_per_device(count)
+        found = answer(asked, asked.program())
+        _log.info("%d images on each device: %s", count, "fit" if found["fits"] else found["why"])
+        return found["fits"]
+
+    unit = question.config.optimizer.micro_batches
+    return unit * largest(
+        lambda n: fits(n * unit), question.config.batch_size // question.mesh.size // unit
+    )
+
+
+def largest(fits: Callable[[int], bool], start: int) -> int:
+    """The largest whole number that fits, to an eighth of itself; ``start`` is tried first.
+
+    Whatever is larger than what does not fit must not fit either.
+    """
+    low, high = 0, None
+    count = max(start, 1)
+    while high is None or (low == 0 and high > 1) or high - low > max(1, low // 8):
+        if fits(count):
+            low = count
+        else:
+            high = count
+        count = low * 2 if high is None else (low + high) // 2
+    return low
+
+
+def _of_step(step: CompiledStep, images: int, model_flops: float) -> dict[str, Any]:
+    """What a compiled step is, for a device that has so many images."""
+    return {
+        "bytes_per_device": {**step.held, "activations": step.activations},
+        "total_bytes_per_device": step.total_bytes,
+        "compile_s": step.compile_s,
+        "flops_per_image": {
+            "compiled": step.flops / images,
+            "model": model_flops,
+            "ratio": step.flops / images / model_flops,
+        },
+        "memory_traffic_per_image": step.memory_traffic / images,
+        "collectives": {
+            kind: dataclasses.asdict(traffic) for kind, traffic in step.collectives.items()
+        },
+    }
+
+
+def _at_best(step: CompiledStep, question: Question) -> dict[str, Any]:
+    """How fast the step can be on its chips, and the run at that pace and at a share of it."""
+    config, num_devices = question.config, question.mesh.size
+    chip = CHIPS[question.mesh.devices.flat[0].device_kind]
+    bound, total_steps = bound_of(step, chip), question.schedule.total_steps
+    estimate = step.flops / step.optimal_s / chip.peak_flops if step.optimal_s else None
+    return {
+        "bound": {**dataclasses.asdict(bound), "step_s": bound.step_s, "limit": bound.limit},
+        "peak_share_at_bound": bound.compute_s / bound.step_s,
+        "peak_share_by_compiler": estimate,
+        "total_steps": total_steps,
+        "pace": {
+            f"{share:g}": dataclasses.asdict(
+                pace(bound.step_s / share, config.batch_size, num_devices, total_steps)
+            )
+            for share in sorted({1.0, question.share}, reverse=True)
+        },
+    }
+
+
+def _define_flags(flags: absl_flags.FlagValues) -> None:
+    def define(kind: str, name: str, default, text: str, **options) -> None:
+        getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags, **options)
+
+    define("string", "topology", "", "TPU slice, such as v5e:16x16; the devices here if empty.")
+    define("string", "out", "", "JSON file that all of it is written to.")
+    define("bool", "search", False, "Also find the largest batch that fits (compiles often).")
+    define(
+        "float", "share", 0.5, "Of the bound, that a run is expected to reach.", lower_bound=0.01
+    )
+    define("integer", "num_images", 1_281_167, "Of an epoch; ImageNet's by default.", lower_bound=1)
+    define("integer", "num_classes", 1000, "Of the labels, to fine-tune.", lower_bound=2)
+    define("list", "stored_image_size", [], "HEIGHT,WIDTH, where they are augmented on the device.")
+
+
+if __name__ == "__main__":
+    command.run(main)

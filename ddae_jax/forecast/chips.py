@@ -1,0 +1,56 @@
+"""What accelerators can do, from their makers' documentation."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device.
+
+    Attributes:
+        name: as people say it.
+        peak_flops: bfloat16 matrix products with float32 sums, operations a second.
+        memory_bytes: of its high-bandwidth memory.
+        memory_bandwidth: bytes a second.
+        interconnect_bandwidth: bytes a second that it sends to its neighbours, all links together;
+            the same again arrives.
+        source: where this is said.
+    """
+
+    name: str
+    peak_flops: float
+    memory_bytes: float
+    memory_bandwidth: float
+    interconnect_bandwidth: float
+    source: str
+
+
+CHIPS: Mapping[str, Chip] = MappingProxyType(
+    {
+        "TPU v4": Chip(
+            "v4", 275e12, 32 * 2**30, 1228e9, 300e9,
+            "Jouppi et al. 2023, TPU v4, table 4; docs.cloud.google.com/tpu/docs/v4",
+        ),
+        "TPU v5 lite": Chip(
+            "v5e", 197e12, 16 * 2**30, 819e9, 200e9, "docs.cloud.google.com/tpu/docs/v5e"
+        ),
+        "TPU v5": Chip(
+            "v5p", 459e12, 95 * 2**30, 2765e9, 600e9, "docs.cloud.google.com/tpu/docs/v5p"
+        ),
+        "TPU v6 lite": Chip(
+            "v6e", 918e12, 32 * 2**30, 1640e9, 400e9, "docs.cloud.google.com/tpu/docs/v6e"
+        ),
+        "NVIDIA A100-SXM4-80GB": Chip(
+            "A100", 312e12, 80e9, 2039e9, 300e9, "NVIDIA A100 80GB data sheet (SXM)"
+        ),
+        "NVIDIA H100 80GB HBM3": Chip(
+            "H100", 989.5e12, 80e9, 3350e9, 450e9, "NVIDIA H100 data sheet (SXM, without sparsity)"
+        ),
+        "NVIDIA H200": Chip(
+            "H200", 989.5e12, 141e9, 4800e9, 450e9, "NVIDIA H200 data sheet (SXM, without sparsity)"
+        ),
+    }
+)  # fmt: skip
+"""By the kind that JAX tells of a device (``device.device_kind``)."""

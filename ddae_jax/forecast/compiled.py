@@ -1,0 +1,126 @@
+"""A training step, compiled for devices that need not be there, as the compiler sees it."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from ddae_jax.forecast.collectives import Traffic, collectives
+from ddae_jax.training.program import Program
+from ddae_jax.training.sharding import batch_sharding, bytes_per_device
+from ddae_jax.training.step import jit_train_step
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class DoesNotFit(MemoryError):
+    """A program needs more memory than a device has.
+
+    Attributes:
+        needed, available: bytes, where the compiler tells them.
+    """
+
+    def __init__(self, message: str, needed: float | None, available: float | None):
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """What is known of a compiled step; of one device, unless it says otherwise.
+
+    Attributes:
+        compile_s: seconds that compiling took.
+        held: bytes of ``parameters``, ``optimizer``, ``teacher`` and ``batch``.
+        activations: bytes that the step needs beside them.
+        flops: operations of a step, by the compiler's count.
+        memory_traffic: bytes that a step reads and writes, likewise.
+        optimal_s: seconds that the compiler deems least; None where its count overflows.
+        collectives: what a step sends, by kind.
+    """
+
+    compile_s: float
+    held: Mapping[str, int]
+    activations: int
+    flops: float
+    memory_traffic: float
+    optimal_s: float | None
+    collectives: Mapping[str, Traffic]
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the device holds during a step."""
+        return sum(self.held.values()) + self.activations
+
+
+def compile_step(
+    program: Program, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct]
+) -> CompiledStep:
+    """Compiles a step for a mesh of devices.
+
+    Args:
+        program: what is trained.
+        mesh: of devices at hand, or of :func:`ddae_jax.forecast.topology.topology_devices`.
+        batch: the arrays of a batch, of all devices together.
+
+    Raises:
+        DoesNotFit: if the compiler finds that it needs more memory than a device has.
+    """
+    state = program.state_shapes(mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
+        dict(batch),
+    )
+    lowered = jit_train_step(program.step(), mesh, state).lower(state, batch)
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _explained(error) from error
+    compile_s = time.perf_counter() - began
+    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    # The compiler counts the body of the loop over micro-batches once.
+    passes = program.micro_batches
+    optimal_s = costs.get("optimal_seconds", 0) * passes
+    return CompiledStep(
+        compile_s=compile_s,
+        held={**state_bytes(state), "batch": bytes_per_device(batch)},
+        activations=memory.temp_size_in_bytes,
+        flops=costs.get("flops", math.nan) * passes,
+        memory_traffic=costs.get("bytes accessed", math.nan) * passes,
+        optimal_s=optimal_s if optimal_s > 0 else None,
+        collectives=collectives(compiled.as_text(), mesh.size),
+    )
+
+
+def state_bytes(state: PyTree) -> Mapping[str, int]:
+    """Bytes that one device holds of a state, or of its shapes, by kind."""
+    return {
+        "parameters": bytes_per_device(state.params),
+        "optimizer": bytes_per_device(state.opt_state),
+        "teacher": bytes_per_device(state.teacher),
+    }
+
+
+def _explained(error: Exception) -> Exception:
+    """The compiler's error, as :class:`DoesNotFit` if it is about memory."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        return error
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    if not found:
+        return DoesNotFit(text.splitlines()[0], None, None)
+    needed, available = (
+        float(number) * _UNITS[unit] for number, unit in (found.groups()[:2], found.groups()[2:])
+    )
+    return DoesNotFit(
+        f"{needed / 2**30:.1f} GiB are needed, {available / 2**30:.1f} GiB are there",
+        needed,
+        available,
+    )
