@@ -23,7 +23,12 @@ def backbone(workdir: str) -> dict:
     """What the encoder was pretrained by."""
     config = Workdir(workdir).read_config()
     told = {key: config[key] for key in ("method", "epochs", "batch_size", "seed")}
-    return told | {"size": config["model"]["size"], "supervision": config["supervision"]["mode"]}
+    data = pathlib.PurePath(config["data"]["data_dir"])
+    return told | {
+        "size": config["model"]["size"],
+        "supervision": config["supervision"]["mode"],
+        "data": config["data"]["name"] or "/".join(data.parts[-3:]),
+    }
 
 
 def recorded(name: str) -> dict:
