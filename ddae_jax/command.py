@@ -1,6 +1,7 @@
 """What the jobs' command lines share: flags, devices, and how errors reach the person."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import inspect
 import logging
@@ -39,6 +40,9 @@ _BAD_INPUT += (OtherProcessFailed,)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 _RUN_ENDERS += (OtherProcessFailed,)
 
+
+_HEARTBEAT_TIMEOUT_S = 60
+"""After so many seconds without a sign of a process the others end, even where all are waiting."""
 
 _PACKAGE = pathlib.Path(__file__).parent
 
@@ -117,10 +121,23 @@ def one_ends_all() -> Iterator[None]:
             raise
         if isinstance(error, _RUN_ENDERS):
             print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _is_of_others(error):
+            print(
+                f"error: another process of this run is gone, or cannot be reached: "
+                f"{str(error).splitlines()[0]}\nThe same command, started on all of them again, "
+                "continues from the latest checkpoint.",
+                file=sys.stderr,
+            )
         else:
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def _is_of_others(error: Exception) -> bool:
+    """Whether an error is about what the processes of a run send each other."""
+    words = ("gloo", "collective", "connection", "heartbeat", "unavailable", "peer", "coordination")
+    return any(word in str(error).lower() for word in words)
 
 
 def require(name: str, value: str, flags: absl_flags.FlagValues) -> None:
@@ -203,17 +220,65 @@ def parse_config_flags(
     return flags
 
 
-def start_devices(is_distributed: bool) -> bool:
-    """Joins the other processes, if any, and sets up the log. True in the first process."""
-    if is_distributed:
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where the other processes are, for those that no scheduler's environment tells it.
+
+    Attributes:
+        coordinator: ``HOST:PORT`` of the first process.
+        num_processes: of the run.
+        process_id: of this one, from 0.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+
+def cluster_of(flags: absl_flags.FlagValues) -> Cluster | None:
+    """What the flags say of other processes. Raises ``ValueError`` where only a part is said."""
+    told = (flags.coordinator, flags.num_processes, flags.process_id)
+    if told == (None, None, None):
+        return None
+    if None in told:
+        raise ValueError(
+            f"--coordinator={told[0]}, --num_processes={told[1]}, --process_id={told[2]}: give all "
+            "three, or --distributed alone where SLURM, GKE or a TPU pod tells them"
+        )
+    if not 0 <= flags.process_id < flags.num_processes:
+        raise ValueError(
+            f"--process_id={flags.process_id}; it lies in [0, {flags.num_processes - 1}], as "
+            f"--num_processes={flags.num_processes}"
+        )
+    if not re.fullmatch(r".+:\d+", flags.coordinator):
+        raise ValueError(f"--coordinator={flags.coordinator}; it is HOST:PORT, the same for all")
+    return Cluster(*told)
+
+
+def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
+    """Joins the other processes, if any, and sets up the log. True in the first process.
+
+    Args:
+        is_distributed: whether the environment tells where they are.
+        cluster: else: where they are.
+
+    Raises ``ValueError`` if they cannot be found.
+    """
+    if is_distributed or cluster:
         # JAX's own answer to SIGTERM would take the place of StopRequest's, and end nothing.
         jax.config.update("jax_enable_preemption_service", False)
+        options = {}
+        if cluster:
+            options = {f.name: getattr(cluster, f.name) for f in dataclasses.fields(Cluster)}
+            options["coordinator_address"] = options.pop("coordinator")
+        options["heartbeat_timeout_seconds"] = _HEARTBEAT_TIMEOUT_S
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(**options)
         except ValueError as error:
             raise ValueError(
                 f"--distributed: no other processes were found ({error}); leave it out on one "
-                "machine, or start the job on all of them, as SLURM, GKE and TPU pods do"
+                "machine, start the job on all of them, as SLURM, GKE and TPU pods do, or give "
+                "--coordinator, --num_processes and --process_id"
             ) from error
     is_primary = jax.process_index() == 0
     set_up_logging(is_primary)

@@ -6,6 +6,8 @@ claiming a workdir, continuing, stopping and saving, is the same for all of them
 
 import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -28,7 +30,7 @@ from ddae_jax.config.values import contradictions, job_of
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
-from ddae_jax.training.agreement import all_or_none, from_first
+from ddae_jax.training.agreement import all_or_none, check_same_everywhere, from_first
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.interruption import Stopped, StopRequest
 from ddae_jax.training.logging import Recorder, read_metrics
@@ -173,8 +175,10 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
         config = flags.config
         for key in FOLDERS & flatten(config).keys():
             config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
-        command.start_devices(flags.distributed)
+        command.start_devices(flags.distributed, command.cluster_of(flags))
     with may_stop_at_once(stop), all_or_none():
+        told = {k: v for k, v in flatten(to_plain(config)).items() if k not in FOLDERS}
+        check_same_everywhere(told | code_version())
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
         workdir = Workdir(flags.workdir)
@@ -378,6 +382,15 @@ def image_batch(config: ConfigDict, size: tuple[int, int]) -> dict[str, jax.Shap
     }
 
 
+def code_version() -> dict[str, str]:
+    """What must be the same in all processes of a run beside its config."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    return {**versions, "code of ddae_jax": digest.hexdigest()[:12]}
+
+
 def absolute(folder: str) -> str:
     """A folder as it can be found from elsewhere later; addresses and nothing stay as they are."""
     is_path = folder and "://" not in folder
@@ -401,3 +414,9 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
         "One of several processes, as on a TPU pod or under SLURM: join the others first.",
         flag_values=flags,
     )
+    for name, kind, text in (
+        ("coordinator", "string", "HOST:PORT of the first process, where no scheduler tells it."),
+        ("num_processes", "integer", "Processes of the run, with --coordinator."),
+        ("process_id", "integer", "Which of them this is, from 0, with --coordinator."),
+    ):
+        getattr(absl_flags, f"DEFINE_{kind}")(name, None, text, flag_values=flags)

@@ -15,12 +15,11 @@ import tiny
 PROGRAM = """
 import sys
 import jax
-index, patch = int(sys.argv[2]), sys.argv[3]
+index, patch = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], 2, index)
 from ddae_jax import pretrain
 exec(patch)
-sys.exit(pretrain.main(sys.argv[4:]))
+sys.exit(pretrain.main(sys.argv[3:]))
 """
 
 
@@ -36,16 +35,17 @@ def start(*options, of_process=((), ()), patch="", as_for_users=False):
     ``of_process`` are further options of each of them, ``patch`` is code that they run first, in
     which ``index`` tells which one it is.
     """
-    address = free_address()
+    cluster = [f"--coordinator={free_address()}", "--num_processes=2"]
+    numbers = [f"--process_id={index}" for index in range(len(of_process))]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(index), patch, *options, *own],
+            [sys.executable, "-c", PROGRAM, str(index), patch, *options, *own, *cluster, number],
             env=tiny.environment(2, as_for_users),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index, own in enumerate(of_process)
+        for index, (own, number) in enumerate(zip(of_process, numbers, strict=True))
     ]
 
 
@@ -145,14 +145,18 @@ def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, t
 
 
 @pytest.mark.xdist_group("undisturbed pair")
-def test_killed_and_restarted_two_processes_end_bit_identical(undisturbed, tmp_path):
+def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical(
+    undisturbed, tmp_path
+):
     workdir, options = undisturbed
     run = (*options, f"--workdir={tmp_path / 'killed'}")
     processes = start(*run, as_for_users=True)
     wait_for_step(tmp_path / "killed", 8, processes)
-    for process in processes:
-        process.kill()
-        process.communicate()
+    processes[1].kill()
+    _, log = processes[0].communicate(timeout=90)  # which ends too, and says why
+    assert processes[0].returncode != 0
+    # Whichever comes first: JAX misses the other process, or an operation with it fails.
+    assert "another task died" in log or "another process of this run is gone" in log
     _, logs = finish(start(*run, as_for_users=True))
     assert "continuing from the checkpoint of step" in logs[0]
     one, other = (
@@ -191,6 +195,16 @@ MetricsWriter.write = fail
     logs = [process.communicate(timeout=150)[1] for process in processes]
     assert all(process.returncode for process in processes)
     assert "No space left on device" in logs[0]
+
+
+def test_processes_that_were_started_differently_do_not_start_together(config, tmp_path):
+    differently = (["--config.seed=1"], ["--config.seed=2"])
+    processes = start(f"--config={config}", f"--workdir={tmp_path}", of_process=differently)
+    logs = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], logs
+    for log in logs:
+        assert "error: the processes of this run were not started alike" in log
+        assert "seed: 1 in process 0, 2 in process 1" in log
 
 
 def test_workdirs_that_are_not_the_same_folder_are_refused(config, tmp_path):

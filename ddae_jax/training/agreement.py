@@ -6,7 +6,9 @@ operation happens: the others would wait for it for ever. With one process all t
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,39 @@ def united(values: Int[np.ndarray, " own"]) -> Int[np.ndarray, " all"]:
     padded[: len(values)] = values
     together = np.unique(multihost_utils.process_allgather(padded))
     return together[together >= 0]
+
+
+def of_each(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each process, in their order, has given, as JSON keeps it. Each of them has to ask."""
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    if jax.process_count() == 1:
+        return [json.loads(text.tobytes())]
+    lengths = multihost_utils.process_allgather(np.asarray(len(text), np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return [
+        json.loads(row[:length].tobytes()) for row, length in zip(gathered, lengths, strict=True)
+    ]
+
+
+def check_same_everywhere(values: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` unless all processes give the same, naming what differs and where."""
+    first, *others = of_each(values)
+    differing = [
+        f"{name}: {first.get(name, 'missing')!r} in process 0, {other.get(name, 'missing')!r} in "
+        f"process {index}"
+        for index, other in enumerate(others, start=1)
+        for name in first.keys() | other.keys()
+        if first.get(name) != other.get(name)
+    ]
+    if differing:
+        error = ValueError(
+            f"the processes of this run were not started alike; {len(differing)} differences:\n  "
+            + "\n  ".join(sorted(differing)[:5])
+        )
+        error.is_known_to_all = True
+        raise error
 
 
 @contextlib.contextmanager
