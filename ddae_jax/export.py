@@ -39,7 +39,7 @@ from ddae_jax.model_card import Subject, how_to_load, model_card
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import ViT
 from ddae_jax.networks import build_encoder
-from ddae_jax.pretrained import restore_encoder, restore_params
+from ddae_jax.pretrained import is_imported, restore_encoder, restore_params
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.start_devices(is_distributed=False)
         out = _free_folder(flags.out)
         workdir, config = _read_run(flags)
-        if _is_whole_mae(config, flags.format):
+        if _is_whole_mae(config, flags.format) and not is_imported(workdir, config):
             exported, step = _export_mae(workdir, config, flags.step)
         else:
             exported, step = _export_encoder(workdir, config, flags.format, flags.step)
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             encoder=config.evaluation.encoder,
             step=step,
             use_class_token=config.model.use_class_token,
+            is_imported=is_imported(workdir, config),
         )
         with _whole_or_not_at_all(out) as folder:
             write_exported(exported, folder)

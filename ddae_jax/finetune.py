@@ -8,38 +8,28 @@ continues a run that was stopped or killed. docs/finetuning.md has the recipes a
 """
 
 import functools
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
-from ddae_jax.config.checks import check_config
-from ddae_jax.config.downstream import ARCHITECTURE
-from ddae_jax.config.keys import flatten
-from ddae_jax.config.values import typed
+from ddae_jax.beginning import begin, start_params, take_over
 from ddae_jax.data.labelled import labelled
 from ddae_jax.data.rand_augment import rand_augment
 from ddae_jax.finetuning_watch import ClassificationWatch
 from ddae_jax.methods.labelled import LabelledTask, classification_error
 from ddae_jax.mixing import mixup_or_cutmix, random_erasing, smoothed_one_hot
 from ddae_jax.models.classifier import Classifier
-from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.networks import build_encoder, build_normalize
-from ddae_jax.pretrained import check_fits, load_pretrained
 from ddae_jax.training.optimizer import make_finetuning_optimizer
 from ddae_jax.training.program import Program
-from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import Prepare
 from ddae_jax.training.workdir import Workdir
-
-_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,35 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
-    """Takes over from ``init_from`` what it tells: the architecture, and the pixels' statistics.
-
-    A run that is continued has it in its own config, wherever its beginning is now.
-
-    Raises as :func:`ddae_jax.pretrained.load_pretrained` does.
-    """
-    if not config.init_from:
-        return
-    if stored is not None:
-        told = flatten(stored)
-        keys = [*(f"model.{name}" for name in ARCHITECTURE), "data.mean", "data.std"]
-        config.update_from_flattened_dict({key: typed(key, told[key], config.job) for key in keys})
-        return
-    found = load_pretrained(config.init_from, config.init_encoder)
-    config.model.update(found.model)
-    if config.model.positions == "sincos":
-        config.model.positions = "learned"  # which begin as these
-    if found.mean is None:
-        _log.warning(
-            "%s does not say which pixel values it was trained on; data.mean=%s and data.std=%s "
-            "are taken",
-            config.init_from,
-            config.data.mean,
-            config.data.std,
-        )
-    else:
-        config.data.channels = len(found.mean)
-        config.data.mean, config.data.std = found.mean, found.std
-    check_config(config)
+    """:func:`ddae_jax.beginning.take_over`, with positions that are learned from now on."""
+    take_over(config, stored, learns_positions=True)
 
 
 def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
@@ -99,7 +62,9 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         schedule=schedule,
         watch=ClassificationWatch(config, workdir, task, test, schedule, mesh),
         description=describe(config, train.num_classes),
-        begin=functools.partial(begin, params=None if has_checkpoint else start_params(config)),
+        begin=functools.partial(
+            begin, method=task, params=None if has_checkpoint else start_params(config)
+        ),
     )
 
 
@@ -142,39 +107,6 @@ def build_task(config: ConfigDict, num_classes: int) -> LabelledTask:
         is_frozen=config.model.is_frozen,
     )
     return LabelledTask(classifier, classification_error, keeps_average=config.average.decay > 0)
-
-
-def start_params(config: ConfigDict) -> PyTree | None:
-    """The encoder's parameters that training begins with; None for fresh ones.
-
-    Raises ``ValueError``, naming the first differences, for what does not fit.
-    """
-    if not config.init_from or config.from_scratch:
-        return None
-    found = load_pretrained(config.init_from, config.init_encoder)
-    encoder = build_encoder(config)
-    params = adapt_encoder(found.params, found.module, encoder)
-    check_fits(params, encoder, config.data.channels, config.init_from)
-    return params
-
-
-def begin(state: TrainState, params: PyTree | None) -> TrainState:
-    """A fresh state whose encoder has these parameters, and so has their average."""
-    if params is None:
-        return state
-
-    def with_encoder(tree: PyTree, encoder: PyTree) -> PyTree:
-        # A copy each: steps give both back to the device, one after the other.
-        return tree | {"encoder": jax.tree.map(jnp.array, encoder)}
-
-    def put(state: TrainState, encoder: PyTree) -> TrainState:
-        teacher = dict(state.teacher)
-        if teacher["average"]:
-            teacher["average"] = with_encoder(teacher["average"], encoder)
-        return state.replace(params=with_encoder(state.params, encoder), teacher=teacher)
-
-    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(put, out_shardings=sharding)(state, params)
 
 
 def build_transform(config: ConfigDict) -> Callable | None:

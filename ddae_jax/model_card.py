@@ -1,6 +1,7 @@
 """The card of an exported encoder: how it was trained, how its features are read, whom to cite."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -88,6 +89,7 @@ class Subject:
         encoder: ``student`` or ``teacher``.
         step: of the checkpoint.
         use_class_token: whether the first token is a class token.
+        is_imported: whether the weights are those of others, as they were.
     """
 
     library: str
@@ -96,6 +98,7 @@ class Subject:
     encoder: str
     step: int
     use_class_token: bool
+    is_imported: bool = False
 
 
 def model_card(subject: Subject, config: ConfigDict) -> str:
@@ -125,16 +128,26 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
         "patch": f"{config.model.patch_size} x {config.model.patch_size} pixels",
     }
     papers = dict.fromkeys((*PAPERS[config.method], *_of_supervision(config), _VIT))
+    if subject.is_imported:
+        papers = {_VIT: None}
+        training = (
+            f"The weights were imported from `{pathlib.PurePath(config.init_from).name}` and not "
+            "trained further; who made them says how, and under which license they are.",
+        )
+    else:
+        if config.init_from:
+            rows["began with"] = pathlib.PurePath(config.init_from).name
+        training = (_table("", rows), _table("key", _settings(config)))
+    told = "imported by" if subject.is_imported else "pretrained without labels by"
     return (
         "\n\n".join(
             (
                 _front_matter(subject, config),
                 f"# {subject.folder}",
-                "A vision transformer that was pretrained without labels by `ddae_jax`; here as "
-                f"`{subject.network}` of {subject.library}.",
+                f"A vision transformer that was {told} `ddae_jax`; here as `{subject.network}` of "
+                f"{subject.library}.",
                 "## How it was trained",
-                _table("", rows),
-                _table("key", _settings(config)),
+                *training,
                 "## How features are read",
                 _table("", reading),
                 _how_images_are_cut(subject, config),
@@ -159,9 +172,11 @@ def how_to_load(subject: Subject, folder: str) -> str:
 
 
 def _front_matter(subject: Subject, config: ConfigDict) -> str:
-    tags = ("image-feature-extraction", "self-supervised-learning", "masked-image-modeling")
+    tags = ["image-feature-extraction"]
+    if not subject.is_imported:
+        tags += ["self-supervised-learning", "masked-image-modeling", config.method]
     lines = (f"library_name: {subject.library}", "tags:", *(f"- {t}" for t in tags))
-    return "\n".join(("---", *lines, f"- {config.method}", "---"))
+    return "\n".join(("---", *lines, "---"))
 
 
 def _table(name: str, rows: Mapping[str, Any]) -> str:

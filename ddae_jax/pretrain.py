@@ -3,7 +3,8 @@
     python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits
 
 The same command continues a run that was stopped or killed. ``--config.KEY=VALUE`` changes a key of
-the config. docs/method.md says what is learned; the README, what lies in the workdir afterwards.
+the config; with ``--config.init_from`` the encoder goes on from another run, or from published
+weights. docs/method.md says what is learned; the README, what lies in the workdir afterwards.
 """
 
 import functools
@@ -16,6 +17,7 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
+from ddae_jax.beginning import begin, start_params, take_over
 from ddae_jax.methods.trainable import Trainable
 from ddae_jax.monitor import PretrainingWatch
 from ddae_jax.recipes import departures
@@ -37,6 +39,9 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     schedule = build.build_schedule(config, len(source))
     return job.Parts(
         program=program_of(config, method, schedule),
+        begin=functools.partial(
+            begin, method=method, params=None if workdir.has_checkpoint() else start_params(config)
+        ),
         source=source,
         loader=build.build_loader(config, source),
         schedule=schedule,
@@ -117,7 +122,7 @@ def check_same_frozen(state: TrainState, config: ConfigDict, method: Trainable) 
         )
 
 
-JOB = job.Job("pretrain", __doc__, build_parts, build_program, batch_shapes)
+JOB = job.Job("pretrain", __doc__, build_parts, build_program, batch_shapes, take_over)
 
 
 if __name__ == "__main__":

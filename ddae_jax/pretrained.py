@@ -57,6 +57,11 @@ def restore_encoder(
     return _encoder_of(restored), step, saved_at
 
 
+def is_imported(workdir: Workdir, config: ConfigDict) -> bool:
+    """Whether a folder holds somebody's weights as they were: they have no records of training."""
+    return bool(config.init_from) and not workdir.metrics.exists()
+
+
 def restore_params(workdir: Workdir, shapes: PyTree, step: int | None = None) -> tuple[PyTree, int]:
     """Those of a student's parameters that are asked for, whole in this process, and their step.
 

@@ -18,11 +18,12 @@ from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
+from ddae_jax.beginning import begin, start_params
 from ddae_jax.data.joint_augment import Distortion, JointAugmentation
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.segmentation import PairSource, make_pair_source
 from ddae_jax.data.whole_pairs import check_pairs
-from ddae_jax.finetune import begin, complete, labelled_program, start_params, starting_point
+from ddae_jax.finetune import complete, labelled_program, starting_point
 from ddae_jax.methods.labelled import LabelledTask, segmentation_error
 from ddae_jax.models.upernet import Segmenter
 from ddae_jax.networks import build_encoder, build_normalize
@@ -54,7 +55,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         schedule=schedule,
         watch=SegmentationWatch(config, workdir, program.method, test, schedule),
         description=describe(config),
-        begin=functools.partial(begin, params=params),
+        begin=functools.partial(begin, method=program.method, params=params),
     )
 
 

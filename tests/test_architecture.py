@@ -19,6 +19,7 @@ FLOOR_OF_FOLDER = {
     "methods": 3,
     "training": 4,
     "evaluation": 4,
+    "forecast": 4,
     "config": 5,
     "tasks": 5,
 }

@@ -204,6 +204,7 @@ def segment_defaults() -> ConfigDict:
 def _of_every_job(job: str) -> ConfigDict:
     config = ConfigDict()
     config.job = job  # whose config this is: python -m ddae_jax.JOB
+    config.init_from = ""  # workdir of a pretraining run, or weights of others; "" for none
     config.seed = 0  # 0 to 2**32 - 1
     config.batch_size = 256  # images a step, over all devices
     config.epochs = 100.0  # of fewer than 2**31 steps
@@ -271,7 +272,6 @@ def _of_every_job(job: str) -> ConfigDict:
 
 def _downstream(config: ConfigDict) -> None:
     """What fine-tuning and segmentation share: where the encoder is from, and how it is trained."""
-    config.init_from = ""  # workdir of a pretraining run, or weights of others; "" for none
     config.init_encoder = "student"  # or "teacher", of that run
     config.from_scratch = False  # True takes the architecture of init_from without its weights
     config.model.positions = "learned"

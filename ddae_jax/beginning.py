@@ -1,0 +1,93 @@
+"""How a run begins with an encoder that somebody has trained: a run's, or published weights."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from ddae_jax.config.checks import check_config
+from ddae_jax.config.downstream import ARCHITECTURE
+from ddae_jax.config.keys import flatten
+from ddae_jax.config.values import typed
+from ddae_jax.methods.trainable import Trainable
+from ddae_jax.models.resize import adapt_encoder
+from ddae_jax.networks import build_encoder
+from ddae_jax.pretrained import check_fits, load_pretrained
+from ddae_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+def take_over(
+    config: ConfigDict, stored: Mapping[str, Any] | None, learns_positions: bool = False
+) -> None:
+    """Takes over from ``init_from`` what it tells: the architecture, and the pixels' statistics.
+
+    A run that is continued has it in its own config, wherever its beginning is now.
+
+    Args:
+        config: of the run; is changed in place.
+        stored: the config of a run that is continued, else None.
+        learns_positions: whether sine-cosine positions become learned ones, which begin as these.
+
+    Raises as :func:`ddae_jax.pretrained.load_pretrained` does.
+    """
+    if not config.init_from:
+        return
+    if stored is not None:
+        told = flatten(stored)
+        keys = [*(f"model.{name}" for name in ARCHITECTURE), "data.mean", "data.std"]
+        config.update_from_flattened_dict({key: typed(key, told[key], config.job) for key in keys})
+        return
+    found = load_pretrained(config.init_from, config.get("init_encoder", "student"))
+    config.model.update(found.model)
+    if learns_positions and config.model.positions == "sincos":
+        config.model.positions = "learned"
+    if found.mean is None:
+        _log.warning(
+            "%s does not say which pixel values it was trained on; data.mean=%s and data.std=%s "
+            "are taken",
+            config.init_from,
+            config.data.mean,
+            config.data.std,
+        )
+    else:
+        config.data.channels = len(found.mean)
+        config.data.mean, config.data.std = found.mean, found.std
+    check_config(config)
+
+
+def start_params(config: ConfigDict) -> PyTree | None:
+    """The encoder's parameters that training begins with; None for fresh ones.
+
+    Raises ``ValueError``, naming the first differences, for what does not fit.
+    """
+    if not config.init_from or config.get("from_scratch", False):
+        return None
+    found = load_pretrained(config.init_from, config.get("init_encoder", "student"))
+    encoder = build_encoder(config)
+    params = adapt_encoder(found.params, found.module, encoder)
+    check_fits(params, encoder, config.data.channels, config.init_from)
+    return params
+
+
+def begin(state: TrainState, method: Trainable, params: PyTree | None) -> TrainState:
+    """A fresh state whose encoder has these parameters, and so has what follows it.
+
+    What the parameters lack, such as a mask token, stays fresh.
+    """
+    if params is None:
+        return state
+
+    def put(state: TrainState, encoder: PyTree) -> TrainState:
+        params = state.params | {"encoder": state.params["encoder"] | encoder}
+        teacher = method.teacher_of(params, method.frozen_of(state.teacher))
+        # A copy of it: steps give both back to the device, one after the other.
+        return state.replace(params=params, teacher=jax.tree.map(jnp.array, teacher))
+
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(put, out_shardings=sharding)(state, params)

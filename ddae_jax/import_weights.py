@@ -1,0 +1,65 @@
+"""Makes a workdir of published weights, as if they had been pretrained here.
+
+    python -m ddae_jax.import_weights --config=configs/imagenet.py:mae --workdir=runs/mae \\
+        --config.init_from=mae_pretrain_vit_base.pth --config.data.data_dir=IMAGENET
+
+``init_from`` is a folder of timm or transformers, or the authors' file. The workdir can be
+evaluated by every task of ddae_jax.evaluate, compared with other runs, exported and fine-tuned; the
+config says on which images. To pretrain further, give the weights as ``--config.init_from`` of
+ddae_jax.pretrain instead.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import jax
+from absl import flags as absl_flags
+
+from ddae_jax import command, job
+from ddae_jax.beginning import start_params, take_over
+from ddae_jax.config import to_plain
+from ddae_jax.config.keys import flatten
+from ddae_jax.networks import untrained_encoder_params
+from ddae_jax.training.checkpoint import Checkpoints
+from ddae_jax.training.workdir import Workdir
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    with command.bad_input_is_explained():
+        usage = f"ddae_jax.import_weights {__doc__}"
+        flags = command.parse_config_flags(argv, usage, _define_flags)
+        config = flags.config
+        command.start_devices(is_distributed=False)
+        if not config.init_from:
+            raise ValueError("--config.init_from=WEIGHTS is missing; it says what to import")
+        for key in ("data.data_dir", "init_from"):
+            config.update_from_flattened_dict({key: job.absolute(flatten(config)[key])})
+        workdir = Workdir(flags.workdir)
+        workdir.check_is_a_run_or_empty()
+        if workdir.has_checkpoint():
+            raise ValueError(f"--workdir={workdir.path} holds a run already; give another")
+        take_over(config, None)
+        imported = start_params(config)
+        workdir.claim()
+        # What weights need not have, such as a mask token, is fresh.
+        params = untrained_encoder_params(config) | imported
+        workdir.write_config(to_plain(config))
+        with Checkpoints(workdir.checkpoints, keep_last=1) as checkpoints:
+            checkpoints.save({"params": {"encoder": params}}, 0, {})
+            checkpoints.wait()
+        workdir.release()
+    num_values = sum(leaf.size for leaf in jax.tree.leaves(imported))
+    _log.info("%s: an encoder of %s parameters", workdir.path, f"{num_values:,}")
+    return 0
+
+
+def _define_flags(flags: absl_flags.FlagValues) -> None:
+    absl_flags.DEFINE_string("workdir", None, "Folder that is made.", flag_values=flags)
+    command.require("workdir", "FOLDER", flags)
+
+
+if __name__ == "__main__":
+    command.run(main)
