@@ -4,7 +4,7 @@
 
 Each cell is a run of configs/cifar10.py with a small encoder, in a folder of its own; BEiT and
 BEiT v2 predict the tokens of one tokenizer, which is distilled from the run ``ddae,deep_dynamic``.
-Two more runs: MAE with fewer decoder blocks for intermediate depths, and DDAE with pixels alone.
+One more run: MAE with fewer decoder blocks for intermediate depths.
 Started again, it goes on where it stopped. Writes benchmarks/results/method_grid.json after each
 run, and prints the table of docs/methods.md.
 """
@@ -42,7 +42,6 @@ VARIANTS = {
         "mae,deep_dynamic",
         {"decoder.intermediate_blocks": 1},
     ),
-    "ddae,deep_dynamic, pixels alone": ("ddae,deep_dynamic", {"targets.feature_weight": 0.0}),
 }
 
 
