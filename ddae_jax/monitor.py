@@ -271,9 +271,9 @@ class PretrainingWatch:
         self._schedule = schedule
         self._knn = KnnMonitor.from_config(config, method, mesh)
         self._report = ReportWriter(config, workdir, method, source, schedule.total_steps, mesh)
-        # A small codebook is not collapsed for having few codes.
-        least = min(config.tokenizer.min_perplexity, config.tokenizer.num_codes / 4)
-        self._collapse = CollapseWatch(least)
+        self._collapse = CollapseWatch(
+            config.tokenizer.min_perplexity_share * config.tokenizer.num_codes
+        )
 
     def baselines(self) -> Mapping[str, float]:
         """What k-NN reaches without training, if it is asked for."""
@@ -319,8 +319,9 @@ class CollapseWatch:
         self._num_below = self._num_below + 1 if found < self._least else 0
         if self._num_below and self._num_below % self._patience == 0:
             _log.warning(
-                "step %d: the codebook has COLLAPSED: its perplexity is %.1f, below "
-                "tokenizer.min_perplexity=%g, for %d records in a row. Tokens of it say little. A "
+                "step %d: the codebook has COLLAPSED: its perplexity is %.1f, below %g (its size "
+                "times tokenizer.min_perplexity_share), for %d records in a row. Its tokens say "
+                "little. A "
                 "lower optimizer.learning_rate, a smaller tokenizer.code_width, a larger "
                 "batch_size or a higher tokenizer.revive_below usually helps",
                 step,

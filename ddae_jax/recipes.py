@@ -10,12 +10,15 @@ from ddae_jax.config.keys import defaults_by_key, flatten
 from ddae_jax.methods import find_method, options_of
 from ddae_jax.methods.supervision import check_mode
 
-_BEIT = {
-    "model.encoder_input": "full",
+_RELATIVE_POSITIONS = {
     "model.positions": "none",
     "model.relative_positions": "shared",
     "model.layer_scale": 0.1,
     "model.has_key_bias": False,
+}
+_BEIT = {
+    "model.encoder_input": "full",
+    **_RELATIVE_POSITIONS,
     "mask.kind": "block",
     "mask.ratio": 0.4,
     "supervision.beta_step": 1.0,
@@ -36,9 +39,11 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "mask.ratio": 0.6,
             "mask.unit": 2,  # 32 pixels, for patches of 16
             "targets.normalize_pixels": False,
+            **_RELATIVE_POSITIONS,
         },
         "maskfeat": {
             "model.encoder_input": "full",
+            "model.positions": "learned",
             "mask.kind": "block",
             "mask.ratio": 0.4,
             "supervision.beta_step": 50.0,

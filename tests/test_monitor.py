@@ -20,7 +20,7 @@ def test_a_codebook_that_stays_below_the_floor_is_told_again_and_again(caplog):
     found = warnings_of(caplog, [100, 5, 4, 3, 3, 3, 2.5])
     assert len(found) == 2
     assert "step 4: the codebook has COLLAPSED: its perplexity is 3.0" in found[0]
-    assert "below tokenizer.min_perplexity=16, for 3 records" in found[0]
+    assert "below 16 (its size times tokenizer.min_perplexity_share), for 3 records" in found[0]
     assert "tokenizer.revive_below" in found[0]
     assert "step 7" in found[1]
 

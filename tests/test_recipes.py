@@ -13,6 +13,8 @@ from ddae_jax import build, command
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.keys import flatten
+from ddae_jax.data.pipeline import eval_batches
+from ddae_jax.data.sources import make_source
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models import vit
@@ -59,8 +61,19 @@ def small(monkeypatch):
     return make
 
 
+@functools.cache
+def eight_images():
+    """Of CIFAR-10 where it is at hand, else patches of one colour."""
+    folder = tiny.SHARED_DATA / "tfds"
+    if folder.is_dir():
+        source = make_source("tfds", name="cifar10", data_dir=str(folder), split="train")
+        return next(eval_batches(source, image_size=(32, 32), batch_size=8, limit=8))["image"]
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    return images.repeat(4, axis=1).repeat(4, axis=2)
+
+
 def train(config, num_steps, mesh):
-    """The state and the metrics after each step, on patches of one colour."""
+    """The state and the metrics after each step, of one batch again and again."""
     method = build.build_trainable(config)
     schedule = build.Schedule(steps_per_epoch=30, total_steps=30)
     optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
@@ -77,11 +90,9 @@ def train(config, num_steps, mesh):
         seed=0,
     )
     take = jit_train_step(step, mesh, state)
-    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
-    images = images.repeat(4, axis=1).repeat(4, axis=2)
     records = []
     for _ in range(num_steps):
-        state, metrics = take(state, put_batch({"image": images}, mesh))
+        state, metrics = take(state, put_batch({"image": eight_images()}, mesh))
         records.append(jax.device_get(metrics))
     return state, records
 

@@ -41,7 +41,7 @@ RENAMED = {"evaluation.max_train_examples": "evaluation.max_examples"}
 """Keys that stored configs may have by an older name, and what they are called now."""
 
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
-FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity")
+FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity_share")
 # Where it is; not what.
 FREE_TO_CHANGE += ("targets.tokenizer", "tokenizer.teacher", "init_from")
 """Keys that may differ when a run is continued: they do not change what it computes."""
@@ -91,8 +91,8 @@ def pretrain_defaults() -> ConfigDict:
     config.tokenizer.decay = 0.99  # of the codebook's moving averages
     config.tokenizer.commitment = 1.0  # weight of the loss that draws vectors to codes
     config.tokenizer.revive_below = 0.1  # dead is a code of less than this share of mean usage
-    # Less than this, or a quarter of the codes, for long is warned of; 0 for never.
-    config.tokenizer.min_perplexity = 16.0
+    # A codebook whose perplexity is less than this share of its codes for long is warned of.
+    config.tokenizer.min_perplexity_share = 0.05  # 0 for never
 
     config.supervision = ConfigDict()
     config.supervision.mode = "deep_dynamic"

@@ -70,7 +70,7 @@ RANGES = {
     "tokenizer.decay": (0, 0.999999),
     "tokenizer.commitment": (0, 10**6),
     "tokenizer.revive_below": (0, 1),
-    "tokenizer.min_perplexity": (0, 2**20),
+    "tokenizer.min_perplexity_share": (0, 1),
     "supervision.beta_init": (-10, 10),  # no distance ** beta leaves float32
     "supervision.beta_step": (0, 10**6),
     "teacher.momentum_start": (0, 1),

@@ -4,11 +4,13 @@ import inspect
 from collections.abc import Callable
 
 from ddae_jax.hints import did_you_mean
-from ddae_jax.methods.beit import beit, beit2
+from ddae_jax.methods.beit import beit
+from ddae_jax.methods.beit2 import beit2
 from ddae_jax.methods.ddae import ddae
+from ddae_jax.methods.mae import mae
 from ddae_jax.methods.maskfeat import maskfeat
 from ddae_jax.methods.method import Method
-from ddae_jax.methods.pixels import mae, simmim
+from ddae_jax.methods.simmim import simmim
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ddae": ddae,

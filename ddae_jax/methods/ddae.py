@@ -1,6 +1,7 @@
 """DDAE: pixels and momentum features of hidden patches, under deep dynamic supervision."""
 
 from ddae_jax.methods.method import Method, Objective, make_method
+from ddae_jax.methods.pixels import pixel_objective
 from ddae_jax.methods.targets import feature_targets, pixel_targets, show_pixels, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
@@ -40,7 +41,7 @@ def ddae(
     Source: Chen et al., DDAE: Deep Dynamic AutoEncoder for vision BERT pretraining.
     """
     objectives = {
-        "pixels": Objective(encoder.patch_size**2 * channels, squared_error, pixel_weight),
+        "pixels": pixel_objective(encoder, channels, squared_error, pixel_weight),
         "features": Objective(encoder.width, squared_error, feature_weight),
     }
     if min(pixel_weight, feature_weight) < 0 or not (pixel_weight or feature_weight):

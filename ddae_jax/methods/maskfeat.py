@@ -20,7 +20,8 @@ def maskfeat(
 ) -> Method:
     """Every supervised depth predicts the HOG of hidden patches, by its mean squared error.
 
-    With ``full`` input, block-wise masks of 40 % and the mode ``last`` this is MaskFeat for images.
+    With ``full`` input, block-wise masks of 40 %, learned positions and the mode ``last`` this is
+    MaskFeat for images. Histograms are normalised cell by cell, and each channel by itself.
 
     Args:
         encoder: the vision transformer.

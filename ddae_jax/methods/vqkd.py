@@ -97,7 +97,11 @@ class VqKd:
         commitment: weight of the loss that draws vectors to their codes.
         revive_below: see :func:`ddae_jax.codebook.update_codebook`.
 
-    Source: Peng et al. 2022, BEiT v2, section 3.1, equations 1 to 3.
+    Raises:
+        ValueError: if the teacher sees other images or patches than the tokenizer.
+
+    Source: Peng et al. 2022, BEiT v2, section 3.1, equations 1 to 3; where the third sums squared
+    differences over a vector, here, as in the authors' code, is their mean.
     """
 
     tokenizer: Tokenizer
@@ -181,7 +185,7 @@ class VqKd:
             lambda: start_codebook(start_key, flat, self.num_codes),
         )
         indices = nearest_codes(flat, codebook.codes)
-        codes = codebook.codes[indices].reshape(vectors.shape)
+        codes = jax.lax.stop_gradient(codebook.codes[indices].reshape(vectors.shape))
         straight_through = vectors + jax.lax.stop_gradient(codes - vectors)
         predicted = unit_vectors(apply(of_student, straight_through, method="decode"))
         features = self.teacher.module.apply(

@@ -21,7 +21,12 @@ GRADIENTS = (
 
 
 def fixed_positions(width: int) -> torch.Tensor:
-    """The published ones, as transformers makes them; its untrained models leave them at 0."""
+    """The published ones; transformers' untrained models leave them at 0.
+
+    The published weights have columns in the first half and rows in the second: MAE's authors build
+    them from a grid whose first coordinate is the column. The function of transformers has rows
+    first, so the halves change places.
+    """
     positions = build_2d_sinusoidal_position_embedding(
         height=4, width=4, embed_dim=width, cls_token=True
     )

@@ -1,0 +1,53 @@
+"""BEiT v2: BEiT's tokens, predicted a second time through the class token."""
+
+from ddae_jax.methods.beit import beit
+from ddae_jax.methods.method import Method
+from ddae_jax.methods.student import Aggregation
+from ddae_jax.methods.vqkd import TrainedTokenizer
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.vit import ViT
+
+
+def beit2(
+    encoder: ViT,
+    decoder: Decoder | None,
+    *,
+    tokenizer: TrainedTokenizer,
+    aggregation_blocks: int = 2,
+    aggregated_patches_from: int = 0,
+    **options,
+) -> Method:
+    """:func:`beit`, with a patch-aggregation head that classifies through the same head too.
+
+    Its readout, of the last class token beside the patches of an earlier block, is one more depth
+    to the supervision: ``aggregation_blocks`` beyond the encoder's.
+
+    Args:
+        encoder: the vision transformer; has a class token.
+        decoder: None; only ``full`` input can be aggregated.
+        tokenizer: of the same images and patches.
+        aggregation_blocks: of the head.
+        aggregated_patches_from: the block whose patches it takes; 0 for that at 3/4 of the
+            encoder's depth (the 9th of 12).
+        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
+
+    Raises:
+        ValueError: as :func:`beit` does, and if there is a decoder, no class token, or no such
+            block before the last one.
+
+    Source: Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual
+    Tokenizers", section 3.2.
+    """
+    patches_from = aggregated_patches_from or max(1, encoder.depth * 3 // 4)
+    if decoder is not None or not encoder.use_class_token:
+        raise ValueError(
+            "beit2 aggregates patches in the class token of an encoder that sees all positions: it "
+            "needs encoder_input='full' and use_class_token=True"
+        )
+    if not 1 <= patches_from < encoder.depth:
+        raise ValueError(
+            f"aggregated_patches_from={aggregated_patches_from}; it lies in "
+            f"[1, {encoder.depth - 1}], or is 0 for 3/4 of the encoder's {encoder.depth} blocks"
+        )
+    aggregation = Aggregation(aggregation_blocks, patches_from)
+    return beit(encoder, None, tokenizer=tokenizer, aggregation=aggregation, **options)

@@ -1,0 +1,34 @@
+"""MAE: the pixels of hidden patches, from visible ones, by squared error."""
+
+from ddae_jax.methods.method import Method
+from ddae_jax.methods.pixels import predict_pixels
+from ddae_jax.methods.targets import squared_error
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.vit import ViT
+
+
+def mae(
+    encoder: ViT,
+    decoder: Decoder | None,
+    *,
+    channels: int = 3,
+    normalize_pixels: bool = True,
+    **options,
+) -> Method:
+    """Every supervised depth predicts the pixels of hidden patches, by their mean squared error.
+
+    With ``visible`` input, random masks of 75 %, per-patch normalisation and the mode ``last`` this
+    is the published MAE. Intermediate depths go through the SAME final norm, decoder and head.
+
+    Args:
+        encoder: the vision transformer.
+        decoder: a light decoder for ``visible`` input; None for ``full`` input.
+        channels, normalize_pixels, options: see :func:`predict_pixels`.
+
+    Raises:
+        ValueError: in use, if the images are of another size than the encoder's, or a patch has one
+            value and is to be normalised.
+
+    Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners".
+    """
+    return predict_pixels(encoder, decoder, squared_error, channels, normalize_pixels, **options)
