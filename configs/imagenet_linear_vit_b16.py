@@ -5,7 +5,7 @@ Command:    python -m ddae_jax.finetune --config=configs/imagenet_linear_vit_b16
                 --workdir=WORKDIR --distributed
             For a probe in minutes: python -m ddae_jax.evaluate --task=linear.
 Hardware:   a TPU slice or 8 GPUs.
-Expect:     the PAPER reports 68.0 % top-1 with MAE (He et al. 2022, table 1). This figure is the
+Expect:     the PAPER reports 68.0 % top-1 with MAE (He et al. 2022, table 12). This figure is the
             paper's; this package has not reproduced it.
 """
 

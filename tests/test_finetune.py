@@ -218,6 +218,20 @@ def test_the_authors_file_is_a_beginning_too(runs, size_of_file, caplog):
     assert finetune.start_params(config)["positions"].shape == (16, 16)
 
 
+def test_beit_s_file_can_be_fine_tuned_on_images_of_another_size(runs, size_of_file):
+    file = str(TORCH_FILES / "beit.pth")
+    half = {f"data__{name}": (0.5,) * 3 for name in ("mean", "std")}
+    config = config_of(runs, init_from=file, data__channels=3, **half)
+    encoder, params = networks.build_encoder(config), finetune.start_params(config)
+    assert encoder.grid == (4, 4)  # that of the file is (2, 2)
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda p: encoder.apply({"params": p}, images).tokens[0, 0, 0, 0]))
+    of_positions = gradient(params)["shared_bias"]["table"]
+    assert of_positions.shape == (7 * 7 + 3, 2)
+    assert np.isfinite(of_positions).all()
+    assert np.abs(of_positions).max() > 0
+
+
 def test_a_file_for_other_channels_names_what_differs(runs, size_of_file):
     config = config_of(runs, init_from=str(TORCH_FILES / "mae.pth"))
     message = r"patch_embedding/kernel: \(48, 16\) there, \(16, 16\) in the model"

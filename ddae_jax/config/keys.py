@@ -121,7 +121,8 @@ def pretrain_defaults() -> ConfigDict:
 def finetune_defaults() -> ConfigDict:
     """Every key of a fine-tuning config, with its default; keys cannot be added to it.
 
-    They are MAE's recipe for ViT-B (He et al. 2022, table 9).
+    They are MAE's recipe for ViT-B (He et al. 2022, table 9, with the learning rate, its layer-wise
+    decay and the random erasing of the released command).
     """
     config = _of_every_job("finetune")
     _downstream(config)
@@ -161,12 +162,12 @@ def finetune_defaults() -> ConfigDict:
 def segment_defaults() -> ConfigDict:
     """Every key of a segmentation config, with its default; keys cannot be added to it.
 
-    They are the recipe of BEiT and MAE on ADE20K (He et al. 2022, appendix A.4), for ViT-B.
+    They are mmsegmentation's recipe for MAE on ADE20K, for ViT-B.
     """
     config = _of_every_job("segment")
     _downstream(config)
     config.batch_size = 16
-    config.epochs = 127.0  # of ADE20K's 20,210 images: 160,000 steps
+    config.epochs = 127.0  # of ADE20K's 20,210 images: about 160,000 steps
     config.model.image_size = (512, 512)  # of the crops
     config.model.drop_path_rate = 0.1
 

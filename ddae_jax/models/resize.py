@@ -1,9 +1,9 @@
 """Encoder parameters for images of another size: its positions, resized to the new grid."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+from scipy.interpolate import make_interp_spline
 
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import ViT
@@ -13,9 +13,9 @@ from ddae_jax.patches import Grid
 def adapt_encoder(params: PyTree, old: ViT, new: ViT) -> PyTree:
     """Parameters of one encoder as those of another, for other images or with learned positions.
 
-    Positions are resized with a cubic kernel, over the grid, or, relative ones, over rows and
-    columns apart. Sine-cosine positions become learned ones where the new encoder has these. What
-    only the old one has, such as a mask token, is left out.
+    Positions follow the grid, see :func:`resize_positions` and :func:`resize_relative_positions`.
+    Sine-cosine positions become learned ones where the new encoder has these. What only the old
+    one has, such as a mask token, is left out.
 
     Args:
         params: of ``old``.
@@ -40,12 +40,17 @@ def adapt_encoder(params: PyTree, old: ViT, new: ViT) -> PyTree:
 def resize_positions(
     positions: Float[Array, "old_patches width"], old: Grid, new: Grid
 ) -> Float[Array, "new_patches width"]:
-    """One embedding a patch, from one grid to another."""
+    """One embedding a patch, from one grid to another, as torch's bicubic interpolation does it.
+
+    Source: Keys 1981, equation 15, with a = -3/4; what MAE and BEiT are released with.
+    """
     if old == new:
         return positions
-    width = positions.shape[-1]
-    on_grid = jnp.asarray(positions).reshape(*old, width)
-    return jax.image.resize(on_grid, (*new, width), "cubic").reshape(-1, width)
+    positions = np.asarray(positions)
+    rows, columns = (_bicubic_weights(*sides) for sides in zip(old, new, strict=True))
+    on_grid = positions.reshape(*old, -1)
+    resized = np.einsum("nr,mc,rcw->nmw", rows, columns, on_grid, optimize=True)
+    return jnp.asarray(resized.reshape(-1, positions.shape[-1]), positions.dtype)
 
 
 def resize_relative_positions(
@@ -53,15 +58,68 @@ def resize_relative_positions(
 ) -> Float[Array, "new_positions heads"]:
     """Entries of :class:`ddae_jax.models.attention.RelativePositionBias`, for another grid.
 
-    Those of the class token, which come last, stay as they are.
+    A table is not stretched: neighbours stay neighbours. Its entries are put at distances that
+    grow geometrically, from 1 for the nearest to the width of the new grid for the furthest, and a
+    cubic spline through them is read at whole distances. Along a side that stays the same they
+    stay as they are, and so do those of the class token, which come last.
+
+    Source: Bao et al. 2021, BEiT, as its fine-tuning is released.
     """
     if old == new:
         return table
-    (old_rows, old_columns), (new_rows, new_columns) = (
-        (2 * h - 1, 2 * w - 1) for h, w in (old, new)
-    )
-    heads = table.shape[-1]
-    of_patches, of_class_token = np.split(np.asarray(table), [old_rows * old_columns])
-    on_grid = jnp.asarray(of_patches).reshape(old_rows, old_columns, heads)
-    resized = jax.image.resize(on_grid, (new_rows, new_columns, heads), "cubic")
-    return jnp.concatenate([resized.reshape(-1, heads), jnp.asarray(of_class_token)])
+    table = np.asarray(table)
+    sides = [2 * side - 1 for side in old]
+    of_patches, of_class_token = np.split(table, [np.prod(sides)])
+    on_grid = of_patches.reshape(*sides, -1)
+    for axis in (0, 1):
+        on_grid = _respaced(on_grid, axis, old[axis], new[axis])
+    resized = on_grid.reshape(-1, table.shape[-1])
+    return jnp.asarray(np.concatenate([resized, of_class_token]), table.dtype)
+
+
+def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """How much each of the old places counts at each of the new; the outermost are repeated."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for step in (-1, 0, 1, 2):
+        places = np.floor(centres).astype(int) + step
+        kernel = _cubic_kernel(np.abs(centres - places))
+        np.add.at(weights, (np.arange(new), places.clip(0, old - 1)), kernel)
+    return weights
+
+
+def _cubic_kernel(
+    distance: Float[np.ndarray, "places"], a: float = -0.75
+) -> Float[np.ndarray, "places"]:
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)
+
+
+def _respaced(
+    values: Float[np.ndarray, "rows columns heads"], axis: int, old: int, new: int
+) -> Float[np.ndarray, "new_rows new_columns heads"]:
+    """Relative positions of ``old`` places along an axis as those of ``new`` places."""
+    if old == new:
+        return values
+    distances = _geometric_distances(old, new)
+    wanted = np.arange(1 - new, new).clip(distances[0], distances[-1])
+    degree = min(3, len(distances) - 1)  # less than cubic for so few places
+    return make_interp_spline(distances, values, degree, axis=axis)(wanted)
+
+
+def _geometric_distances(old: int, new: int) -> Float[np.ndarray, "distances"]:
+    """0, and on both sides 1, 1 + q, 1 + q + q^2, ..., of which the last is near ``new - 1``.
+
+    As released, q lies from 1.01 to 1.5 and is found to a millionth. So a smaller grid takes the
+    middle of a table, and a far larger one repeats its edge.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if np.sum(ratio ** np.arange(old - 1)) > new - 1:
+            high = ratio
+        else:
+            low = ratio
+    distances = np.cumsum(ratio ** np.arange(old - 1))
+    return np.concatenate([-distances[::-1], [0.0], distances])

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import golden_arrays
 from ddae_jax.models.resize import adapt_encoder, resize_positions, resize_relative_positions
 from ddae_jax.models.vit import ViT
 
@@ -57,13 +58,38 @@ def test_the_mask_token_is_left_out():
     assert "mask_token" not in adapt_encoder(params, old, old)
 
 
-def test_positions_that_rise_over_the_grid_still_do_where_it_is_finer():
-    rising = np.stack(np.meshgrid(np.arange(6.0), np.arange(4.0)), -1).reshape(24, 2)
-    found = resize_positions(rising.astype(np.float32), (4, 6), (8, 12)).reshape(8, 12, 2)
-    inner = np.asarray(found)[3:-3, 3:-3]  # a cubic kernel reproduces lines away from the edge
-    np.testing.assert_allclose(np.diff(inner[..., 0], axis=1), 0.5, atol=1e-5)
-    np.testing.assert_allclose(np.diff(inner[..., 1], axis=0), 0.5, atol=1e-5)
-    np.testing.assert_allclose(found[3, 3], [(3 + 0.5) / 2 - 0.5, (3 + 0.5) / 2 - 0.5], atol=1e-5)
+RESIZE = {"absolute": resize_positions, "relative": resize_relative_positions}
+GOLDEN, _ = golden_arrays.load("positions")
+
+
+@pytest.mark.parametrize("name", sorted({name.rpartition("/")[0] for name in GOLDEN} - {""}))
+def test_positions_are_resized_as_those_who_published_them_do(name):
+    kind, *grids = name.split("/")
+    old, new = (tuple(map(int, grid.split("x"))) for grid in grids)
+    found = RESIZE[kind](GOLDEN[f"{name}/given"], old, new)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, GOLDEN[f"{name}/resized"], atol=1e-5)
+
+
+@pytest.mark.parametrize("new", [(6, 9), (12, 12), (4, 5)])
+def test_patches_side_by_side_keep_what_their_relative_position_adds(new):
+    table = np.random.default_rng(0).normal(size=(11 * 11 + 3, 2)).astype(np.float32)
+    found = resize_relative_positions(table, (6, 6), new)
+    np.testing.assert_allclose(nearest(found, new), nearest(table, (6, 6)), atol=1e-5)
+
+
+def nearest(table, grid):
+    """Entries of patches that are at most one row and one column apart."""
+    h, w = grid
+    on_grid = np.asarray(table)[:-3].reshape(2 * h - 1, 2 * w - 1, -1)
+    return on_grid[h - 2 : h + 1, w - 2 : w + 1]
+
+
+@pytest.mark.parametrize("old", [(1, 1), (2, 2), (1, 3)])
+def test_tables_too_small_for_a_cubic_spline_are_resized_too(old):
+    count = (2 * old[0] - 1) * (2 * old[1] - 1) + 3
+    found = resize_relative_positions(np.full((count, 2), 0.7, np.float32), old, (5, 4))
+    np.testing.assert_allclose(found, np.full((9 * 7 + 3, 2), 0.7), rtol=1e-5)
 
 
 def test_relative_positions_keep_the_middle_and_the_class_tokens():
