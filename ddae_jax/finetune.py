@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.downstream import ARCHITECTURE
+from ddae_jax.config.downstream import ARCHITECTURE, check_architecture
 from ddae_jax.config.keys import flatten
 from ddae_jax.config.values import typed
 from ddae_jax.data.labelled import labelled
@@ -51,15 +51,23 @@ def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
 
     A run that is continued has it in its own config, wherever its beginning is now.
 
-    Raises as :func:`ddae_jax.pretrained.load_pretrained` does.
+    Raises as :func:`ddae_jax.pretrained.load_pretrained` does, and ``ValueError`` for keys that
+    ask for what the encoder does not have.
     """
     if not config.init_from:
         return
     if stored is not None:
         told = flatten(stored)
-        keys = [*(f"model.{name}" for name in ARCHITECTURE), "data.mean", "data.std"]
+        keys = [f"model.{name}" for name in ARCHITECTURE]
+        keys += ["data.channels", "data.mean", "data.std"]
         config.update_from_flattened_dict({key: typed(key, told[key], config.job) for key in keys})
-        return
+    else:
+        _take_over(config)
+    check_config(config)
+    check_architecture(config)
+
+
+def _take_over(config: ConfigDict) -> None:
     found = load_pretrained(config.init_from, config.init_encoder)
     config.model.update(found.model)
     if config.model.positions == "sincos":
@@ -75,7 +83,6 @@ def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
     else:
         config.data.channels = len(found.mean)
         config.data.mean, config.data.std = found.mean, found.std
-    check_config(config)
 
 
 def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
