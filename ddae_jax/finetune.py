@@ -24,7 +24,7 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import ARCHITECTURE, check_architecture
 from ddae_jax.config.keys import flatten
 from ddae_jax.config.values import typed
-from ddae_jax.data.labelled import labelled
+from ddae_jax.data.labelled import checked, labelled
 from ddae_jax.data.rand_augment import rand_augment
 from ddae_jax.finetuning_watch import ClassificationWatch
 from ddae_jax.methods.labelled import LabelledTask, classification_error
@@ -93,7 +93,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     }
     build.check_same_classes(sources)
     train, test = sources.values()
-    train = labelled(train, config.data.labelled_share, config.seed)
+    train, test = labelled(train, config.data.labelled_share, config.seed), checked(test)
     task = build_task(config, train.num_classes)
     schedule = build.build_schedule(config, train)
     learning_rate = build.build_learning_rate(config, schedule)

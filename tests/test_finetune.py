@@ -15,8 +15,9 @@ import pytest
 
 import golden_arrays
 import tiny
-from ddae_jax import command, evaluate, finetune, networks, pretrain
+from ddae_jax import build, command, evaluate, finetune, networks, pretrain
 from ddae_jax.config import ranges
+from ddae_jax.data.sources import make_source
 from ddae_jax.interop import backbones
 from ddae_jax.models import vit
 from ddae_jax.training.logging import Recorder
@@ -283,6 +284,41 @@ def test_bad_input_is_explained_before_anything_is_written(
     error = capsys.readouterr().err
     assert message.replace("RUNS", str(runs)) in error
     assert not (tmp_path / "never").exists()
+
+
+@pytest.fixture
+def mislabelled(monkeypatch):
+    """Lets the sixth example of a split have a label of no class."""
+
+    def mislabel(wrong_split):
+        def make(*arguments, split, **options):
+            source = make_source(*arguments, split=split, **options)
+            if split == wrong_split:
+                source.labels()[5] = 12
+            return source
+
+        monkeypatch.setattr(build, "make_source", make)
+
+    return mislabel
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_label_of_no_class_is_named_before_anything_is_written(
+    split, mislabelled, runs, tmp_path, capsys
+):
+    (tmp_path / "finetune.py").write_text(CONFIG)
+    mislabelled(split)
+    assert status(tmp_path, "never") == 2
+    assert f"digits/{split}[5] has label 12; the 10 classes" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(("name", "task"), [("finetuned", "classification"), ("pretrained", "knn")])
+def test_a_label_of_no_class_is_named_by_evaluation(name, task, mislabelled, runs, capsys):
+    mislabelled("test")
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={runs / name}", f"--task={task}"])
+    assert "digits/test[5] has label 12" in capsys.readouterr().err
 
 
 def test_the_config_of_another_job_is_refused(runs, tmp_path, capsys):
