@@ -158,6 +158,8 @@ def test_a_linear_head_continued_ends_bit_identical(folder, tmp_path):
         ("lose an annotation", (), "003"),
         ("shrink an annotation", (), "002.png"),
         ("another class", (), "001.png"),
+        ("another class among many to train on", (), "077.png"),
+        ("another class among many to test on", (), "077.png"),
         (None, ("--config.data.num_classes=300",), "in [2, 255]"),
         (None, ("--config.head.depths=1,2",), "head.depths=(1, 2); four blocks"),
         (None, ("--config.evaluation.stride=30,30",), "exceeds model.image_size=(24, 24)"),
@@ -177,6 +179,11 @@ def test_bad_input_is_named_before_anything_is_trained(
         annotated.write_pair(tmp_path / "data", "002", np.zeros((30, 40, 3)), np.zeros((15, 20)))
     elif change == "another class":
         annotated.write_pair(tmp_path / "data", "001", np.zeros((30, 40, 3)), np.full((30, 40), 5))
+    elif change:
+        split = "training" if "train" in change else "validation"
+        for number in range(100):
+            labels = np.full((2, 2), 5 if number == 77 else 0)
+            annotated.write_pair(tmp_path / "data", f"{number:03d}", labels, labels, split)
     with pytest.raises(command.CommandEnded) as ended:
         run(tmp_path, "never", *options)
     assert ended.value.code == 2

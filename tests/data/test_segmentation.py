@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from annotated import CAMVID, CAMVID_RULE, needs_camvid, write_pair, write_pairs
+from ddae_jax.data import whole_pairs
 from ddae_jax.data.annotations import IGNORED, BadAnnotation, LabelRule, LazyAnnotation
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.segmentation import make_pair_source
@@ -196,6 +198,22 @@ class TestCheck:
         check_pairs(source, num_decoded=0)
         with pytest.raises(BadAnnotation, match=r"000\.png has the label 9 on 4 pixels"):
             check_pairs(source, num_decoded=2)
+
+    def test_every_annotation_is_looked_at(self, tmp_path):
+        write_pairs(tmp_path, 100)
+        write_pair(tmp_path, "077", np.zeros((2, 2, 3)), np.full((2, 2), 9))
+        source = folder(tmp_path)
+        check_pairs(source, num_decoded=10)
+        with pytest.raises(BadAnnotation, match=r"077\.png has the label 9 on 4 pixels"):
+            check_pairs(source)
+
+    def test_what_takes_long_is_told(self, tmp_path, monkeypatch, caplog):
+        caplog.set_level(logging.INFO, "ddae_jax")
+        monkeypatch.setattr(whole_pairs, "_TELL_EVERY_S", -1)
+        write_pairs(tmp_path, 3)
+        check_pairs(folder(tmp_path))
+        assert "compared the sizes of 3 of 3 annotations" in caplog.text
+        assert "looked at the labels of 2 of 3 annotations" in caplog.text
 
     def test_what_cannot_be_decoded_is_left_to_the_loader(self, tmp_path):
         write_pairs(tmp_path, 2)
