@@ -315,6 +315,17 @@ class TestTfds:
         check_pairs(source)
         assert [int(pair["index"]) for pair in eval_pairs(source)] == [1]
 
+    @pytest.mark.parametrize("name", ["scene_parse150", "scene_parse150:1.0.0"])
+    def test_instances_in_place_of_classes_are_refused_before_any_download(self, name, monkeypatch):
+        import tensorflow_datasets as tfds
+
+        def opened(*_, **__):
+            raise AssertionError("the dataset was opened")
+
+        monkeypatch.setattr(tfds, "builder", opened)
+        with pytest.raises(ValueError, match=rf"{name}'.*instances.*data\.source='folder'"):
+            make_pair_source("tfds", name=name, num_classes=150)
+
     def test_dataset_without_annotations_says_what_it_has(self, tmp_path):
         image = encoded(Image.new("RGB", (3, 2)))
         write_tfds(tmp_path, [(image, image)], "depth")
