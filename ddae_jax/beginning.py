@@ -40,9 +40,15 @@ def take_over(
         return
     if stored is not None:
         told = flatten(stored)
-        keys = [*(f"model.{name}" for name in ARCHITECTURE), "data.mean", "data.std"]
+        keys = [f"model.{name}" for name in ARCHITECTURE]
+        keys += ["data.channels", "data.mean", "data.std"]
         config.update_from_flattened_dict({key: typed(key, told[key], config.job) for key in keys})
-        return
+    else:
+        _adopt(config, learns_positions)
+    check_config(config)
+
+
+def _adopt(config: ConfigDict, learns_positions: bool) -> None:
     found = load_pretrained(config.init_from, config.get("init_encoder", "student"))
     config.model.update(found.model)
     if learns_positions and config.model.positions == "sincos":
@@ -58,7 +64,6 @@ def take_over(
     else:
         config.data.channels = len(found.mean)
         config.data.mean, config.data.std = found.mean, found.std
-    check_config(config)
 
 
 def start_params(config: ConfigDict) -> PyTree | None:

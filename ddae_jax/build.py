@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config.pretraining import mask_unit
 from ddae_jax.data.augment import augment_on_device
+from ddae_jax.data.labelled import checked
 from ddae_jax.data.pipeline import (
     Augmentation,
     Batch,
@@ -241,12 +242,14 @@ def build_labelled_images(
 ) -> LabelledImages:
     """The labelled training and test images of the config, to evaluate frozen features on.
 
-    Raises ``ValueError`` if the source has no labels, or the two sets other classes.
+    Raises ``ValueError`` if the source has no labels, or the two sets other classes; and
+    :class:`ddae_jax.data.labelled.BadLabel`, now or where it is read, for a label of no class.
     """
     train, test = (
         build_source(config, split) for split in (config.data.train_split, config.data.test_split)
     )
     check_same_classes({config.data.train_split: train, config.data.test_split: test})
+    train, test = checked(train), checked(test)
     return LabelledImages(
         train_batches=functools.partial(build_eval_batches, config, train, mesh, limit),
         test_batches=functools.partial(build_eval_batches, config, test, mesh, limit),

@@ -28,6 +28,8 @@ from ddae_jax.config.values import (
     type_in_words,
     unknown_key,
 )
+from ddae_jax.data.annotations import BadAnnotation
+from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
@@ -38,7 +40,7 @@ from ddae_jax.training.workdir import DISK_FULL, WorkdirInUse
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
 _BAD_INPUT += (OtherProcessFailed,)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
-_RUN_ENDERS += (OtherProcessFailed,)
+_RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel)
 
 
 _HEARTBEAT_TIMEOUT_S = 60

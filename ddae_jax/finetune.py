@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
 from ddae_jax.beginning import begin, start_params, take_over
-from ddae_jax.data.labelled import labelled
+from ddae_jax.config.downstream import check_architecture
+from ddae_jax.data.labelled import checked, labelled
 from ddae_jax.data.rand_augment import rand_augment
 from ddae_jax.finetuning_watch import ClassificationWatch
 from ddae_jax.methods.labelled import LabelledTask, classification_error
@@ -38,8 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
-    """:func:`ddae_jax.beginning.take_over`, with positions that are learned from now on."""
+    """Takes the encoder's architecture over; its positions are learned from now on.
+
+    Raises as :func:`ddae_jax.beginning.take_over` does, and ``ValueError`` for keys that ask for what
+    the encoder does not have.
+    """
     take_over(config, stored, learns_positions=True)
+    check_architecture(config)
 
 
 def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
@@ -50,7 +56,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     }
     build.check_same_classes(sources)
     train, test = sources.values()
-    train = labelled(train, config.data.labelled_share, config.seed)
+    train, test = labelled(train, config.data.labelled_share, config.seed), checked(test)
     schedule = build.build_schedule(config, len(train))
     program = build_program(config, schedule, job.Data(num_classes=train.num_classes))
     task = program.method

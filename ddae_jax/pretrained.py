@@ -30,7 +30,7 @@ from ddae_jax.networks import (
     tokenizer_around,
     untrained_encoder_params,
 )
-from ddae_jax.training.checkpoint import Checkpoints, shapes_by_name
+from ddae_jax.training.checkpoint import Checkpoints, differences
 from ddae_jax.training.sharding import abstract, make_mesh, replicated, state_sharding
 from ddae_jax.training.workdir import Workdir
 
@@ -257,18 +257,9 @@ def check_fits(params: PyTree, module: ViT, channels: int, where: object) -> Non
         channels: of the images.
         where: the parameters are from, for the message.
     """
-    ours, theirs = map(shapes_by_name, (_wanted(module, channels), params))
-    differing = [
-        f"{name}: {theirs.get(name, 'missing')} there, {ours.get(name, 'missing')} in the model"
-        for name in sorted(ours | theirs)
-        if ours.get(name) != theirs.get(name)
-    ]
-    if differing:
-        shown = "\n  ".join(differing[:5])
-        raise ValueError(
-            f"the weights in {where} do not fit the encoder; {len(differing)} arrays differ:\n"
-            f"  {shown}"
-        )
+    told = differences(params, _wanted(module, channels), "there")
+    if told:
+        raise ValueError(f"the weights in {where} do not fit the encoder; {told}")
 
 
 def _only(params: PyTree, module: ViT, channels: int, folder: pathlib.Path) -> PyTree:

@@ -32,6 +32,9 @@ from ddae_jax.training.program import Program
 from ddae_jax.training.step import Prepare
 from ddae_jax.training.workdir import Workdir
 
+NUM_DECODED = 1000
+"""Training pairs that are decoded before a run begins, spread evenly; of test pairs, all are."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -43,8 +46,8 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     train, test = (
         build_pairs(config, split) for split in (config.data.train_split, config.data.test_split)
     )
-    for source in (train, test):
-        check_pairs(source)
+    check_pairs(train, num_decoded=NUM_DECODED)
+    check_pairs(test)
     schedule = build.build_schedule(config, len(train))
     program = build_program(config, schedule, job.Data())
     params = None if workdir.has_checkpoint() else start_params(config)

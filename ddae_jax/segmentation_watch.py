@@ -16,7 +16,7 @@ from ddae_jax.data.whole_pairs import eval_pairs
 from ddae_jax.evaluation import curves, overlays
 from ddae_jax.evaluation.report import Summary
 from ddae_jax.evaluation.segmentation import (
-    Segmenter,
+    WholeImageSegmenter,
     class_iou,
     confusion_matrix,
     mean_accuracy,
@@ -118,7 +118,7 @@ def build_segment(config: ConfigDict, task: LabelledTask) -> Callable[[PyTree], 
         return resized_logits(found, crop_size)
 
     def with_variables(variables: PyTree) -> Callable[[np.ndarray], np.ndarray]:
-        segmenter = Segmenter(
+        segmenter = WholeImageSegmenter(
             functools.partial(logits, variables),
             config.data.num_classes,
             crop_size,

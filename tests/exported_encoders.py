@@ -4,7 +4,9 @@ import functools
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from ddae_jax import export as export_command
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.exported import (
     MaeDecoder,
@@ -67,16 +69,10 @@ def random_params(encoder: ViT, channels: int, seed: int = 0, is_masked: bool = 
 
 
 def backbone_of(encoder: ViT, params, channels: int) -> Backbone:
-    """An encoder as it is exported: its options, and fixed positions as learned ones."""
-    names = ("image_size", "patch_size", "width", "depth", "num_heads", "mlp_ratio", "positions")
-    names += ("relative_positions", "has_key_bias", "layer_scale", "activation", "norm_epsilon")
-    names += ("norms_embedding", "use_class_token")
-    options = {name: getattr(encoder, name) for name in names}
-    if encoder.positions == "sincos":
-        options["positions"] = "learned"
-        params = params | {"positions": sincos_positions(encoder.grid, encoder.width)}
+    """An encoder as it is exported, of pixels with these statistics."""
     mean, std = ((0.1, 0.2, 0.3), (0.5, 0.4, 0.3)) if channels == 3 else ((0.2,), (0.5,))
-    return Backbone(options, params, mean, std)
+    config = ConfigDict({"data": {"mean": mean, "std": std}})
+    return export_command.backbone_of(encoder, params, config)
 
 
 def tiny_decoder(encoder: ViT) -> Decoder:

@@ -17,6 +17,8 @@ from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.keys import flatten
+from ddae_jax.data.annotations import BadAnnotation
+from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
@@ -434,6 +436,8 @@ def test_other_bad_input_is_explained_too(error, capsys):
         CheckpointError("why"),
         NonFiniteLoss("why"),
         TooManyCorruptImages("why"),
+        BadAnnotation("why"),
+        BadLabel("why"),
     ],
 )
 def test_ends_of_a_run_are_explained_with_status_1(error, capsys):

@@ -15,8 +15,9 @@ import pytest
 
 import golden_arrays
 import tiny
-from ddae_jax import command, evaluate, finetune, networks, pretrain
+from ddae_jax import build, command, evaluate, finetune, networks, pretrain
 from ddae_jax.config import ranges
+from ddae_jax.data.sources import make_source
 from ddae_jax.interop import backbones
 from ddae_jax.models import vit
 from ddae_jax.training.logging import Recorder
@@ -239,6 +240,24 @@ def test_a_file_for_other_channels_names_what_differs(runs, size_of_file):
         finetune.start_params(config)
 
 
+def test_a_continued_run_has_the_channels_of_its_beginning(runs):
+    stored = json.loads((runs / "finetuned" / "config.json").read_text())
+    config = command.load_config(str(runs / "finetune.py"), "finetune")
+    config.init_from = "gone"
+    config.data.channels, config.data.mean, config.data.std = 3, (0.5,) * 3, (0.5,) * 3
+    finetune.complete(config, stored)
+    assert (config.data.channels, config.data.mean) == (1, (0.5,))
+
+
+def write_tokenless(folder, like):
+    """What a run whose encoder has no class token leaves, with the weights of another one."""
+    config = json.loads((like / "config.json").read_text())
+    config["model"]["use_class_token"] = False
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoints").symlink_to(like / "checkpoints")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -251,6 +270,15 @@ def test_a_file_for_other_channels_names_what_differs(runs, size_of_file):
         (("--config.data.test_split=dev",), "has no split 'dev'"),
         (("--config.mask.ratio=0.5",), "config.mask.ratio is no key of a fine-tuning config"),
         (("--config.init_from=RUNS/pretrained", "--config.init_encoder=teachr"), "'teacher'?"),
+        (
+            ("--config.init_from=RUNS/tokenless", "--config.model.pool=class_token"),
+            "'class_token' needs model.use_class_token=True; set model.pool='mean', as the encoder "
+            "of init_from='RUNS/tokenless' has none",
+        ),
+        (
+            ("--config.init_from=RUNS/pretrained", "--config.model.image_size=18,16"),
+            "model.image_size=(18, 16) is not divisible by model.patch_size=4",
+        ),
     ],
 )
 def test_bad_input_is_explained_before_anything_is_written(
@@ -263,11 +291,48 @@ def test_bad_input_is_explained_before_anything_is_written(
     with zipfile.ZipFile(runs / "bad.pth", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Bad(), 2))
     (tmp_path / "finetune.py").write_text(CONFIG)
+    if not (runs / "tokenless").exists():
+        write_tokenless(runs / "tokenless", runs / "pretrained")
     options = [option.replace("RUNS", str(runs)) for option in options]
     assert status(tmp_path, "never", *options) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.replace("RUNS", str(runs)) in error
     assert not (tmp_path / "never").exists()
+
+
+@pytest.fixture
+def mislabelled(monkeypatch):
+    """Lets the sixth example of a split have a label of no class."""
+
+    def mislabel(wrong_split):
+        def make(*arguments, split, **options):
+            source = make_source(*arguments, split=split, **options)
+            if split == wrong_split:
+                source.labels()[5] = 12
+            return source
+
+        monkeypatch.setattr(build, "make_source", make)
+
+    return mislabel
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_label_of_no_class_is_named_before_anything_is_written(
+    split, mislabelled, runs, tmp_path, capsys
+):
+    (tmp_path / "finetune.py").write_text(CONFIG)
+    mislabelled(split)
+    assert status(tmp_path, "never") == 2
+    assert f"digits/{split}[5] has label 12; the 10 classes" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(("name", "task"), [("finetuned", "classification"), ("pretrained", "knn")])
+def test_a_label_of_no_class_is_named_by_evaluation(name, task, mislabelled, runs, capsys):
+    mislabelled("test")
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={runs / name}", f"--task={task}"])
+    assert "digits/test[5] has label 12" in capsys.readouterr().err
 
 
 def test_the_config_of_another_job_is_refused(runs, tmp_path, capsys):

@@ -10,10 +10,12 @@ import pytest
 from sklearn import metrics
 
 import annotated
+import golden_arrays
 from ddae_jax import command, evaluate, segment
-from ddae_jax.config import from_plain
+from ddae_jax.config import from_plain, ranges
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.whole_pairs import eval_pairs
+from ddae_jax.interop import backbones
 from ddae_jax.models import vit
 from ddae_jax.segmentation_watch import build_segment
 from ddae_jax.training.logging import read_metrics
@@ -156,6 +158,8 @@ def test_a_linear_head_continued_ends_bit_identical(folder, tmp_path):
         ("lose an annotation", (), "003"),
         ("shrink an annotation", (), "002.png"),
         ("another class", (), "001.png"),
+        ("another class among many to train on", (), "077.png"),
+        ("another class among many to test on", (), "077.png"),
         (None, ("--config.data.num_classes=300",), "in [2, 255]"),
         (None, ("--config.head.depths=1,2",), "head.depths=(1, 2); four blocks"),
         (None, ("--config.evaluation.stride=30,30",), "exceeds model.image_size=(24, 24)"),
@@ -175,10 +179,31 @@ def test_bad_input_is_named_before_anything_is_trained(
         annotated.write_pair(tmp_path / "data", "002", np.zeros((30, 40, 3)), np.zeros((15, 20)))
     elif change == "another class":
         annotated.write_pair(tmp_path / "data", "001", np.zeros((30, 40, 3)), np.full((30, 40), 5))
+    elif change:
+        split = "training" if "train" in change else "validation"
+        for number in range(100):
+            labels = np.full((2, 2), 5 if number == 77 else 0)
+            annotated.write_pair(tmp_path / "data", f"{number:03d}", labels, labels, split)
     with pytest.raises(command.CommandEnded) as ended:
         run(tmp_path, "never", *options)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
+
+
+def test_blocks_that_the_encoder_of_another_run_has_not_are_named_before_anything_is_written(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(backbones._HEADS_OF_WIDTH, 16, 2)
+    monkeypatch.setitem(vit.SIZES, "golden", vit.Size(16, 2, 2))
+    monkeypatch.setitem(ranges.CHOICES, "model.size", tuple(vit.SIZES))
+    file = golden_arrays.FOLDER / "torch_files" / "mae.pth"  # of two blocks
+    shutil.copy(folder / "segment.py", tmp_path)
+    with pytest.raises(command.CommandEnded) as ended:
+        run(tmp_path, "never", f"--config.init_from={file}", "--config.head.depths=1,2,3,4")
+    assert ended.value.code == 2
+    told = f"head.depths=(1, 2, 3, 4); the encoder of init_from='{file}' has 2 blocks"
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "never").exists()
 
 

@@ -23,17 +23,13 @@ ARCHITECTURE = (
 
 def check_finetuning(config: ConfigDict) -> None:
     """Raises ``ValueError`` for keys of a fine-tuning config that contradict each other."""
-    model = config.model
     _check_downstream(config)
-    if not config.init_from:
-        if model.pool == "class_token" and not model.use_class_token:
-            raise ValueError("model.pool='class_token' needs model.use_class_token=True")
-        if model.is_frozen:
-            raise ValueError(
-                "model.is_frozen=True trains the head alone, on features of nothing: give what was "
-                "pretrained as init_from"
-            )
-    if config.from_scratch and model.is_frozen:
+    if config.model.is_frozen and not config.init_from:
+        raise ValueError(
+            "model.is_frozen=True trains the head alone, on features of nothing: give what was "
+            "pretrained as init_from"
+        )
+    if config.from_scratch and config.model.is_frozen:
         raise ValueError(
             "from_scratch=True, model.is_frozen=True: features of an untrained network that stays "
             "so; set one of them to False"
@@ -43,14 +39,9 @@ def check_finetuning(config: ConfigDict) -> None:
 def check_segmentation(config: ConfigDict) -> None:
     """Raises ``ValueError`` for keys of a segmentation config that contradict each other."""
     _check_downstream(config)
-    depths, depth = tuple(config.head.depths), SIZES[config.model.size].depth
-    is_known = not config.init_from  # else the depth is not told yet
+    depths = tuple(config.head.depths)
     if depths and (len(depths) != 4 or list(depths) != sorted(set(depths))):
         raise ValueError(f"head.depths={depths}; four blocks, ascending, or () for L/3 to L")
-    if depths and is_known and depths[-1] > depth:
-        raise ValueError(
-            f"head.depths={depths}; model.size={config.model.size!r} has {depth} blocks"
-        )
     if config.data.source == "digits":
         raise ValueError(
             "data.source='digits' has no annotations of pixels; set data.source to 'folder' or "
@@ -66,10 +57,27 @@ def check_segmentation(config: ConfigDict) -> None:
             )
 
 
+def check_architecture(config: ConfigDict) -> None:
+    """Raises ``ValueError`` for what an encoder of the config's architecture does not have.
+
+    Only where that is known: with ``init_from``, after its architecture was taken over.
+    """
+    model = config.model
+    with named_by_key(image_size="model.image_size", patch_size="model.patch_size"):
+        patch_grid(model.image_size, model.patch_size)
+    theirs = f"the encoder of init_from={config.init_from!r}" if config.init_from else ""
+    if config.job == "finetune" and model.pool == "class_token" and not model.use_class_token:
+        cure = f"set model.pool='mean', as {theirs} has none" if theirs else "set it to True"
+        raise ValueError(f"model.pool='class_token' needs model.use_class_token=True; {cure}")
+    depths, depth = config.head.get("depths", ()), SIZES[model.size].depth
+    if max(depths, default=0) > depth:
+        whose = theirs or f"model.size={model.size!r}"
+        raise ValueError(f"head.depths={tuple(depths)}; {whose} has {depth} blocks")
+
+
 def _check_downstream(config: ConfigDict) -> None:
-    if not config.init_from:
-        with named_by_key(image_size="model.image_size", patch_size="model.patch_size"):
-            patch_grid(config.model.image_size, config.model.patch_size)
+    if not config.init_from:  # which tells the architecture
+        check_architecture(config)
 
 
 def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:

@@ -1,20 +1,40 @@
-"""The labelled part of a source, whole or a small share of each class."""
+"""The labelled part of a source, whole or a small share of each class; and labels of no class."""
 
 import functools
 import hashlib
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from ddae_jax.data.images import LazyImage
+from ddae_jax.data.images import NO_LABEL, Example, LazyImage
 from ddae_jax.data.sources import Source
 
 _log = logging.getLogger(__name__)
 
 
-class Subset:
+class BadLabel(ValueError):
+    """An image whose label is none of the classes."""
+
+
+class _Around:
+    """What sources that are made of another one have from it."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.channels = source.channels
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self.has_labels_at_hand = source.has_labels_at_hand
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        return self._source.image_size
+
+
+class Subset(_Around):
     """Some examples of a source, as a source.
 
     **Arguments:**
@@ -24,16 +44,8 @@ class Subset:
     """
 
     def __init__(self, source: Source, indices: Int[np.ndarray, " examples"]):
-        self._source = source
+        super().__init__(source)
         self._indices = np.asarray(indices, np.int64)
-        self.channels = source.channels
-        self.num_classes = source.num_classes
-        self.class_names = source.class_names
-        self.has_labels_at_hand = source.has_labels_at_hand
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        return self._source.image_size
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -56,30 +68,72 @@ class Subset:
         return self._source.labels()[self._indices]
 
 
+class _CheckedWhenRead(_Around):
+    """A source that raises `BadLabel` where it is read, for labels below `least` or of no class."""
+
+    def __init__(self, source: Source, least: int):
+        super().__init__(source)
+        self._least = least
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        self._check([index], [example["label"]])
+        return example
+
+    @property
+    def fingerprint(self) -> str:
+        return self._source.fingerprint
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
+        opened = self._source.open(indices)
+        self._check(indices, [label for _, label in opened])
+        return opened
+
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        labels = self._source.labels()
+        self._check(range(len(labels)), labels)
+        return labels
+
+    def _check(self, indices: Sequence[int], labels: Any) -> None:
+        _check_labels(self._source, indices, np.asarray(labels), self._least)
+
+
+def checked(source: Source) -> Source:
+    """The source, whose labels are those of its classes, or -1 where there is none.
+
+    Those at hand are looked at now, and the source itself is returned; others when they are read.
+
+    Raises `ValueError` for a source without classes, and `BadLabel`, now or then, naming an
+    example whose label is none of them.
+    """
+    _check_has_classes(source)
+    if not source.has_labels_at_hand:
+        return _CheckedWhenRead(source, least=NO_LABEL)
+    _check_labels(source, range(len(source)), source.labels())
+    return source
+
+
 def labelled(source: Source, share: float = 1.0, seed: int = 0) -> Source:
     """The examples of a source that have a label, or a share of those of each class.
 
     Of a class, `share` of its examples are drawn, rounded, but at least one; the same ones for the
-    same seed. Where that is all of them, the source itself is returned; so it is, unseen, where all
-    are asked for and labels lie in files as large as the images.
+    same seed. Where that is all of them, the source itself is returned. Where all are asked for and
+    labels lie in files as large as the images, each is looked at when it is read.
 
-    Raises `ValueError` for a source without classes, and naming an example whose label is none of
-    them.
+    Raises `ValueError` for a source without classes, and `BadLabel`, now or then, naming an
+    example whose label is none of them; then also one that has none.
     """
-    if source.num_classes is None:
-        raise ValueError(
-            "these images have no labels; a folder needs one folder per class in each split, and a "
-            "TFDS dataset a class label"
-        )
+    _check_has_classes(source)
     if share == 1 and not source.has_labels_at_hand:
-        return source
+        return _CheckedWhenRead(source, least=0)
     labels = source.labels()
-    outside = np.flatnonzero(labels >= source.num_classes)
-    if len(outside):
-        raise ValueError(
-            f"{source.name(int(outside[0]))} has label {labels[outside[0]]}; the "
-            f"{source.num_classes} classes are numbered from 0"
-        )
+    _check_labels(source, range(len(labels)), labels)
     is_labelled = labels >= 0
     if not is_labelled.all():
         _log.warning(
@@ -94,3 +148,29 @@ def labelled(source: Source, share: float = 1.0, seed: int = 0) -> Source:
         count = min(len(of_class), max(1, round(share * len(of_class))))
         chosen.append(rng.permutation(of_class)[:count])
     return Subset(source, np.sort(np.concatenate(chosen)))
+
+
+def _check_has_classes(source: Source) -> None:
+    if source.num_classes is None:
+        raise ValueError(
+            "these images have no labels; a folder needs one folder per class in each split, and a "
+            "TFDS dataset a class label"
+        )
+
+
+def _check_labels(
+    source: Source,
+    indices: Sequence[int],
+    labels: Int[np.ndarray, " examples"],
+    least: int = NO_LABEL,
+) -> None:
+    outside = np.flatnonzero((labels < least) | (labels >= source.num_classes))
+    if not len(outside):
+        return
+    index, label = int(indices[outside[0]]), int(labels[outside[0]])
+    classes = f"the {source.num_classes} classes are numbered from 0"
+    if label == NO_LABEL:
+        hint = "a data.labelled_share below 1, such as 0.9999, leaves such images out"
+    else:
+        hint = f"and {NO_LABEL} is of images that nobody labelled"
+    raise BadLabel(f"{source.name(index)} has label {label}; {classes}, {hint}")

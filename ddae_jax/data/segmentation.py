@@ -22,6 +22,8 @@ PAIR_SOURCE_KINDS = ("folder", "tfds")
 _ANNOTATION_SUFFIX = ".png"
 # What TFDS datasets call an image's annotation.
 _ANNOTATION_FEATURES = ("annotation", "segmentation_mask", "segmentation_label")
+# TFDS datasets whose annotations number the instances of objects, and no classes.
+_OF_INSTANCES = ("scene_parse150",)
 _SOME = 5
 
 
@@ -235,6 +237,13 @@ class TfdsPairs(_IndexedPairs, TfdsSource):
         rule: LabelRule,
         class_names: tuple[str, ...] | None,
     ):
+        if name.partition(":")[0] in _OF_INSTANCES:
+            raise ValueError(
+                f"data.name={name!r}: the annotations of this TFDS dataset number instances of "
+                "objects, in two colour channels, and not ADE20K's classes. Bring the benchmark's "
+                "own, ADEChallengeData2016, in its folders, with data.source='folder' and "
+                "data.data_dir=FOLDER"
+            )
         super().__init__(name, data_dir, split, channels)
         found = [feature for feature in _ANNOTATION_FEATURES if feature in self.feature_names]
         if not found:

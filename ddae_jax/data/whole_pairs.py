@@ -1,9 +1,12 @@
 """Whole pairs of image and annotation: looked at before training, and evaluated one by one."""
 
+import functools
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grain
 import numpy as np
@@ -17,22 +20,24 @@ from ddae_jax.data.sources import reading_threads
 
 _log = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
 _SOME = 5
-_MANY = 2000
+_TELL_EVERY_S = 10.0
 
 
-def check_pairs(source: PairSource, *, num_decoded: int = 64, num_threads: int = 8) -> None:
+def check_pairs(
+    source: PairSource, *, num_decoded: int | None = None, num_threads: int = 8
+) -> None:
     """Looks for annotations that are none of their images, before a run trains on them.
 
-    The sizes of all pairs are compared, by their headers; of `num_decoded` pairs, spread evenly,
-    the labels are looked at too. What cannot be read or decoded is left to the loader, which
-    counts it.
+    The sizes of all pairs are compared, by their headers. Of `num_decoded` pairs, spread evenly, or
+    of all, the labels are looked at too. What cannot be read or decoded is left to the loader,
+    which counts it. How far this is, is told every ten seconds.
 
     Raises `BadAnnotation` that counts and names the annotations of another size than their images,
     or tells the first labels of no class.
     """
-    if len(source) > _MANY:
-        _log.info("comparing the sizes of %s images and annotations", f"{len(source):,}")
 
     def complaint(index: int) -> str | None:
         try:
@@ -43,13 +48,29 @@ def check_pairs(source: PairSource, *, num_decoded: int = 64, num_threads: int =
             return None
 
     with ThreadPoolExecutor(num_threads) as pool:
-        bad = [found for found in pool.map(complaint, range(len(source))) if found]
+        told = _with_progress("compared the sizes of", pool, complaint, range(len(source)))
+        bad = [found for found in told if found]
         if bad:
             raise BadAnnotation(
                 f"{len(bad)} of {len(source)} annotations are not of their image's size: "
                 f"{'; '.join(bad[:_SOME])}{'; ...' if len(bad) > _SOME else ''}"
             )
-        list(pool.map(lambda index: _check_labels(source, index), _spread(source, num_decoded)))
+        count = len(source) if num_decoded is None else num_decoded
+        check = functools.partial(_check_labels, source)
+        for _ in _with_progress("looked at the labels of", pool, check, _spread(source, count)):
+            pass
+
+
+def _with_progress(
+    done: str, pool: ThreadPoolExecutor, look: Callable[[int], Found], indices: Sequence[int]
+) -> Iterator[Found]:
+    """What is found at each index, in order; what takes long is told."""
+    told = time.monotonic()
+    for number, found in enumerate(pool.map(look, indices), start=1):
+        yield found
+        if time.monotonic() > told + _TELL_EVERY_S:
+            told = time.monotonic()
+            _log.info("%s %s of %s annotations", done, f"{number:,}", f"{len(indices):,}")
 
 
 def _check_labels(source: PairSource, index: int) -> None:

@@ -149,7 +149,7 @@ def sliding_logits(
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmenter:
+class WholeImageSegmenter:
     """Classifies the pixels of whole images: windows, scales and mirror images, averaged.
 
     Attributes:

@@ -155,6 +155,9 @@ class Segmenter(nn.Module):
             the last block's patches.
         depths: the four blocks that ``upernet`` reads, ascending.
         head_width: channels in ``upernet``.
+
+    Source: Bao et al. 2021, BEiT, and He et al. 2022, appendix A.4 (UperNet on blocks of a vision
+    transformer); Oquab et al. 2023, DINOv2 (the linear head, of its code).
     """
 
     encoder: ViT

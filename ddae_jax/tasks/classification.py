@@ -3,6 +3,7 @@
 from absl import flags as absl_flags
 
 from ddae_jax import build
+from ddae_jax.data.labelled import checked
 from ddae_jax.evaluation.classification import score
 from ddae_jax.evaluation.confusion_figure import confusion_figure, worst_classes
 from ddae_jax.finetune import build_task
@@ -17,9 +18,8 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     """Top-1, top-5 and accuracy of each class, every image once."""
     with all_or_none():
         run = open_run(flags.workdir, "workdir", flags, job="finetune")
-        source = where_the_data_is(
-            build.build_source, run.config, flags.split or run.config.data.test_split
-        )
+        split = flags.split or run.config.data.test_split
+        source = checked(where_the_data_is(build.build_source, run.config, split))
     config, mesh = run.config, run.mesh
     task = build_task(config, source.num_classes)
     variables, step = restore_labelled(run, task, flags.step)

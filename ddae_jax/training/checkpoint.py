@@ -181,22 +181,11 @@ class Checkpoints:
 
     def _check_fits(self, abstract_state: PyTree, step: int, is_part: bool = False) -> None:
         metadata = self._manager.item_metadata(step)["state"]
-        stored = shapes_by_name(getattr(metadata, "tree", metadata))
-        wanted = shapes_by_name(abstract_state)
-        differences = [
-            f"{name}: {stored.get(name, 'missing')} in the checkpoint, "
-            f"{wanted.get(name, 'missing')} in the model"
-            for name in sorted(
-                wanted if is_part else stored.keys() | wanted.keys(),
-                key=lambda name: (name.startswith("opt_state"), name),
-            )
-            if stored.get(name) != wanted.get(name)
-        ]
-        if differences:
-            shown = "\n  ".join(differences[:5])
+        stored = getattr(metadata, "tree", metadata)
+        told = differences(stored, abstract_state, "in the checkpoint", is_part)
+        if told:
             raise CheckpointError(
-                f"the checkpoint of step {step} in {self._directory} is of another model; "
-                f"{len(differences)} arrays differ:\n  {shown}\n"
+                f"the checkpoint of step {step} in {self._directory} is of another model; {told}\n"
                 "Use the config it was made with, or another --workdir."
             )
 
@@ -220,7 +209,30 @@ def _restore_arguments(abstract_tree: PyTree, **options) -> ocp.args.PyTreeResto
     return ocp.args.PyTreeRestore(abstract_tree, restore_args=restore_args, **options)
 
 
-def shapes_by_name(tree: PyTree) -> dict[str, tuple[int, ...]]:
+def differences(theirs: PyTree, ours: PyTree, where: str, is_part: bool = False) -> str:
+    """How many arrays differ in shape, and the first by name; nothing if none does.
+
+    Args:
+        theirs: arrays, or their shapes, that were found.
+        ours: those that the model has.
+        where: theirs are, in words.
+        is_part: theirs may have more.
+    """
+    found, wanted = _shapes_by_name(theirs), _shapes_by_name(ours)
+    differing = [
+        f"{name}: {found.get(name, 'missing')} {where}, {wanted.get(name, 'missing')} in the model"
+        for name in sorted(
+            wanted if is_part else found | wanted,
+            key=lambda name: (name.startswith("opt_state"), name),
+        )
+        if found.get(name) != wanted.get(name)
+    ]
+    if not differing:
+        return ""
+    return "\n  ".join([f"{len(differing)} arrays differ:", *differing[:5]])
+
+
+def _shapes_by_name(tree: PyTree) -> dict[str, tuple[int, ...]]:
     """Shape of each array, by a name that does not tell dicts, tuples and dataclasses apart."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(_key_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}

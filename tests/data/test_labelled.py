@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from ddae_jax.data.labelled import labelled
+from ddae_jax.data.labelled import BadLabel, checked, labelled
+from ddae_jax.data.pipeline import Augmentation, TrainLoader, eval_batches
 from ddae_jax.data.sources import ArraySource, make_source
 
 CLASSES = ("a", "b", "c")
@@ -59,9 +60,55 @@ def test_a_source_without_classes_says_what_is_needed(tmp_path):
         labelled(source([0, 1], class_names=None))
 
 
-def test_a_label_outside_the_classes_is_named_with_its_image():
-    with pytest.raises(ValueError, match=r"array\[2\] has label 7; the 3 classes are numbered"):
-        labelled(source([0, 1, 7]))
+class ReadForLabels(ArraySource):
+    """Whose labels are known when its images are read."""
+
+    has_labels_at_hand = False
+
+    def labels(self):
+        raise AssertionError("all examples were read for their labels")
+
+
+def read_later(labels):
+    """A source whose labels are not at hand."""
+    like = source(labels)
+    return ReadForLabels(like._images, like._labels, class_names=CLASSES)
+
+
+@pytest.mark.parametrize("bad", [7, 3, -2])
+@pytest.mark.parametrize("look", [labelled, checked])
+def test_a_label_outside_the_classes_is_named_with_its_image(look, bad):
+    with pytest.raises(BadLabel, match=rf"array\[2\] has label {bad}; the 3 classes are numbered"):
+        look(source([0, 1, bad]))
+
+
+@pytest.mark.parametrize("bad", [3, -2, -1])
+def test_a_bad_label_that_is_not_at_hand_is_named_when_training_reads_it(bad):
+    given = labelled(read_later([0, 1, 2, bad]))
+    loader = TrainLoader(given, Augmentation((1, 1)), batch_size=4, seed=0)
+    with loader, pytest.raises(BadLabel, match=rf"array\[3\] has label {bad}; the 3 classes"):
+        next(loader)
+
+
+@pytest.mark.parametrize("bad", [3, -2])
+def test_a_bad_label_that_is_not_at_hand_is_named_when_evaluation_reads_it(bad):
+    with pytest.raises(BadLabel, match=rf"array\[3\] has label {bad}; the 3 classes"):
+        list(eval_batches(checked(read_later([0, 1, 2, bad])), (1, 1), 2))
+
+
+def test_evaluation_takes_the_labels_of_classes_and_images_without_any():
+    given = source([0, -1, 2])
+    assert checked(given) is given
+    (batch,) = eval_batches(checked(read_later([0, -1, 2])), (1, 1), 3)
+    assert batch["label"].tolist() == [0, -1, 2]
+
+
+def test_what_is_checked_when_read_is_the_same_source_otherwise():
+    given = read_later([0, 1, 2])
+    found = pickle.loads(pickle.dumps(checked(given)))
+    assert (len(found), found.image_size, found.num_classes) == (3, (1, 1), 3)
+    assert (found.name(1), found.fingerprint) == (given.name(1), given.fingerprint)
+    assert found[1]["label"] == 1
 
 
 def test_labels_are_told_without_decoding():

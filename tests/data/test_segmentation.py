@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from annotated import CAMVID, CAMVID_RULE, needs_camvid, write_pair, write_pairs
+from ddae_jax.data import whole_pairs
 from ddae_jax.data.annotations import IGNORED, BadAnnotation, LabelRule, LazyAnnotation
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.segmentation import make_pair_source
@@ -197,6 +199,22 @@ class TestCheck:
         with pytest.raises(BadAnnotation, match=r"000\.png has the label 9 on 4 pixels"):
             check_pairs(source, num_decoded=2)
 
+    def test_every_annotation_is_looked_at(self, tmp_path):
+        write_pairs(tmp_path, 100)
+        write_pair(tmp_path, "077", np.zeros((2, 2, 3)), np.full((2, 2), 9))
+        source = folder(tmp_path)
+        check_pairs(source, num_decoded=10)
+        with pytest.raises(BadAnnotation, match=r"077\.png has the label 9 on 4 pixels"):
+            check_pairs(source)
+
+    def test_what_takes_long_is_told(self, tmp_path, monkeypatch, caplog):
+        caplog.set_level(logging.INFO, "ddae_jax")
+        monkeypatch.setattr(whole_pairs, "_TELL_EVERY_S", -1)
+        write_pairs(tmp_path, 3)
+        check_pairs(folder(tmp_path))
+        assert "compared the sizes of 3 of 3 annotations" in caplog.text
+        assert "looked at the labels of 2 of 3 annotations" in caplog.text
+
     def test_what_cannot_be_decoded_is_left_to_the_loader(self, tmp_path):
         write_pairs(tmp_path, 2)
         (tmp_path / "annotations" / "training" / "000.png").write_bytes(b"broken")
@@ -296,6 +314,17 @@ class TestTfds:
             source[0]
         check_pairs(source)
         assert [int(pair["index"]) for pair in eval_pairs(source)] == [1]
+
+    @pytest.mark.parametrize("name", ["scene_parse150", "scene_parse150:1.0.0"])
+    def test_instances_in_place_of_classes_are_refused_before_any_download(self, name, monkeypatch):
+        import tensorflow_datasets as tfds
+
+        def opened(*_, **__):
+            raise AssertionError("the dataset was opened")
+
+        monkeypatch.setattr(tfds, "builder", opened)
+        with pytest.raises(ValueError, match=rf"{name}'.*instances.*data\.source='folder'"):
+            make_pair_source("tfds", name=name, num_classes=150)
 
     def test_dataset_without_annotations_says_what_it_has(self, tmp_path):
         image = encoded(Image.new("RGB", (3, 2)))

@@ -14,7 +14,7 @@ from annotated import CAMVID, CAMVID_RULE, needs_camvid
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.segmentation import make_pair_source
 from ddae_jax.evaluation.segmentation import (
-    Segmenter,
+    WholeImageSegmenter,
     class_iou,
     confusion_matrix,
     mean_accuracy,
@@ -154,7 +154,7 @@ class TestWindows:
             traced.append(crops.shape)
             return crops @ WEIGHTS
 
-        segmenter = Segmenter(predict, 5, CROP, STRIDE, scales=(0.5, 1.0, 1.5), flip=True)
+        segmenter = WholeImageSegmenter(predict, 5, CROP, STRIDE, scales=(0.5, 1.0, 1.5), flip=True)
         for size in ((20, 33), (16, 16), (5, 40)):
             assert segmenter.labels(noise(*size)).shape == size
         assert traced == [(2, 16, 16, 3)]
@@ -168,10 +168,10 @@ class TestWindows:
             sliding_logits(lambda x: pixelwise(x[:, ::4, ::4]), noise(16, 16), CROP, STRIDE, 5)
 
 
-class TestSegmenter:
+class TestWholeImageSegmenter:
     def test_one_scale_is_the_softmax_of_the_logits(self):
         image = noise(20, 30)
-        segmenter = Segmenter(pixelwise, 5, CROP, STRIDE)
+        segmenter = WholeImageSegmenter(pixelwise, 5, CROP, STRIDE)
         expected = scipy.special.softmax(image @ WEIGHTS, axis=-1)
         np.testing.assert_allclose(segmenter.probabilities(image), expected, atol=1e-6)
         np.testing.assert_array_equal(segmenter.labels(image), expected.argmax(axis=-1))
@@ -185,14 +185,14 @@ class TestSegmenter:
             ramp = jnp.broadcast_to(ramp[:, None], (*crops.shape[:3], 1))
             return jnp.concatenate([ramp, jnp.ones_like(ramp)], axis=-1)
 
-        found = Segmenter(column, 2, CROP, STRIDE, flip=True).probabilities(image)
+        found = WholeImageSegmenter(column, 2, CROP, STRIDE, flip=True).probabilities(image)
         ramp = scipy.special.expit(np.arange(16) / 8 - 1)
         np.testing.assert_allclose(found[3, :, 0], (ramp + ramp[::-1]) / 2, atol=1e-6)
 
     def test_flip_changes_nothing_for_a_pixelwise_network(self):
         image = noise(20, 30)
         plain, flipped = (
-            Segmenter(pixelwise, 5, CROP, STRIDE, flip=flip).probabilities(image)
+            WholeImageSegmenter(pixelwise, 5, CROP, STRIDE, flip=flip).probabilities(image)
             for flip in (False, True)
         )
         np.testing.assert_allclose(flipped, plain, atol=1e-6)
@@ -203,7 +203,9 @@ class TestSegmenter:
 
         image = noise(20, 30)
         scales, sizes = (0.5, 1.0, 1.5), ((10, 15), (20, 30), (30, 45))
-        found = Segmenter(pixelwise, 5, CROP, STRIDE, scales=scales, flip=True).probabilities(image)
+        found = WholeImageSegmenter(
+            pixelwise, 5, CROP, STRIDE, scales=scales, flip=True
+        ).probabilities(image)
         expected = np.zeros((20, 30, 5))
         for size in sizes:
             logits = resize(image, size) @ WEIGHTS
@@ -221,14 +223,14 @@ class TestSegmenter:
             return pixelwise(crops)
 
         image = np.ones((40, 60, 3), np.float32)
-        segmenter = Segmenter(predict, 5, CROP, CROP, base_size=(16, 100), batch_size=1)
+        segmenter = WholeImageSegmenter(predict, 5, CROP, CROP, base_size=(16, 100), batch_size=1)
         assert segmenter.labels(image).shape == (40, 60)
         assert len(seen) == 2  # of 16 x 24 pixels, not of 40 x 60
 
     @pytest.mark.parametrize("scales", [(), (0.0, 1.0)])
     def test_no_scale_is_refused(self, scales):
         with pytest.raises(ValueError, match="scales="):
-            Segmenter(pixelwise, 5, CROP, STRIDE, scales=scales)
+            WholeImageSegmenter(pixelwise, 5, CROP, STRIDE, scales=scales)
 
 
 @pytest.mark.parametrize("size", [(40, 61), (9, 13)])
