@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
     """Takes the encoder's architecture over; its positions are learned from now on.
 
-    Raises as :func:`ddae_jax.beginning.take_over` does, and ``ValueError`` for keys that ask for what
-    the encoder does not have.
+    Raises as :func:`ddae_jax.beginning.take_over` does, and ``ValueError`` for keys that ask for
+    what the encoder does not have.
     """
     take_over(config, stored, learns_positions=True)
     check_architecture(config)
