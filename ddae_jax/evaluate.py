@@ -45,11 +45,12 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
         *others, text = arguments
         define(kind, name, None, *others, f"{text} (default: evaluation.{name} of the run)")
 
-    define("list", "compare", [], "Other runs' folders, by commas (attention_distance).")
+    others = "Other runs' folders, by commas; FOLDER@STEP for a checkpoint before the latest"
+    define("list", "compare", [], f"{others}, also of the same run (attention_distance).")
     of_the_run("enum", "encoder", ("student", "teacher"), "Whose features or attention.")
     of_the_run("integer", "depth", "Block to read after; 0 for the last.")
     of_the_run("enum", "pool", ("mean", "class_token"), "Mean over patches, or class token.")
-    define("integer", "step", None, "Of the checkpoint; the latest by default, and of --compare's.")
+    define("integer", "step", None, "Of --workdir's checkpoint; the latest by default.")
     of_the_run("integer", "k", "Neighbours that vote (knn).")
     of_the_run("float", "temperature", "Of their votes; 0 for equal ones (knn).")
     of_the_run("integer", "batch_size", "Images encoded at a time.")

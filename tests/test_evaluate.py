@@ -187,6 +187,18 @@ def test_runs_are_compared_on_the_images_of_the_first(workdir, tmp_path, capsys)
     assert last_line(capsys)["runs"]["digits"]["distance"] == third["distance"]
 
 
+def test_two_checkpoints_of_one_run_are_compared(workdir, capsys):
+    first, *_, last = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    arguments = [f"--workdir={workdir}", "--task=attention_distance", "--limit=8"]
+    arguments += ["--batch_size=8"]
+    assert evaluate.main([*arguments, f"--compare={workdir}@{first}"]) == 0
+    *table, told = capsys.readouterr().out.splitlines()
+    late, early = (json.loads(told)["runs"][f"digits@{step}"] for step in (last, first))
+    assert (late["step"], early["step"]) == (last, first)
+    assert late["distance"] != early["distance"]
+    assert [line for line in table if line.startswith(f"digits (student, step {first}): 8 images")]
+
+
 def test_locality_needs_no_labels_and_no_writable_folder(workdir, tmp_path, capsys):
     data = {"source": "folder", "data_dir": str(tmp_path / "photos"), "test_split": "test"}
     run = a_like_run(workdir, tmp_path / "run", data=data)
@@ -205,7 +217,9 @@ def test_locality_needs_no_labels_and_no_writable_folder(workdir, tmp_path, caps
     [
         (["--compare=EMPTY"], "--compare=EMPTY holds no run: there is no config.json in it"),
         (["--compare=FINER"], "--compare=FINER has 8 x 8 patches, --workdir=WORKDIR has 4 x 4;"),
-        (["--compare=WORKDIR"], "--compare: WORKDIR is given twice"),
+        (["--compare=WORKDIR"], "--compare: WORKDIR is given twice at step 44"),
+        (["--compare=WORKDIR@44"], "--compare: WORKDIR is given twice at step 44"),
+        (["--compare=WORKDIR@3"], "no checkpoint of step 3"),
         (["--compare=MAE", "--encoder=teacher"], "--compare=MAE: evaluation.encoder='teacher'"),
         (["--compare=FINER", "--task=knn"], "--compare is for --task=attention_distance"),
     ],
