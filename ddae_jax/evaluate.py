@@ -1,13 +1,21 @@
-"""Evaluates a run's frozen features, or how local its attention is.
+"""Evaluates a run: its frozen features, its attention, or what a fine-tuned network reaches.
 
     python -m ddae_jax.evaluate --workdir=runs/digits --task=knn
     python -m ddae_jax.evaluate --workdir=runs/digits --task=linear --encoder=teacher --depth=4
     python -m ddae_jax.evaluate --workdir=runs/ddae --task=attention_distance --compare=runs/mae
+    python -m ddae_jax.evaluate --workdir=runs/finetuned --task=classification
 
 Everything but the workdir is known from its config and checkpoints. The last line printed is one
-JSON object. knn and linear give the accuracy, and beside it that of the untrained network and of
-raw pixels; attention_distance gives how far each head reaches, how much of its attention stays
-near, and a figure of both in WORKDIR/figures/.
+JSON object. Tasks for runs of ddae_jax.pretrain:
+
+    knn, linear         accuracy on the features, of the untrained network, and of raw pixels
+    few_shot            accuracy of a linear probe on 1 and on 10 labelled images of each class
+    depths              knn and linear after every block, with a figure
+    attention_distance  how far each head reaches, and what stays near, with a figure
+    embed               the features themselves, with names and labels, to a file
+
+Of ddae_jax.finetune: classification, its accuracy on the test split, with a figure. Of
+ddae_jax.segment: segmentation, its mean IoU. Figures go to WORKDIR/figures/.
 """
 
 import json
