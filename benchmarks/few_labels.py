@@ -6,7 +6,8 @@ PRETRAINED is the workdir of a run on CIFAR-10; FOLDER takes the fine-tuning run
 same images (drawn by the seed), the same steps and the same recipe, but for the layer-wise decay of
 the learning rate, which a network from scratch does without: it has no layers to spare. For either
 the best of a few learning rates is taken, by the test accuracy of the first seed; the network from
-scratch has more of them to choose from. Started again, it goes on where it stopped. Writes benchmarks/results/few_labels.json after each run, and prints a table.
+scratch has more of them to choose from. Started again, it goes on where it stopped. Writes
+benchmarks/results/few_labels.json after each run, and prints a table.
 """
 
 import pathlib
