@@ -1,13 +1,21 @@
-"""Evaluates a run's frozen features, or how local its attention is.
+"""Evaluates a run: its frozen features, its attention, or what a fine-tuned network reaches.
 
     python -m ddae_jax.evaluate --workdir=runs/digits --task=knn
     python -m ddae_jax.evaluate --workdir=runs/digits --task=linear --encoder=teacher --depth=4
     python -m ddae_jax.evaluate --workdir=runs/ddae --task=attention_distance --compare=runs/mae
+    python -m ddae_jax.evaluate --workdir=runs/finetuned --task=classification
 
 Everything but the workdir is known from its config and checkpoints. The last line printed is one
-JSON object. knn and linear give the accuracy, and beside it that of the untrained network and of
-raw pixels; attention_distance gives how far each head reaches, how much of its attention stays
-near, and a figure of both in WORKDIR/figures/.
+JSON object. Tasks for runs of ddae_jax.pretrain:
+
+    knn, linear         accuracy on the features, of the untrained network, and of raw pixels
+    few_shot            accuracy of a linear probe on 1 and on 10 labelled images of each class
+    depths              knn and linear after every block, with a figure
+    attention_distance  how far each head reaches, and what stays near, with a figure
+    embed               the features themselves, with names and labels, to a file
+
+Of ddae_jax.finetune: classification, its accuracy on the test split, with a figure. Of
+ddae_jax.segment: segmentation, its mean IoU. Figures go to WORKDIR/figures/.
 """
 
 import json
@@ -45,11 +53,12 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
         *others, text = arguments
         define(kind, name, None, *others, f"{text} (default: evaluation.{name} of the run)")
 
-    define("list", "compare", [], "Other runs' folders, by commas (attention_distance).")
+    others = "Other runs' folders, by commas; FOLDER@STEP for a checkpoint before the latest"
+    define("list", "compare", [], f"{others}, also of the same run (attention_distance).")
     of_the_run("enum", "encoder", ("student", "teacher"), "Whose features or attention.")
     of_the_run("integer", "depth", "Block to read after; 0 for the last.")
     of_the_run("enum", "pool", ("mean", "class_token"), "Mean over patches, or class token.")
-    define("integer", "step", None, "Of the checkpoint; the latest by default, and of --compare's.")
+    define("integer", "step", None, "Of --workdir's checkpoint; the latest by default.")
     of_the_run("integer", "k", "Neighbours that vote (knn).")
     of_the_run("float", "temperature", "Of their votes; 0 for equal ones (knn).")
     of_the_run("integer", "batch_size", "Images encoded at a time.")

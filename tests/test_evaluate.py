@@ -1,6 +1,9 @@
 """The command that evaluates a run, knowing only the workdir."""
 
+import importlib
 import json
+import logging
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import tiny
 from ddae_jax import evaluate
+from ddae_jax.evaluation.embeddings import Embedded
 from ddae_jax.models import vit
+from ddae_jax.tasks import TASKS
 from ddae_jax.training.workdir import Workdir
 from drawn import picture
 
@@ -187,6 +192,18 @@ def test_runs_are_compared_on_the_images_of_the_first(workdir, tmp_path, capsys)
     assert last_line(capsys)["runs"]["digits"]["distance"] == third["distance"]
 
 
+def test_two_checkpoints_of_one_run_are_compared(workdir, capsys):
+    first, *_, last = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    arguments = [f"--workdir={workdir}", "--task=attention_distance", "--limit=8"]
+    arguments += ["--batch_size=8"]
+    assert evaluate.main([*arguments, f"--compare={workdir}@{first}"]) == 0
+    *table, told = capsys.readouterr().out.splitlines()
+    late, early = (json.loads(told)["runs"][f"digits@{step}"] for step in (last, first))
+    assert (late["step"], early["step"]) == (last, first)
+    assert late["distance"] != early["distance"]
+    assert [line for line in table if line.startswith(f"digits (student, step {first}): 8 images")]
+
+
 def test_locality_needs_no_labels_and_no_writable_folder(workdir, tmp_path, capsys):
     data = {"source": "folder", "data_dir": str(tmp_path / "photos"), "test_split": "test"}
     run = a_like_run(workdir, tmp_path / "run", data=data)
@@ -205,7 +222,9 @@ def test_locality_needs_no_labels_and_no_writable_folder(workdir, tmp_path, caps
     [
         (["--compare=EMPTY"], "--compare=EMPTY holds no run: there is no config.json in it"),
         (["--compare=FINER"], "--compare=FINER has 8 x 8 patches, --workdir=WORKDIR has 4 x 4;"),
-        (["--compare=WORKDIR"], "--compare: WORKDIR is given twice"),
+        (["--compare=WORKDIR"], "--compare: WORKDIR is given twice at step 44"),
+        (["--compare=WORKDIR@44"], "--compare: WORKDIR is given twice at step 44"),
+        (["--compare=WORKDIR@3"], "no checkpoint of step 3"),
         (["--compare=MAE", "--encoder=teacher"], "--compare=MAE: evaluation.encoder='teacher'"),
         (["--compare=FINER", "--task=knn"], "--compare is for --task=attention_distance"),
     ],
@@ -252,6 +271,29 @@ def test_every_depth_is_read_by_both_classifiers_and_drawn(workdir, capsys):
         assert result[name][1] == alone["accuracy"]
         assert result[f"{name}_untrained"][1] == alone["untrained"]
         assert result[f"{name}_raw_pixels"] == alone["raw_pixels"]
+
+
+def test_help_names_every_task(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    usage = capsys.readouterr().out.partition("flags:")[0]
+    assert [task for task in TASKS if not re.search(rf"(?<!=)\b{task}\b", usage)] == []
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a"], []])
+@pytest.mark.parametrize("tell_every_s", [-1, 60])
+def test_the_last_word_on_progress_comes_also_where_images_are_unreadable(
+    names, tell_every_s, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, "ddae_jax")
+    embed = importlib.import_module("ddae_jax.tasks.embed")  # whose name its function has, too
+    monkeypatch.setattr(embed, "_TELL_EVERY_S", tell_every_s)
+    batches = [Embedded(np.zeros((len(n), 2)), np.zeros(len(n)), n) for n in (["x"], names)]
+    assert list(embed._with_progress(iter(batches), count=3)) == batches
+    said = [record.getMessage() for record in caplog.records]
+    unreadable = 2 - len(names)
+    assert said[-1].startswith(f"{1 + len(names)} of 3 images, {unreadable} unreadable, ")
+    assert len(said) == (3 if tell_every_s < 0 else 1)
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])

@@ -12,14 +12,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from sklearn import metrics
 
 import golden_arrays
 import tiny
 from ddae_jax import build, command, evaluate, finetune, networks, pretrain
-from ddae_jax.config import ranges
+from ddae_jax.config import from_plain, ranges
+from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.interop import backbones
 from ddae_jax.models import vit
+from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.logging import Recorder
 
 CONFIG = """
@@ -111,6 +114,35 @@ def test_evaluated_again_it_reaches_the_same(runs, capsys):
     with pytest.raises(SystemExit):
         evaluate.main([*arguments[:1], "--task=knn"])
     assert "is a run of ddae_jax.finetune; --task=knn is for" in capsys.readouterr().err
+
+
+def test_scores_are_those_of_the_average_of_the_weights(runs, tmp_path, capsys):
+    """By scikit-learn, of the logits of the average's parameters, and not of the others."""
+    stored = json.loads((runs / "finetuned" / "config.json").read_text())
+    stored["head"]["init_deviation"] = 1.0  # so that two draws differ
+    task = finetune.build_task(from_plain(stored), num_classes=10)
+    init = jax.jit(lambda key: task.init(key, 1))
+    params, average = map(init, jax.random.split(jax.random.key(0)))
+    write_checkpoint(tmp_path, stored, task, params, average)
+    assert evaluate.main([f"--workdir={tmp_path}", "--task=classification"]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    test = make_source("digits", split="test", channels=1)
+    (batch,) = eval_batches(test, (16, 16), len(test))
+    images = networks.build_normalize(from_plain(stored))(batch["image"])
+    logits = jax.jit(lambda params: task.network.apply({"params": params}, images))
+    of_average, of_params = (
+        metrics.log_loss(batch["label"], jax.nn.softmax(logits(tree))) for tree in (average, params)
+    )
+    assert scores["loss"] == pytest.approx(of_average, rel=1e-4)
+    assert abs(of_average - of_params) > 0.01 * of_average
+
+
+def write_checkpoint(folder, config, task, params, average):
+    """What a fine-tuning run leaves, with these parameters and this average."""
+    (folder / "config.json").write_text(json.dumps(config))
+    state = {"params": params, "teacher": task.teacher_of(params) | {"average": average}}
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(state, 0, {})
 
 
 def test_it_has_the_architecture_and_the_pixels_of_the_run_it_is_from(runs):

@@ -78,15 +78,21 @@ def _source(run: Run, flags: absl_flags.FlagValues) -> Source:
 
 
 def _with_progress(batches: Iterator[Embedded], count: int) -> Iterator[Embedded]:
-    """The batches; how far they are is told now and then."""
+    """The batches; how far they are is told now and then, and at the end.
+
+    Images that cannot be read are in no batch: how many these are is known at the end alone.
+    """
     began = told = time.monotonic()
     done = 0
     for batch in batches:
         yield batch
         done += len(batch.names)
         now = time.monotonic()
-        if now > told + _TELL_EVERY_S or done == count:
+        if now > told + _TELL_EVERY_S and done:
             told = now
             rate = done / max(now - began, 1e-9)
             left = duration((count - done) / rate)
             _log.info("%s of %s images, %.0f img/s, %s left", f"{done:,}", f"{count:,}", rate, left)
+    rate = done / max(time.monotonic() - began, 1e-9)
+    end = f"{done:,} of {count:,} images, {count - done:,} unreadable"
+    _log.info("%s, %.0f img/s", end, rate)

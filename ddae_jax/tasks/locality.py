@@ -28,18 +28,20 @@ from ddae_jax.training.agreement import all_or_none
 def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     """How local the attention of a run's encoder is, and of those that it is compared with.
 
-    All see the same images whole, those of the test split of ``--workdir``'s run, each at its size.
+    ``--compare`` names them, or checkpoints of one run, as ``FOLDER@STEP``. All see the same images
+    whole, those of the test split of ``--workdir``'s run, each at its size.
     """
+    others = [_path_and_step(given) for given in flags.compare]
     with all_or_none():
         runs = [open_run(flags.workdir, "workdir", flags)]
-        runs += [open_run(path, "compare", flags) for path in flags.compare]
-        names = _names(runs)
+        runs += [open_run(path, "compare", flags) for path, _ in others]
         grid = _common_grid(runs)
-    steps = [flags.step, *(None for _ in flags.compare)]
+    steps = [flags.step, *(step for _, step in others)]
     restored = [
         restore_encoder(run.workdir, run.config, run.mesh, step)
         for run, step in zip(runs, steps, strict=True)
     ]
+    names = _names(runs, [step for _, step, _ in restored])
     localities, of_runs = {}, {}
     for name, run, (params, step, _) in zip(names, runs, restored, strict=True):
         config = _with_images_of(runs[0].config, run.config)
@@ -49,7 +51,8 @@ def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
             build_encoder(config), params, build_normalize(config), batches, run.mesh
         )
         whose = {"encoder": config.evaluation.encoder, "step": step}
-        localities[f"{name} ({whose['encoder']}, step {step})"] = locality
+        title = name.removesuffix(f"@{step}")
+        localities[f"{title} ({whose['encoder']}, step {step})"] = locality
         of_runs[name] = {"workdir": str(run.workdir.path), **whose, **_plain_locality(locality)}
     figure = draw(runs[0].workdir.figures / "attention_distance.png", locality_figure, localities)
     result = {
@@ -66,17 +69,35 @@ def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     return f"{locality_table(localities)}\nfigure: {figure or 'none'}", result
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: its folder's, with as many above it as tell the runs apart."""
+def _path_and_step(given: str) -> tuple[str, int | None]:
+    """The folder and the step of ``FOLDER@STEP``; a folder that is called so has its latest."""
+    folder, _, step = given.rpartition("@")
+    if folder and step.isdecimal() and not os.path.isdir(os.path.expanduser(given)):
+        return folder, int(step)
+    return given, None
+
+
+def _names(runs: Sequence[Run], steps: Sequence[int]) -> list[str]:
+    """A name for each run: its folder's, with as many above it as tell the runs apart.
+
+    And ``@STEP`` where one run is there at several steps. Raises ``ValueError`` for the same step.
+    """
     paths = [run.workdir.path for run in runs]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise ValueError(f"--compare: {path} is given twice; name each run once")
+    checkpoints = list(zip(paths, steps, strict=True))
+    for path, step in checkpoints:
+        if checkpoints.count((path, step)) > 1:
+            raise ValueError(
+                f"--compare: {path} is given twice at step {step}; name each run once, or another "
+                "step of it as FOLDER@STEP"
+            )
     names = [path.name for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    above = os.path.commonpath([path.parent for path in paths])
-    return [os.path.relpath(path, above) for path in paths]
+    if len(set(names)) < len(set(paths)):
+        above = os.path.commonpath([path.parent for path in paths])
+        names = [os.path.relpath(path, above) for path in paths]
+    return [
+        f"{name}@{step}" if paths.count(path) > 1 else name
+        for name, (path, step) in zip(names, checkpoints, strict=True)
+    ]
 
 
 def _common_grid(runs: Sequence[Run]) -> Grid:
