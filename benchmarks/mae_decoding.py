@@ -4,7 +4,7 @@
 
 The decoder of the grid (benchmarks/method_grid.py) has four blocks as wide as the encoder's; MAE's
 own has eight, narrower ones, of which one is enough for intermediate depths. Here the small encoder
-of the grid has such a decoder: accuracy of three runs on CIFAR-10, as the grid has them, and
+of the grid has such a decoder: accuracy of two runs on CIFAR-10, as the grid has them, and
 seconds of their steps, in turn. Started again, it goes on where it stopped. Writes
 benchmarks/results/mae_decoding.json and prints a table.
 """
@@ -29,7 +29,6 @@ NAME = "mae_decoding"
 DECODER = {"decoder.width": 32, "decoder.depth": 8, "decoder.num_heads": 2}
 CELLS = {
     "mae,last": ("mae,last", {}),
-    "mae,deep_dynamic": ("mae,deep_dynamic", {}),
     "mae,deep_dynamic, 1 of 8 decoder blocks at intermediate depths": (
         "mae,deep_dynamic",
         {"decoder.intermediate_blocks": 1},

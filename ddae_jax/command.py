@@ -1,7 +1,6 @@
 """What the jobs' command lines share: flags, devices, and how errors reach the person."""
 
 import contextlib
-import dataclasses
 import importlib.util
 import inspect
 import logging
@@ -11,7 +10,6 @@ import re
 import signal
 import sys
 import traceback
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -33,7 +31,6 @@ from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.logging import set_up_logging
 from ddae_jax.training.loop import NonFiniteLoss
 from ddae_jax.training.workdir import DISK_FULL, WorkdirInUse
 
@@ -42,9 +39,6 @@ _BAD_INPUT += (OtherProcessFailed,)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 _RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel)
 
-
-_HEARTBEAT_TIMEOUT_S = 60
-"""After so many seconds without a sign of a process the others end, even where all are waiting."""
 
 _PACKAGE = pathlib.Path(__file__).parent
 
@@ -220,100 +214,6 @@ def parse_config_flags(
     check_config(config)
     flags["config"].value = config
     return flags
-
-
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Where the other processes are, for those that no scheduler's environment tells it.
-
-    Attributes:
-        coordinator: ``HOST:PORT`` of the first process.
-        num_processes: of the run.
-        process_id: of this one, from 0.
-    """
-
-    coordinator: str
-    num_processes: int
-    process_id: int
-
-
-def cluster_of(flags: absl_flags.FlagValues) -> Cluster | None:
-    """What the flags say of other processes. Raises ``ValueError`` where only a part is said."""
-    told = (flags.coordinator, flags.num_processes, flags.process_id)
-    if told == (None, None, None):
-        return None
-    if None in told:
-        raise ValueError(
-            f"--coordinator={told[0]}, --num_processes={told[1]}, --process_id={told[2]}: give all "
-            "three, or --distributed alone where SLURM, GKE or a TPU pod tells them"
-        )
-    if not 0 <= flags.process_id < flags.num_processes:
-        raise ValueError(
-            f"--process_id={flags.process_id}; it lies in [0, {flags.num_processes - 1}], as "
-            f"--num_processes={flags.num_processes}"
-        )
-    if not re.fullmatch(r".+:\d+", flags.coordinator):
-        raise ValueError(f"--coordinator={flags.coordinator}; it is HOST:PORT, the same for all")
-    return Cluster(*told)
-
-
-def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
-    """Joins the other processes, if any, and sets up the log. True in the first process.
-
-    Args:
-        is_distributed: whether the environment tells where they are.
-        cluster: else: where they are.
-
-    Raises ``ValueError`` if they cannot be found.
-    """
-    if is_distributed or cluster:
-        # JAX's own answer to SIGTERM would take the place of StopRequest's, and end nothing.
-        jax.config.update("jax_enable_preemption_service", False)
-        options = {}
-        if cluster:
-            options = {f.name: getattr(cluster, f.name) for f in dataclasses.fields(Cluster)}
-            options["coordinator_address"] = options.pop("coordinator")
-        options["heartbeat_timeout_seconds"] = _HEARTBEAT_TIMEOUT_S
-        try:
-            jax.distributed.initialize(**options)
-        except ValueError as error:
-            raise ValueError(
-                f"--distributed: no other processes were found ({error}); leave it out on one "
-                "machine, start the job on all of them, as SLURM, GKE and TPU pods do, or give "
-                "--coordinator, --num_processes and --process_id"
-            ) from error
-    is_primary = jax.process_index() == 0
-    set_up_logging(is_primary)
-    return is_primary
-
-
-def use_compilation_cache(folder: pathlib.Path) -> None:
-    """Keeps compiled programs in a folder, so that a restart need not compile them again.
-
-    Halves of them, left by a kill or a full disk, are removed first: JAX would neither read nor
-    replace them.
-
-    Where JAX's own variable ``JAX_COMPILATION_CACHE_DIR`` names another folder, that one is used,
-    with JAX's own settings. Others may be writing there, so nothing in it is removed.
-    """
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    for path in sorted(folder.glob("*-cache")):
-        if not _is_whole(path.read_bytes()):
-            path.unlink(missing_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _is_whole(compressed: bytes) -> bool:
-    """Whether all of a compressed program is there, as far as zlib, JAX's default, can tell."""
-    if compressed.startswith(b"\x28\xb5\x2f\xfd"):  # Zstandard, where that is installed
-        return True
-    decompressor = zlib.decompressobj()
-    with contextlib.suppress(zlib.error):
-        decompressor.decompress(compressed)
-    return decompressor.eof
 
 
 def load_config(path: str, job: str | None = "pretrain") -> ConfigDict:

@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddae_jax import build, command, finetune, pretrain, segment
+from ddae_jax import build, command, devices, finetune, pretrain, segment
 from ddae_jax.config import to_plain
 from ddae_jax.forecast.chips import CHIPS
 from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step, state_bytes
@@ -30,7 +30,6 @@ from ddae_jax.forecast.report import report
 from ddae_jax.forecast.roofline import bound_of, pace
 from ddae_jax.forecast.topology import topology_devices
 from ddae_jax.job import Data, Job
-from ddae_jax.models.attention import best_form
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import check_divisible, make_mesh
 
@@ -100,11 +99,9 @@ def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     usage = f"ddae_jax.compile_check {__doc__}"
     flags = command.parse_config_flags(argv, usage, _define_flags, None)
     config = flags.config
-    command.start_devices(is_distributed=False)
-    devices = topology_devices(flags.topology) if flags.topology else jax.devices()
-    mesh = make_mesh(**config.mesh, devices=devices)
-    if config.model.attention_form == "auto":
-        config.model.attention_form = best_form(devices[0].platform)
+    devices.start_devices(is_distributed=False)
+    chips = topology_devices(flags.topology) if flags.topology else jax.devices()
+    mesh = make_mesh(**config.mesh, devices=chips)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
     job = _JOBS[config.job]
     job.complete(config, None)

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax import command
+from ddae_jax import command, devices
 from ddae_jax.tasks import TASKS
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with command.bad_input_is_explained():
         flags = command.parse_flags(argv, "ddae_jax.evaluate " + __doc__, _define_flags)
-        command.start_devices(flags.distributed)
+        devices.start_devices(flags.distributed)
         table, result = TASKS[flags.task](flags)
     if jax.process_index() == 0:
         print(table)

@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from ddae_jax import build, command
+from ddae_jax import build, command, devices
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.pretraining import predicts_pixels
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with command.bad_input_is_explained():
         flags = command.parse_flags(argv, "ddae_jax.export " + __doc__, _define_flags)
-        command.start_devices(is_distributed=False)
+        devices.start_devices(is_distributed=False)
         out = _free_folder(flags.out)
         workdir, config = _read_run(flags)
         if _is_whole_mae(config, flags.format) and not is_imported(workdir, config):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax import command, job
+from ddae_jax import command, devices, job
 from ddae_jax.beginning import start_params, take_over
 from ddae_jax.config import to_plain
 from ddae_jax.config.keys import flatten
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage = f"ddae_jax.import_weights {__doc__}"
         flags = command.parse_config_flags(argv, usage, _define_flags)
         config = flags.config
-        command.start_devices(is_distributed=False)
+        devices.start_devices(is_distributed=False)
         if not config.init_from:
             raise ValueError("--config.init_from=WEIGHTS is missing; it says what to import")
         for key in ("data.data_dir", "init_from"):

@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddae_jax import command
+from ddae_jax import command, devices
 from ddae_jax.build import Schedule
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import ignored_keys
@@ -156,7 +156,7 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
             with command.bad_input_is_explained():
                 run = prepare(job, argv, stop)
             with command.run_ends_are_explained(), run:
-                command.use_compilation_cache(run.workdir.compilation_cache)
+                devices.use_compilation_cache(run.workdir.compilation_cache)
                 train_to_the_end(run, stop)
         except Stopped:
             _log.info("stopped before the first step; there was nothing to save")
@@ -175,7 +175,7 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
         config = flags.config
         for key in FOLDERS & flatten(config).keys():
             config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
-        command.start_devices(flags.distributed, command.cluster_of(flags))
+        devices.start_devices(flags.distributed, devices.cluster_of(flags))
     with may_stop_at_once(stop), all_or_none():
         told = {k: v for k, v in flatten(to_plain(config)).items() if k not in FOLDERS}
         check_same_everywhere(told | code_version())

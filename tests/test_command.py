@@ -12,7 +12,7 @@ import pytest
 from absl import flags as absl_flags
 
 import stand_ins
-from ddae_jax import build, command
+from ddae_jax import build, command, devices
 from ddae_jax.command import CommandEnded, bad_input_is_explained, run_ends_are_explained
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
@@ -601,7 +601,7 @@ def test_halves_of_compiled_programs_are_removed_as_nobody_would_replace_them(
     compiled, compilation_cache_settings, monkeypatch
 ):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    command.use_compilation_cache(compiled)
+    devices.use_compilation_cache(compiled)
     assert sorted(path.name for path in compiled.iterdir()) == ["whole-atime", "whole-cache"]
     assert compilation_cache_settings()["jax_compilation_cache_dir"] == str(compiled)
 
@@ -611,7 +611,7 @@ def test_a_folder_for_compiled_programs_that_the_environment_names_is_used_and_l
 ):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
     files, settings = sorted(compiled.iterdir()), compilation_cache_settings()
-    command.use_compilation_cache(compiled / "run" / "compilation_cache")
-    command.use_compilation_cache(compiled)
+    devices.use_compilation_cache(compiled / "run" / "compilation_cache")
+    devices.use_compilation_cache(compiled)
     assert sorted(compiled.iterdir()) == files
     assert compilation_cache_settings() == settings

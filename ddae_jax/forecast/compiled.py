@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from ddae_jax.forecast.collectives import Traffic, collectives
+from ddae_jax.models.platform import compiled_for
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import batch_sharding, bytes_per_device
 from ddae_jax.training.step import jit_train_step
@@ -77,7 +78,8 @@ def compile_step(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
         dict(batch),
     )
-    lowered = jit_train_step(program.step(), mesh, state).lower(state, batch)
+    with compiled_for(mesh.devices.flat[0].platform):
+        lowered = jit_train_step(program.step(), mesh, state).lower(state, batch)
     began = time.perf_counter()
     try:
         compiled = lowered.compile()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ddae_jax.models.dense import Dense
+from ddae_jax.models.platform import platform
 from ddae_jax.models.positions import relative_positions
 from ddae_jax.patches import Grid
 
@@ -60,7 +61,7 @@ class SelfAttention(nn.Module):
             mixed, weights = _mixed_and_weights(qkv, bias)
             self.sow(ATTENTION, "weights", weights)
         else:
-            form = best_form(jax.default_backend()) if self.form == "auto" else self.form
+            form = _best_form() if self.form == "auto" else self.form
             mixed = _FORMS[form](qkv, bias)
         mixed = mixed.reshape(batch, length, width)
         return Dense(width, dtype=self.dtype, name="projection")(mixed)
@@ -88,9 +89,9 @@ class RelativePositionBias(nn.Module):
         return jnp.moveaxis(table[index], -1, 0)
 
 
-def best_form(platform: str) -> AttentionForm:
-    """What ``auto`` means for devices of a platform: ``cpu``, ``gpu`` or ``tpu``."""
-    return "batched_matmul" if platform == "cpu" else "dot_product"
+def _best_form() -> AttentionForm:
+    """What ``auto`` means."""
+    return "batched_matmul" if platform() == "cpu" else "dot_product"
 
 
 def _mixed_and_weights(

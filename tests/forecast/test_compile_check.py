@@ -1,0 +1,104 @@
+"""The step of any config, compiled for the devices of this machine, as people ask for it."""
+
+import json
+import sys
+
+import jax
+import pytest
+
+import tiny
+from ddae_jax import compile_check
+from ddae_jax.command import CommandEnded
+from ddae_jax.compile_check import largest
+from ddae_jax.models import vit
+from ddae_jax.models.platform import compiled_for, platform
+
+
+@pytest.fixture(autouse=True)
+def size(monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 3, 2))
+
+
+def status(*arguments):
+    try:
+        return compile_check.main([*map(str, arguments)])
+    except CommandEnded as ended:
+        return ended.code
+
+
+def test_what_is_found_is_told_and_stored(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    arguments = (f"--config={tiny.write_config(tmp_path)}", "--config.mesh.fsdp=4", f"--out={out}")
+    assert status(*arguments, "--num_images=1442") == 0
+    text, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert found["fits"]
+    assert found["mesh"] == {"data": 2, "fsdp": 4}
+    assert (found["batch_size"], found["batch_per_device"]) == (64, 8)
+    held = found["bytes_per_device"]
+    # The teacher has what the student has, but for head and beta; the optimizer two of each.
+    assert 0.8 * held["parameters"] < held["teacher"] < held["parameters"]
+    assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=0.05)
+    assert held["batch"] == 8 * (16 * 16 + 4)
+    assert 1 < found["flops_per_image"]["ratio"] < 2  # so narrow, what is element-wise counts
+    assert found["collectives"].keys() <= {
+        "all-reduce",
+        "all-gather",
+        "reduce-scatter",
+        "all-to-all",
+    }
+    assert found["collectives"]["all-reduce"]["bytes"] > 0
+    for words in ("it fits", "data=2 x fsdp=4", "activations", "GFLOP compiled", "all-reduce"):
+        assert words in text
+
+
+def test_fine_tuning_is_compiled_too(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    config = tiny.ROOT / "configs" / "cifar10_finetune.py"
+    small = ("--config.model.size=micro", "--config.batch_size=8", "--config.augment.mixup=0")
+    assert status(f"--config={config}", *small, "--num_classes=10", f"--out={out}") == 0
+    assert json.loads(out.read_text())["config"]["job"] == "finetune"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--topology=v5e",), "a generation and the chips along each side, such as v5e:16x16"),
+        (("--topology=v5f:4x4",), "known generations: v4, v5e, v5p, v6e; did you mean 'v5p'"),
+        (("--topology=v5p:4x4",), "a slice of v5p has 3 sides of at least 1, such as v5p:4x4x4"),
+        (("--config.batch_size=60",), "batch_size=60 is not divisible by the 8 devices"),
+        (("--config.mesh.fsdp=3",), "mesh.fsdp=3; they must multiply to the number of devices, 8"),
+        (("--config.optimizer.micro_batches=16",), "in 16 parts (optimizer.micro_batches)"),
+    ],
+)
+def test_bad_input_is_explained(arguments, message, tmp_path, capsys):
+    assert status(f"--config={tiny.write_config(tmp_path)}", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_tpu_compiler_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    assert status(f"--config={tiny.write_config(tmp_path)}", "--topology=v5e:4x4") == 2
+    assert "`pip install libtpu`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [1, 8, 100, 300])
+@pytest.mark.parametrize("limit", [0, 1, 7, 100, 257])
+def test_the_largest_batch_is_found_to_an_eighth(start, limit):
+    asked = []
+
+    def fits(count):
+        asked.append(count)
+        return count <= limit
+
+    found = largest(fits, start)
+    assert found <= limit
+    assert limit - found <= max(1, found // 8) - 1
+    assert len(asked) < 20
+    assert asked[0] == start
+
+
+def test_layers_know_what_they_are_compiled_for():
+    assert platform() == jax.default_backend() == "cpu"
+    with compiled_for("tpu"):
+        assert platform() == "tpu"
+    assert platform() == "cpu"
