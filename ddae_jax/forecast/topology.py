@@ -20,13 +20,13 @@ def topology_devices(name: str) -> list[jax.Device]:
 
     Raises:
         ValueError: for what names no slice, saying what does.
-        ModuleNotFoundError: if the TPU compiler is not installed, saying how to install it.
+        FileNotFoundError: if the TPU compiler is not installed, saying how to install it.
     """
     generation, sides = _parse(name)
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise ModuleNotFoundError(
+        raise FileNotFoundError(
             f"--topology={name}: the TPU compiler is not installed; on x86-64 Linux, "
             "`pip install libtpu` (or ddae-jax[tpu]) brings it, and no TPU is needed"
         ) from None
