@@ -115,7 +115,7 @@ def test_each_recipe_is_the_published_one(name):
     check_config(config)
     assert ignored_keys(config) == []
     options = config.optimizer
-    schedule = build.build_schedule(config, range(wanted.num_images))
+    schedule = build.build_schedule(config, wanted.num_images)
     learning_rate = build.build_learning_rate(config, schedule)
     scale = config.augment.scale_range if wanted.job == "segment" else config.data.crop_scale
     found = Recipe(
@@ -154,5 +154,5 @@ def test_fine_tuning_regularises_as_published(name):
 
 def test_an_epoch_of_ade20k_has_so_many_steps_that_160_000_are_160_000():
     config = config_of("ade20k_upernet_vit_b16")
-    schedule = build.build_schedule(config, range(ADE20K))
+    schedule = build.build_schedule(config, ADE20K)
     assert schedule == build.Schedule(steps_per_epoch=1_263, total_steps=160_000)
