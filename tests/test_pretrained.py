@@ -64,15 +64,14 @@ def assert_same_arrays(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_run_whose_codebook_collapses_is_told_so(runs, config, tmp_path, caplog):
+def test_a_run_whose_codebook_collapses_is_told_so(runs, config, tmp_path, capsys):
     options = [
         *VQKD,
         f"--config.tokenizer.teacher={runs / 'teacher'}",
         "--config.log.every_steps=1",
     ]
-    with caplog.at_level("WARNING", logger="ddae_jax"):
-        run(config, tmp_path / "run", *options, "--config.tokenizer.min_perplexity_share=1")
-    told = [r.getMessage() for r in caplog.records if "COLLAPSED" in r.getMessage()]
+    run(config, tmp_path / "run", *options, "--config.tokenizer.min_perplexity_share=1")
+    told = [line for line in capsys.readouterr().err.splitlines() if "COLLAPSED" in line]
     assert len(told) == 1
     assert "below 12 (its size times tokenizer.min_perplexity_share), for 5 records" in told[0]
 
