@@ -91,8 +91,9 @@ def begin(state: TrainState, method: Trainable, params: PyTree | None) -> TrainS
     def put(state: TrainState, encoder: PyTree) -> TrainState:
         params = state.params | {"encoder": state.params["encoder"] | encoder}
         teacher = method.teacher_of(params, method.frozen_of(state.teacher))
-        # A copy of it: steps give both back to the device, one after the other.
-        return state.replace(params=params, teacher=jax.tree.map(jnp.array, teacher))
+        # A copy of each: steps give both back to the device, and what was loaded stays.
+        copied = jax.tree.map(jnp.array, {"params": params, "teacher": teacher})
+        return state.replace(**copied)
 
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(put, out_shardings=sharding)(state, params)

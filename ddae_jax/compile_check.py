@@ -24,14 +24,14 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command, devices, finetune, pretrain, segment
 from ddae_jax.config import to_plain
 from ddae_jax.forecast.chips import CHIPS
-from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step, state_bytes
+from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step
 from ddae_jax.forecast.flops import model_flops
 from ddae_jax.forecast.report import report
 from ddae_jax.forecast.roofline import bound_of, pace
 from ddae_jax.forecast.topology import topology_devices
 from ddae_jax.job import Data, Job
 from ddae_jax.training.program import Program
-from ddae_jax.training.sharding import check_divisible, make_mesh
+from ddae_jax.training.sharding import check_divisible, make_mesh, state_bytes
 
 _log = logging.getLogger(__name__)
 

@@ -38,11 +38,11 @@ from ddae_jax.training.loop import Every, Plan, train
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import (
     AXES,
-    bytes_per_device,
     check_divisible,
     layout_table,
     make_mesh,
     put_batch,
+    state_bytes,
 )
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import jit_train_step
@@ -177,8 +177,7 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
             config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
         devices.start_devices(flags.distributed, devices.cluster_of(flags))
     with may_stop_at_once(stop), all_or_none():
-        told = {k: v for k, v in flatten(to_plain(config)).items() if k not in FOLDERS}
-        check_same_everywhere(told | code_version())
+        check_started_alike(config)
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
         workdir = Workdir(flags.workdir)
@@ -329,8 +328,7 @@ def say_start(run: Run, start_step: int) -> None:
 
 def say_layout(run: Run, state: TrainState) -> None:
     """What of the state lies on each device, in the log; with several devices, array by array."""
-    parts = {"parameters": state.params, "optimizer": state.opt_state, "teacher": state.teacher}
-    shares = [f"{name} {bytes_per_device(tree) / 2**20:,.1f}" for name, tree in parts.items()]
+    shares = [f"{kind} {size / 2**20:,.1f}" for kind, size in state_bytes(state).items()]
     _log.info(
         "MiB on each device: %s; mesh data=%d x fsdp=%d; optimizer and teacher are split as the "
         "parameters are",
@@ -380,6 +378,13 @@ def image_batch(config: ConfigDict, size: tuple[int, int]) -> dict[str, jax.Shap
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
         "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
     }
+
+
+def check_started_alike(config: ConfigDict) -> None:
+    """Raises ``ValueError`` unless all processes have this config, but for folders, and code."""
+    if jax.process_count() > 1:
+        told = {k: v for k, v in flatten(to_plain(config)).items() if k not in FOLDERS}
+        check_same_everywhere(told | code_version())
 
 
 def code_version() -> dict[str, str]:

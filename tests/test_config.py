@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain, pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.config.keys import JOBS, RENAMED, defaults_by_key, flatten
+from ddae_jax.config.keys import JOBS, RENAMED, RETIRED, defaults_by_key, flatten
 from ddae_jax.config.ranges import CHOICES
 from ddae_jax.config.values import contradictions, parse_value, typed, unknown_key
 
@@ -534,8 +534,16 @@ def test_a_stored_config_may_have_keys_by_their_older_names():
     assert contradictions(stored, to_plain(pretrain_defaults())) == []
 
 
+def test_a_stored_config_may_have_keys_that_are_no_more():
+    stored = to_plain(pretrain_defaults())
+    stored["tokenizer"]["min_perplexity"] = 16.0
+    assert from_plain(stored).to_dict() == pretrain_defaults().to_dict()
+    assert contradictions(stored, to_plain(pretrain_defaults())) == []
+
+
 def test_renamed_keys_are_none_any_more_and_lead_to_one():
     known = flatten(pretrain_defaults())
+    assert not RETIRED & set(known)
     assert not set(RENAMED) & set(known)
     assert set(RENAMED.values()) <= set(known)
 

@@ -40,6 +40,9 @@ EXAMPLES = {
 RENAMED = {"evaluation.max_train_examples": "evaluation.max_examples"}
 """Keys that stored configs may have by an older name, and what they are called now."""
 
+RETIRED = frozenset({"tokenizer.min_perplexity"})
+"""Keys that stored configs may have, and that are no more; none of them changed what is learned."""
+
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
 FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity_share")
 # Where it is; not what.

@@ -18,6 +18,7 @@ from ddae_jax.config.keys import (
     FREE_TO_CHANGE,
     JOBS,
     RENAMED,
+    RETIRED,
     TUPLES,
     WORDS,
     defaults_by_key,
@@ -57,7 +58,7 @@ def to_plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json") -> ConfigDict:
-    """A stored config as it was; keys that have been renamed since have their new names.
+    """A stored config as it was; keys renamed since have their new names, retired ones are gone.
 
     Args:
         plain: as :func:`to_plain` gives it.
@@ -73,6 +74,8 @@ def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json"
         job = job_of(plain)
         config = JOBS[job]()
         for key, value in flatten(plain).items():
+            if key in RETIRED:
+                continue
             key = RENAMED.get(key, key)
             config.update_from_flattened_dict({key: typed(key, value, job)})
     except ValueError as error:

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from ddae_jax.forecast.collectives import Traffic, collectives
 from ddae_jax.models.platform import compiled_for
 from ddae_jax.training.program import Program
-from ddae_jax.training.sharding import batch_sharding, bytes_per_device
+from ddae_jax.training.sharding import batch_sharding, bytes_per_device, state_bytes
 from ddae_jax.training.step import jit_train_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -99,15 +98,6 @@ def compile_step(
         optimal_s=optimal_s if optimal_s > 0 else None,
         collectives=collectives(compiled.as_text(), mesh.size),
     )
-
-
-def state_bytes(state: PyTree) -> Mapping[str, int]:
-    """Bytes that one device holds of a state, or of its shapes, by kind."""
-    return {
-        "parameters": bytes_per_device(state.params),
-        "optimizer": bytes_per_device(state.opt_state),
-        "teacher": bytes_per_device(state.teacher),
-    }
 
 
 def _explained(error: Exception) -> Exception:

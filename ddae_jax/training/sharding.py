@@ -58,6 +58,15 @@ def bytes_per_device(tree: PyTree) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
+def state_bytes(state: PyTree) -> dict[str, int]:
+    """Bytes that one device holds of a train state, or of its shapes, by kind."""
+    return {
+        "parameters": bytes_per_device(state.params),
+        "optimizer": bytes_per_device(state.opt_state),
+        "teacher": bytes_per_device(state.teacher),
+    }
+
+
 def layout_table(tree: PyTree) -> list[str]:
     """How arrays lie on the devices, in lines: name, shape, axes that are split, bytes a device.
 
