@@ -114,6 +114,18 @@ def crop_and_resize(
     return to_pixels(_crop_and_resize(image, bounds, size, resampling))
 
 
+def decoding_reduction(bounds: tuple[float, float, float, float], size: tuple[int, int]) -> int:
+    """How many times smaller an image may be decoded, so that a part remains at least of `size`.
+
+    **Arguments:**
+
+    - `bounds`: left, top, right and bottom of the part, in pixels of the whole image.
+    - `size`: (height, width), pixels.
+    """
+    left, top, right, bottom = bounds
+    return max(int(min((bottom - top) // size[0], (right - left) // size[1])), 1)
+
+
 def _crop_and_resize(
     image: Image.Image | LazyImage,
     bounds: tuple[float, float, float, float],
@@ -121,8 +133,7 @@ def _crop_and_resize(
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
     width, _ = image.size
-    left, top, right, bottom = bounds
-    decoded = _decode(image, int(min((bottom - top) // size[0], (right - left) // size[1])))
+    decoded = _decode(image, decoding_reduction(bounds, size))
     # JPEG shrinks by a power of two and rounds the sides up: the last pixel may be a partial one.
     shrunk = 2 ** math.ceil(math.log2(width / decoded.width))
     size_in_pillow = size[1], size[0]
@@ -158,7 +169,7 @@ def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]
 
 
 def _decode(image: Image.Image | LazyImage, reduction: int = 1) -> Image.Image:
-    return image if isinstance(image, Image.Image) else image.decode(max(reduction, 1))
+    return image if isinstance(image, Image.Image) else image.decode(reduction)
 
 
 # ---- on the device
