@@ -11,8 +11,9 @@
    alike, and rates are by seconds of CPU. `--before` adds the pipeline of another checkout of this
    package.
 2. With worker processes, as `config.data.num_workers` sets them: images/s of all, and what the
-   process that trains has to do itself for each image. How many cores' images it can take follows:
-   that bounds what one process can feed, however many cores there are.
+   process that trains has to do itself for each image, in all of its threads and in its main one.
+   How many cores' images the latter can take follows: that bounds what one process can feed,
+   however many cores there are.
 
 torchvision runs in the Python given, which needs it (`pip install torch torchvision`; the CPU is
 enough): this one by default. Where it is not installed, it is left out.
@@ -85,7 +86,8 @@ class Side:
             print(images, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(self._process.stderr.read().strip().splitlines()[-1])
+            said = self._process.stderr.read().strip().splitlines()
+            raise RuntimeError(said[-1] if said else f"ended with {self._process.wait()}")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -177,9 +179,9 @@ def measure_workers(num_workers: int) -> dict[str, dict[str, float]]:
         "images_per_s": spread(rates),
         "workers_cpu_ms_per_image": spread(of_workers),
         "own_cpu_ms_per_image": spread(own),
-        "own_main_thread_cpu_ms_per_image": spread(in_main),
-        "cores_that_keep_this_process_busy": spread(
-            [theirs / mine for theirs, mine in zip(of_workers, own, strict=True)]
+        "main_thread_cpu_ms_per_image": spread(in_main),
+        "cores_that_keep_its_main_thread_busy": spread(
+            [theirs / mine for theirs, mine in zip(of_workers, in_main, strict=True)]
         ),
     }
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import tiny
 
-SIDES = ("decode", "decode reduced", "pipeline")
+SIDES = ("decode", "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def stored(tmp_path_factory):
         pixels = rng.integers(0, 256, (300, 400, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.jpg")
     name = tmp_path_factory.mktemp("results") / "short"
-    left_out = "--leave_out=crop,decode to array,torchvision,torchvision normalized"
+    left_out = "--leave_out=crop,decode reduced,decode to array,torchvision,torchvision normalized"
     sizes = ("--rounds=2", "--images=8", "--batch_size=4", "--threads=1", "--workers=1")
     subprocess.run(
         [
@@ -53,9 +53,10 @@ def test_shares_are_of_the_rates_of_one_round(stored):
 
 
 def test_workers_do_most_of_the_work(stored):
-    row = stored["workers"]["1"]
-    assert 0 < row["own_cpu_ms_per_image"]["median"] < row["workers_cpu_ms_per_image"]["median"]
-    assert row["cores_that_keep_this_process_busy"]["median"] > 1
+    row = {key: cell["median"] for key, cell in stored["workers"]["1"].items()}
+    assert 0 < row["main_thread_cpu_ms_per_image"] < row["own_cpu_ms_per_image"]
+    assert row["own_cpu_ms_per_image"] < row["workers_cpu_ms_per_image"]
+    assert row["cores_that_keep_its_main_thread_busy"] > 1
 
 
 def test_tells_the_machine_and_the_versions(stored):
