@@ -13,7 +13,7 @@ from ddae_jax.models.attention import ATTENTION, SelfAttention
 from ddae_jax.models.vit import ViT, attention_by_block
 
 SMALL = {"image_size": (8, 12), "patch_size": 4, "width": 16, "depth": 3, "num_heads": 2}
-FORMS = ("batched_matmul", "dot_product")
+FORMS = ("batched_matmul", "dot_product", "einsum")
 WIDTH, HEADS, TOKENS = 16, 2, 7
 
 
