@@ -41,7 +41,7 @@ class CompiledStep:
         activations: bytes that the step needs beside them.
         flops: operations of a step, by the compiler's count.
         memory_traffic: bytes that a step reads and writes, likewise.
-        optimal_s: seconds that the compiler deems least, see :func:`known_seconds`; None if it does not say.
+        optimal_s: seconds that the compiler deems least; None if it does not say.
         collectives: what a step sends, by kind.
     """
 
