@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tiny
+from ddae_jax import job
 
 PROGRAM = """
 import sys
@@ -49,10 +50,10 @@ def start(*options, of_process=((), ()), patch="", as_for_users=False):
     ]
 
 
-def finish(processes):
-    """What they printed, and what they logged; they end with status 0."""
+def finish(processes, status=0):
+    """What they printed, and what they logged; they end with the status."""
     said = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert [process.returncode for process in processes] == [status] * 2, said
     printed = [[line for line in out.splitlines() if "[Gloo]" not in line] for out, _ in said]
     return printed, [log for _, log in said]
 
@@ -106,13 +107,16 @@ def test_two_processes_train_as_one_does_and_write_everything_once(undisturbed, 
     assert (workdir / "report.html").exists()
 
 
-def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(config, tmp_path):
+def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(
+    config, tmp_path, monkeypatch
+):
     workdir = tmp_path / "run"
+    monkeypatch.setenv(job.STOPPED_STATUS, "75")
     options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40"]
     processes = start(*options)
     wait_for_step(workdir, 6, processes)
     processes[1].send_signal(signal.SIGTERM)
-    finish(processes)
+    finish(processes, status=75)
     last = tiny.records(workdir)[-1]["step"]
     assert 6 <= last < 880
     assert saved_steps(workdir)[-1] == last

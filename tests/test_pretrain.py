@@ -203,6 +203,8 @@ def test_a_stop_before_training_ends_at_once_and_writes_nothing(config, tmp_path
     monkeypatch.setattr(build, "build_source", asked_to_stop)
     workdir = tmp_path / "never"
     assert pretrain.main([f"--config={config}", f"--workdir={workdir}"]) == 0
+    monkeypatch.setenv(job.STOPPED_STATUS, "75")
+    assert pretrain.main([f"--config={config}", f"--workdir={workdir}"]) == 75
     assert not workdir.exists()
 
 
@@ -246,7 +248,8 @@ def test_baselines_are_computed_once_recorded_and_computed_anew_where_they_would
 
 
 @pytest.mark.xdist_group("undisturbed run")
-def test_started_again_a_complete_run_says_so_and_changes_nothing(config, finished):
+def test_started_again_a_complete_run_says_so_and_changes_nothing(config, finished, monkeypatch):
+    monkeypatch.setenv(job.STOPPED_STATUS, "75")  # it was not stopped
     before = (finished / "metrics.jsonl").read_text()
     again = tiny.run("pretrain", f"--config={config}", f"--workdir={finished}")
     assert again.returncode == 0
@@ -457,6 +460,15 @@ def test_missing_data_is_explained_before_anything_is_written(config, tmp_path, 
         assert status([f"--config={config}", f"--workdir={workdir}", *data]) == 2
         assert reason in capsys.readouterr().err
         assert not workdir.exists()
+
+
+@pytest.mark.parametrize("given", ["", "-1", "256", "later"])
+def test_a_status_that_no_process_can_end_with_is_refused(
+    config, tmp_path, given, monkeypatch, capsys
+):
+    monkeypatch.setenv(job.STOPPED_STATUS, given)
+    assert status([f"--config={config}", f"--workdir={tmp_path / 'never'}"]) == 2
+    assert f"{job.STOPPED_STATUS}={given}; an exit status is" in capsys.readouterr().err
 
 
 def test_a_workdir_with_other_files_is_refused(config, tmp_path, capsys):
