@@ -1,5 +1,6 @@
 """From an encoder to a tokenizer to BEiT v2, as people run them, and what they are told."""
 
+import contextlib
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from ddae_jax.config import from_plain
 from ddae_jax.models import vit
 from ddae_jax.networks import untrained_encoder_params
 from ddae_jax.pretrained import load_tokenizer
+from undrawn import pictures_left_out
 
 OPTIONS = ("--config.epochs=0.36", "--config.evaluation.knn_every_epochs=0")  # 8 steps
 BEIT2 = ("--config.method=beit2", "--config.mask.kind=block", "--config.mask.ratio=0.4")
@@ -32,9 +34,10 @@ def config(tmp_path_factory):
     return tiny.write_config(tmp_path_factory.mktemp("config"))
 
 
-def run(config, workdir, *arguments):
+def run(config, workdir, *arguments, draws=False):
     flags = [f"--config={config}", f"--workdir={workdir}", *OPTIONS, *arguments]
-    assert pretrain.main(flags) == 0
+    with contextlib.nullcontext() if draws else pictures_left_out():
+        assert pretrain.main(flags) == 0
     return workdir
 
 
@@ -43,8 +46,10 @@ def runs(config, tmp_path_factory):
     """A teacher, a tokenizer that learned from it, and a run that predicts its tokens."""
     folder = tmp_path_factory.mktemp("runs")
     run(config, folder / "teacher", "--config.targets.feature_weight=0")
-    run(config, folder / "tokenizer", *VQKD, f"--config.tokenizer.teacher={folder / 'teacher'}")
-    run(config, folder / "beit2", *BEIT2, f"--config.targets.tokenizer={folder / 'tokenizer'}")
+    teacher = f"--config.tokenizer.teacher={folder / 'teacher'}"
+    run(config, folder / "tokenizer", *VQKD, teacher, draws=True)
+    tokenizer = f"--config.targets.tokenizer={folder / 'tokenizer'}"
+    run(config, folder / "beit2", *BEIT2, tokenizer, draws=True)
     return folder
 
 
