@@ -28,13 +28,21 @@ sys.exit(status)
 """
 
 
+# What is soon compiled; the runs that these begin are long enough to be stopped.
+STOPPED = (
+    "--config.epochs=40",
+    "--config.supervision.mode=last",
+    "--config.targets.feature_weight=0",
+)
+
+
 def free_address():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def start(*options, of_process=((), ()), num_devices=2, patch="", is_killed=False, draws=False):
+def start(*options, of_process=((), ()), num_devices=2, patch="", draws=False):
     """Processes that pretrain together, two unless ``of_process`` has more or fewer.
 
     ``of_process`` are further options of each of them, ``num_devices`` the devices of each, and
@@ -42,7 +50,7 @@ def start(*options, of_process=((), ()), num_devices=2, patch="", is_killed=Fals
     """
     cluster = [f"--coordinator={free_address()}", f"--num_processes={len(of_process)}"]
     numbers = [f"--process_id={index}" for index in range(len(of_process))]
-    environment = tiny.environment(num_devices, is_killed=is_killed)
+    environment = tiny.environment(num_devices)
     environment["PYTHONPATH"] += f":{tiny.ROOT / 'tests'}"
     program = [sys.executable, "-c", PROGRAM]
     return [
@@ -116,7 +124,7 @@ def test_two_processes_train_as_one_does_and_write_everything_once(undisturbed, 
 
 def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(config, tmp_path):
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40"]
+    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
     processes = start(*options)
     wait_for_step(workdir, 6, processes)
     processes[1].send_signal(signal.SIGTERM)
@@ -128,7 +136,7 @@ def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(co
 
 def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, tmp_path):
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40", "--distributed"]
+    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED, "--distributed"]
     job = {
         "SLURM_JOB_ID": free_address().rpartition(":")[2],  # the port follows from it
         "SLURM_STEP_NODELIST": "localhost",
@@ -216,14 +224,14 @@ def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical
 ):
     workdir, options = undisturbed
     run = (*options, f"--workdir={tmp_path / 'killed'}")
-    processes = start(*run, is_killed=True)
+    processes = start(*run)
     wait_for_step(tmp_path / "killed", 8, processes)
-    processes[1].kill()
+    processes[1].kill()  # the first one alone writes compiled programs, of which none is left half
     _, log = processes[0].communicate(timeout=90)  # which ends too, and says why
     assert processes[0].returncode != 0
     # Whichever comes first: JAX misses the other process, or an operation with it fails.
     assert "another task died" in log or "another process of this run is gone" in log
-    _, logs = finish(start(*run, is_killed=True))
+    _, logs = finish(start(*run))
     assert "continuing from the checkpoint of step" in logs[0]
     one, other = (
         {r["step"]: r["loss"] for r in tiny.records(folder) if "loss" in r}
@@ -240,7 +248,12 @@ def fail(*_):
     raise OSError(28, "No space left on device")
 ReportWriter._draw = fail
 """
-    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.epochs=0.7"]
+    options = [
+        f"--config={config}",
+        f"--workdir={tmp_path / 'run'}",
+        *STOPPED,
+        "--config.epochs=0.7",
+    ]
     _, logs = finish(start(*options, patch=patch, draws=True))
     assert "figures or report could not be written" in logs[0]
     assert tiny.records(tmp_path / "run")[-1]["step"] == 15
@@ -256,7 +269,7 @@ def fail(self, step, metrics):
         raise OSError(28, "No space left on device")
 MetricsWriter.write = fail
 """
-    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.epochs=40"]
+    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", *STOPPED]
     processes = start(*options, patch=patch)
     logs = [process.communicate(timeout=150)[1] for process in processes]
     assert all(process.returncode for process in processes)
@@ -293,7 +306,7 @@ def stopped(*arguments):
 build.build_source = stopped
 """
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40"]
+    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
     finish(start(*options, patch=patch))
     assert saved_steps(workdir)[-1] <= 8
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-OF_SHARED_PROGRAMS = (
+ONLY_TESTS = (
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
@@ -60,9 +61,7 @@ def command(job: str, *arguments: str, draws: bool = False) -> list[str]:
     return [sys.executable, *program, *arguments]
 
 
-def environment(
-    num_devices: int = 1, as_for_users: bool = False, is_killed: bool = False
-) -> dict[str, str]:
+def environment(num_devices: int = 1, as_for_users: bool = False) -> dict[str, str]:
     """Environment of a subprocess with so many devices, on the CPU.
 
     It shares what it compiles with all tests, and does without what makes XLA slow to compile, as
@@ -71,20 +70,16 @@ def environment(
 
     Args:
         num_devices: of the process.
-        as_for_users: instead, programs are compiled as for them, and kept in the workdir.
-        is_killed: programs are kept in the workdir, as a kill may leave half of one.
+        as_for_users: instead, programs are compiled as for them, and kept in the workdir. So it is
+            where a process is killed, as that may leave half of one.
     """
     flag = "--xla_force_host_platform_device_count"
     flags = re.sub(rf"{flag}=\d+", f"{flag}={num_devices}", os.environ["XLA_FLAGS"])
     ours = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    left_out = []
-    if is_killed or as_for_users:
-        left_out += OF_SHARED_PROGRAMS
-    if as_for_users:
-        left_out += ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-        ours["XLA_FLAGS"] = f"{flag}={num_devices}"
-    theirs = {name: value for name, value in os.environ.items() if name not in left_out}
-    return theirs | ours
+    if not as_for_users:
+        return os.environ | ours
+    theirs = {name: value for name, value in os.environ.items() if name not in ONLY_TESTS}
+    return theirs | ours | {"XLA_FLAGS": f"{flag}={num_devices}"}
 
 
 def run(job: str, *arguments: str, draws: bool = False, **kind) -> subprocess.CompletedProcess:
