@@ -15,15 +15,15 @@ from ddae_jax import build
 from ddae_jax.config import from_plain
 
 PROGRAM = """
-import contextlib, sys
+import sys
 import jax
-index, patch, draws = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+index, patch = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 from ddae_jax import pretrain
 from undrawn import pictures_left_out
 exec(patch)
-with contextlib.nullcontext() if draws else pictures_left_out():
-    status = pretrain.main(sys.argv[4:])
+with pictures_left_out():
+    status = pretrain.main(sys.argv[3:])
 sys.exit(status)
 """
 
@@ -42,7 +42,7 @@ def free_address():
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def start(*options, of_process=((), ()), num_devices=2, patch="", draws=False):
+def start(*options, of_process=((), ()), num_devices=2, patch=""):
     """Processes that pretrain together, two unless ``of_process`` has more or fewer.
 
     ``of_process`` are further options of each of them, ``num_devices`` the devices of each, and
@@ -55,7 +55,7 @@ def start(*options, of_process=((), ()), num_devices=2, patch="", draws=False):
     program = [sys.executable, "-c", PROGRAM]
     return [
         subprocess.Popen(
-            [*program, str(index), patch, str(draws), *options, *own, *cluster, number],
+            [*program, str(index), patch, *options, *own, *cluster, number],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -100,7 +100,7 @@ def undisturbed(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "two"
     options = [f"--config={config}", "--config.epochs=0.7", "--config.log.figures_every_epochs=0.3"]
     watched = [f"--workdir={workdir}", "--config.evaluation.knn_every_epochs=0.5"]
-    finish(start(*options, *watched, draws=True))
+    finish(start(*options, *watched))
     return workdir, options
 
 
@@ -254,7 +254,7 @@ ReportWriter._draw = fail
         *STOPPED,
         "--config.epochs=0.7",
     ]
-    _, logs = finish(start(*options, patch=patch, draws=True))
+    _, logs = finish(start(*options, patch=patch))
     assert "figures or report could not be written" in logs[0]
     assert tiny.records(tmp_path / "run")[-1]["step"] == 15
 
