@@ -89,8 +89,9 @@ def random_resized_crop(
     box = random_box(rng, width, height, scale, ratio)
     is_flipped = flip and rng.random() < 0.5
     bounds = (box.left, box.top, box.left + box.width, box.top + box.height)
-    pixels = crop_and_resize(image, bounds, size)
-    return np.ascontiguousarray(pixels[:, ::-1]) if is_flipped else pixels
+    crop = _crop_and_resize(image, bounds, size)
+    # Pillow mirrors whole pixels, which is several times faster than NumPy's copy by bytes.
+    return to_pixels(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else crop)
 
 
 def crop_and_resize(
@@ -110,12 +111,33 @@ def crop_and_resize(
 
     Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
     """
-    width, _ = image.size
+    return to_pixels(_crop_and_resize(image, bounds, size, resampling))
+
+
+def decoding_reduction(bounds: tuple[float, float, float, float], size: tuple[int, int]) -> int:
+    """How many times smaller an image may be decoded, so that a part remains at least of `size`.
+
+    **Arguments:**
+
+    - `bounds`: left, top, right and bottom of the part, in pixels of the whole image.
+    - `size`: (height, width), pixels.
+    """
     left, top, right, bottom = bounds
-    decoded = _decode(image, int(min((bottom - top) // size[0], (right - left) // size[1])))
+    return max(int(min((bottom - top) // size[0], (right - left) // size[1])), 1)
+
+
+def _crop_and_resize(
+    image: Image.Image | LazyImage,
+    bounds: tuple[float, float, float, float],
+    size: tuple[int, int],
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    width, _ = image.size
+    decoded = _decode(image, decoding_reduction(bounds, size))
     # JPEG shrinks by a power of two and rounds the sides up: the last pixel may be a partial one.
     shrunk = 2 ** math.ceil(math.log2(width / decoded.width))
-    return _resize(decoded, size, tuple(edge / shrunk for edge in bounds), resampling)
+    size_in_pillow = size[1], size[0]
+    return decoded.resize(size_in_pillow, resampling, box=tuple(edge / shrunk for edge in bounds))
 
 
 def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]) -> Pixels:
@@ -143,21 +165,11 @@ def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]
         centre_x + half_width,
         centre_y + half_height,
     )
-    return _resize(decoded, size, bounds)
+    return to_pixels(decoded.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=bounds))
 
 
 def _decode(image: Image.Image | LazyImage, reduction: int = 1) -> Image.Image:
-    return image if isinstance(image, Image.Image) else image.decode(max(reduction, 1))
-
-
-def _resize(
-    image: Image.Image,
-    size: tuple[int, int],
-    bounds: tuple[float, float, float, float],
-    resampling: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Pixels:
-    resized = image.resize((size[1], size[0]), resampling, box=bounds)
-    return to_pixels(resized)
+    return image if isinstance(image, Image.Image) else image.decode(reduction)
 
 
 # ---- on the device

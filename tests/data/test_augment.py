@@ -17,6 +17,7 @@ from ddae_jax.data.augment import (
     _random_box_on_device,
     augment_on_device,
     crop_and_resize_on_device,
+    decoding_reduction,
     random_box,
     random_resized_crop,
     resize_and_center_crop,
@@ -87,6 +88,22 @@ class TestRandomResizedCrop:
         assert stats.binomtest(sum(flipped), 400, 0.5).pvalue > 0.01
 
     @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_flipped_crop_is_the_mirrored_crop(self, mode):
+        image = Image.fromarray(noise(40, 50)).convert(mode)
+        are_mirrored = []
+        for seed in range(16):
+            maybe, never = (
+                random_resized_crop(image, np.random.default_rng(seed), (24, 17), flip=flip)
+                for flip in (True, False)
+            )
+            are_mirrored.append(not np.array_equal(maybe, never))
+            expected = never[:, ::-1] if are_mirrored[-1] else never
+            np.testing.assert_array_equal(maybe, expected)
+            assert maybe.shape == (24, 17, len(mode))
+            assert maybe.flags.c_contiguous
+        assert 0 < sum(are_mirrored) < 16
+
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
     @pytest.mark.parametrize("width", [1, 2, 37])
     def test_any_image_becomes_the_asked_shape(self, mode, width):
         image = Image.new(mode, (width, 50))
@@ -120,6 +137,20 @@ class TestRandomResizedCrop:
             )
             assert np.abs(small.astype(float) - whole).mean() < 1
         assert max(reductions) >= 4
+
+
+class TestDecodingReduction:
+    @given(width=sides, height=sides, out_width=sides, out_height=sides)
+    def test_is_the_largest_that_leaves_the_part_at_least_as_large(
+        self, width, height, out_width, out_height
+    ):
+        reduction = decoding_reduction((3, 4, 3 + width, 4 + height), (out_height, out_width))
+
+        def is_enough(times: int) -> bool:
+            return width / times >= out_width and height / times >= out_height
+
+        assert is_enough(reduction) or reduction == 1
+        assert not is_enough(reduction + 1)
 
 
 class TestResizeAndCenterCrop:
