@@ -65,9 +65,7 @@ class SelfAttention(nn.Module):
         are_weights_read = self.is_mutable_collection(ATTENTION) and not self.is_initializing()
         form = "batched_matmul" if are_weights_read else self.form
         if form == "auto":
-            form = _best_form(
-                tokens.shape[1], width // self.num_heads, bias is not None, self.dtype
-            )
+            form = best_form(tokens.shape[1], width // self.num_heads, bias is not None, self.dtype)
         project = _Projections(self.num_heads, form == "einsum", self.dtype, name="qkv")
         q, k, v = project(tokens, projection_bias)
         if form == "batched_matmul":
@@ -138,8 +136,8 @@ class RelativePositionBias(nn.Module):
         return jnp.moveaxis(table[index], -1, 0)
 
 
-def _best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) -> AttentionForm:
-    """What ``auto`` means."""
+def best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) -> AttentionForm:
+    """What ``auto`` means on this platform; cuDNN takes what JAX documents of it."""
     if platform() == "gpu":
         is_for_cudnn = (
             jnp.dtype(dtype).itemsize == 2
