@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
             - ``batched_matmul``, on CPU: products of ``(batch * heads, tokens, head_width)``,
               several times faster there than batched einsums;
             - ``einsum``, on TPU: einsums over batch and heads, and a backward pass of its own, with
-              a fifth less memory traffic than ``dot_product``
+              a seventh less memory traffic than ``dot_product``
               (benchmarks/results/compile_attention_forms.json);
             - ``cudnn``, on GPU, in 16 bits, where cuDNN's fused kernel takes the shapes;
             - ``dot_product``, on GPU otherwise: ``jax.nn.dot_product_attention`` by XLA.
