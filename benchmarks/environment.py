@@ -30,7 +30,11 @@ def machine(packages: Sequence[str] = ()) -> dict:
 
 def store(name: str, result: dict, packages: Sequence[str] = ()) -> pathlib.Path:
     """Writes ``results/NAME.json`` with the machine beside the result."""
-    path = RESULTS / f"{name}.json"
+    return write(RESULTS / f"{name}.json", result, packages)
+
+
+def write(path: pathlib.Path, result: dict, packages: Sequence[str] = ()) -> pathlib.Path:
+    """Writes a file like that."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine(packages), **result}, indent=2) + "\n")
     return path

@@ -35,7 +35,8 @@ from ddae_jax.training.sharding import check_divisible, make_mesh, state_bytes
 
 _log = logging.getLogger(__name__)
 
-_JOBS: Mapping[str, Job] = {j.name: j for j in (pretrain.JOB, finetune.JOB, segment.JOB)}
+JOBS: Mapping[str, Job] = {j.name: j for j in (pretrain.JOB, finetune.JOB, segment.JOB)}
+"""All jobs that train, by the name that a config has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     chips = topology_devices(flags.topology) if flags.topology else jax.devices()
     mesh = make_mesh(**config.mesh, devices=chips)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
-    job = _JOBS[config.job]
+    job = JOBS[config.job]
     job.complete(config, None)
     image_size = tuple(map(int, flags.stored_image_size)) or tuple(config.model.image_size)
     data = Data(num_classes=flags.num_classes, image_size=image_size)

@@ -149,18 +149,37 @@ class Run:
         self.workdir.release()
 
 
+STOPPED_STATUS = "DDAE_JAX_STOPPED_STATUS"
+"""Names the environment variable of the exit status of a run that was stopped before its end."""
+
+
 def main(job: Job, argv: Sequence[str] | None = None) -> int:
     """Runs a job's command; returns its exit status."""
     with StopRequest() as stop:
         try:
             with command.bad_input_is_explained():
+                stopped_status = status_when_stopped()
                 run = prepare(job, argv, stop)
             with command.run_ends_are_explained(), run:
                 devices.use_compilation_cache(run.workdir.compilation_cache)
-                train_to_the_end(run, stop)
+                state = train_to_the_end(run, stop)
+                is_complete = int(state.step) >= run.parts.schedule.total_steps
+                return 0 if is_complete else stopped_status
         except Stopped:
             _log.info("stopped before the first step; there was nothing to save")
-    return 0
+    return stopped_status
+
+
+def status_when_stopped() -> int:
+    """The exit status of a run that a signal stops before its end: 0, or what the environment says.
+
+    A scheduler that starts stopped runs again must tell them from complete ones. All processes of a
+    run end with it, whichever of them got the signal. Raises ``ValueError`` for no exit status.
+    """
+    text = os.environ.get(STOPPED_STATUS, "0")
+    if not (text.isascii() and text.isdigit() and int(text) < 256):
+        raise ValueError(f"{STOPPED_STATUS}={text}; an exit status is a whole number in [0, 255]")
+    return int(text)
 
 
 def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: goes to the repository's root and makes .venv there, once.
 # Everything, pip's cache and Python's byte code included, stays inside the clone.
 set -euo pipefail

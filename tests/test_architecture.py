@@ -23,7 +23,17 @@ FLOOR_OF_FOLDER = {
     "config": 5,
     "tasks": 5,
 }
-FLOOR_1 = {"patches", "distance", "masking", "dynamic_loss", "hog", "codebook", "hints", "mixing"}
+FLOOR_1 = {
+    "platform",
+    "patches",
+    "distance",
+    "masking",
+    "dynamic_loss",
+    "hog",
+    "codebook",
+    "hints",
+    "mixing",
+}
 BESIDE_THE_HOUSE = {"data", "interop"}  # on no floor, and standing on none
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import tiny
+from ddae_jax import build, job
+from ddae_jax.config import from_plain
 
 PROGRAM = """
 import sys
@@ -18,9 +20,20 @@ import jax
 index, patch = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 from ddae_jax import pretrain
+from undrawn import pictures_left_out
 exec(patch)
-sys.exit(pretrain.main(sys.argv[3:]))
+with pictures_left_out():
+    status = pretrain.main(sys.argv[3:])
+sys.exit(status)
 """
+
+
+# What is soon compiled; the runs that these begin are long enough to be stopped.
+STOPPED = (
+    "--config.epochs=40",
+    "--config.supervision.mode=last",
+    "--config.targets.feature_weight=0",
+)
 
 
 def free_address():
@@ -29,18 +42,21 @@ def free_address():
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def start(*options, of_process=((), ()), patch="", as_for_users=False):
-    """Two processes that pretrain.
+def start(*options, of_process=((), ()), num_devices=2, patch=""):
+    """Processes that pretrain together, two unless ``of_process`` has more or fewer.
 
-    ``of_process`` are further options of each of them, ``patch`` is code that they run first, in
-    which ``index`` tells which one it is.
+    ``of_process`` are further options of each of them, ``num_devices`` the devices of each, and
+    ``patch`` is code that they run first, in which ``index`` tells which one it is.
     """
-    cluster = [f"--coordinator={free_address()}", "--num_processes=2"]
+    cluster = [f"--coordinator={free_address()}", f"--num_processes={len(of_process)}"]
     numbers = [f"--process_id={index}" for index in range(len(of_process))]
+    environment = tiny.environment(num_devices)
+    environment["PYTHONPATH"] += f":{tiny.ROOT / 'tests'}"
+    program = [sys.executable, "-c", PROGRAM]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(index), patch, *options, *own, *cluster, number],
-            env=tiny.environment(2, as_for_users),
+            [*program, str(index), patch, *options, *own, *cluster, number],
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,10 +65,10 @@ def start(*options, of_process=((), ()), patch="", as_for_users=False):
     ]
 
 
-def finish(processes):
-    """What they printed, and what they logged; they end with status 0."""
+def finish(processes, status=0):
+    """What they printed, and what they logged; they end with the status."""
     said = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert [process.returncode for process in processes] == [status] * len(processes), said
     printed = [[line for line in out.splitlines() if "[Gloo]" not in line] for out, _ in said]
     return printed, [log for _, log in said]
 
@@ -84,7 +100,7 @@ def undisturbed(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "two"
     options = [f"--config={config}", "--config.epochs=0.7", "--config.log.figures_every_epochs=0.3"]
     watched = [f"--workdir={workdir}", "--config.evaluation.knn_every_epochs=0.5"]
-    finish(start(*options, *watched, as_for_users=True))
+    finish(start(*options, *watched))
     return workdir, options
 
 
@@ -106,13 +122,16 @@ def test_two_processes_train_as_one_does_and_write_everything_once(undisturbed, 
     assert (workdir / "report.html").exists()
 
 
-def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(config, tmp_path):
+def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(
+    config, tmp_path, monkeypatch
+):
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40"]
+    monkeypatch.setenv(job.STOPPED_STATUS, "75")
+    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
     processes = start(*options)
     wait_for_step(workdir, 6, processes)
     processes[1].send_signal(signal.SIGTERM)
-    finish(processes)
+    finish(processes, status=75)
     last = tiny.records(workdir)[-1]["step"]
     assert 6 <= last < 880
     assert saved_steps(workdir)[-1] == last
@@ -120,7 +139,7 @@ def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(co
 
 def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, tmp_path):
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40", "--distributed"]
+    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED, "--distributed"]
     job = {
         "SLURM_JOB_ID": free_address().rpartition(":")[2],  # the port follows from it
         "SLURM_STEP_NODELIST": "localhost",
@@ -144,20 +163,78 @@ def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, t
     assert saved_steps(workdir)[-1] == tiny.records(workdir)[-1]["step"] >= 6
 
 
+# Keeps each process's part of each batch, and asks for a stop when the batch of step STOP is read.
+KEEPS_BATCHES = """
+import pathlib, signal
+import numpy as np
+from ddae_jax.data.pipeline import TrainLoader
+read = TrainLoader.__next__
+def keep(self):
+    step, batch = self.step, read(self)
+    np.save(pathlib.Path({folder!r}) / f"{{step}}-{{index}}.npy", batch["image"])
+    if step == {stop} and index == 0:
+        signal.raise_signal(signal.SIGTERM)
+    return batch
+TrainLoader.__next__ = keep
+"""
+
+
+@pytest.mark.xdist_group("undisturbed pair")
+def test_continued_by_other_processes_devices_and_shares_it_is_as_if_never_stopped(
+    undisturbed, tmp_path
+):
+    workdir, options = undisturbed
+    moved = tmp_path / "moved"
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    ends = []
+    for num_processes, num_devices, fsdp, stop in ((2, 2, 2, 2), (1, 1, 1, 5), (1, 4, 4, 9)):
+        finish(
+            start(
+                *options,
+                f"--workdir={moved}",
+                f"--config.mesh.fsdp={fsdp}",
+                of_process=((),) * num_processes,
+                num_devices=num_devices,
+                patch=KEEPS_BATCHES.format(folder=str(seen), stop=stop),
+            )
+        )
+        assert saved_steps(moved)[-1] > stop
+        ends.append(saved_steps(moved)[-1])
+    patch = KEEPS_BATCHES.format(folder=str(seen), stop=None)
+    _, logs = finish(start(*options, f"--workdir={moved}", patch=patch))
+    assert ends == sorted(set(ends))
+    assert f"continuing from the checkpoint of step {ends[-1]}" in logs[0]
+
+    many, once = (
+        {r["step"]: r["loss"] for r in tiny.records(folder) if "loss" in r}
+        for folder in (moved, workdir)
+    )
+    for step in (*range(2, 15, 2), 15):
+        np.testing.assert_allclose(many[step], once[step], rtol=2e-5, err_msg=f"step {step}")
+
+    settings = from_plain(json.loads((workdir / "config.json").read_text()))
+    with build.build_loader(settings, build.build_source(settings, "train")) as of_one_process:
+        for step in range(15):
+            parts = [np.load(path) for path in sorted(seen.glob(f"{step}-*.npy"))]
+            expected = next(of_one_process)["image"]
+            np.testing.assert_array_equal(np.concatenate(parts), expected, err_msg=f"step {step}")
+
+
 @pytest.mark.xdist_group("undisturbed pair")
 def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical(
     undisturbed, tmp_path
 ):
     workdir, options = undisturbed
     run = (*options, f"--workdir={tmp_path / 'killed'}")
-    processes = start(*run, as_for_users=True)
+    processes = start(*run)
     wait_for_step(tmp_path / "killed", 8, processes)
-    processes[1].kill()
+    processes[1].kill()  # the first one alone writes compiled programs, of which none is left half
     _, log = processes[0].communicate(timeout=90)  # which ends too, and says why
     assert processes[0].returncode != 0
     # Whichever comes first: JAX misses the other process, or an operation with it fails.
     assert "another task died" in log or "another process of this run is gone" in log
-    _, logs = finish(start(*run, as_for_users=True))
+    _, logs = finish(start(*run))
     assert "continuing from the checkpoint of step" in logs[0]
     one, other = (
         {r["step"]: r["loss"] for r in tiny.records(folder) if "loss" in r}
@@ -174,10 +251,15 @@ def fail(*_):
     raise OSError(28, "No space left on device")
 ReportWriter._draw = fail
 """
-    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.epochs=0.5"]
+    options = [
+        f"--config={config}",
+        f"--workdir={tmp_path / 'run'}",
+        *STOPPED,
+        "--config.epochs=0.7",
+    ]
     _, logs = finish(start(*options, patch=patch))
     assert "figures or report could not be written" in logs[0]
-    assert tiny.records(tmp_path / "run")[-1]["step"] == 11
+    assert tiny.records(tmp_path / "run")[-1]["step"] == 15
 
 
 def test_an_error_in_one_process_ends_both_and_is_told(config, tmp_path):
@@ -190,7 +272,7 @@ def fail(self, step, metrics):
         raise OSError(28, "No space left on device")
 MetricsWriter.write = fail
 """
-    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", *STOPPED]
     processes = start(*options, patch=patch)
     logs = [process.communicate(timeout=150)[1] for process in processes]
     assert all(process.returncode for process in processes)
@@ -227,7 +309,7 @@ def stopped(*arguments):
 build.build_source = stopped
 """
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=40"]
+    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
     finish(start(*options, patch=patch))
     assert saved_steps(workdir)[-1] <= 8
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import stand_ins
 import tiny
 from ddae_jax import export, pretrain
 from ddae_jax.build import build_method
@@ -21,6 +22,7 @@ from ddae_jax.pretrained import load_pretrained, restore_encoder
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
+from undrawn import pictures_left_out
 
 OPTIONS = ("--config.epochs=0.36", "--config.evaluation.knn_every_epochs=0")  # 8 steps
 MAE = ("--config.method=mae", "--config.model.encoder_input=visible", "--config.decoder.width=8")
@@ -39,7 +41,8 @@ def runs(tmp_path_factory):
     """A run of DDAE; and what runs of MAE, and of no library's encoder, leave at their start."""
     folder = tmp_path_factory.mktemp("runs")
     config = tiny.write_config(tmp_path_factory.mktemp("config"))
-    assert pretrain.main([f"--config={config}", f"--workdir={folder / 'ddae'}", *OPTIONS]) == 0
+    with pictures_left_out():
+        assert pretrain.main([f"--config={config}", f"--workdir={folder / 'ddae'}", *OPTIONS]) == 0
     for name, changes in {"mae": MAE, "unusual": UNUSUAL}.items():
         given = [f"--config={config}", *changes]
         begin(folder / name, parse_config_flags(given, "begin", lambda _: None))
@@ -51,7 +54,9 @@ def begin(path, flags):
     workdir, method = Workdir(path), build_method(flags.config)
     workdir.claim()
     workdir.write_config(to_plain(flags.config))
-    params = jax.jit(method.init, static_argnums=1)(jax.random.key(0), flags.config.data.channels)
+    params = stand_ins.parameters(
+        lambda: method.init(jax.random.key(0), flags.config.data.channels)
+    )
     state = {"params": params, "teacher": method.teacher_of(params)}
     with Checkpoints(workdir.checkpoints) as checkpoints:
         checkpoints.save(state, 0, {})

@@ -1,5 +1,6 @@
 """Fine-tuning from end to end: from a run, continued exactly, and from others' weights."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from ddae_jax.interop import backbones
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.logging import Recorder
+from undrawn import pictures_left_out
 
 CONFIG = """
 from ddae_jax.config import finetune_defaults
@@ -68,19 +70,22 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     sizes = dict(vit.SIZES)
     vit.SIZES["micro"] = vit.Size(16, 3, 2)
-    options = ("--config.epochs=0.3", "--config.log.tensorboard=false")
+    options = ("--config.epochs=0.36", "--config.log.tensorboard=false")
     pretraining = tiny.write_config(folder)
     arguments = [f"--config={pretraining}", f"--workdir={folder / 'pretrained'}", *options]
-    assert pretrain.main(arguments) == 0
+    with pictures_left_out():
+        assert pretrain.main(arguments) == 0
     (folder / "finetune.py").write_text(CONFIG)
-    assert run(folder, "finetuned", f"--config.init_from={folder / 'pretrained'}") == 0
+    source = f"--config.init_from={folder / 'pretrained'}"
+    assert run(folder, "finetuned", source, draws=True) == 0
     vit.SIZES.update(sizes)
     return folder
 
 
-def run(folder, name, *options):
+def run(folder, name, *options, draws=False):
     arguments = [f"--config={folder / 'finetune.py'}", f"--workdir={folder / name}"]
-    return finetune.main([*arguments, "--config.log.tensorboard=false", *options])
+    with contextlib.nullcontext() if draws else pictures_left_out():
+        return finetune.main([*arguments, "--config.log.tensorboard=false", *options])
 
 
 def status(folder, name, *options):

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -19,6 +20,7 @@ from ddae_jax.masking import (
     visible_indices,
 )
 from ddae_jax.patches import at_patches
+from ddae_jax.platform import compiled_for
 
 SAMPLERS = {"random": random_mask, "block": block_mask}
 every_sampler = pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS.keys())
@@ -215,6 +217,23 @@ def test_hidden_values_go_to_hidden_places_and_visible_ones_are_0():
     chosen = at_patches(tokens, hidden)
     assert chosen.shape == (1, 20, 22, 4)
     np.testing.assert_array_equal(chosen[0, 7, :, 2], 7 * 30 + np.flatnonzero(mask[7]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_product_that_chooses_patches_on_tpus_is_exact_and_so_is_its_gradient(dtype):
+    hidden = hidden_indices(np.asarray(random_mask(key(), 20, (5, 6), 22)), 22)
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 30, 8)), dtype)
+    cotangents = jnp.asarray(np.random.default_rng(1).normal(size=(2, 20, 22, 8)), dtype)
+
+    def chosen_and_gradient():
+        chosen, pull_back = jax.vjp(lambda tokens: at_patches(tokens, hidden), tokens)
+        return chosen, *pull_back(cotangents)
+
+    expected = chosen_and_gradient()
+    with compiled_for("tpu"):
+        assert "gather" not in str(jax.make_jaxpr(at_patches)(tokens, hidden))
+        found = chosen_and_gradient()
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize(("grid", "unit"), [((8, 8), 2), ((6, 9), 3), ((14, 14), 2), ((4, 6), 1)])

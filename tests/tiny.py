@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,12 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+ONLY_TESTS = (
+    "JAX_DISABLE_MOST_OPTIMIZATIONS",
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES",
+)
 
 CONFIG = """
 from ddae_jax.config import pretrain_defaults
@@ -49,42 +55,41 @@ def write_config(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def command(job: str, *arguments: str) -> list[str]:
-    """The command line of a job."""
-    return [sys.executable, "-m", f"ddae_jax.{job}", *arguments]
+def command(job: str, *arguments: str, draws: bool = False) -> list[str]:
+    """The command line of a job, that draws its pictures only where they are asked for."""
+    program = ["-m", f"ddae_jax.{job}"] if draws else [str(ROOT / "tests" / "undrawn.py"), job]
+    return [sys.executable, *program, *arguments]
 
 
 def environment(num_devices: int = 1, as_for_users: bool = False) -> dict[str, str]:
     """Environment of a subprocess with so many devices, on the CPU.
 
-    They share what they compile, and leave out most of XLA's optimisations, as all tests do (see
-    conftest.py). ``as_for_users`` is for those that are killed, whose own ``compilation_cache/``
-    matters, or whose bits do. Where one finds a program that another is still writing, JAX warns
-    and compiles it.
+    It shares what it compiles with all tests, and does without what makes XLA slow to compile, as
+    they do (see conftest.py). Where it finds a program that another is still writing, JAX warns and
+    compiles it.
+
+    Args:
+        num_devices: of the process.
+        as_for_users: instead, programs are compiled as for them, and kept in the workdir. So it is
+            where a process is killed, as that may leave half of one.
     """
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    flag = "--xla_force_host_platform_device_count"
+    flags = re.sub(rf"{flag}=\d+", f"{flag}={num_devices}", os.environ["XLA_FLAGS"])
     ours = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     if not as_for_users:
-        ours[CACHE_VARIABLE] = os.environ["TEST_PROGRAMS"]
-        ours["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        ours["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
         return os.environ | ours
-    only_tests = (CACHE_VARIABLE, "JAX_DISABLE_MOST_OPTIMIZATIONS")
-    theirs = {name: value for name, value in os.environ.items() if name not in only_tests}
-    return theirs | ours
+    theirs = {name: value for name, value in os.environ.items() if name not in ONLY_TESTS}
+    return theirs | ours | {"XLA_FLAGS": f"{flag}={num_devices}"}
 
 
-def run(
-    job: str, *arguments: str, num_devices: int = 1, as_for_users: bool = False, **options
-) -> subprocess.CompletedProcess:
-    """Runs a job to its end; its output is text."""
+def run(job: str, *arguments: str, draws: bool = False, **kind) -> subprocess.CompletedProcess:
+    """Runs a job to its end, in an environment of a kind; its output is text."""
     return subprocess.run(
-        command(job, *arguments),
-        env=environment(num_devices, as_for_users),
+        command(job, *arguments, draws=draws),
+        env=environment(**kind),
         capture_output=True,
         text=True,
         timeout=300,
-        **options,
     )
 
 

@@ -22,7 +22,7 @@ CHOICES = {
     "model.relative_positions": ("none", "shared", "per_block"),
     "model.dtype": ("float32", "bfloat16"),
     "model.rematerialization": ("none", "dots", "full"),
-    "model.attention_form": ("auto", "batched_matmul", "dot_product"),
+    "model.attention_form": ("auto", "batched_matmul", "dot_product", "cudnn", "einsum"),
     "mask.kind": ("random", "block"),
     "supervision.mode": MODES,
     "supervision.weighting": ("power", "normalised"),

@@ -2,7 +2,7 @@
 
 from ddae_jax.methods.method import Method, Objective, make_method
 from ddae_jax.methods.pixels import pixel_objective
-from ddae_jax.methods.targets import feature_targets, pixel_targets, show_pixels, squared_error
+from ddae_jax.methods.targets import feature_error, pixel_targets, show_pixels, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
@@ -42,7 +42,7 @@ def ddae(
     """
     objectives = {
         "pixels": pixel_objective(encoder, channels, squared_error, pixel_weight),
-        "features": Objective(encoder.width, squared_error, feature_weight),
+        "features": Objective(encoder.width, feature_error, feature_weight),
     }
     if min(pixel_weight, feature_weight) < 0 or not (pixel_weight or feature_weight):
         raise ValueError(
@@ -57,7 +57,7 @@ def ddae(
             found["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
         if "features" in objectives:
             features = encoder.apply({"params": teacher}, images, depths=depths, normalize=False)
-            found["features"] = feature_targets(features.patches)
+            found["features"] = features.patches
         return found
 
     return make_method(

@@ -1,7 +1,6 @@
 """The network that a method trains: encoder, decoder, and ONE head for all that is predicted."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping
 
@@ -83,38 +82,54 @@ class Student(nn.Module):
         is_training: bool = False,
     ) -> Predictions:
         """Predictions at each supervised depth, for the patches ``at``, or for all of them."""
-        patches = self._read_out(images, mask, num_visible, is_training)
-        if at is not None:
-            patches = at_patches(patches, at)
+        patches = self._read_out(images, mask, num_visible, at, is_training)
         # The batch comes first where axes are flattened, so that it stays split over devices.
         outputs = jnp.moveaxis(self.head(jnp.moveaxis(patches, 0, 1)), 1, 0)
         ends = list(itertools.accumulate(self.output_widths.values()))[:-1]
         return dict(zip(self.output_widths, jnp.split(outputs, ends, axis=-1), strict=True))
 
     def _read_out(
-        self, images: Images, mask: Mask, num_visible: int, is_training: bool
-    ) -> Float[Array, "depths batch patches width"]:
-        """What the head sees of each patch."""
+        self,
+        images: Images,
+        mask: Mask,
+        num_visible: int,
+        at: Int[Array, "batch chosen"] | None,
+        is_training: bool,
+    ) -> Float[Array, "depths batch chosen width"]:
+        """What the head sees of each patch, or of the chosen ones."""
+        choose = (lambda patches: patches) if at is None else (lambda p: at_patches(p, at))
         depths = tuple(d for d in self.supervision.depths if d <= self.encoder.depth)
         if self.decoder is not None:
             visible = visible_indices(mask, num_visible)
             features = self.encoder(images, visible=visible, depths=depths, is_training=is_training)
-            return self.decoder(features, mask)
-        encode = functools.partial(self.encoder, images, mask=mask, is_training=is_training)
-        if self.aggregation is None:
-            return encode(depths=depths).patches
-        read = tuple(sorted({*depths, self.aggregation.patches_from}))
-        features = encode(depths=read, normalize=False)
-        found = dict(zip(read, features.tokens, strict=True))
-        tokens = jnp.concatenate(
-            [found[depths[-1]][:, :1], found[self.aggregation.patches_from][:, 1:]], axis=1
+            return choose(self.decoder(features, mask))
+        earlier = () if self.aggregation is None else (self.aggregation.patches_from,)
+        read = tuple(sorted({*depths, *earlier}))
+        features = self.encoder(
+            images, mask=mask, depths=read, normalize=False, is_training=is_training
         )
+        if self.aggregation is None:
+            patches = features.patches
+        else:
+            found = dict(zip(read, features.tokens, strict=True))
+            aggregated = self._aggregate(found[depths[-1]], found[earlier[0]], is_training)
+            patches = jnp.stack([*(found[d] for d in depths), aggregated])[:, :, 1:]
+        # Normalised after the choice: what is not predicted needs no norm.
+        return self.encoder.norm(choose(patches))
+
+    def _aggregate(
+        self,
+        last: Float[Array, "batch tokens width"],
+        earlier: Float[Array, "batch tokens width"],
+        is_training: bool,
+    ) -> Float[Array, "batch tokens width"]:
+        """What :class:`Aggregation` makes of the last class token and earlier patches."""
+        tokens = jnp.concatenate([last[:, :1], earlier[:, 1:]], axis=1)
         shared = self.encoder.attention_bias()
         own = [bias() for bias in self.aggregation_positions] or itertools.repeat(shared)
         for block, bias in zip(self.aggregation_blocks, own, strict=False):
             tokens = block(tokens, is_training, bias)
-        patches = jnp.stack([*(found[d] for d in depths), tokens])[:, :, 1:]
-        return self.encoder.norm(patches)
+        return tokens
 
     def supervise(self, errors: Float[Array, "objectives depths batch patches"], mask: Mask):
         """See :class:`DeepDynamicSupervision`."""

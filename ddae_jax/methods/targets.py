@@ -40,13 +40,22 @@ def show_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Ar
     return show
 
 
-def feature_targets(
-    features: Float[Array, "*batch width"], epsilon: float = 1e-6
-) -> Float[Array, "*batch width"]:
-    """Teacher features, layer-normalised without affine, float32.
+def feature_error(
+    predictions: Float[Array, "*batch width"], features: Float[Array, "*batch width"]
+) -> Float[Array, "*batch"]:
+    """Mean squared error of each patch against features, layer-normalised without affine.
+
+    They are normalised here, and not among the targets, so that only those of hidden patches are.
 
     Source: Chen et al., DDAE; Baevski et al. 2022, data2vec, section 3.3.
     """
+    return squared_error(predictions, normalize_features(features))
+
+
+def normalize_features(
+    features: Float[Array, "*batch width"], epsilon: float = 1e-6
+) -> Float[Array, "*batch width"]:
+    """Layer normalisation without affine, in float32."""
     features = features.astype(jnp.float32)
     mean = features.mean(axis=-1, keepdims=True)
     variance = features.var(axis=-1, keepdims=True)

@@ -1,5 +1,6 @@
 """Multi-head self-attention; the one place that chooses its form for the backend."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -7,27 +8,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddae_jax.models.dense import Dense
-from ddae_jax.models.platform import platform
+from ddae_jax.models.dense import Dense, matrix_product
 from ddae_jax.models.positions import relative_positions
 from ddae_jax.patches import Grid
+from ddae_jax.platform import platform
 
-AttentionForm = Literal["auto", "batched_matmul", "dot_product"]
+AttentionForm = Literal["auto", "batched_matmul", "dot_product", "cudnn", "einsum"]
 
 ATTENTION = "attention"
 """The collection that :class:`SelfAttention` sows its ``weights`` into, where it is mutable."""
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with one fused projection to queries, keys and values.
+    """Self-attention; queries, keys and values of all heads come from one kernel.
 
     Attributes:
         num_heads: heads; divides the width.
-        form: ``batched_matmul`` works on ``(batch * heads, tokens, head_width)``, several times
-            faster than batched einsums on CPU; ``dot_product`` is ``jax.nn.dot_product_attention``;
-            ``auto`` takes the former on CPU and the latter elsewhere. Where the weights are read
-            (:func:`ddae_jax.models.vit.attention_by_block`), the former mixes the tokens too, as
-            the latter has no weights to show.
+        form: ``auto`` takes what suits the platform:
+
+            - ``batched_matmul``, on CPU: products of ``(batch * heads, tokens, head_width)``,
+              several times faster there than batched einsums;
+            - ``einsum``, on TPU: einsums over batch and heads, and a backward pass of its own, with
+              a seventh less memory traffic than ``dot_product``
+              (benchmarks/results/compile_attention_forms.json);
+            - ``cudnn``, on GPU, in 16 bits, where cuDNN's fused kernel takes the shapes;
+            - ``dot_product``, on GPU otherwise: ``jax.nn.dot_product_attention`` by XLA.
+
+            Where the weights are read (:func:`ddae_jax.models.vit.attention_by_block`),
+            ``batched_matmul`` mixes the tokens too, as not all of them have weights to show.
         has_key_bias: whether keys have a bias; softmax does not see it, BEiT leaves it out.
         dtype: of the computation; parameters are float32.
 
@@ -46,25 +54,64 @@ class SelfAttention(nn.Module):
         bias: Float[Array, "heads tokens tokens"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
         """Mixes the tokens; ``bias`` is added to the logits, queries in its rows."""
-        batch, length, width = tokens.shape
-        project = Dense(3 * width, use_bias=self.has_key_bias, dtype=self.dtype, name="qkv")
-        qkv = project(tokens)
+        width = tokens.shape[-1]
+        projection_bias = None
         if not self.has_key_bias:
             query_bias, value_bias = (
                 self.param(name, nn.initializers.zeros, (width,))
                 for name in ("query_bias", "value_bias")
             )
-            no_bias = jnp.zeros_like(query_bias)
-            qkv += jnp.concatenate([query_bias, no_bias, value_bias]).astype(self.dtype)
-        qkv = qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads)
-        if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
-            mixed, weights = _mixed_and_weights(qkv, bias)
-            self.sow(ATTENTION, "weights", weights)
+            projection_bias = jnp.concatenate([query_bias, jnp.zeros_like(query_bias), value_bias])
+        are_weights_read = self.is_mutable_collection(ATTENTION) and not self.is_initializing()
+        form = "batched_matmul" if are_weights_read else self.form
+        if form == "auto":
+            form = best_form(tokens.shape[1], width // self.num_heads, bias is not None, self.dtype)
+        project = _Projections(self.num_heads, form == "einsum", self.dtype, name="qkv")
+        q, k, v = project(tokens, projection_bias)
+        if form == "batched_matmul":
+            mixed, weights = _mixed_and_weights(q, k, v, bias)
+            if are_weights_read:
+                self.sow(ATTENTION, "weights", weights)
         else:
-            form = _best_form() if self.form == "auto" else self.form
-            mixed = _FORMS[form](qkv, bias)
-        mixed = mixed.reshape(batch, length, width)
-        return Dense(width, dtype=self.dtype, name="projection")(mixed)
+            mixed = _FORMS[form](q, k, v, bias)
+        return Dense(width, dtype=self.dtype, name="projection")(mixed.reshape(tokens.shape))
+
+
+class _Projections(nn.Module):
+    """Queries, keys and values of each head, from one kernel.
+
+    Attributes:
+        num_heads: heads; divides the width.
+        is_split: whether they are three products with parts of the kernel, each in the form that
+            its heads are used in, instead of one product that is taken apart.
+        dtype: of the computation.
+    """
+
+    num_heads: int
+    is_split: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "batch tokens width"],
+        bias: Float[Array, " 3*width"] | None = None,
+    ) -> tuple[Float[Array, "batch tokens heads head_width"], ...]:
+        """The three of them; ``bias`` is used instead of a parameter of this layer's own."""
+        batch, length, width = tokens.shape
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, 3 * width))
+        if bias is None:
+            bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+        tokens, kernel, bias = (array.astype(self.dtype) for array in (tokens, kernel, bias))
+        parts = (3, self.num_heads, width // self.num_heads)
+        if self.is_split:
+            kernel, bias = kernel.reshape(width, *parts), bias.reshape(parts)
+            return tuple(
+                jnp.einsum("btc,chd->bthd", tokens, kernel[:, part]) + bias[part]
+                for part in range(3)
+            )
+        qkv = matrix_product(tokens, kernel) + bias
+        return tuple(jnp.moveaxis(qkv.reshape(batch, length, *parts), 2, 0))
 
 
 class RelativePositionBias(nn.Module):
@@ -89,43 +136,95 @@ class RelativePositionBias(nn.Module):
         return jnp.moveaxis(table[index], -1, 0)
 
 
-def _best_form() -> AttentionForm:
-    """What ``auto`` means."""
-    return "batched_matmul" if platform() == "cpu" else "dot_product"
+def best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) -> AttentionForm:
+    """What ``auto`` means on this platform; cuDNN takes what JAX documents of it."""
+    if platform() == "gpu":
+        is_for_cudnn = (
+            jnp.dtype(dtype).itemsize == 2
+            and head_width <= 128
+            and head_width % 8 == 0
+            and not (has_bias and length % 2)
+        )
+        return "cudnn" if is_for_cudnn else "dot_product"
+    return "batched_matmul" if platform() == "cpu" else "einsum"
 
 
 def _mixed_and_weights(
-    qkv: Float[Array, "batch tokens 3 heads head_width"],
+    q: Float[Array, "batch tokens heads head_width"],
+    k: Float[Array, "batch tokens heads head_width"],
+    v: Float[Array, "batch tokens heads head_width"],
     bias: Float[Array, "heads tokens tokens"] | None,
 ) -> tuple[
     Float[Array, "batch tokens heads head_width"], Float[Array, "batch heads tokens tokens"]
 ]:
     """The mixed values, and the float32 weights that mixed them: of each query, over the keys."""
-    batch, length, _, heads, head_width = qkv.shape
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, length, head_width)
+    batch, length, heads, head_width = q.shape
+    q, k, v = (x.swapaxes(1, 2).reshape(batch * heads, length, head_width) for x in (q, k, v))
     logits = ((q * head_width**-0.5) @ k.swapaxes(-1, -2)).astype(jnp.float32)
     if bias is not None:
         logits = (logits.reshape(batch, heads, length, length) + bias).reshape(logits.shape)
     weights = jax.nn.softmax(logits)
     mixed = weights.astype(v.dtype) @ v
-    mixed = mixed.reshape(batch, heads, length, head_width).transpose(0, 2, 1, 3)
+    mixed = mixed.reshape(batch, heads, length, head_width).swapaxes(1, 2)
     return mixed, weights.reshape(batch, heads, length, length)
 
 
-def _batched_matmul(
-    qkv: Float[Array, "batch tokens 3 heads head_width"],
-    bias: Float[Array, "heads tokens tokens"] | None,
-) -> Float[Array, "batch tokens heads head_width"]:
-    return _mixed_and_weights(qkv, bias)[0]
-
-
 def _dot_product(
-    qkv: Float[Array, "batch tokens 3 heads head_width"],
+    q: Float[Array, "batch tokens heads head_width"],
+    k: Float[Array, "batch tokens heads head_width"],
+    v: Float[Array, "batch tokens heads head_width"],
+    bias: Float[Array, "heads tokens tokens"] | None,
+    implementation: Literal["xla", "cudnn"] = "xla",
+) -> Float[Array, "batch tokens heads head_width"]:
+    bias = None if bias is None else bias[None].astype(q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
+
+
+@jax.custom_vjp
+def _einsum(
+    q: Float[Array, "batch tokens heads head_width"],
+    k: Float[Array, "batch tokens heads head_width"],
+    v: Float[Array, "batch tokens heads head_width"],
     bias: Float[Array, "heads tokens tokens"] | None,
 ) -> Float[Array, "batch tokens heads head_width"]:
-    q, k, v = jnp.moveaxis(qkv, 2, 0)
-    bias = None if bias is None else bias[None].astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, bias=bias)
+    """Attention whose backward pass is written out.
+
+    Differentiated by rule, softmax keeps its float32 values; here the backward pass takes the
+    weights in the computation's dtype, and the sum in softmax's derivative from what was mixed:
+    ``sum_k weights_qk d_weights_qk = sum_d mixed_qd d_mixed_qd``.
+
+    Source: Dao et al. 2022, FlashAttention, appendix B.2 (the backward pass).
+    """
+    return _einsum_forward(q, k, v, bias)[0]
 
 
-_FORMS = {"batched_matmul": _batched_matmul, "dot_product": _dot_product}
+def _einsum_forward(q, k, v, bias):
+    q = q * q.shape[-1] ** -0.5
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32)
+    if bias is not None:
+        logits += bias
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return mixed, (q, k, v, bias, weights, mixed)
+
+
+def _einsum_backward(kept, d_mixed):
+    q, k, v, bias, weights, mixed = kept
+    d_v = jnp.einsum("bhqk,bqhd->bkhd", weights, d_mixed)
+    d_weights = jnp.einsum("bqhd,bkhd->bhqk", d_mixed, v, preferred_element_type=jnp.float32)
+    mean = (d_mixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)
+    d_logits = weights.astype(jnp.float32) * (d_weights - mean.swapaxes(1, 2)[..., None])
+    d_bias = None if bias is None else d_logits.sum(axis=0).astype(bias.dtype)
+    d_logits = d_logits.astype(q.dtype)
+    d_q = jnp.einsum("bhqk,bkhd->bqhd", d_logits, k) * q.shape[-1] ** -0.5
+    d_k = jnp.einsum("bhqk,bqhd->bkhd", d_logits, q)
+    return d_q, d_k, d_v, d_bias
+
+
+_einsum.defvjp(_einsum_forward, _einsum_backward)
+
+_FORMS = {
+    "dot_product": _dot_product,
+    "cudnn": functools.partial(_dot_product, implementation="cudnn"),
+    "einsum": _einsum,
+}

@@ -1,25 +1,45 @@
 """The affine layer that all networks here are made of."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddae_jax.models.platform import platform
+from ddae_jax.platform import platform
 
 
-class Dense(nn.Dense):
-    """``inputs @ kernel + bias``; Xavier-uniform kernel. On a CPU, inputs become a matrix first.
+class Dense(nn.Module):
+    """``inputs @ kernel + bias``; see :func:`matrix_product`.
+
+    Attributes:
+        features: values of an output.
+        dtype: of the computation; parameters are float32.
+        kernel_init: Xavier-uniform by default.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
+        """Applies the layer to the last axis."""
+        kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        product = matrix_product(inputs.astype(self.dtype), kernel.astype(self.dtype))
+        return product + bias.astype(self.dtype)
+
+
+def matrix_product(
+    inputs: Float[Array, "*batch width"], kernel: Float[Array, "width features"]
+) -> Float[Array, "*batch features"]:
+    """``inputs @ kernel``. On a CPU, the inputs become one matrix first.
 
     The gradient of a batched product contracts two axes, for which XLA's CPU backend transposes
     the whole batch first, slowly; that of a matrix product does not
     (benchmarks/results/cpu_layers.json). On a TPU, whose tiles hold eight rows, flattening 197
     tokens an image moves every value.
     """
-
-    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-
-    def __call__(self, inputs: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
-        """Applies the layer to the last axis."""
-        if platform() != "cpu":
-            return super().__call__(inputs)
-        outputs = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
-        return outputs.reshape(*inputs.shape[:-1], self.features)
+    if platform() != "cpu":
+        return inputs @ kernel
+    outputs = inputs.reshape(-1, inputs.shape[-1]) @ kernel
+    return outputs.reshape(*inputs.shape[:-1], kernel.shape[-1])

@@ -76,9 +76,8 @@ class Workdir:
                 f"another run (process {holder}) is writing to {self.path}; "
                 "wait for it, stop it, or choose another --workdir"
             ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n{token}\n")
-        lock.flush()
+        # Closed at once: a mounted bucket shows other machines what is in a file when it is closed.
+        self._lock_path.write_text(f"{os.getpid()}\n{token}\n")
         self._lock = lock
         for left_over in self.path.glob(_HALF_WRITTEN_CONFIG):  # by a kill amid write_config
             left_over.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from ddae_jax import compile_check
 from ddae_jax.command import CommandEnded
 from ddae_jax.compile_check import largest
 from ddae_jax.models import vit
-from ddae_jax.models.platform import compiled_for, platform
+from ddae_jax.platform import compiled_for, platform
 
 
 @pytest.fixture(autouse=True)

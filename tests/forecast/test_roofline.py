@@ -2,7 +2,7 @@ import pytest
 
 from ddae_jax.forecast.chips import CHIPS, Chip
 from ddae_jax.forecast.collectives import Traffic
-from ddae_jax.forecast.compiled import CompiledStep
+from ddae_jax.forecast.compiled import CompiledStep, known_seconds
 from ddae_jax.forecast.roofline import bound_of, pace
 
 CHIP = Chip("toy", 100.0, 1000.0, 10.0, 4.0, "by hand")
@@ -45,3 +45,10 @@ def test_every_chip_says_where_its_figures_are_from(chip):
     assert 1e14 < chip.peak_flops < 1e16
     assert 1e10 < chip.memory_bytes < 1e12
     assert 1e11 < chip.interconnect_bandwidth < chip.memory_bandwidth < 1e13
+
+
+@pytest.mark.parametrize(
+    ("counted", "known"), [(-52.75, 0.25), (-1.0, 0.0), (0.5, 0.5), (0.0, 0.0)]
+)
+def test_custom_calls_are_taken_out_of_the_compilers_seconds(counted, known):
+    assert known_seconds(counted) == pytest.approx(known)

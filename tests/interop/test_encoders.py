@@ -36,7 +36,7 @@ def test_all_of_the_parameters_are_there_and_no_others(name):
     golden_arrays.assert_same_shapes(params, wanted)
 
 
-@pytest.mark.parametrize("form", ["batched_matmul", "dot_product"])
+@pytest.mark.parametrize("form", ["batched_matmul", "dot_product", "einsum"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_features_are_those_of_timm(name, form):
     encoder, params, arrays, _ = timm_model(name, attention_form=form)

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import golden_arrays
+import stand_ins
 from ddae_jax.codebook import Codebook, unit_vectors
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer, VqKd
 from ddae_jax.models.decoder import Decoder
@@ -27,7 +28,9 @@ def images_of(batch=8):
 @functools.cache
 def example(**options):
     decoder = Decoder((4, 4), width=8, depth=1, num_heads=2)
-    teacher_params = jax.jit(TEACHER.init)(jax.random.key(9), images_of(1))["params"]
+    teacher_params = stand_ins.parameters(
+        lambda: TEACHER.init(jax.random.key(9), images_of(1))["params"], seed=9
+    )
     method = VqKd(
         Tokenizer(ENCODER, decoder, code_width=6, teacher_width=24),
         DistilledTeacher(TEACHER, teacher_params, adapt=lambda images: 2 * images + 1),

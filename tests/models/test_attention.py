@@ -9,11 +9,12 @@ import pytest
 from scipy.special import softmax
 
 from ddae_jax.evaluation.attention_distance import attention_distance
-from ddae_jax.models.attention import ATTENTION, SelfAttention
+from ddae_jax.models.attention import ATTENTION, SelfAttention, best_form
 from ddae_jax.models.vit import ViT, attention_by_block
+from ddae_jax.platform import compiled_for
 
 SMALL = {"image_size": (8, 12), "patch_size": 4, "width": 16, "depth": 3, "num_heads": 2}
-FORMS = ("batched_matmul", "dot_product")
+FORMS = ("batched_matmul", "dot_product", "einsum")
 WIDTH, HEADS, TOKENS = 16, 2, 7
 
 
@@ -126,3 +127,59 @@ def test_reading_all_blocks_takes_no_more_memory_than_reading_some():
 
     of_one_block = 4 * 8 * 2 * 257**2
     assert peak(9) - peak(3) < of_one_block
+
+
+@pytest.mark.parametrize("form", ["dot_product", "einsum"])
+@pytest.mark.parametrize("bias", [None, normal(3, HEADS, TOKENS, TOKENS)], ids=["plain", "biased"])
+def test_every_form_has_the_same_gradients(form, bias):
+    tokens = normal(2, 3, TOKENS, WIDTH)
+    params = params_of(SelfAttention(HEADS), *tokens.shape)
+
+    def gradients(form):
+        def loss(params, tokens, bias):
+            mixed = SelfAttention(HEADS, form).apply({"params": params}, tokens, bias)
+            return jnp.sin(mixed).sum()
+
+        wanted = (0, 1) if bias is None else (0, 1, 2)
+        return jax.jit(jax.grad(loss, argnums=wanted))(params, tokens, bias)
+
+    expected = gradients("batched_matmul")
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 0.1
+    jax.tree.map(
+        lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3),
+        gradients(form),
+        expected,
+    )
+
+
+def test_the_form_of_tpus_loses_no_more_in_bfloat16_than_others():
+    tokens = normal(2, 3, TOKENS, WIDTH)
+    params = params_of(SelfAttention(HEADS), *tokens.shape)
+
+    def mixed(form, dtype=jnp.bfloat16):
+        module = SelfAttention(HEADS, form, dtype=dtype)
+        return np.asarray(module.apply({"params": params}, tokens), np.float32)
+
+    exact = mixed("batched_matmul", jnp.float32)
+    errors = {form: np.abs(mixed(form) - exact).mean() for form in ("dot_product", "einsum")}
+    assert 0 < errors["einsum"] < 1.5 * errors["dot_product"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "head_width", "length", "has_bias", "expected"),
+    [
+        ("cpu", "bfloat16", 64, 197, False, "batched_matmul"),
+        ("tpu", "bfloat16", 64, 197, True, "einsum"),
+        ("gpu", "bfloat16", 64, 197, False, "cudnn"),
+        ("gpu", "float16", 80, 197, False, "cudnn"),
+        ("gpu", "bfloat16", 64, 196, True, "cudnn"),
+        ("gpu", "bfloat16", 64, 197, True, "dot_product"),
+        ("gpu", "float32", 64, 197, False, "dot_product"),
+        ("gpu", "bfloat16", 20, 197, False, "dot_product"),
+    ],
+)
+def test_auto_takes_what_suits_the_platform(
+    platform, dtype, head_width, length, has_bias, expected
+):
+    with compiled_for(platform):
+        assert best_form(length, head_width, has_bias, dtype) == expected

@@ -1,10 +1,13 @@
 """What is classified: pooled, normed, with or without the encoder learning."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import stand_ins
 from ddae_jax.models.classifier import Classifier
 from ddae_jax.models.vit import ViT
 
@@ -14,12 +17,16 @@ IMAGES = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
 
 def initialized(**options):
     classifier = Classifier(ENCODER, 3, init_deviation=0.5, **options)
-    variables = jax.jit(classifier.init)(jax.random.key(1), IMAGES)
-    noisy = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), variables
-    )
-    noisy = {"params": noisy["params"]} | {k: v for k, v in variables.items() if k != "params"}
-    return classifier, noisy
+    init = functools.partial(classifier.init, jax.random.key(1), IMAGES)
+    variables = stand_ins.parameters(init)
+    for name, values in variables.get("batch_stats", {}).get("norm", {}).items():
+        values[...] = name == "var"  # as they start
+    return classifier, variables
+
+
+@functools.partial(jax.jit, static_argnames="normalize")
+def encode(params, normalize=True):
+    return ENCODER.apply({"params": params}, IMAGES, normalize=normalize)
 
 
 def layer_normed(values, scale, bias):
@@ -34,7 +41,7 @@ def test_scores_by_hand(pool, normalization):
     params = variables["params"]
     found = jax.jit(classifier.apply)(variables, IMAGES)
     norms_mean = (pool, normalization) == ("mean", "layer")
-    features = ENCODER.apply({"params": params["encoder"]}, IMAGES, normalize=not norms_mean)
+    features = encode(params["encoder"], normalize=not norms_mean)
     pooled = features.patches[0].mean(1) if pool == "mean" else features.class_token[0]
     pooled = np.asarray(pooled)
     if norms_mean:
@@ -51,7 +58,7 @@ def test_batch_norm_standardises_features_and_keeps_their_statistics():
     found, changed = jax.jit(
         lambda: classifier.apply(variables, IMAGES, is_training=True, mutable=["batch_stats"])
     )()
-    features = ENCODER.apply({"params": variables["params"]["encoder"]}, IMAGES).class_token[0]
+    features = encode(variables["params"]["encoder"]).class_token[0]
     standard = (features - features.mean(0)) / jnp.sqrt(features.var(0) + 1e-6)
     params = variables["params"]["classifier"]
     np.testing.assert_allclose(found, standard @ params["kernel"] + params["bias"], atol=1e-4)

@@ -286,11 +286,14 @@ def test_initial_parameters_are_complete_whatever_depth_is_read_out_at_first():
     assert set(late["params"]) >= {"block_01", "block_02", "block_03", "norm"}
 
 
-def test_both_attention_forms_agree():
-    models = [ViT(**SMALL, attention_form=form) for form in ("batched_matmul", "dot_product")]
+def test_all_attention_forms_agree():
+    models = [
+        ViT(**SMALL, attention_form=form) for form in ("batched_matmul", "dot_product", "einsum")
+    ]
     params, images = params_of(models[0]), images_of()
-    first, second = (encode(model, params, images).tokens for model in models)
-    np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-5)
+    first, *others = (encode(model, params, images).tokens for model in models)
+    for found in others:
+        np.testing.assert_allclose(found, first, rtol=1e-5, atol=1e-5)
 
 
 def test_every_rematerialization_gives_the_same_loss_and_gradients():

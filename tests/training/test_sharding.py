@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from ddae_jax.models.vit import ViT
 from ddae_jax.training.sharding import (
+    abstract,
     batch_sharding,
+    bytes_per_device,
     check_divisible,
     make_mesh,
     put_batch,
@@ -74,6 +77,17 @@ def test_bytes_on_each_device_fall_with_fsdp(fsdp):
     for name, array in placed.items():
         sizes = {shard.data.nbytes for shard in array.addressable_shards}
         assert sizes == {state[name].nbytes // fsdp}
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+def test_of_a_vit_each_device_holds_its_share(fsdp):
+    encoder = ViT((16, 16), 4, width=48, depth=2, num_heads=3)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    laid_out = abstract(shapes, state_sharding(make_mesh(-1, fsdp), shapes))
+    block = 4 * 48 * 48 + 4 * 48 + 2 * 4 * 48 * 48 + 5 * 48 + 2 * 2 * 48
+    embeddings = 4 * 4 * 3 * 48 + 48 + 48  # of patches, and the class token
+    whole = 4 * (2 * block + embeddings + 2 * 48)
+    assert bytes_per_device(laid_out) == whole // fsdp
 
 
 def test_put_batch_gives_each_device_its_images_in_order():
