@@ -3,20 +3,24 @@
     python -m benchmarks.cpu_layers [repeats]
 
 An MLP of ViT shape, 128 images of 65 tokens, width 96, whose dense layers flatten their input, and
-whose GELU is written with erf; and the layer that doubles a map of 16 x 16 places of width 96, 8
-images. Gradients by input and parameters. Prints tables and writes
+whose GELU is written with erf; the layer that doubles a map of 16 x 16 places of width 96, 8
+images; and the products of MAE's ViT-B/16, 8 images, encoder and decoder, and of a ViT-Ti on CIFAR,
+64 images. Gradients by input and parameters. Prints tables and writes
 benchmarks/results/cpu_layers.json.
 """
 
 import sys
 from collections.abc import Callable
+from time import perf_counter, process_time
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from benchmarks.environment import store, time_in_turn
-from ddae_jax.models.dense import Dense
+from ddae_jax import devices
+from ddae_jax.models.dense import Dense, matrix_product
 from ddae_jax.models.transformer import gelu
 from ddae_jax.models.upernet import Doubling
 
@@ -30,6 +34,20 @@ MLPS = {
 }
 
 
+PRODUCTS = [
+    (8 * 50, 768, 768),
+    (8 * 50, 768, 2304),
+    (8 * 50, 768, 3072),
+    (8 * 50, 3072, 768),
+    (8 * 197, 512, 512),
+    (8 * 197, 512, 1536),
+    (8 * 197, 512, 2048),
+    (8 * 197, 2048, 512),
+    (64 * 17, 192, 768),
+    (64 * 17, 768, 192),
+]
+"""Rows, width and features."""
+
 DOUBLINGS = {
     "nn.ConvTranspose": nn.ConvTranspose(WIDTH, (2, 2), (2, 2)),
     "one product": Doubling(WIDTH),
@@ -38,6 +56,7 @@ DOUBLINGS = {
 
 def main(repeats: int = 15) -> None:
     """Measures and stores."""
+    devices.start_devices(is_distributed=False)  # memory is kept, as in a job
     mlps = {name: _gradient(_mlp(*form), (BATCH, TOKENS, WIDTH)) for name, form in MLPS.items()}
     doublings = {name: _gradient(layer, MAP) for name, layer in DOUBLINGS.items()}
     measured = {
@@ -45,13 +64,19 @@ def main(repeats: int = 15) -> None:
         "seconds": _compared(mlps, repeats),
         "map": MAP,
         "seconds_of_doubling": _compared(doublings, repeats),
+        "processor_seconds_of_product": {
+            " x ".join(map(str, shape)): _compared(_products(*shape), repeats, process_time)
+            for shape in PRODUCTS
+        },
     }
     print(store("cpu_layers", measured))
 
 
-def _compared(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict]:
+def _compared(
+    runs: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float] = perf_counter
+) -> dict[str, dict]:
     """Prints and returns seconds of each run, and how many times as fast as the first it is."""
-    seconds = time_in_turn(runs, repeats)
+    seconds = time_in_turn(runs, repeats, clock)
     first = next(iter(seconds.values()))["median"]
     for name, times in seconds.items():
         times["speedup"] = first / times["median"]
@@ -69,6 +94,24 @@ def _mlp(layer: type[nn.Module], activation: Callable[[Array], Array]) -> nn.Mod
             return layer(WIDTH)(activation(layer(4 * WIDTH)(x)))
 
     return Mlp()
+
+
+def _products(rows: int, width: int, features: int) -> dict[str, Callable[[], None]]:
+    """A product and both gradients, as JAX differentiates it and as :class:`Dense` does."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (rows, width), (width, features), (rows, features)
+    arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+    def run(product: Callable[[Array, Array], Array]) -> Callable[[], None]:
+        def all_three(inputs: Array, kernel: Array, gradient: Array) -> tuple[Array, ...]:
+            outputs, backward = jax.vjp(product, inputs, kernel)
+            return outputs, *backward(gradient)
+
+        compiled = jax.jit(all_three)
+        return lambda: jax.block_until_ready(compiled(*arrays))
+
+    print(f"{rows} x {width} x {features}")
+    return {"as differentiated": run(jnp.matmul), "factor copied first": run(matrix_product)}
 
 
 def _gradient(module: nn.Module, shape: tuple[int, ...]) -> Callable[[], None]:

@@ -40,16 +40,18 @@ def write(path: pathlib.Path, result: dict, packages: Sequence[str] = ()) -> pat
     return path
 
 
-def time_in_turn(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict]:
+def time_in_turn(
+    runs: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float] = perf_counter
+) -> dict[str, dict]:
     """Seconds of each run: median, least and most; in turn, so that a drift meets all alike."""
     seconds = {name: [] for name in runs}
     for run in runs.values():
         run()  # compiles
     for _ in range(repeats):
         for name, run in runs.items():
-            began = perf_counter()
+            began = clock()
             run()
-            seconds[name].append(perf_counter() - began)
+            seconds[name].append(clock() - began)
     return {name: spread(values) for name, values in seconds.items()}
 
 

@@ -11,9 +11,10 @@ model's dtype, and with ``--peer`` the same MAE in PyTorch, in a process of its 
 works; ``timm:eager`` goes without.
 
 Model-FLOPs utilisation is the model's own count of operations over what as much time is worth at
-the measured rate of matrix products, and at the chip's documented peak where that is known.
-Processor seconds are those of all threads of a process: on a CPU that others use too, they say more
-than the time that passes, above all with ``--cores=1``, where no thread waits for another.
+the measured rate of matrix products (on a CPU, of processor time), and at the chip's documented
+peak where that is known. Processor seconds are those of all threads of a process: on a CPU that
+others use too, they say more than the time that passes, above all with ``--cores=1``, where no
+thread waits for another.
 A tokenizer that is not there is replaced by an untrained one.
 """
 
@@ -359,14 +360,24 @@ def _of_side(name: str, rounds: Sequence[Mapping[str, Times]], step: Step) -> di
     """Rates and utilisation of a side, over the rounds."""
     mesh = step.question.mesh
     steps = [r[f"{name} steps"] for r in rounds]
-    rates = [2.0 * step.matmul_size**3 / r[f"{name} products"].seconds for r in rounds]
+    products = [r[f"{name} products"] for r in rounds]
+    product = 2.0 * step.matmul_size**3
     achieved = [step.operations / s.seconds / mesh.size for s in steps]
+    if jax.default_backend() == "cpu":  # other processes slow the two down by chance
+        each = [
+            (s.processor_seconds, p.processor_seconds) for s, p in zip(steps, products, strict=True)
+        ]
+    else:
+        each = [(s.seconds * mesh.size, p.seconds) for s, p in zip(steps, products, strict=True)]
     found = {
         "images_per_s": spread([step.question.config.batch_size / s.seconds for s in steps]),
         "step_s": spread([s.seconds for s in steps]),
         "step_processor_s": spread([s.processor_seconds for s in steps]),
-        "matmul_rate": spread(rates),
-        "share_of_matmul_rate": spread([a / b for a, b in zip(achieved, rates, strict=True)]),
+        "matmul_rate": spread([product / p.seconds for p in products]),
+        "matmul_rate_of_processor_time": spread(
+            [product / max(p.processor_seconds, 1e-9) for p in products]
+        ),
+        "share_of_matmul_rate": spread([step.operations / a / (product / b) for a, b in each]),
     }
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
     if chip and step.question.config.model.dtype == "bfloat16":

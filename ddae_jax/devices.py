@@ -1,17 +1,24 @@
 """The devices of a command: joining other processes, and the programs that were compiled before."""
 
 import contextlib
+import ctypes
 import dataclasses
+import glob
 import os
 import pathlib
 import re
 import zlib
+from collections.abc import Sequence
 
 import jax
 from absl import flags as absl_flags
 
 from ddae_jax.training.logging import set_up_logging
 
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+"""Files of GPUs and TPUs, as their drivers make them."""
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+"""Numbers of glibc's ``mallopt``."""
 _HEARTBEAT_TIMEOUT_S = 60
 """After so many seconds without a sign of a process the others end, even where all are waiting."""
 
@@ -60,6 +67,8 @@ def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
 
     Raises ``ValueError`` if they cannot be found.
     """
+    if computes_on_cpu(jax.config.jax_platforms):
+        keep_freed_memory()
     if is_distributed or cluster:
         # JAX's own answer to SIGTERM would take the place of StopRequest's, and end nothing.
         jax.config.update("jax_enable_preemption_service", False)
@@ -79,6 +88,37 @@ def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
     is_primary = jax.process_index() == 0
     set_up_logging(is_primary)
     return is_primary
+
+
+def computes_on_cpu(
+    platforms: str | None, accelerator_files: Sequence[str] = _ACCELERATORS
+) -> bool:
+    """Whether JAX will compute on the CPU: it was told to, or there is no accelerator.
+
+    Starts nothing, unlike ``jax.default_backend()``.
+
+    Args:
+        platforms: JAX's setting ``jax_platforms``.
+        accelerator_files: patterns of files that are there where a GPU or TPU is.
+    """
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not any(map(glob.glob, accelerator_files))
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc keep what this process frees, for what it needs next; False without glibc.
+
+    On a CPU, XLA allocates the intermediate values of each step anew, and blocks of that size are
+    new pages, which the system clears one by one (benchmarks/results/train_step_cpu_memory.json).
+    The process stays as large as it once was. To be called before JAX starts its threads, as each
+    takes an arena, of small blocks only, for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    options = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+    return all(mallopt(option, value) for option, value in options.items())
 
 
 def use_compilation_cache(folder: pathlib.Path) -> None:

@@ -210,15 +210,17 @@ class ViT(nn.Module):
         return self.shared_bias() if self.relative_positions == "shared" else None
 
     def _embed(self, images, mask, visible) -> Float[Array, "batch tokens width"]:
-        embed = Dense(self.width, dtype=self.dtype, name="patch_embedding")
-        tokens = embed(patchify(images.astype(self.dtype), self.patch_size))
+        patches = patchify(images.astype(self.dtype), self.patch_size)
+        if visible is not None:  # first, so that no gradient is scattered to the others
+            patches = _at(patches, visible)
+        tokens = Dense(self.width, dtype=self.dtype, name="patch_embedding")(patches)
         if mask is not None:
             mask_token = self.param("mask_token", token_initializer(), (self.width,))
-            tokens = jnp.where(mask[..., None], mask_token.astype(self.dtype), tokens)
+            is_masked = mask[..., None] if visible is None else _at(mask[..., None], visible)
+            tokens = jnp.where(is_masked, mask_token.astype(self.dtype), tokens)
         if self.positions != "none":
-            tokens = tokens + self._positions().astype(self.dtype)
-        if visible is not None:
-            tokens = jnp.take_along_axis(tokens, visible[..., None], axis=1)
+            positions = self._positions().astype(self.dtype)
+            tokens = tokens + (positions if visible is None else positions[visible])
         if self.use_class_token:
             class_token = self.param("class_token", token_initializer(), (self.width,))
             class_token = jnp.broadcast_to(class_token, (tokens.shape[0], 1, self.width))
@@ -250,6 +252,13 @@ def attention_by_block(
     _, sown = encoder.apply({"params": params}, images, mutable=[ATTENTION])
     blocks = (sown[ATTENTION][_block_name(depth)] for depth in range(1, encoder.depth + 1))
     return [block["attention"]["weights"][0] for block in blocks]
+
+
+def _at(
+    values: Float[Array, "batch patches values"], visible: Int[Array, "batch visible"]
+) -> Float[Array, "batch visible values"]:
+    """The values of each image's chosen patches."""
+    return jnp.take_along_axis(values, visible[..., None], axis=1)
 
 
 def _block_name(depth: int) -> str:
