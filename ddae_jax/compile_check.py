@@ -100,6 +100,8 @@ def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     usage = f"ddae_jax.compile_check {__doc__}"
     flags = command.parse_config_flags(argv, usage, _define_flags, None)
     config = flags.config
+    if flags.topology:
+        jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are left alone
     devices.start_devices(is_distributed=False)
     chips = topology_devices(flags.topology) if flags.topology else jax.devices()
     mesh = make_mesh(**config.mesh, devices=chips)

@@ -12,6 +12,12 @@ from ddae_jax.hints import did_you_mean
 # Dimensions of a slice of each generation, and what its hosts hold by default.
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 _HOST = (2, 2, 1)
+_WITHOUT_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is nobody to ask which one this machine has
+    "TPU_ACCELERATOR_TYPE": "v5p-8",  # nor does it matter, but the compiler complains without
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may compile at the same time
+}
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip are one device
 
 
@@ -30,8 +36,8 @@ def topology_devices(name: str) -> list[jax.Device]:
             f"--topology={name}: the TPU compiler is not installed; on x86-64 Linux, "
             "`pip install libtpu` (or ddae-jax[tpu]) brings it, and no TPU is needed"
         ) from None
-    # Without a TPU there is nobody to ask which one this machine has.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for variable, value in _WITHOUT_A_TPU.items():
+        os.environ.setdefault(variable, value)
     host = tuple(math.gcd(side, most) for side, most in zip((*sides, 1), _HOST, strict=False))
     options = dict(_OPTIONS.get(generation, {}))
     if host != _HOST:

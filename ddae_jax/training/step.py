@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ddae_jax.methods.trainable import Trainable
+from ddae_jax.training.compiler_options import compiler_options
 from ddae_jax.training.sharding import batch_sharding, replicated, state_sharding
 from ddae_jax.training.state import TrainState
 
@@ -72,14 +73,27 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(train_step: TrainStep, mesh: Mesh, state: PyTree) -> TrainStep:
-    """The step compiled for a mesh: state over ``fsdp`` and donated, batch over all devices."""
+def jit_train_step(
+    train_step: TrainStep,
+    mesh: Mesh,
+    state: PyTree,
+    options: Mapping[str, str | bool] | None = None,
+) -> TrainStep:
+    """The step compiled for a mesh: state over ``fsdp`` and donated, batch over all devices.
+
+    Args:
+        train_step: from :func:`make_train_step`.
+        mesh: of devices.
+        state: arrays or their ``ShapeDtypeStruct`` s.
+        options: of the compiler; those of :func:`compiler_options` by default.
+    """
     of_state = state_sharding(mesh, state)
     return jax.jit(
         train_step,
         in_shardings=(of_state, batch_sharding(mesh)),
         out_shardings=(of_state, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh) if options is None else dict(options),
     )
 
 

@@ -1,0 +1,122 @@
+"""What the ImageNet configs need and send on TPU slices that are not there, by compile_check.
+
+    python -m benchmarks.scaling [--only=TEXT] [--again]
+
+Compiles each of :func:`cases` that benchmarks/results/scaling.json does not have yet (``--again``:
+all), ``--only`` those whose name has that text, and prints what the file has as a table. It is
+written after each. Needs libtpu; a ViT-B takes some five minutes on two cores, a ViT-H more.
+"""
+
+import argparse
+import json
+import types
+from collections.abc import Iterable, Mapping
+
+from benchmarks.environment import RESULTS, machine, write
+from ddae_jax import compile_check
+
+PATH = RESULTS / "scaling.json"
+# As Cloud TPU names slices: of v4 and v5p by their cores, two a chip; of the others by their chips.
+SLICES = types.MappingProxyType(
+    {
+        "v4-64": "v4:2x4x4",
+        "v5e-64": "v5e:8x8",
+        "v5e-256": "v5e:16x16",
+        "v5p-64": "v5p:2x4x4",
+        "v6e-64": "v6e:8x8",
+    }
+)
+# What a config needs to fit a slice; with 4,096 images a step, a chip of v4-64 and v5p-64 has 128.
+CONFIGS: Mapping[str, Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
+    {
+        "imagenet_ddae_vit_b16": {},
+        "imagenet_ddae_vit_l16": {"v4-64": ("optimizer.micro_batches=2",)},
+        "imagenet_ddae_vit_h14": {
+            "v4-64": ("optimizer.micro_batches=4",),
+            "v5e-64": ("optimizer.micro_batches=4",),
+            "v6e-64": ("optimizer.micro_batches=2",),
+        },
+    }
+)
+WEAK = types.MappingProxyType({1: "1x1", 4: "2x2", 16: "4x4", 256: "16x16"})  # 64 is v5e-64
+IMAGES_PER_CHIP = 64
+
+
+def cases() -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Config, topology and changes of each case, by its name.
+
+    Every config on every slice with its own batch of 4,096; and ViT-B on 1 to 256 chips of v5e
+    with 64 images each, parameters whole on every chip.
+    """
+    found = {
+        f"{config} on {name}": (config, topology, changes.get(name, ()))
+        for config, changes in CONFIGS.items()
+        for name, topology in SLICES.items()
+    }
+    for count, sides in WEAK.items():
+        changes = (f"batch_size={IMAGES_PER_CHIP * count}",)
+        found[f"weak scaling to {count}"] = ("imagenet_ddae_vit_b16", f"v5e:{sides}", changes)
+    return found
+
+
+def main() -> None:
+    """Compiles what is missing, and prints what there is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="names that have this text")
+    parser.add_argument("--again", action="store_true", help="also what is there already")
+    flags = parser.parse_args()
+    for name, case in cases().items():
+        if flags.only in name and (flags.again or name not in stored()):
+            print(f"compiling {name}", flush=True)
+            found = compiled(*case)
+            write(PATH, {"cases": stored() | {name: found}}, ("libtpu",))
+    print("\n".join(table(stored())))
+
+
+def stored() -> dict[str, dict]:
+    """What was found before."""
+    return json.loads(PATH.read_text())["cases"] if PATH.exists() else {}
+
+
+def compiled(config: str, topology: str, changes: tuple[str, ...]) -> dict:
+    """What compile_check finds, without the config."""
+    flags = [f"--config=configs/{config}.py", f"--topology={topology}"]
+    question, _ = compile_check.ask([*flags, *(f"--config.{change}" for change in changes)])
+    found = compile_check.answer(question, question.program())
+    del found["config"]
+    return {"changes": list(changes), "libtpu": machine(("libtpu",))["libtpu"], **found}
+
+
+def table(rows: Mapping[str, dict]) -> Iterable[str]:
+    """The rows as a table in Markdown, in the order of :func:`cases`."""
+    yield (
+        "| | chips | images a chip | GiB a chip | operations | MB an image | all-reduce etc., MB | "
+        "bound, % of peak | compiler, % | images/s/chip | hours |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for name in cases():
+        if name in rows:
+            yield _row(name, rows[name])
+
+
+def _row(name: str, found: Mapping) -> str:
+    cells = [" ".join([name, *found["changes"]]), found["num_devices"], found["batch_per_device"]]
+    if not found["fits"]:
+        return "| " + " | ".join(map(str, [*cells, found["why"]])) + " |"
+    pace = found["pace"]["0.5"]
+    sent = sum(traffic["bytes"] for traffic in found["collectives"].values())
+    cells += [
+        f"{found['total_bytes_per_device'] / 2**30:.1f}",
+        f"{found['flops_per_image']['ratio']:.3f}",
+        f"{found['memory_traffic_per_image'] / 1e6:,.0f}",
+        f"{sent / 1e6:,.0f}",
+        f"{found['peak_share_at_bound']:.0%} ({found['bound']['limit']})",
+        f"{found['peak_share_by_compiler']:.0%}",
+        f"{pace['images_per_s_per_chip']:,.0f}",
+        f"{pace['hours']:.1f}",
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+if __name__ == "__main__":
+    main()

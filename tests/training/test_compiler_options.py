@@ -1,0 +1,53 @@
+"""What the compiler is told, by devices that need not be there."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddae_jax.training.compiler_options import compiler_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    platform: str
+    device_kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    devices: np.ndarray
+
+    @property
+    def size(self):
+        return self.devices.size
+
+
+def mesh(platform, kind, count=4):
+    return Devices(np.full((count, 1), Device(platform, kind)))
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "count", "expected"),
+    [
+        ("cpu", "cpu", 4, {}),
+        ("gpu", "NVIDIA H100 80GB HBM3", 1, {}),
+        ("gpu", "NVIDIA H100 80GB HBM3", 8, {"xla_gpu_enable_latency_hiding_scheduler": True}),
+        ("tpu", "TPU v4", 4, {}),
+        ("tpu", "TPU v5 lite", 4, {}),
+        ("tpu", "TPU v5", 1, {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
+        ("tpu", "TPU v6e", 4, {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
+        ("tpu", "TPU of another kind", 4, {}),
+    ],
+)
+def test_each_kind_of_device_has_its_own(platform, kind, count, expected):
+    assert compiler_options(mesh(platform, kind, count)) == expected
+
+
+def test_the_compiler_knows_the_options_of_gpus():
+    options = compiler_options(mesh("gpu", "NVIDIA H200"))
+    assert jax.jit(jnp.negative, compiler_options=options)(2.0) == -2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        jax.jit(jnp.negative, compiler_options={name + "s": True for name in options})(2.0)
