@@ -40,6 +40,18 @@ CONFIGS: Mapping[str, Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
 )
 WEAK = types.MappingProxyType({1: "1x1", 4: "2x2", 16: "4x4", 256: "16x16"})  # 64 is v5e-64
 IMAGES_PER_CHIP = 64
+COLUMNS = (
+    "chips",
+    "images a chip",
+    "GiB a chip",
+    "operations over the model's",
+    "MB an image",
+    "MB of collectives",
+    "bound, of peak",
+    "compiler's estimate",
+    "images/s/chip at half the bound",
+    "hours",
+)
 
 
 def cases() -> dict[str, tuple[str, str, tuple[str, ...]]]:
@@ -89,11 +101,8 @@ def compiled(config: str, topology: str, changes: tuple[str, ...]) -> dict:
 
 def table(rows: Mapping[str, dict]) -> Iterable[str]:
     """The rows as a table in Markdown, in the order of :func:`cases`."""
-    yield (
-        "| | chips | images a chip | GiB a chip | operations | MB an image | all-reduce etc., MB | "
-        "bound, % of peak | compiler, % | images/s/chip | hours |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield f"| | {' | '.join(COLUMNS)} |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
     for name in cases():
         if name in rows:
             yield _row(name, rows[name])
