@@ -4,11 +4,12 @@
 
 Compiles each of :func:`cases` that benchmarks/results/scaling.json does not have yet (``--again``:
 all), ``--only`` those whose name has that text, and prints what the file has as a table. It is
-written after each. Needs libtpu; a ViT-B takes some five minutes on two cores, a ViT-H more.
+written after each. Needs libtpu; a ViT-B takes 5 to 13 minutes on two busy cores, a ViT-H 24.
 """
 
 import argparse
 import json
+import math
 import types
 from collections.abc import Iterable, Mapping
 
@@ -46,7 +47,7 @@ COLUMNS = (
     "GiB a chip",
     "operations over the model's",
     "MB an image",
-    "MB of collectives",
+    "MB sent",
     "bound, of peak",
     "compiler's estimate",
     "images/s/chip at half the bound",
@@ -113,14 +114,14 @@ def _row(name: str, found: Mapping) -> str:
     if not found["fits"]:
         return "| " + " | ".join(map(str, [*cells, found["why"]])) + " |"
     pace = found["pace"]["0.5"]
-    sent = sum(traffic["bytes"] for traffic in found["collectives"].values())
+    sent = sum(traffic["sent"] for traffic in found["collectives"].values())
     cells += [
         f"{found['total_bytes_per_device'] / 2**30:.1f}",
         f"{found['flops_per_image']['ratio']:.3f}",
         f"{found['memory_traffic_per_image'] / 1e6:,.0f}",
         f"{sent / 1e6:,.0f}",
         f"{found['peak_share_at_bound']:.0%} ({found['bound']['limit']})",
-        f"{found['peak_share_by_compiler']:.0%}",
+        f"{found['peak_share_by_compiler'] or math.nan:.0%}",
         f"{pace['images_per_s_per_chip']:,.0f}",
         f"{pace['hours']:.1f}",
     ]

@@ -1,7 +1,6 @@
 """The devices of a command: what is settled before JAX starts them."""
 
 import platform
-import statistics
 import subprocess
 import sys
 
@@ -37,7 +36,7 @@ def test_a_step_on_a_cpu_takes_no_memory_anew_from_the_system():
     pages = list(map(int, run.stdout.split()))
     assert len(pages) == 60
     # The first runs still make room; a later one seldom, where threads come in a new order.
-    assert statistics.median(pages[20:]) < 2**26 / 2**12 / 10
+    assert sorted(pages[20:])[30] < 2**26 / 2**12 / 10
 
 
 @pytest.mark.parametrize(

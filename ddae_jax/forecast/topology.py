@@ -24,6 +24,9 @@ _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip are 
 def topology_devices(name: str) -> list[jax.Device]:
     """The chips of a slice such as ``v5e:16x16`` or ``v4:2x2x1``.
 
+    The environment keeps what is told to the compiler about this machine: not for a process that
+    trains on a TPU afterwards.
+
     Raises:
         ValueError: for what names no slice, saying what does.
         FileNotFoundError: if the TPU compiler is not installed, saying how to install it.

@@ -15,7 +15,7 @@ COMPILED = {
     "total_bytes_per_device": 5 * 2**30,
     "flops_per_image": {"ratio": 1.0104},
     "memory_traffic_per_image": 1.166e9,
-    "collectives": {"all-reduce": {"bytes": 173.7e6}, "all-gather": {"bytes": 1e6}},
+    "collectives": {"all-reduce": {"sent": 342e6}, "all-gather": {"sent": 1e6}},
     "peak_share_at_bound": 0.75,
     "bound": {"limit": "memory"},
     "peak_share_by_compiler": 0.571,
@@ -57,7 +57,7 @@ def test_the_table_has_a_row_for_each_case_that_is_stored():
     }
     *_, first, second = scaling.table(rows)
     assert first == (
-        "| imagenet_ddae_vit_b16 on v5e-64 | 64 | 64 | 5.0 | 1.010 | 1,166 | 175 | 75% (memory) "
+        "| imagenet_ddae_vit_b16 on v5e-64 | 64 | 64 | 5.0 | 1.010 | 1,166 | 343 | 75% (memory) "
         "| 57% | 1,234 | 0.4 |"
     )
     assert "| imagenet_ddae_vit_h14 on v5e-64 mesh.fsdp=8 | 64 | 64 | 17.0 GiB are needed" in second

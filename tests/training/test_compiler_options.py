@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddae_jax.training import step
 from ddae_jax.training.compiler_options import compiler_options
+from ddae_jax.training.sharding import make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +40,34 @@ def mesh(platform, kind, count=4):
         ("tpu", "TPU v4", 4, {}),
         ("tpu", "TPU v5 lite", 4, {}),
         ("tpu", "TPU v5", 1, {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
+        ("tpu", "TPU v5p", 4, {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
+        ("tpu", "TPU v6 lite", 4, {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
         ("tpu", "TPU v6e", 4, {"xla_tpu_scoped_vmem_limit_kib": "49152"}),
         ("tpu", "TPU of another kind", 4, {}),
     ],
 )
 def test_each_kind_of_device_has_its_own(platform, kind, count, expected):
     assert compiler_options(mesh(platform, kind, count)) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "device"),
+    [
+        ("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=16384", ("tpu", "TPU v5p")),
+        ("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler=false", ("gpu", "NVIDIA H200")),
+    ],
+)
+def test_what_the_environment_sets_is_left(variable, value, device, monkeypatch):
+    assert compiler_options(mesh(*device))
+    monkeypatch.setenv(variable, value)
+    assert compiler_options(mesh(*device)) == {}
+
+
+def test_a_training_step_is_compiled_with_them(monkeypatch):
+    monkeypatch.setattr(step, "compiler_options", lambda mesh: {"no_such_option": True})
+    take = step.jit_train_step(lambda state, batch: (state, {}), make_mesh(), jnp.zeros(8))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'no_such_opt"):
+        take(jnp.zeros(8), jnp.zeros(8))
 
 
 def test_the_compiler_knows_the_options_of_gpus():
