@@ -19,12 +19,10 @@ import sys
 import jax
 index, patch = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-from ddae_jax import pretrain
-from undrawn import pictures_left_out
+import undrawn
+pretrain = undrawn.load("pretrain")
 exec(patch)
-with pictures_left_out():
-    status = pretrain.main(sys.argv[3:])
-sys.exit(status)
+sys.exit(pretrain.main(sys.argv[3:]))
 """
 
 
