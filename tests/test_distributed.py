@@ -27,12 +27,8 @@ sys.exit(pretrain.main(sys.argv[3:]))
 """
 
 
-# What is soon compiled; the runs that these begin are long enough to be stopped.
-STOPPED = (
-    "--config.epochs=40",
-    "--config.supervision.mode=last",
-    "--config.targets.feature_weight=0",
-)
+# The runs that these begin are long enough to be stopped.
+STOPPED = ("--config.epochs=40", *tiny.SIMPLEST)
 
 
 def free_address():
@@ -90,7 +86,13 @@ def saved_steps(workdir):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return tiny.write_config(tmp_path_factory.mktemp("config"))
+    return tiny.write_config(tmp_path_factory.mktemp("config"), depth=2)
+
+
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """For runs that are stopped or fail, whatever network they train."""
+    return tiny.write_config(tmp_path_factory.mktemp("shallow"), depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_two_processes_train_as_one_does_and_write_everything_once(undisturbed, 
     )
     assert set(alone) <= set(many)
     for step, record in alone.items():
-        for name in ("loss", "gradient_norm", "beta/pixels/depth_3"):
+        for name in ("loss", "gradient_norm", "beta/pixels/depth_2"):
             np.testing.assert_allclose(many[step][name], record[name], rtol=2e-5, err_msg=name)
     assert many[15]["knn/trained"] > 0.1
     assert saved_steps(workdir)[-1] == 15
@@ -131,10 +133,10 @@ ReportWriter._draw = fail
 
 
 @pytest.fixture(scope="module")
-def stopped(config, tmp_path_factory):
+def stopped(shallow, tmp_path_factory):
     """What a run left whose pictures fail, and of which one process is asked to stop; its logs."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
     options.append("--config.log.figures_every_epochs=0.1")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv(job.STOPPED_STATUS, "75")
@@ -161,9 +163,9 @@ def test_pictures_that_fail_in_the_one_process_that_draws_them_stop_nobody(stopp
     assert tiny.records(workdir)[-1]["step"] >= 6
 
 
-def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, tmp_path):
+def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(shallow, tmp_path):
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED, "--distributed"]
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED, "--distributed"]
     job = {
         "SLURM_JOB_ID": free_address().rpartition(":")[2],  # the port follows from it
         "SLURM_STEP_NODELIST": "localhost",
@@ -283,7 +285,7 @@ def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical
     assert other == {step: one[step] for step in other}
 
 
-def test_an_error_in_one_process_ends_both_and_is_told(config, tmp_path):
+def test_an_error_in_one_process_ends_both_and_is_told(shallow, tmp_path):
     patch = """
 from ddae_jax.training.logging import MetricsWriter
 write = MetricsWriter.write
@@ -293,7 +295,7 @@ def fail(self, step, metrics):
         raise OSError(28, "No space left on device")
 MetricsWriter.write = fail
 """
-    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", *STOPPED]
+    options = [f"--config={shallow}", f"--workdir={tmp_path / 'run'}", *STOPPED]
     processes = start(*options, patch=patch)
     logs = [process.communicate(timeout=150)[1] for process in processes]
     assert all(process.returncode for process in processes)
@@ -318,7 +320,7 @@ def test_workdirs_that_are_not_the_same_folder_are_refused(config, tmp_path):
     assert f"{tmp_path / 'other'} is not the folder that the first process" in logs[1]
 
 
-def test_a_stop_of_one_process_while_they_prepare_stops_both(config, tmp_path):
+def test_a_stop_of_one_process_while_they_prepare_stops_both(shallow, tmp_path):
     patch = """
 import signal
 from ddae_jax import build
@@ -330,7 +332,7 @@ def stopped(*arguments):
 build.build_source = stopped
 """
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
     finish(start(*options, patch=patch))
     assert saved_steps(workdir)[-1] <= 8
 

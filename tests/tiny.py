@@ -49,6 +49,9 @@ def get_config():
     return config
 """
 
+SIMPLEST = ("--config.supervision.mode=last", "--config.targets.feature_weight=0")
+"""For runs whatever they train: half as much to trace and to compile."""
+
 
 def write_config(folder: pathlib.Path, depth: int = 3) -> pathlib.Path:
     """The config file of a tiny run on the digits: 22 steps an epoch, a checkpoint every 4."""
