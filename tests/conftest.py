@@ -1,5 +1,6 @@
 """Every test runs on the CPU, as eight devices, and draws the same examples each time."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -35,10 +36,18 @@ from hypothesis import settings
 
 from ddae_jax.models import vit
 
+# Tracing leaves much that the garbage collector walks through again and again, and hardly a cycle.
+gc.set_threshold(50_000, 20, 50)
+
 settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("suite")
 
 _SIZES = dict(vit.SIZES)
+
+
+def pytest_collection_finish():
+    """What was imported is there to stay: the garbage collector need not look at it."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Two processes with two devices each, on loopback, are a cluster: the pod's path, made small."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,21 +20,15 @@ import sys
 import jax
 index, patch = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
-from ddae_jax import pretrain
-from undrawn import pictures_left_out
+import undrawn
+pretrain = undrawn.load("pretrain")
 exec(patch)
-with pictures_left_out():
-    status = pretrain.main(sys.argv[3:])
-sys.exit(status)
+sys.exit(pretrain.main(sys.argv[3:]))
 """
 
 
-# What is soon compiled; the runs that these begin are long enough to be stopped.
-STOPPED = (
-    "--config.epochs=40",
-    "--config.supervision.mode=last",
-    "--config.targets.feature_weight=0",
-)
+# The runs that these begin are long enough to be stopped.
+STOPPED = ("--config.epochs=40", *tiny.SIMPLEST)
 
 
 def free_address():
@@ -91,7 +86,13 @@ def saved_steps(workdir):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return tiny.write_config(tmp_path_factory.mktemp("config"))
+    return tiny.write_config(tmp_path_factory.mktemp("config"), depth=2)
+
+
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """For runs that are stopped or fail, whatever network they train."""
+    return tiny.write_config(tmp_path_factory.mktemp("shallow"), depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def undisturbed(config, tmp_path_factory):
     """What a run of two processes left, and its options."""
     workdir = tmp_path_factory.mktemp("runs") / "two"
     options = [f"--config={config}", "--config.epochs=0.7", "--config.log.figures_every_epochs=0.3"]
+    options.append("--config.checkpoint.keep_every=1")
     watched = [f"--workdir={workdir}", "--config.evaluation.knn_every_epochs=0.5"]
     finish(start(*options, *watched))
     return workdir, options
@@ -115,31 +117,55 @@ def test_two_processes_train_as_one_does_and_write_everything_once(undisturbed, 
     )
     assert set(alone) <= set(many)
     for step, record in alone.items():
-        for name in ("loss", "gradient_norm", "beta/pixels/depth_3"):
+        for name in ("loss", "gradient_norm", "beta/pixels/depth_2"):
             np.testing.assert_allclose(many[step][name], record[name], rtol=2e-5, err_msg=name)
     assert many[15]["knn/trained"] > 0.1
     assert saved_steps(workdir)[-1] == 15
     assert (workdir / "report.html").exists()
 
 
-def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(
-    config, tmp_path, monkeypatch
-):
-    workdir = tmp_path / "run"
-    monkeypatch.setenv(job.STOPPED_STATUS, "75")
-    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
-    processes = start(*options)
+PICTURES_FAIL = """
+from ddae_jax.monitor import ReportWriter
+def fail(*_):
+    raise OSError(28, "No space left on device")
+ReportWriter._draw = fail
+"""
+
+
+@pytest.fixture(scope="module")
+def stopped(shallow, tmp_path_factory):
+    """What a run left whose pictures fail, and of which one process is asked to stop; its logs."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
+    options.append("--config.log.figures_every_epochs=0.1")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(job.STOPPED_STATUS, "75")
+        processes = start(*options, patch=PICTURES_FAIL)
     wait_for_step(workdir, 6, processes)
     processes[1].send_signal(signal.SIGTERM)
-    finish(processes, status=75)
+    _, logs = finish(processes, status=75)
+    return workdir, logs
+
+
+@pytest.mark.xdist_group("stopped pair")
+def test_a_stop_of_one_of_two_processes_stops_and_saves_both_at_the_same_step(stopped):
+    workdir, _ = stopped
     last = tiny.records(workdir)[-1]["step"]
     assert 6 <= last < 880
     assert saved_steps(workdir)[-1] == last
 
 
-def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(config, tmp_path):
+@pytest.mark.xdist_group("stopped pair")
+def test_pictures_that_fail_in_the_one_process_that_draws_them_stop_nobody(stopped):
+    workdir, logs = stopped
+    assert "step 2: figures or report could not be written" in logs[0]
+    assert "could not be written" not in logs[1]
+    assert tiny.records(workdir)[-1]["step"] >= 6
+
+
+def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(shallow, tmp_path):
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED, "--distributed"]
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED, "--distributed"]
     job = {
         "SLURM_JOB_ID": free_address().rpartition(":")[2],  # the port follows from it
         "SLURM_STEP_NODELIST": "localhost",
@@ -179,22 +205,34 @@ TrainLoader.__next__ = keep
 """
 
 
+def begin_as(workdir, other, step):
+    """Leaves of a run, in another folder, what there was when it had saved this step."""
+    shutil.copytree(workdir, other)
+    for saved in saved_steps(other):
+        if saved > step:
+            shutil.rmtree(other / "checkpoints" / str(saved))
+    records = [record for record in tiny.records(other) if record["step"] <= step]
+    (other / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
+    assert saved_steps(other)[-1] == step
+
+
 @pytest.mark.xdist_group("undisturbed pair")
 def test_continued_by_other_processes_devices_and_shares_it_is_as_if_never_stopped(
     undisturbed, tmp_path
 ):
     workdir, options = undisturbed
     moved = tmp_path / "moved"
+    begin_as(workdir, moved, step=4)
     seen = tmp_path / "seen"
     seen.mkdir()
-    ends = []
-    for num_processes, num_devices, fsdp, stop in ((2, 2, 2, 2), (1, 1, 1, 5), (1, 4, 4, 9)):
+    ends = [4]
+    for num_devices, fsdp, stop in ((1, 1, 5), (4, 4, 9)):
         finish(
             start(
                 *options,
                 f"--workdir={moved}",
                 f"--config.mesh.fsdp={fsdp}",
-                of_process=((),) * num_processes,
+                of_process=((),),
                 num_devices=num_devices,
                 patch=KEEPS_BATCHES.format(folder=str(seen), stop=stop),
             )
@@ -202,7 +240,8 @@ def test_continued_by_other_processes_devices_and_shares_it_is_as_if_never_stopp
         assert saved_steps(moved)[-1] > stop
         ends.append(saved_steps(moved)[-1])
     patch = KEEPS_BATCHES.format(folder=str(seen), stop=None)
-    _, logs = finish(start(*options, f"--workdir={moved}", patch=patch))
+    last = [f"--workdir={moved}", "--config.mesh.fsdp=2"]
+    _, logs = finish(start(*options, *last, patch=patch))
     assert ends == sorted(set(ends))
     assert f"continuing from the checkpoint of step {ends[-1]}" in logs[0]
 
@@ -216,8 +255,10 @@ def test_continued_by_other_processes_devices_and_shares_it_is_as_if_never_stopp
     settings = from_plain(json.loads((workdir / "config.json").read_text()))
     with build.build_loader(settings, build.build_source(settings, "train")) as of_one_process:
         for step in range(15):
-            parts = [np.load(path) for path in sorted(seen.glob(f"{step}-*.npy"))]
             expected = next(of_one_process)["image"]
+            if step < 4:
+                continue
+            parts = [np.load(path) for path in sorted(seen.glob(f"{step}-*.npy"))]
             np.testing.assert_array_equal(np.concatenate(parts), expected, err_msg=f"step {step}")
 
 
@@ -244,25 +285,7 @@ def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical
     assert other == {step: one[step] for step in other}
 
 
-def test_pictures_that_fail_in_the_one_process_that_draws_them_stop_nobody(config, tmp_path):
-    patch = """
-from ddae_jax.monitor import ReportWriter
-def fail(*_):
-    raise OSError(28, "No space left on device")
-ReportWriter._draw = fail
-"""
-    options = [
-        f"--config={config}",
-        f"--workdir={tmp_path / 'run'}",
-        *STOPPED,
-        "--config.epochs=0.7",
-    ]
-    _, logs = finish(start(*options, patch=patch))
-    assert "figures or report could not be written" in logs[0]
-    assert tiny.records(tmp_path / "run")[-1]["step"] == 15
-
-
-def test_an_error_in_one_process_ends_both_and_is_told(config, tmp_path):
+def test_an_error_in_one_process_ends_both_and_is_told(shallow, tmp_path):
     patch = """
 from ddae_jax.training.logging import MetricsWriter
 write = MetricsWriter.write
@@ -272,7 +295,7 @@ def fail(self, step, metrics):
         raise OSError(28, "No space left on device")
 MetricsWriter.write = fail
 """
-    options = [f"--config={config}", f"--workdir={tmp_path / 'run'}", *STOPPED]
+    options = [f"--config={shallow}", f"--workdir={tmp_path / 'run'}", *STOPPED]
     processes = start(*options, patch=patch)
     logs = [process.communicate(timeout=150)[1] for process in processes]
     assert all(process.returncode for process in processes)
@@ -297,7 +320,7 @@ def test_workdirs_that_are_not_the_same_folder_are_refused(config, tmp_path):
     assert f"{tmp_path / 'other'} is not the folder that the first process" in logs[1]
 
 
-def test_a_stop_of_one_process_while_they_prepare_stops_both(config, tmp_path):
+def test_a_stop_of_one_process_while_they_prepare_stops_both(shallow, tmp_path):
     patch = """
 import signal
 from ddae_jax import build
@@ -309,7 +332,7 @@ def stopped(*arguments):
 build.build_source = stopped
 """
     workdir = tmp_path / "run"
-    options = [f"--config={config}", f"--workdir={workdir}", *STOPPED]
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
     finish(start(*options, patch=patch))
     assert saved_steps(workdir)[-1] <= 8
 

@@ -17,7 +17,7 @@ from sklearn import metrics
 
 import golden_arrays
 import tiny
-from ddae_jax import build, command, evaluate, finetune, networks, pretrain
+from ddae_jax import build, command, evaluate, finetune, networks
 from ddae_jax.config import from_plain, ranges
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source
@@ -70,11 +70,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     sizes = dict(vit.SIZES)
     vit.SIZES["micro"] = vit.Size(16, 3, 2)
-    options = ("--config.epochs=0.36", "--config.log.tensorboard=false")
-    pretraining = tiny.write_config(folder)
-    arguments = [f"--config={pretraining}", f"--workdir={folder / 'pretrained'}", *options]
-    with pictures_left_out():
-        assert pretrain.main(arguments) == 0
+    tiny.write_config(folder)
+    tiny.copy_of_short_run(folder / "pretrained")
     (folder / "finetune.py").write_text(CONFIG)
     source = f"--config.init_from={folder / 'pretrained'}"
     assert run(folder, "finetuned", source, draws=True) == 0

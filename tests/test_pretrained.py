@@ -28,12 +28,12 @@ VQKD += ("--config.tokenizer.min_perplexity_share=1",)  # whatever it is, it is 
 @pytest.fixture(autouse=True)
 def size(monkeypatch):
     """What the tiny config calls micro, also where a stored config is read."""
-    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 3, 2))
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    return tiny.write_config(tmp_path_factory.mktemp("config"))
+    return tiny.write_config(tmp_path_factory.mktemp("config"), depth=2)
 
 
 def run(config, workdir, *arguments):
@@ -104,7 +104,7 @@ def test_its_tokens_are_what_another_run_predicts(runs):
         assert_same_arrays(part, tokenizer["params"][name])
     records = tiny.records(runs / "beit2")
     assert records[-1]["loss"] < records[0]["loss"]
-    assert {"loss/tokens/depth_2", "beta/tokens/depth_3", "loss/tokens/depth_5"} <= records[
+    assert {"loss/tokens/depth_1", "beta/tokens/depth_2", "loss/tokens/depth_4"} <= records[
         0
     ].keys()
     report = (runs / "beit2" / "report.html").read_text()

@@ -19,9 +19,9 @@ from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models import vit
 from ddae_jax.recipes import RECIPES, departures, use_recipe
-from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
-from ddae_jax.training.state import init_state
-from ddae_jax.training.step import jit_train_step, make_train_step
+from ddae_jax.training.program import Program
+from ddae_jax.training.sharding import make_mesh, put_batch
+from ddae_jax.training.step import jit_train_step
 
 CELLS = [",".join(cell) for cell in itertools.product(METHODS, MODES)]
 
@@ -77,19 +77,17 @@ def train(config, num_steps, mesh):
     method = build.build_trainable(config)
     schedule = build.Schedule(steps_per_epoch=30, total_steps=30)
     optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
-    initialize = functools.partial(init_state, method=method, optimizer=optimizer, channels=3)
-    inputs = {"key": jax.random.key(0), "frozen": method.frozen}
-    sharding = state_sharding(mesh, jax.eval_shape(initialize, **inputs))
-    state = jax.jit(lambda inputs: initialize(**inputs), out_shardings=sharding)(inputs)
-    step = make_train_step(
+    program = Program(
         method,
-        optimizer,
         build.build_prepare(config),
-        learning_rate=learning_rate,
-        momentum=momentum,
+        optimizer,
+        learning_rate,
+        momentum,
+        channels=3,
         seed=0,
     )
-    take = jit_train_step(step, mesh, state)
+    state = program.fresh_state(mesh)
+    take = jit_train_step(program.step(), mesh, state)
     records = []
     for _ in range(num_steps):
         state, metrics = take(state, put_batch({"image": eight_images()}, mesh))

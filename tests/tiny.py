@@ -1,9 +1,11 @@
 """The smallest runs that are still real: a config file and commands to start it with."""
 
+import fcntl
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -47,11 +49,14 @@ def get_config():
     return config
 """
 
+SIMPLEST = ("--config.supervision.mode=last", "--config.targets.feature_weight=0")
+"""For runs whatever they train: half as much to trace and to compile."""
 
-def write_config(folder: pathlib.Path) -> pathlib.Path:
+
+def write_config(folder: pathlib.Path, depth: int = 3) -> pathlib.Path:
     """The config file of a tiny run on the digits: 22 steps an epoch, a checkpoint every 4."""
     path = folder / "tiny.py"
-    path.write_text(CONFIG)
+    path.write_text(CONFIG.replace("Size(16, 3, 2)", f"Size(16, {depth}, 2)"))
     return path
 
 
@@ -91,6 +96,21 @@ def run(job: str, *arguments: str, draws: bool = False, **kind) -> subprocess.Co
         text=True,
         timeout=300,
     )
+
+
+def copy_of_short_run(folder: pathlib.Path) -> pathlib.Path:
+    """A run of eight steps, in a new folder; whoever asks first in a run of the suite trains it."""
+    shared = pathlib.Path(os.environ["TEST_PROGRAMS"]) / "short_run"
+    shared.mkdir(exist_ok=True)
+    with open(shared / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "done").exists():
+            config = write_config(shared)
+            options = ("--config.epochs=0.36", "--config.log.tensorboard=false")
+            done = run("pretrain", f"--config={config}", f"--workdir={shared / 'run'}", *options)
+            assert done.returncode == 0, done.stderr
+            (shared / "done").touch()
+    return shutil.copytree(shared / "run", folder)
 
 
 def records(workdir: pathlib.Path) -> list[dict]:

@@ -55,7 +55,7 @@ class LabelledTask:
         channels = self._channels(params)
         shapes = jax.eval_shape(lambda: self._variables(jax.random.key(0), channels))
         statistics = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var")),
+            lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype),
             dict(shapes.get("batch_stats", {})),
         )
         average = params if self.keeps_average else {}

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
-from scipy.interpolate import make_interp_spline
 
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import ViT
@@ -100,6 +99,8 @@ def _respaced(
     values: Float[np.ndarray, "rows columns heads"], axis: int, old: int, new: int
 ) -> Float[np.ndarray, "new_rows new_columns heads"]:
     """Relative positions of ``old`` places along an axis as those of ``new`` places."""
+    from scipy.interpolate import make_interp_spline  # slow to import, and hardly ever needed
+
     if old == new:
         return values
     distances = _geometric_distances(old, new)

@@ -53,21 +53,25 @@ class Program:
         """The state before the first step, laid out over a mesh."""
         sharding = state_sharding(mesh, self.state_shapes())
         # The seed's key and frozen parameters are inputs, so that they become no constants.
-        make = jax.jit(lambda inputs: self._init(**inputs), out_shardings=sharding)
-        return make(self._inputs())
+        return jax.jit(self._init, out_shardings=sharding)(self._inputs())
 
     def state_shapes(self, mesh: Mesh | None = None) -> PyTree:
         """Shapes and dtypes of the state's arrays; with a mesh, how they are laid out too."""
-        shapes = jax.eval_shape(self._init, **self._inputs())
+        shapes = jax.eval_shape(self._init, self._inputs())
         if mesh is None:
             return shapes
         return abstract(shapes, state_sharding(mesh, shapes))
 
-    @property
-    def _init(self) -> Callable[..., TrainState]:
-        return functools.partial(
-            init_state, method=self.method, optimizer=self.optimizer, channels=self.channels
-        )
+    @functools.cached_property
+    def _init(self) -> Callable[[dict[str, PyTree]], TrainState]:
+        """One object, so that JAX traces it once for the shapes and the arrays."""
+
+        def init(inputs: dict[str, PyTree]) -> TrainState:
+            return init_state(
+                method=self.method, optimizer=self.optimizer, channels=self.channels, **inputs
+            )
+
+        return init
 
     def _inputs(self) -> dict[str, PyTree]:
         return {"key": jax.random.key(self.seed), "frozen": self.method.frozen}

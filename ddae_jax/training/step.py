@@ -1,5 +1,6 @@
 """One training step, as a pure function of state and batch, jitted over a mesh."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,6 +113,7 @@ def _in_parts(
         parts = jax.tree.map(lambda array: _parts(array, count), (inputs, drawn))
         keys = jax.random.split(key, count)
 
+        @functools.partial(jax.jit, inline=True)  # traced once for its shapes and the loop
         def differentiate_part(part: tuple[tuple[PyTree, PyTree], PRNGKeyArray]) -> PyTree:
             (inputs, drawn), key = part
             return differentiate(params, teacher, inputs, key, **drawn)

@@ -83,14 +83,14 @@ def workers_of(process):
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_is_left_to_the_parent(reader, number):
+def test_a_signal_to_the_whole_group_is_left_to_the_parent(reader):
     workers = workers_of(reader)
-    os.killpg(reader.pid, number)
-    assert reader.stdout.readline() == "asked\n"
-    for _ in range(30):  # more than had been read ahead
-        assert ask(reader) == "read"
-    assert set(workers) <= set(children(reader.pid))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.killpg(reader.pid, number)
+        assert reader.stdout.readline() == "asked\n"
+        for _ in range(30):  # more than had been read ahead
+            assert ask(reader) == "read"
+        assert set(workers) <= set(children(reader.pid))
 
 
 def test_closing_ends_them(reader):

@@ -43,6 +43,24 @@ def averaged():
     return jax.device_get(both(jax.random.key(0)))
 
 
+def test_a_step_leaves_a_state_of_the_types_that_it_took():
+    """Statistics of batches among it; otherwise the second step would be compiled anew."""
+    optimizer = optax.sgd(0.5)
+    normed = LabelledTask(NETWORK.clone(normalization="batch"), classification_error)
+    step = make_train_step(
+        normed,
+        optimizer,
+        lambda key, batch: batch,
+        learning_rate=optax.constant_schedule(0.5),
+        momentum=optax.constant_schedule(DECAY),
+        seed=0,
+    )
+    before = jax.eval_shape(lambda key: init_state(key, normed, optimizer, 1), jax.random.key(0))
+    after, _ = jax.eval_shape(step, before, (IMAGES, TARGETS))
+    assert jax.tree.leaves(before.teacher["statistics"])
+    assert after == before  # shapes, dtypes, and whether they are weak
+
+
 def test_the_average_is_decay_of_the_old_and_the_rest_of_the_new(averaged):
     before, after = averaged
     old, new, found = (

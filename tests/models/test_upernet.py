@@ -196,22 +196,22 @@ def test_a_grid_that_is_no_square_is_scored_finer_or_as_it_is(head, shape):
 def test_over_eight_devices_it_learns_what_it_learns_on_one():
     """Gradients, and the statistics of batch norms, are of the whole batch."""
     states = []
+    optimizer = optax.sgd(0.1)
+    trained = task("upernet")
+    initialize = functools.partial(init_state, method=trained, optimizer=optimizer, channels=3)
+    start = jax.device_get(jax.jit(initialize)(jax.random.key(0)))
+    before = start.params
+    step = make_train_step(
+        trained,
+        optimizer,
+        lambda key, batch: (batch["image"], batch["label"]),
+        learning_rate=optax.constant_schedule(0.1),
+        momentum=optax.constant_schedule(0.0),
+        seed=0,
+    )
     for num_devices in (1, 8):
         mesh = make_mesh(devices=jax.devices()[:num_devices])
-        optimizer = optax.sgd(0.1)
-        trained = task("upernet")
-        start = functools.partial(init_state, method=trained, optimizer=optimizer, channels=3)
-        state = jax.jit(start)(jax.random.key(0))
-        step = make_train_step(
-            trained,
-            optimizer,
-            lambda key, batch: (batch["image"], batch["label"]),
-            learning_rate=optax.constant_schedule(0.1),
-            momentum=optax.constant_schedule(0.0),
-            seed=0,
-        )
-        before = jax.device_get(state.params)
-        state, _ = jit_train_step(step, mesh, state)(state, put_batch(BATCH, mesh))
+        state, _ = jit_train_step(step, mesh, start)(start, put_batch(BATCH, mesh))
         states.append(jax.device_get((state.params, state.teacher)))
     (one, teacher), many = states
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (one, teacher), many)

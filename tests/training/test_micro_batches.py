@@ -14,7 +14,7 @@ from ddae_jax.methods.labelled import LabelledTask, classification_error
 from ddae_jax.mixing import smoothed_one_hot
 from ddae_jax.models.classifier import Classifier
 from ddae_jax.models.vit import ViT
-from ddae_jax.training.sharding import make_mesh, put_batch
+from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import jit_train_step, make_train_step
 
@@ -57,6 +57,7 @@ def after_two_steps(micro_batches, num_devices, method=TASK, prepare=prepare):
         micro_batches=micro_batches,
     )
     take = jit_train_step(step, mesh, state)
+    state = jax.device_put(state, state_sharding(mesh, state))  # where the step leaves it
     for _ in range(2):
         state, metrics = take(state, put_batch(BATCH, mesh))
     return jax.device_get((state, metrics))
