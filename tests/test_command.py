@@ -493,7 +493,14 @@ class ModelOf:
         return self._key == other._key
 
 
-MILLIONS = {"micro": (0.6, 0.9), "Ti": (5, 6.5), "S": (20, 24), "B": (84, 90), "L": (300, 310)}
+MILLIONS = {
+    "micro": (0.6, 0.9),
+    "Ti": (5, 6.5),
+    "S": (20, 24),
+    "B": (84, 90),
+    "L": (300, 310),
+    "H": (625, 635),
+}
 
 
 @pytest.mark.parametrize("path", DOWNSTREAM, ids=lambda path: path.stem)
@@ -524,7 +531,7 @@ def test_every_config_that_comes_along_is_sound_and_describes_a_model(path, monk
     if config.method == "ddae":
         assert mode == "deep_dynamic"
         assert shapes["supervision"]["beta"].shape == (2, len(method.depths))
-        assert method.depths == (depth // 2, depth * 2 // 3, depth * 5 // 6, depth)
+        assert method.depths == tuple(round(depth * part / 6) for part in (3, 4, 5, 6))
     elif config.method != "vqkd":
         assert mode == "last"  # as published, unless it is asked for more
         assert method.depths[0] == depth
