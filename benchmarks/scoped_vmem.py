@@ -19,12 +19,10 @@ import jax
 from benchmarks.environment import RESULTS, write
 from configs import imagenet_ddae_vit_b16
 from ddae_jax import build, job, pretrain
-from ddae_jax.forecast.compiled import known_seconds
+from ddae_jax.forecast.compiled import known_seconds, lower_step
 from ddae_jax.forecast.topology import topology_devices
 from ddae_jax.models import vit
-from ddae_jax.platform import compiled_for
-from ddae_jax.training.sharding import batch_sharding, make_mesh
-from ddae_jax.training.step import jit_train_step
+from ddae_jax.training.sharding import make_mesh
 
 IMAGES_PER_CHIP, DEPTH = 64, 2
 LIMITS = {"v5p:2x2x1": (0, 32768, 49152), "v5e:2x2": (0, 49152), "v6e:2x2": (0, 49152)}
@@ -52,14 +50,8 @@ def compiled(topology: str, kib: str) -> dict[str, float]:
     mesh = make_mesh(devices=topology_devices(topology))
     config.batch_size = IMAGES_PER_CHIP * mesh.size
     program = pretrain.build_program(config, build.Schedule(100, 1000), job.Data())
-    state = program.state_shapes(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh))
-        for name, leaf in pretrain.batch_shapes(config, job.Data()).items()
-    }
     options = {"xla_tpu_scoped_vmem_limit_kib": kib} if int(kib) else {}
-    with compiled_for("tpu"):
-        lowered = jit_train_step(program.step(), mesh, state, options).lower(state, batch)
+    lowered = lower_step(program, mesh, pretrain.batch_shapes(config, job.Data()), options)
     began = time.process_time()
     step = lowered.compile()
     costs = step.cost_analysis()

@@ -72,13 +72,7 @@ def compile_step(
     Raises:
         DoesNotFit: if the compiler finds that it needs more memory than a device has.
     """
-    state = program.state_shapes(mesh)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
-        dict(batch),
-    )
-    with compiled_for(mesh.devices.flat[0].platform):
-        lowered = jit_train_step(program.step(), mesh, state).lower(state, batch)
+    lowered = lower_step(program, mesh, batch)
     began = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -91,12 +85,41 @@ def compile_step(
     optimal_s = known_seconds(costs.get("optimal_seconds", 0)) * passes
     return CompiledStep(
         compile_s=compile_s,
-        held={**state_bytes(state), "batch": bytes_per_device(batch)},
+        held={
+            **state_bytes(program.state_shapes(mesh)),
+            "batch": bytes_per_device(_laid_out(batch, mesh)),
+        },
         activations=memory.temp_size_in_bytes,
         flops=costs.get("flops", math.nan) * passes,
         memory_traffic=costs.get("bytes accessed", math.nan) * passes,
         optimal_s=optimal_s if optimal_s > 0 else None,
         collectives=collectives(compiled.as_text(), mesh.size),
+    )
+
+
+def lower_step(
+    program: Program,
+    mesh: Mesh,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+    options: Mapping[str, str | bool] | None = None,
+) -> jax.stages.Lowered:
+    """A step for a mesh, before the compiler sees it.
+
+    Args:
+        program, mesh, batch: see :func:`compile_step`.
+        options: see :func:`ddae_jax.training.step.jit_train_step`.
+    """
+    state = program.state_shapes(mesh)
+    with compiled_for(mesh.devices.flat[0].platform):
+        return jit_train_step(program.step(), mesh, state, options).lower(
+            state, _laid_out(batch, mesh)
+        )
+
+
+def _laid_out(batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
+        dict(batch),
     )
 
 
