@@ -1,7 +1,6 @@
 """The README's commands, as shell scripts."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,10 +22,11 @@ def test_quickstart_shortened_learns_and_reports(tmp_path):
             str(tiny.ROOT / "launch" / "quickstart.sh"),
             f"--workdir={workdir}",
             "--config.epochs=2",
+            "--config.model.size=nano",
             "--config.optimizer.warmup_epochs=0.5",
         ],
         cwd=tmp_path,  # from anywhere
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        env=tiny.environment(),
         capture_output=True,
         text=True,
         timeout=400,
