@@ -1,6 +1,5 @@
 """Multi-head self-attention; the one place that chooses its form for the backend."""
 
-import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -180,6 +179,32 @@ def _dot_product(
     return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
 
 
+def _cudnn(
+    q: Float[Array, "batch tokens heads head_width"],
+    k: Float[Array, "batch tokens heads head_width"],
+    v: Float[Array, "batch tokens heads head_width"],
+    bias: Float[Array, "heads tokens tokens"] | None,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> Float[Array, "batch tokens heads head_width"]:
+    """An odd number of tokens gets one more, which is masked.
+
+    JAX refuses to differentiate cuDNN's attention over an odd number of tokens, as if there were a
+    bias, which alone must be of an even one.
+    """
+    length = q.shape[1]
+    if length % 2 == 0 or bias is not None:
+        return _dot_product(q, k, v, bias, implementation)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = jnp.full(len(q), length, jnp.int32)
+    mixed = jax.nn.dot_product_attention(
+        *(q, k, v),
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
+    return mixed[:, :length]
+
+
 @jax.custom_vjp
 def _einsum(
     q: Float[Array, "batch tokens heads head_width"],
@@ -225,6 +250,6 @@ _einsum.defvjp(_einsum_forward, _einsum_backward)
 
 _FORMS = {
     "dot_product": _dot_product,
-    "cudnn": functools.partial(_dot_product, implementation="cudnn"),
+    "cudnn": _cudnn,
     "einsum": _einsum,
 }

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import softmax
 
 from ddae_jax.evaluation.attention_distance import attention_distance
-from ddae_jax.models.attention import ATTENTION, SelfAttention, best_form
+from ddae_jax.models.attention import ATTENTION, SelfAttention, _cudnn, best_form
 from ddae_jax.models.vit import ViT, attention_by_block
 from ddae_jax.platform import compiled_for
 
@@ -149,6 +149,20 @@ def test_every_form_has_the_same_gradients(form, bias):
         lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3),
         gradients(form),
         expected,
+    )
+
+
+@pytest.mark.parametrize("length", [6, 7])
+def test_an_odd_number_of_tokens_for_cudnn_changes_nothing(length):
+    heads = normal(0, 3, 2, length, HEADS, 8)  # queries, keys and values
+
+    def mixed_and_gradients(mix):
+        return mix(*heads), jax.grad(lambda *heads: jnp.sin(mix(*heads)).sum(), (0, 1, 2))(*heads)
+
+    jax.tree.map(
+        lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5),
+        mixed_and_gradients(lambda *heads: _cudnn(*heads, None, implementation="xla")),
+        mixed_and_gradients(jax.nn.dot_product_attention),
     )
 
 
