@@ -1,9 +1,11 @@
-"""What each form of attention costs on a TPU that is not there, by its compiler's count.
+"""What each form of attention costs on a TPU and a GPU that are not there, as compiled for them.
 
     python -m benchmarks.compile_attention_forms
 
 Compiles ViT-B's attention with its norm and residual, forward and backward, 64 images of 197 tokens
-a chip, for a v5p. Needs libtpu. Writes benchmarks/results/compile_attention_forms.json.
+a chip, for a v5p and for an H100. Needs libtpu and jax[cuda12]. Tells of an image operations and
+memory traffic, by the compiler (v5p) or as :func:`gpu_work` reads them off the program (H100), and
+what is held beside arguments and results. Writes benchmarks/results/compile_attention_forms.json.
 """
 
 import jax
@@ -11,45 +13,56 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.environment import store
-from ddae_jax.forecast.compiled import known_seconds
+from ddae_jax.forecast.compiled import forecast_options, known_seconds
+from ddae_jax.forecast.gpu_work import gpu_work
 from ddae_jax.forecast.topology import topology_devices
 from ddae_jax.models.attention import SelfAttention
 from ddae_jax.models.transformer import layer_norm
 from ddae_jax.platform import compiled_for
 
-TOPOLOGY, BATCH, TOKENS, WIDTH, HEADS = "v5p:1x1x1", 64, 197, 768, 12
-FORMS = ("dot_product", "einsum")
+BATCH, TOKENS, WIDTH, HEADS = 64, 197, 768, 12
+FORMS = {
+    "v5p:1x1x1": ("dot_product", "einsum"),
+    "h100:1": ("dot_product", "einsum", "cudnn"),
+}
 
 
 def main() -> None:
-    """Compiles each form and stores what the compiler counts, for one image."""
+    """Compiles each form and stores what it costs."""
+    jax.config.update("jax_platforms", "cpu")
     rows = {}
-    for form in FORMS:
-        costs = costs_of(form)
-        rows[form] = {
-            "gflop": costs["flops"] / BATCH / 1e9,
-            "megabytes": costs["bytes accessed"] / BATCH / 1e6,
-            "optimal_us": known_seconds(costs["optimal_seconds"]) / BATCH * 1e6,
-        }
-        print(form, {name: round(value, 2) for name, value in rows[form].items()}, flush=True)
-    store(
-        "compile_attention_forms",
-        {
-            "topology": TOPOLOGY,
-            "batch": BATCH,
-            "tokens": TOKENS,
-            "width": WIDTH,
-            "of_an_image": rows,
-        },
-        ("libtpu",),
-    )
+    for topology, forms in FORMS.items():
+        rows[topology] = {form: costs_of(topology, form) for form in forms}
+        for form, costs in rows[topology].items():
+            print(topology, form, {name: round(value, 2) for name, value in costs.items()})
+    measured = {"batch": BATCH, "tokens": TOKENS, "width": WIDTH, "of_an_image": rows}
+    store("compile_attention_forms", measured, ("libtpu",))
 
 
-def costs_of(form: str) -> dict[str, float]:
-    """The compiler's count for a forward and a backward pass."""
+def costs_of(topology: str, form: str) -> dict[str, float]:
+    """What a forward and a backward pass cost, for an image."""
+    mesh = Mesh(topology_devices(topology), ("data",))
+    lowered = lower(form, mesh)
+    compiled = lowered.compile(forecast_options(mesh))
+    if mesh.devices.flat[0].platform == "gpu":
+        (flops, traffic), seconds = gpu_work(compiled.as_text()), None
+    else:
+        costs = compiled.cost_analysis()
+        flops, traffic = costs["flops"], costs["bytes accessed"]
+        seconds = known_seconds(costs["optimal_seconds"])
+    return {
+        "gflop": flops / BATCH / 1e9,
+        "megabytes": traffic / BATCH / 1e6,
+        "held_megabytes": compiled.memory_analysis().temp_size_in_bytes / BATCH / 1e6,
+        **({} if seconds is None else {"optimal_us": seconds / BATCH * 1e6}),
+    }
+
+
+def lower(form: str, mesh: Mesh) -> jax.stages.Lowered:
+    """The gradients of the branch, before the compiler sees them."""
     attention = SelfAttention(HEADS, form, dtype=jnp.bfloat16)
     norm = layer_norm(jnp.bfloat16)
-    device = NamedSharding(Mesh(topology_devices(TOPOLOGY), ("data",)), PartitionSpec())
+    device = NamedSharding(mesh, PartitionSpec())
     tokens = jax.ShapeDtypeStruct((BATCH, TOKENS, WIDTH), jnp.bfloat16, sharding=device)
 
     def init(tokens):
@@ -62,13 +75,12 @@ def costs_of(form: str) -> dict[str, float]:
 
         return jax.vjp(branch, params, tokens)[1](cotangents)
 
-    with compiled_for("tpu"):
+    with compiled_for(mesh.devices.flat[0].platform):
         params = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
             jax.eval_shape(init, tokens),
         )
-        lowered = jax.jit(gradients).lower(params, tokens, tokens)
-    return lowered.compile().cost_analysis()
+        return jax.jit(gradients).lower(params, tokens, tokens)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compiles the training step of any config, for a TPU slice that need not be there.
+"""Compiles the training step of any config, for TPUs or GPUs that need not be there.
 
     python -m ddae_jax.compile_check --config=configs/imagenet_ddae_vit_b16.py \\
         --topology=v5e:8x8 --out=v5e.json
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command, devices, finetune, pretrain, segment
 from ddae_jax.config import to_plain
-from ddae_jax.forecast.chips import CHIPS
+from ddae_jax.forecast.chips import CHIPS, usable_bytes
 from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step
 from ddae_jax.forecast.flops import model_flops
 from ddae_jax.forecast.report import report
@@ -50,7 +50,7 @@ class Question:
         data: what the step has to know of the images.
         num_images: of an epoch.
         share: of the bound that a run is expected to reach.
-        topology: name of the slice; empty for the devices at hand.
+        topology: name of the slice or the GPUs; empty for the devices at hand.
     """
 
     job: Job
@@ -135,11 +135,15 @@ def answer(question: Question, program: Program) -> dict[str, Any]:
         needs = {"needed_bytes": error.needed, "available_bytes": error.available}
         return found | {"fits": False, "why": str(error), "bytes_per_device": held, **needs}
     found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, question))
-    found["fits"] = chip is None or step.total_bytes <= chip.memory_bytes
+    available = usable_bytes(kind)
+    found["fits"] = step.total_bytes <= available
     if chip is None:
         return found
+    found["usable_bytes"] = available
     if not found["fits"]:
-        found["why"] = f"{step.total_bytes / 2**30:.1f} GiB are needed"
+        found["why"] = (
+            f"{step.total_bytes / 2**30:.1f} GiB are needed, {available / 2**30:.1f} GiB are there"
+        )
     return found | _at_best(step, question)
 
 
@@ -233,7 +237,7 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind: str, name: str, default, text: str, **options) -> None:
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags, **options)
 
-    define("string", "topology", "", "TPU slice, such as v5e:16x16; the devices here if empty.")
+    define("string", "topology", "", "Such as v5e:16x16 or h100:8; the devices here if empty.")
     define("string", "out", "", "JSON file that all of it is written to.")
     define("bool", "search", False, "Also find the largest batch that fits (compiles often).")
     define(

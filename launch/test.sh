@@ -2,29 +2,32 @@
 # Formatter, linter, and the whole test suite, or the tests that the arguments name.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-# The TPU compiler, 650 MB, once. It stays out of .venv, where jax would look for a TPU with it. Where
-# it cannot be had, the test that needs it is skipped.
-install_tpu_compiler() {
-  local folder=.cache/tpu_compiler wanted half="$PWD/.cache/tpu_compiler.$$"
-  wanted=$(cat launch/requirements-tpu.txt - <<< "$(.venv/bin/python -V)" | cksum)
+# install_compiler NAME SIZE REQUIREMENT...: into .cache/NAME_compiler, once. It stays out of .venv,
+# where jax would look for a device with it. Where it cannot be had, the test that needs it is skipped.
+install_compiler() {
+  local name=$1 size=$2 folder=.cache/$1_compiler half="$PWD/.cache/$1_compiler.$$" wanted
+  shift 2
+  wanted=$(cksum <<< "$* $(.venv/bin/python -V)")
   if [ "$(uname -sm)" != "Linux x86_64" ] || [ "$(cat "$folder/installed" 2>/dev/null)" = "$wanted" ]
   then
     return
   fi
-  echo "installing launch/requirements-tpu.txt for the tests (650 MB, once)" >&2
+  echo "installing the compiler of $name programs for the tests ($size, once)" >&2
   if .venv/bin/python -m pip install --quiet --target="$half" --no-deps --only-binary=:all: \
-    --retries=1 --timeout=15 --requirement=launch/requirements-tpu.txt
+    --retries=1 --timeout=15 "$@"
   then
     printf '%s\n' "$wanted" > "$half/installed"
     rm -rf "$folder"
     mv "$half" "$folder"
   else
     rm -rf "$half"
-    echo "no TPU compiler: tests/forecast/test_tpu.py is skipped" >&2
+    echo "not installed: tests/forecast/test_$name.py is skipped" >&2
   fi
 }
 
-install_tpu_compiler
+install_compiler tpu "650 MB" "$(grep -v '^#' launch/requirements-tpu.txt)"
+jax=$(.venv/bin/python -c 'import jax; print(jax.__version__)')
+install_compiler gpu "500 MB" "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax"
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup --basetemp=.cache/pytest "$@"

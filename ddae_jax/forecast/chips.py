@@ -1,6 +1,8 @@
 """What accelerators can do, from their makers' documentation."""
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -54,3 +56,16 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
     }
 )  # fmt: skip
 """By the kind that JAX tells of a device (``device.device_kind``)."""
+
+
+def usable_bytes(kind: str) -> float:
+    """What a program may hold of a chip's memory; infinity for a chip that is not known.
+
+    JAX takes three quarters of a GPU's, or what ``XLA_PYTHON_CLIENT_MEM_FRACTION`` says.
+    """
+    if kind not in CHIPS:
+        return math.inf
+    share = 1.0
+    if kind.startswith("NVIDIA"):
+        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
+    return share * CHIPS[kind].memory_bytes

@@ -10,7 +10,9 @@ import jax
 from jax.sharding import Mesh
 
 from ddae_jax.forecast.collectives import Traffic, collectives
+from ddae_jax.forecast.gpu_work import gpu_work
 from ddae_jax.platform import compiled_for
+from ddae_jax.training.compiler_options import compiler_options
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import batch_sharding, bytes_per_device, state_bytes
 from ddae_jax.training.step import jit_train_step
@@ -39,7 +41,7 @@ class CompiledStep:
         compile_s: seconds that compiling took.
         held: bytes of ``parameters``, ``optimizer``, ``teacher`` and ``batch``.
         activations: bytes that the step needs beside them.
-        flops: operations of a step, by the compiler's count.
+        flops: operations of a step, by the compiler's count; for GPUs, by :func:`gpu_work`.
         memory_traffic: bytes that a step reads and writes, likewise.
         optimal_s: seconds that the compiler deems least; None if it does not say.
         collectives: what a step sends, by kind.
@@ -72,17 +74,27 @@ def compile_step(
     Raises:
         DoesNotFit: if the compiler finds that it needs more memory than a device has.
     """
-    lowered = lower_step(program, mesh, batch)
+    lowered = lower_step(program, mesh, batch, forecast_options(mesh))
     began = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         raise _explained(error) from error
     compile_s = time.perf_counter() - began
-    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    # The compiler counts the body of the loop over micro-batches once.
-    passes = program.micro_batches
-    optimal_s = known_seconds(costs.get("optimal_seconds", 0)) * passes
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    if mesh.devices.flat[0].platform == "gpu":
+        (flops, memory_traffic), optimal_s = gpu_work(text), 0.0
+    else:
+        costs = compiled.cost_analysis()
+        # The compiler counts the body of the loop over micro-batches once.
+        flops, memory_traffic, optimal_s = (
+            count * program.micro_batches
+            for count in (
+                costs.get("flops", math.nan),
+                costs.get("bytes accessed", math.nan),
+                known_seconds(costs.get("optimal_seconds", 0)),
+            )
+        )
     return CompiledStep(
         compile_s=compile_s,
         held={
@@ -90,10 +102,10 @@ def compile_step(
             "batch": bytes_per_device(_laid_out(batch, mesh)),
         },
         activations=memory.temp_size_in_bytes,
-        flops=costs.get("flops", math.nan) * passes,
-        memory_traffic=costs.get("bytes accessed", math.nan) * passes,
+        flops=flops,
+        memory_traffic=memory_traffic,
         optimal_s=optimal_s if optimal_s > 0 else None,
-        collectives=collectives(compiled.as_text(), mesh.size),
+        collectives=collectives(text, mesh.size),
     )
 
 
@@ -114,6 +126,14 @@ def lower_step(
         return jit_train_step(program.step(), mesh, state, options).lower(
             state, _laid_out(batch, mesh)
         )
+
+
+def forecast_options(mesh: Mesh) -> dict[str, str | bool]:
+    """Those of a job's step; for GPUs that are not there, without what is tuned by trying it."""
+    options = compiler_options(mesh)
+    if mesh.devices.flat[0].platform == "gpu" and jax.default_backend() != "gpu":
+        options["xla_gpu_enable_triton_gemm"] = False  # cuBLAS takes all products
+    return options
 
 
 def _laid_out(batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict:

@@ -8,14 +8,14 @@ _KINDS = ("parameters", "optimizer", "teacher", "batch", "activations")
 
 def report(found: Mapping[str, Any]) -> str:
     """The findings of :mod:`ddae_jax.compile_check`, in lines."""
-    chip, mesh = found["chip"], found["mesh"]
+    mesh = found["mesh"]
     lines = [
         f"{found['topology']}: {found['num_devices']} devices, data={mesh['data']} x "
         f"fsdp={mesh['fsdp']}; {found['batch_size']} images a step, {found['batch_per_device']} "
         "on each",
         _fits(found),
         "",
-        *_memory(found["bytes_per_device"], chip),
+        *_memory(found),
     ]
     if "compile_s" in found:
         lines += ["", *_work(found)]
@@ -37,12 +37,18 @@ def _fits(found: Mapping[str, Any]) -> str:
     )
 
 
-def _memory(held: Mapping[str, int], chip: Mapping[str, Any]) -> list[str]:
+def _memory(found: Mapping[str, Any]) -> list[str]:
+    held, chip = found["bytes_per_device"], found["chip"]
     lines = [f"{'on each device':24s}{'GiB':>10s}"]
     lines += [f"  {kind:22s}{_gib(held[kind]):>10s}" for kind in _KINDS if kind in held]
     lines.append(f"  {'together':22s}{_gib(sum(held.values())):>10s}")
     if "memory_bytes" in chip:
         lines.append(f"  {'of a ' + chip['name']:22s}{_gib(chip['memory_bytes']):>10s}")
+        usable = found.get("usable_bytes", chip["memory_bytes"])
+        if usable < chip["memory_bytes"]:
+            lines.append(
+                f"  {'of which JAX takes':22s}{_gib(usable):>10s}  (XLA_PYTHON_CLIENT_MEM_FRACTION)"
+            )
     return lines
 
 

@@ -1,12 +1,16 @@
-"""TPU slices that are not there, as devices that the compiler compiles for."""
+"""TPU slices and GPUs that are not there, as devices that the compiler compiles for."""
 
+import ctypes.util
+import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
+from ddae_jax.forecast.gpus import GPUS, target_config
 from ddae_jax.hints import did_you_mean
 
 # Dimensions of a slice of each generation, and what its hosts hold by default.
@@ -21,54 +25,97 @@ _WITHOUT_A_TPU = {
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip are one device
 
 
-def topology_devices(name: str) -> list[jax.Device]:
-    """The chips of a slice such as ``v5e:16x16`` or ``v4:2x2x1``.
+_GPU_COMPILERS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 
-    The environment keeps what is told to the compiler about this machine: not for a process that
-    trains on a TPU afterwards.
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """The chips of a slice such as ``v5e:16x16``, or GPUs such as ``h100:8`` or ``h100:4x8``.
+
+    GPUs are those of a machine, or machines times the GPUs of each. The environment keeps what is
+    told to a compiler about this machine: not for a process that trains on an accelerator
+    afterwards.
 
     Raises:
-        ValueError: for what names no slice, saying what does.
-        FileNotFoundError: if the TPU compiler is not installed, saying how to install it.
+        ValueError: for what names no slice and no GPUs, saying what does.
+        FileNotFoundError: if the compiler is not installed, saying how to install it.
     """
-    generation, sides = _parse(name)
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
+    kind, sides = _parse(name)
+    if kind in GPUS:
+        return _gpus(name, kind, sides)
+    if not _is_installed("libtpu"):
         raise FileNotFoundError(
             f"--topology={name}: the TPU compiler is not installed; on x86-64 Linux, "
             "`pip install libtpu` (or ddae-jax[tpu]) brings it, and no TPU is needed"
-        ) from None
+        )
     for variable, value in _WITHOUT_A_TPU.items():
         os.environ.setdefault(variable, value)
     host = tuple(math.gcd(side, most) for side, most in zip((*sides, 1), _HOST, strict=False))
-    options = dict(_OPTIONS.get(generation, {}))
+    options = dict(_OPTIONS.get(kind, {}))
     if host != _HOST:
         options |= {"chips_per_host_bounds": host, "chip_config_name": "default"}
+    return _described(name, platform="tpu", topology_name=name, **options)
+
+
+def _gpus(name: str, kind: str, sides: tuple[int, ...]) -> list[jax.Device]:
+    if not has_gpu_compiler():
+        raise FileNotFoundError(
+            f"--topology={name}: the GPU compiler or cuDNN is not installed; on Linux, "
+            '`pip install "jax[cuda12]"` brings them, and no GPU is needed'
+        )
+    jax.devices()  # which makes JAX look for its compilers
+    machines, each = (1, *sides)[-2:]
+    return _described(
+        name,
+        platform="cuda",
+        target_config=target_config(GPUS[kind]),
+        topology=f"1x{machines}x{each}",
+    )
+
+
+def has_gpu_compiler() -> bool:
+    """Whether JAX finds its compiler for GPUs, and the cuDNN that it asks for a version."""
+    has_cudnn = _is_installed("nvidia.cudnn") or ctypes.util.find_library("cudnn") is not None
+    return has_cudnn and any(map(_is_installed, _GPU_COMPILERS))
+
+
+def _is_installed(module: str) -> bool:
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
+def _described(name: str, **described: Any) -> list[jax.Device]:
+    try:
+        return list(topologies.get_topology_desc(**described).devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology={name}: {str(error).splitlines()[0]}") from error
-    return list(described.devices)
 
 
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:
-    known = ", ".join(_DIMENSIONS)
+    kinds = (*_DIMENSIONS, *GPUS)
+    known = ", ".join(kinds)
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if not found:
         raise ValueError(
             f"--topology={name}; it is a generation and the chips along each side, such as "
-            f"v5e:16x16 or v5p:4x4x4; known generations: {known}"
+            f"v5e:16x16 or v5p:4x4x4, or GPUs, such as h100:8 or h100:4x8; known: {known}"
         )
-    generation, sides = found[1], tuple(map(int, found[2].split("x")))
-    if generation not in _DIMENSIONS:
-        hint = did_you_mean(generation, _DIMENSIONS)
-        raise ValueError(f"--topology={name}; known generations: {known}{hint}")
-    dimensions = _DIMENSIONS[generation]
+    kind, sides = found[1], tuple(map(int, found[2].split("x")))
+    if kind not in kinds:
+        raise ValueError(f"--topology={name}; known: {known}{did_you_mean(kind, kinds)}")
+    if kind in GPUS:
+        if len(sides) > 2 or min(sides) < 1:
+            raise ValueError(
+                f"--topology={name}; it is a number of GPUs, such as {kind}:8, or machines times "
+                f"the GPUs of each, such as {kind}:4x8"
+            )
+        return kind, sides
+    dimensions = _DIMENSIONS[kind]
     if len(sides) != dimensions or min(sides) < 1:
         such_as = "x".join("4" * dimensions)
         raise ValueError(
-            f"--topology={name}; a slice of {generation} has {dimensions} sides of at least 1, "
-            f"such as {generation}:{such_as}"
+            f"--topology={name}; a slice of {kind} has {dimensions} sides of at least 1, "
+            f"such as {kind}:{such_as}"
         )
-    return generation, sides
+    return kind, sides

@@ -27,12 +27,13 @@ class SelfAttention(nn.Module):
 
             - ``batched_matmul``, on CPU: products of ``(batch * heads, tokens, head_width)``,
               several times faster there than batched einsums;
-            - ``einsum``, on TPU: einsums over batch and heads, and a backward pass of its own, with
-              a seventh less memory traffic than ``dot_product``
-              (benchmarks/results/compile_attention_forms.json);
-            - ``cudnn``, on GPU, in 16 bits, where cuDNN's fused kernel takes the shapes;
-            - ``dot_product``, on GPU otherwise: ``jax.nn.dot_product_attention`` by XLA.
+            - ``cudnn``, on GPU, in 16 bits, where cuDNN's fused kernel takes the shapes: a third of
+              the memory traffic of ``dot_product``;
+            - ``einsum``, on TPU, and on GPU otherwise: einsums over batch and heads, and a backward
+              pass of its own, with two thirds of that traffic on a TPU, four fifths on a GPU
+              (benchmarks/results/compile_attention_forms.json).
 
+            ``dot_product`` is ``jax.nn.dot_product_attention`` by XLA.
             Where the weights are read (:func:`ddae_jax.models.vit.attention_by_block`),
             ``batched_matmul`` mixes the tokens too, as not all of them have weights to show.
         has_key_bias: whether keys have a bias; softmax does not see it, BEiT leaves it out.
@@ -144,7 +145,7 @@ def best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) ->
             and head_width % 8 == 0
             and not (has_bias and length % 2)
         )
-        return "cudnn" if is_for_cudnn else "dot_product"
+        return "cudnn" if is_for_cudnn else "einsum"
     return "batched_matmul" if platform() == "cpu" else "einsum"
 
 

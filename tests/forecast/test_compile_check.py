@@ -1,6 +1,7 @@
 """The step of any config, compiled for the devices of this machine, as people ask for it."""
 
 import json
+import math
 import sys
 
 import jax
@@ -10,6 +11,8 @@ import tiny
 from ddae_jax import compile_check
 from ddae_jax.command import CommandEnded
 from ddae_jax.compile_check import largest
+from ddae_jax.forecast import topology
+from ddae_jax.forecast.chips import usable_bytes
 from ddae_jax.models import vit
 from ddae_jax.platform import compiled_for, platform
 
@@ -63,7 +66,12 @@ def test_fine_tuning_is_compiled_too(tmp_path, capsys):
     ("arguments", "message"),
     [
         (("--topology=v5e",), "a generation and the chips along each side, such as v5e:16x16"),
-        (("--topology=v5f:4x4",), "known generations: v4, v5e, v5p, v6e; did you mean 'v5p'"),
+        (("--topology=h100",), "or GPUs, such as h100:8 or h100:4x8"),
+        (("--topology=v5f:4x4",), "known: v4, v5e, v5p, v6e, a100, h100, h200; did you mean 'v5p'"),
+        (
+            ("--topology=h100:2x2x2",),
+            "a number of GPUs, such as h100:8, or machines times the GPUs",
+        ),
         (("--topology=v5p:4x4",), "a slice of v5p has 3 sides of at least 1, such as v5p:4x4x4"),
         (("--config.batch_size=60",), "batch_size=60 is not divisible by the 8 devices"),
         (("--config.mesh.fsdp=3",), "mesh.fsdp=3; they must multiply to the number of devices, 8"),
@@ -79,6 +87,21 @@ def test_without_the_tpu_compiler_it_says_what_to_install(tmp_path, capsys, monk
     monkeypatch.setitem(sys.modules, "libtpu", None)
     assert status(f"--config={tiny.write_config(tmp_path)}", "--topology=v5e:4x4") == 2
     assert "`pip install libtpu`" in capsys.readouterr().err
+
+
+def test_without_the_gpu_compiler_it_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(topology, "has_gpu_compiler", lambda: False)
+    assert status(f"--config={tiny.write_config(tmp_path)}", "--topology=h100:8") == 2
+    assert '`pip install "jax[cuda12]"`' in capsys.readouterr().err
+
+
+def test_of_a_gpu_a_program_has_what_jax_takes(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.75 * 80e9
+    assert usable_bytes("TPU v5 lite") == 16 * 2**30
+    assert usable_bytes("cpu") == math.inf
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.9 * 80e9
 
 
 @pytest.mark.parametrize("start", [1, 8, 100, 300])

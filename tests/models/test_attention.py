@@ -187,9 +187,9 @@ def test_the_form_of_tpus_loses_no_more_in_bfloat16_than_others():
         ("gpu", "bfloat16", 64, 197, False, "cudnn"),
         ("gpu", "float16", 80, 197, False, "cudnn"),
         ("gpu", "bfloat16", 64, 196, True, "cudnn"),
-        ("gpu", "bfloat16", 64, 197, True, "dot_product"),
-        ("gpu", "float32", 64, 197, False, "dot_product"),
-        ("gpu", "bfloat16", 20, 197, False, "dot_product"),
+        ("gpu", "bfloat16", 64, 197, True, "einsum"),
+        ("gpu", "float32", 64, 197, False, "einsum"),
+        ("gpu", "bfloat16", 20, 197, False, "einsum"),
     ],
 )
 def test_auto_takes_what_suits_the_platform(
