@@ -19,6 +19,8 @@ from ddae_jax.tasks import TASKS
 from ddae_jax.training.workdir import Workdir
 from drawn import picture
 
+pytestmark = pytest.mark.xdist_group("evaluated run")  # its runs are made once
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -19,6 +19,8 @@ from ddae_jax.networks import untrained_encoder_params
 from ddae_jax.pretrained import load_tokenizer
 from undrawn import pictures_left_out
 
+pytestmark = pytest.mark.xdist_group("tokenizer and what predicts it")  # its runs are made once
+
 OPTIONS = ("--config.epochs=0.36", "--config.evaluation.knn_every_epochs=0")  # 8 steps
 BEIT2 = ("--config.method=beit2", "--config.mask.kind=block", "--config.mask.ratio=0.4")
 VQKD = ("--config.method=vqkd", "--config.tokenizer.num_codes=12", "--config.log.every_steps=1")
