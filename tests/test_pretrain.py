@@ -321,6 +321,7 @@ def test_a_run_that_came_and_went_while_this_one_prepared_is_noticed(
 def test_a_run_without_a_checkpoint_starts_over_with_any_config(config, tmp_path):
     workdir = tmp_path / "run"
     arguments = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=0.36"]
+    arguments += tiny.SIMPLEST
     workdir.mkdir()
     other = pretrain_defaults()
     (workdir / "config.json").write_text(json.dumps(to_plain(other)))
@@ -381,6 +382,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(config, tmp_p
         "--config.optimizer.learning_rate=1e18",
         "--config.optimizer.clip_norm=0",
         "--config.checkpoint.every_epochs=0.04",
+        *tiny.SIMPLEST,
     )
     assert status(arguments) == 1
     told = capsys.readouterr().err
