@@ -5,7 +5,9 @@ import os
 import pathlib
 import tempfile
 
-# All are read when jax is first imported, which no test module has done yet.
+# All are read when NumPy or jax is first imported, which no test module has done yet.
+# On a product as small as in tests, threads of OpenBLAS only wait for each other: a hundredfold.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's optimisations are most of the suite's time, and hardly what a test hangs on. Without the
 # fusion emitters a training step compiles in half the time of the rest.

@@ -20,6 +20,9 @@ import sys
 import jax
 index, patch = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
+# All processes find what the first compiled: on CPUs the key would tell them apart.
+from jax._src import cache_key
+cache_key._hash_accelerator_config = cache_key._hash_devices
 import undrawn
 pretrain = undrawn.load("pretrain")
 exec(patch)
@@ -262,16 +265,24 @@ def test_continued_by_other_processes_devices_and_shares_it_is_as_if_never_stopp
             np.testing.assert_array_equal(np.concatenate(parts), expected, err_msg=f"step {step}")
 
 
+# The other is missed after some seconds, where a run of users waits a minute.
+SOON_MISSED = """
+from ddae_jax import devices
+assert devices._HEARTBEAT_TIMEOUT_S == 60
+devices._HEARTBEAT_TIMEOUT_S = 15
+"""
+
+
 @pytest.mark.xdist_group("undisturbed pair")
 def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical(
     undisturbed, tmp_path
 ):
     workdir, options = undisturbed
     run = (*options, f"--workdir={tmp_path / 'killed'}")
-    processes = start(*run)
+    processes = start(*run, patch=SOON_MISSED)
     wait_for_step(tmp_path / "killed", 8, processes)
     processes[1].kill()  # the first one alone writes compiled programs, of which none is left half
-    _, log = processes[0].communicate(timeout=90)  # which ends too, and says why
+    _, log = processes[0].communicate(timeout=45)  # which ends too, and says why
     assert processes[0].returncode != 0
     # Whichever comes first: JAX misses the other process, or an operation with it fails.
     assert "another task died" in log or "another process of this run is gone" in log
@@ -313,8 +324,12 @@ def test_processes_that_were_started_differently_do_not_start_together(config, t
 
 
 def test_workdirs_that_are_not_the_same_folder_are_refused(config, tmp_path):
+    patch = """
+from ddae_jax.training.workdir import Workdir
+Workdir.check_is_shared.__defaults__ = (0.5,)
+"""
     places = ([f"--workdir={tmp_path / 'one'}"], [f"--workdir={tmp_path / 'other'}"])
-    processes = start(f"--config={config}", of_process=places)
+    processes = start(f"--config={config}", of_process=places, patch=patch)
     logs = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], logs
     assert f"{tmp_path / 'other'} is not the folder that the first process" in logs[1]

@@ -19,15 +19,13 @@ from ddae_jax.tasks import TASKS
 from ddae_jax.training.workdir import Workdir
 from drawn import picture
 
+pytestmark = pytest.mark.xdist_group("evaluated run")  # its runs are made once
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A short run on the digits."""
-    config = tiny.write_config(tmp_path_factory.mktemp("config"))
-    workdir = tmp_path_factory.mktemp("runs") / "digits"
-    done = tiny.run("pretrain", f"--config={config}", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    return workdir
+    """A short run on the digits, with the checkpoints of steps 4 and 8."""
+    return tiny.copy_of_short_run(tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +43,7 @@ def test_last_line_is_json_with_both_baselines(task, workdir, capsys):
     assert evaluate.main([f"--workdir={workdir}", f"--task={task}"]) == 0
     result = last_line(capsys)
     assert result["task"] == task
-    assert (result["step"], result["encoder"], result["depth"]) == (44, "student", 3)
+    assert (result["step"], result["encoder"], result["depth"]) == (8, "student", 3)
     assert (result["num_train"], result["num_test"]) == (1442, 355)
     for name in ("accuracy", "untrained", "raw_pixels"):
         assert 0.1 < result[name] <= 1
@@ -75,7 +73,7 @@ def test_knn_of_the_command_agrees_with_scikit_learn_on_the_cached_features(work
     for path in Workdir(workdir).features.glob("*.npz"):
         with np.load(path) as stored:
             key = json.loads(str(stored["key"]))
-            wanted = {"encoder": "student", "step": 44, "depth": 3, "pool": "mean"}
+            wanted = {"encoder": "student", "step": 8, "depth": 3, "pool": "mean"}
             if not wanted.items() <= key.items():
                 continue
             oracle = KNeighborsClassifier(
@@ -161,7 +159,7 @@ def test_locality_of_a_run_is_measured_drawn_and_told(workdir, capsys):
     *table, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
     of_run = result["runs"]["digits"]
-    assert (of_run["encoder"], of_run["step"], of_run["num_images"]) == ("student", 44, 355)
+    assert (of_run["encoder"], of_run["step"], of_run["num_images"]) == ("student", 8, 355)
     assert (result["grid"], of_run["patch_size"]) == ([4, 4], 4)
     distance = np.array(of_run["distance"])
     assert distance.shape == (3, 2)
@@ -169,7 +167,7 @@ def test_locality_of_a_run_is_measured_drawn_and_told(workdir, capsys):
     assert ((distance > 0) & (distance < 18**0.5)).all()
     near, wide, all_but = (np.array(of_run["mass_within"][radius]) for radius in ("1", "2", "4"))
     assert ((near > 0) & (near < wide) & (wide < all_but) & (all_but < 1)).all()
-    assert table[0].startswith("digits (student, step 44): 355 images, 4 x 4 patches")
+    assert table[0].startswith("digits (student, step 8): 355 images, 4 x 4 patches")
     assert f"{distance[1].mean():.2f} ± {distance[1].std():.2f}" in table[3]
     assert f"{result['uniform']['distance']:.2f}" in table[-2]
     assert table[-1] == f"figure: {result['figure']}"
@@ -222,8 +220,8 @@ def test_locality_needs_no_labels_and_no_writable_folder(workdir, tmp_path, caps
     [
         (["--compare=EMPTY"], "--compare=EMPTY holds no run: there is no config.json in it"),
         (["--compare=FINER"], "--compare=FINER has 8 x 8 patches, --workdir=WORKDIR has 4 x 4;"),
-        (["--compare=WORKDIR"], "--compare: WORKDIR is given twice at step 44"),
-        (["--compare=WORKDIR@44"], "--compare: WORKDIR is given twice at step 44"),
+        (["--compare=WORKDIR"], "--compare: WORKDIR is given twice at step 8"),
+        (["--compare=WORKDIR@8"], "--compare: WORKDIR is given twice at step 8"),
         (["--compare=WORKDIR@3"], "no checkpoint of step 3"),
         (["--compare=MAE", "--encoder=teacher"], "--compare=MAE: evaluation.encoder='teacher'"),
         (["--compare=FINER", "--task=knn"], "--compare is for --task=attention_distance"),

@@ -57,6 +57,7 @@ def get_config():
     return config
 """
 TORCH_FILES = golden_arrays.FOLDER / "torch_files"
+pytestmark = pytest.mark.xdist_group("fine-tuned run")  # its runs are made once
 
 
 @pytest.fixture(autouse=True)

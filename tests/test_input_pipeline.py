@@ -10,6 +10,8 @@ from PIL import Image
 
 import tiny
 
+pytestmark = pytest.mark.xdist_group("measured pipeline")  # its runs are made once
+
 SIDES = ("decode", "pipeline")
 
 

@@ -23,6 +23,7 @@ def test_quickstart_shortened_learns_and_reports(tmp_path):
             f"--workdir={workdir}",
             "--config.epochs=2",
             "--config.model.size=nano",
+            "--config.model.image_size=16,16",
             "--config.optimizer.warmup_epochs=0.5",
         ],
         cwd=tmp_path,  # from anywhere

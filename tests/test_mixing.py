@@ -18,6 +18,7 @@ IMAGES = jnp.broadcast_to(jnp.arange(1.0, BATCH + 1)[:, None, None, None], (BATC
 KEYS = jax.random.split(jax.random.key(0), 200)
 
 
+@functools.cache
 def mixed(**options):
     """200 mixed batches."""
     mix = functools.partial(mixup_or_cutmix, images=IMAGES, targets=TARGETS, **options)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,15 @@ def start(config, workdir, *arguments, **kind):
         env=tiny.environment(**kind),
         stderr=log,
     )
+
+
+def give_programs(finished, workdir):
+    """Puts what a run compiled where another one looks for it, beside what is there already."""
+    programs = workdir / "compilation_cache"
+    programs.mkdir(parents=True, exist_ok=True)
+    for path in (finished / "compilation_cache").iterdir():
+        if not (programs / path.name).exists():
+            shutil.copy(path, programs)
 
 
 def caught_by(pid):
@@ -124,6 +134,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
     time.sleep(moments.uniform(1, 8))  # while it starts: builds, claims, compiles, ...
     process.kill()
     process.wait()
+    give_programs(finished, workdir)
     for step in sorted(moments.sample(range(2, 43), 2)):
         process = start(config, workdir, as_for_users=True)
         wait_for_step(workdir, step, process)
@@ -143,6 +154,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
 def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, finished, tmp_path):
     workdir = tmp_path / "stopped"
     rarely = "--config.checkpoint.every_epochs=10"
+    give_programs(finished, workdir)
     process = start(config, workdir, rarely, as_for_users=True)
     wait_for_step(workdir, 6, process)
     process.send_signal(signal.SIGTERM)
@@ -155,6 +167,7 @@ def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, f
     arguments = [f"--config={config}", f"--workdir={workdir}"]
     again = tiny.run("pretrain", *arguments, as_for_users=True)
     assert again.returncode == 0, again.stderr
+    # The undisturbed run compiled it, neither the stopped one nor the continued one did so again.
     assert len(compiled) == 1
     assert list((workdir / "compilation_cache").glob("jit_train_step*")) == compiled
     assert f"continuing from the checkpoint of step {last_record}" in again.stderr
@@ -308,6 +321,7 @@ def test_a_run_that_came_and_went_while_this_one_prepared_is_noticed(
 def test_a_run_without_a_checkpoint_starts_over_with_any_config(config, tmp_path):
     workdir = tmp_path / "run"
     arguments = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=0.36"]
+    arguments += tiny.SIMPLEST
     workdir.mkdir()
     other = pretrain_defaults()
     (workdir / "config.json").write_text(json.dumps(to_plain(other)))
@@ -368,6 +382,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(config, tmp_p
         "--config.optimizer.learning_rate=1e18",
         "--config.optimizer.clip_norm=0",
         "--config.checkpoint.every_epochs=0.04",
+        *tiny.SIMPLEST,
     )
     assert status(arguments) == 1
     told = capsys.readouterr().err

@@ -19,6 +19,8 @@ from ddae_jax.networks import untrained_encoder_params
 from ddae_jax.pretrained import load_tokenizer
 from undrawn import pictures_left_out
 
+pytestmark = pytest.mark.xdist_group("tokenizer and what predicts it")  # its runs are made once
+
 OPTIONS = ("--config.epochs=0.36", "--config.evaluation.knn_every_epochs=0")  # 8 steps
 BEIT2 = ("--config.method=beit2", "--config.mask.kind=block", "--config.mask.ratio=0.4")
 VQKD = ("--config.method=vqkd", "--config.tokenizer.num_codes=12", "--config.log.every_steps=1")
@@ -47,7 +49,7 @@ def run(config, workdir, *arguments):
 def runs(config, tmp_path_factory):
     """A teacher, a tokenizer that learned from it, and a run that predicts its tokens."""
     folder = tmp_path_factory.mktemp("runs")
-    run(config, folder / "teacher", "--config.targets.feature_weight=0")
+    run(config, folder / "teacher", *tiny.SIMPLEST)
     teacher = f"--config.tokenizer.teacher={folder / 'teacher'}"
     with contextlib.redirect_stderr(io.StringIO()) as said:
         run(config, folder / "tokenizer", *VQKD, teacher)

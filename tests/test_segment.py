@@ -22,6 +22,8 @@ from ddae_jax.segmentation_watch import build_segment
 from ddae_jax.training.logging import read_metrics
 from undrawn import pictures_left_out
 
+pytestmark = pytest.mark.xdist_group("segmented scenes")  # its runs are made once
+
 CONFIG = """
 from ddae_jax.config import segment_defaults
 from ddae_jax.models import vit

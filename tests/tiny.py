@@ -84,6 +84,8 @@ def environment(num_devices: int = 1, as_for_users: bool = False) -> dict[str, s
     if not as_for_users:
         return os.environ | ours
     theirs = {name: value for name, value in os.environ.items() if name not in ONLY_TESTS}
+    # Of GPUs; with it, the folder of programs would be part of their names.
+    theirs["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
     return theirs | ours | {"XLA_FLAGS": f"{flag}={num_devices}"}
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import os
@@ -126,6 +127,24 @@ def test_a_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
             assert leaf.sharding == expected.sharding
     kernel = on_mesh(state, 1, 8).params["encoder"]["layer"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8  # it was spread
+
+
+def test_devices_share_the_writing_of_large_arrays_alone(tmp_path, monkeypatch):
+    sliced, slice_in_dim = [], jax.lax.slice_in_dim
+
+    def note(array, **options):
+        sliced.append(array.shape)
+        return slice_in_dim(array, **options)
+
+    monkeypatch.setattr(jax.lax, "slice_in_dim", note)
+    large = np.random.default_rng(0).normal(size=2**21).astype(np.float32)  # 1 MiB a device
+    state = dataclasses.replace(make_state(3), teacher={"large": jnp.asarray(large)})
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(on_mesh(state, 8, 1), 3, {})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(target(state))
+    assert_same_bits(restored, state)
+    assert sliced == [large.shape] * 8
 
 
 def test_part_of_a_state_is_the_same_as_in_the_whole(saved):
