@@ -21,14 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from benchmarks.environment import RESULTS, store, time_in_turn
 from ddae_jax import build, recipes
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.methods import METHODS
-from ddae_jax.methods.vqkd import TrainedTokenizer
-from ddae_jax.networks import build_tokenizer
+from ddae_jax.pretrained import shapes_of_missing
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import make_train_step
 
@@ -91,8 +89,8 @@ def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
         config.decoder.width, config.decoder.num_heads = 128, 4
     if cell == CHEAPER:
         config.decoder.intermediate_blocks = 1
-    build.load_tokenizer = untrained_tokenizer
-    method = build.build_method(config)
+    with shapes_of_missing():
+        method = build.build_method(config)
     schedule = build.Schedule(steps_per_epoch=100, total_steps=1000)
     optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
     step = make_train_step(
@@ -107,17 +105,6 @@ def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
         init_state, method=method, optimizer=optimizer, channels=config.data.channels
     )
     return jax.jit(step, donate_argnums=0), initialize, method.frozen
-
-
-def untrained_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
-    """The shapes of one, in the place of a trained one, which costs as much."""
-    module = build_tokenizer(config, teacher_width=1)
-    images = jnp.zeros((1, *module.encoder.image_size, config.data.channels))
-    params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-    codes = (config.tokenizer.num_codes, config.tokenizer.code_width)
-    return TrainedTokenizer(
-        module, {"params": params, "codes": jax.ShapeDtypeStruct(codes, jnp.float32)}
-    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ the measured rate of matrix products (on a CPU, of processor time), and at the c
 peak where that is known. Processor seconds are those of all threads of a process: on a CPU that
 others use too, they say more than the time that passes, above all with ``--cores=1``, where no
 thread waits for another.
-A tokenizer that is not there is replaced by an untrained one.
+A tokenizer or teacher that is not there is replaced by an untrained one.
 """
 
 import contextlib
@@ -42,7 +42,9 @@ from ddae_jax import build, command, compile_check, devices
 from ddae_jax.config import to_plain
 from ddae_jax.forecast.chips import CHIPS
 from ddae_jax.job import Data
+from ddae_jax.methods.vqkd import VqKd
 from ddae_jax.networks import build_encoder
+from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import batch_sharding, check_divisible, make_mesh
 from ddae_jax.training.step import jit_train_step
 
@@ -99,9 +101,6 @@ def question_of(config: ConfigDict) -> compile_check.Question:
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
     job = compile_check.JOBS[config.job]
     job.complete(config, None)
-    tokenizer = config.get("targets", {}).get("tokenizer")
-    if tokenizer and not pathlib.Path(tokenizer).expanduser().exists():
-        build.load_tokenizer = _untrained_tokenizer
     data = Data(num_classes=1000, image_size=tuple(config.model.image_size))
     return compile_check.Question(job, config, mesh, data, 1_281_167, 1.0, "")
 
@@ -111,7 +110,7 @@ class Step:
 
     def __init__(self, question: compile_check.Question):
         self.question, config, mesh = question, question.config, question.mesh
-        program = question.program()
+        program = _with_numbers(question.program())
         self.operations = config.batch_size * compile_check.flops_per_image(program, question)
         self._state = program.fresh_state(mesh)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
@@ -417,14 +416,16 @@ def _timed(run: Callable[[], PyTree], count: int) -> Times:
     return Times(time.perf_counter() - began, time.process_time() - processor_began)
 
 
-def _untrained_tokenizer(path: str, config: ConfigDict):
-    """One with random parameters, which costs as much as a trained one."""
-    from benchmarks.supervision_cost import untrained_tokenizer
-
-    shapes = untrained_tokenizer(path, config)
-    draw = np.random.default_rng(0).normal
-    frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), shapes.frozen)
-    return dataclasses.replace(shapes, frozen=frozen)
+def _with_numbers(program: Program) -> Program:
+    """Random parameters for a tokenizer or teacher that is not there, which cost as much."""
+    draw, method = np.random.default_rng(0).normal, program.method
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(method.frozen)):
+        return program
+    frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), method.frozen)
+    if isinstance(method, VqKd):
+        teacher = dataclasses.replace(method.teacher, params=frozen)
+        return dataclasses.replace(program, method=dataclasses.replace(method, teacher=teacher))
+    return dataclasses.replace(program, method=dataclasses.replace(method, frozen=frozen))
 
 
 def _define(flags: absl_flags.FlagValues) -> None:

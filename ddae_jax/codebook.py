@@ -41,6 +41,7 @@ def nearest_codes(
     vectors: Float[Array, "*batch width"], codes: Float[Array, "codes width"]
 ) -> Int[Array, "*batch"]:
     """The index of the code with the largest cosine to each unit vector."""
+    vectors = jax.lax.stop_gradient(vectors)  # an index passes none on
     return jnp.argmax(jnp.einsum("...d,kd->...k", vectors, codes, precision=_HIGHEST), axis=-1)
 
 

@@ -30,6 +30,7 @@ from ddae_jax.forecast.report import report
 from ddae_jax.forecast.roofline import bound_of, pace
 from ddae_jax.forecast.topology import topology_devices
 from ddae_jax.job import Data, Job
+from ddae_jax.pretrained import shapes_of_missing
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import check_divisible, make_mesh, state_bytes
 
@@ -73,8 +74,9 @@ class Question:
         return dataclasses.replace(self, config=config)
 
     def program(self) -> Program:
-        """The step."""
-        return self.job.program(self.config, self.schedule, self.data)
+        """The step; a tokenizer or teacher that is not there needs only its shapes."""
+        with shapes_of_missing():
+            return self.job.program(self.config, self.schedule, self.data)
 
     def batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """The arrays of a batch."""

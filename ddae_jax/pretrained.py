@@ -1,9 +1,11 @@
 """What earlier runs, or other people, have trained: encoders and tokenizers to learn from."""
 
+import contextlib
+import contextvars
 import functools
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +37,22 @@ from ddae_jax.training.sharding import abstract, make_mesh, replicated, state_sh
 from ddae_jax.training.workdir import Workdir
 
 _log = logging.getLogger(__name__)
+
+_are_shapes_enough: contextvars.ContextVar[bool] = contextvars.ContextVar("shapes", default=False)
+
+
+@contextlib.contextmanager
+def shapes_of_missing() -> Iterator[None]:
+    """In the body, shapes stand in for a tokenizer or teacher that is not there.
+
+    :func:`load_tokenizer` and :func:`load_teacher` then give one that is as large as the config's
+    own encoder, whose parameters are ``ShapeDtypeStruct`` s: enough to compile with.
+    """
+    token = _are_shapes_enough.set(True)
+    try:
+        yield
+    finally:
+        _are_shapes_enough.reset(token)
 
 
 def restore_encoder(
@@ -141,6 +159,9 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
         FileNotFoundError: if there is nothing.
         ValueError: if it is not known here, or for images of other channels.
     """
+    if _takes_shapes("tokenizer.teacher", path):
+        module = build_encoder(config).clone(drop_path_rate=0.0)
+        return DistilledTeacher(module, _shapes_of(module, config))
     if pathlib.Path(path).expanduser().is_file():
         raise ValueError(
             f"tokenizer.teacher={path!r} is a file, which does not tell the pixel statistics that "
@@ -182,6 +203,14 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
         FileNotFoundError: if there is nothing.
         ValueError: if it is no tokenizer, or for images of other channels.
     """
+    if _takes_shapes("targets.tokenizer", path):
+        module = build_tokenizer(config, teacher_width=1)
+        codes = (config.tokenizer.num_codes, config.tokenizer.code_width)
+        frozen = {
+            "params": _shapes_of(module, config),
+            "codes": jax.ShapeDtypeStruct(codes, jnp.float32),
+        }
+        return TrainedTokenizer(module, frozen)
     what = (
         "the workdir of a run with method='vqkd', as configs/cifar10_tokenizer.py has it, or a "
         "folder with the model.safetensors of one"
@@ -204,6 +233,20 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
     )
 
 
+def _takes_shapes(key: str, path: str) -> bool:
+    if not _are_shapes_enough.get() or (path and pathlib.Path(path).expanduser().exists()):
+        return False
+    _log.warning("%s=%r is not there: one as large as the encoder stands in for it", key, path)
+    return True
+
+
+def _shapes_of(module: ViT | Tokenizer, config: ConfigDict) -> PyTree:
+    """Of the parameters of a network for the config's images."""
+    size = module.image_size if isinstance(module, ViT) else module.encoder.image_size
+    images = jnp.zeros((1, *size, config.data.channels))
+    return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+
+
 def _restore_tokenizer(folder: pathlib.Path, path: str) -> tuple[Tokenizer, PyTree, ConfigDict]:
     workdir, theirs = _read_run(folder, "targets.tokenizer")
     if theirs.method != "vqkd":
@@ -212,8 +255,7 @@ def _restore_tokenizer(folder: pathlib.Path, path: str) -> tuple[Tokenizer, PyTr
             "trained by method='vqkd', as in configs/cifar10_tokenizer.py"
         )
     module = build_tokenizer(theirs, teacher_width=1)  # of which nothing but tokens is asked
-    images = jnp.zeros((1, *module.encoder.image_size, theirs.data.channels))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    shapes = _shapes_of(module, theirs)
     codes = (theirs.tokenizer.num_codes, theirs.tokenizer.code_width)
     restored = _restore_part(
         workdir,

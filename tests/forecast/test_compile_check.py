@@ -63,6 +63,27 @@ def test_fine_tuning_is_compiled_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        ("cifar10.py:beit,last", "targets.tokenizer"),
+        ("cifar10_tokenizer.py", "tokenizer.teacher"),
+    ],
+)
+def test_a_tokenizer_or_teacher_that_is_not_there_is_compiled_untrained(
+    config, missing, tmp_path, capsys
+):
+    out = tmp_path / "found.json"
+    small = ("--config.model.size=micro", "--config.batch_size=8", "--config.decoder.width=16")
+    nowhere = f"--config.{missing}={tmp_path / 'nowhere'}"
+    assert (
+        status(f"--config={tiny.ROOT / 'configs' / config}", *small, nowhere, f"--out={out}") == 0
+    )
+    found = json.loads(out.read_text())
+    assert found["bytes_per_device"]["teacher"] > 0.5 * found["bytes_per_device"]["parameters"]
+    assert f"{missing}='{tmp_path / 'nowhere'}' is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--topology=v5e",), "a generation and the chips along each side, such as v5e:16x16"),
