@@ -22,8 +22,9 @@ from ddae_jax.platform import compiled_for
 
 BATCH, TOKENS, WIDTH, HEADS = 64, 197, 768, 12
 FORMS = {
-    "v5p:1x1x1": ("dot_product", "einsum"),
-    "h100:1": ("dot_product", "einsum", "cudnn"),
+    ("v5p:1x1x1", "bfloat16"): ("dot_product", "einsum"),
+    ("h100:1", "bfloat16"): ("dot_product", "einsum", "cudnn"),
+    ("h100:1", "float32"): ("dot_product", "einsum"),
 }
 
 
@@ -31,18 +32,19 @@ def main() -> None:
     """Compiles each form and stores what it costs."""
     jax.config.update("jax_platforms", "cpu")
     rows = {}
-    for topology, forms in FORMS.items():
-        rows[topology] = {form: costs_of(topology, form) for form in forms}
-        for form, costs in rows[topology].items():
-            print(topology, form, {name: round(value, 2) for name, value in costs.items()})
+    for (topology, dtype), forms in FORMS.items():
+        of_forms = {form: costs_of(topology, jnp.dtype(dtype), form) for form in forms}
+        rows[f"{topology}, {dtype}"] = of_forms
+        for form, costs in of_forms.items():
+            print(topology, dtype, form, {name: round(value, 2) for name, value in costs.items()})
     measured = {"batch": BATCH, "tokens": TOKENS, "width": WIDTH, "of_an_image": rows}
     store("compile_attention_forms", measured, ("libtpu",))
 
 
-def costs_of(topology: str, form: str) -> dict[str, float]:
+def costs_of(topology: str, dtype: jnp.dtype, form: str) -> dict[str, float]:
     """What a forward and a backward pass cost, for an image."""
     mesh = Mesh(topology_devices(topology), ("data",))
-    lowered = lower(form, mesh)
+    lowered = lower(form, dtype, mesh)
     compiled = lowered.compile(forecast_options(mesh))
     if mesh.devices.flat[0].platform == "gpu":
         (flops, traffic), seconds = gpu_work(compiled.as_text()), None
@@ -58,12 +60,12 @@ def costs_of(topology: str, form: str) -> dict[str, float]:
     }
 
 
-def lower(form: str, mesh: Mesh) -> jax.stages.Lowered:
+def lower(form: str, dtype: jnp.dtype, mesh: Mesh) -> jax.stages.Lowered:
     """The gradients of the branch, before the compiler sees them."""
-    attention = SelfAttention(HEADS, form, dtype=jnp.bfloat16)
-    norm = layer_norm(jnp.bfloat16)
+    attention = SelfAttention(HEADS, form, dtype=dtype)
+    norm = layer_norm(dtype)
     device = NamedSharding(mesh, PartitionSpec())
-    tokens = jax.ShapeDtypeStruct((BATCH, TOKENS, WIDTH), jnp.bfloat16, sharding=device)
+    tokens = jax.ShapeDtypeStruct((BATCH, TOKENS, WIDTH), dtype, sharding=device)
 
     def init(tokens):
         return [module.init(jax.random.key(0), tokens) for module in (norm, attention)]

@@ -130,6 +130,7 @@ def answer(question: Question, program: Program) -> dict[str, Any]:
         "batch_per_device": config.batch_size // mesh.size,
         "versions": {"jax": jax.__version__},
     }
+    available = usable_bytes(kind)
     try:
         step = compile_step(program, mesh, question.batch())
     except DoesNotFit as error:
@@ -137,7 +138,6 @@ def answer(question: Question, program: Program) -> dict[str, Any]:
         needs = {"needed_bytes": error.needed, "available_bytes": error.available}
         return found | {"fits": False, "why": str(error), "bytes_per_device": held, **needs}
     found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, question))
-    available = usable_bytes(kind)
     found["fits"] = step.total_bytes <= available
     if chip is None:
         return found

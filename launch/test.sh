@@ -12,6 +12,7 @@ install_compiler() {
   then
     return
   fi
+  rm -rf "$folder"  # another version's would fail
   echo "installing the compiler of $name programs for the tests ($size, once)" >&2
   if .venv/bin/python -m pip install --quiet --target="$half" --no-deps --only-binary=:all: \
     --retries=1 --timeout=15 "$@"
@@ -25,7 +26,8 @@ install_compiler() {
   fi
 }
 
-install_compiler tpu "650 MB" "$(grep -v '^#' launch/requirements-tpu.txt)"
+mapfile -t requirements < <(grep -v '^#' launch/requirements-tpu.txt)
+install_compiler tpu "650 MB" "${requirements[@]}"
 jax=$(.venv/bin/python -c 'import jax; print(jax.__version__)')
 install_compiler gpu "500 MB" "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax"
 .venv/bin/ruff format --check .

@@ -14,7 +14,7 @@ class Chip:
     Attributes:
         name: as people say it.
         peak_flops: bfloat16 matrix products with float32 sums, operations a second.
-        memory_bytes: of its high-bandwidth memory.
+        memory_bytes: of its high-bandwidth memory; of GPUs, what CUDA tells of it.
         memory_bandwidth: bytes a second.
         interconnect_bandwidth: bytes a second that it sends to its neighbours, all links together;
             the same again arrives.
@@ -28,6 +28,9 @@ class Chip:
     interconnect_bandwidth: float
     source: str
 
+
+_MEMORY_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # or its old name
+_CUDA = "memory as openxla/xla has it, xla/backends/gpu/target_config/specs"
 
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
@@ -45,13 +48,15 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
             "v6e", 918e12, 32 * 2**30, 1640e9, 400e9, "docs.cloud.google.com/tpu/docs/v6e"
         ),
         "NVIDIA A100-SXM4-80GB": Chip(
-            "A100", 312e12, 80e9, 2039e9, 300e9, "NVIDIA A100 80GB data sheet (SXM)"
+            "A100", 312e12, 85.1e9, 2039e9, 300e9, f"NVIDIA A100 80GB data sheet (SXM); {_CUDA}"
         ),
         "NVIDIA H100 80GB HBM3": Chip(
-            "H100", 989.5e12, 80e9, 3350e9, 450e9, "NVIDIA H100 data sheet (SXM, without sparsity)"
+            "H100", 989.5e12, 84.9e9, 3350e9, 450e9,
+            f"NVIDIA H100 data sheet (SXM, without sparsity); {_CUDA}",
         ),
         "NVIDIA H200": Chip(
-            "H200", 989.5e12, 141e9, 4800e9, 450e9, "NVIDIA H200 data sheet (SXM, without sparsity)"
+            "H200", 989.5e12, 151.4e9, 4800e9, 450e9,
+            f"NVIDIA H200 data sheet (SXM, without sparsity); {_CUDA}",
         ),
     }
 )  # fmt: skip
@@ -61,11 +66,14 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
 def usable_bytes(kind: str) -> float:
     """What a program may hold of a chip's memory; infinity for a chip that is not known.
 
-    JAX takes three quarters of a GPU's, or what ``XLA_PYTHON_CLIENT_MEM_FRACTION`` says.
+    JAX takes three quarters of a GPU's, or what ``XLA_CLIENT_MEM_FRACTION`` says.
+
+    Raises ``ValueError`` if that is no number.
     """
     if kind not in CHIPS:
         return math.inf
     share = 1.0
     if kind.startswith("NVIDIA"):
-        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
+        told = [os.environ.get(name) for name in _MEMORY_SHARE]
+        share = float(next(filter(None, told), 0.75))
     return share * CHIPS[kind].memory_bytes

@@ -5,10 +5,9 @@ import math
 import re
 from collections.abc import Mapping
 
-from ddae_jax.forecast.hlo import operations, sizes, times_by_computation
+from ddae_jax.forecast.hlo import operations, own_result, sizes, times_by_computation
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_START = "-start"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +40,11 @@ def collectives(program: str, num_devices: int) -> Mapping[str, Traffic]:
     found = dict.fromkeys(KINDS, Traffic())
     times = times_by_computation(program)
     for operation in operations(program):
-        kind = operation.kind.removesuffix(_START)
+        kind = operation.kind.removesuffix("-start")
         if kind not in KINDS:
             continue
         repeated = times.get(operation.computation, 1)
-        is_start = operation.kind.endswith(_START)
-        size = _result_bytes(operation.result, kind, is_start) * repeated
+        size = sum(sizes(own_result(operation))) * repeated
         group = _group_size(operation.rest, num_devices)
         before = found[kind]
         sent = size * _share_sent(kind, group)
@@ -62,15 +60,6 @@ def _share_sent(kind: str, group: int) -> float:
     if kind == "reduce-scatter":
         return group * ring
     return 1.0 if kind == "collective-permute" else ring
-
-
-def _result_bytes(result: str, kind: str, is_start: bool) -> float:
-    found = sizes(result)
-    if is_start and kind in ("all-gather", "collective-permute"):
-        # The operands come first, then as many results, then what the hardware notes.
-        found = [size for size in found if size > 4] or found
-        return sum(found[len(found) // 2 :])
-    return sum(found)
 
 
 def _group_size(text: str, num_devices: int) -> int:

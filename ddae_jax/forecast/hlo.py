@@ -1,6 +1,7 @@
 """A compiled program's text, taken apart: its operations, their arrays, and how often they run."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -8,12 +9,13 @@ from collections.abc import Iterator, Mapping
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(
     r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<result>\(.*?\)(?= [\w\-]+\()|\S+)"
-    r" (?P<kind>[\w\-]+)\((?P<operands>[^)]*)\)(?P<rest>.*)"
+    r" (?P<kind>[\w\-]+)\((?P<arguments>[^)]*)\)(?P<rest>.*)"
 )
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
+    r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)"
+    r"=\{?([^,}]+(?:, %[^,}]+)*)"
 )
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"\}')
 
@@ -27,7 +29,7 @@ class Operation:
         name: of its result.
         result: type of its result, as text: an array, or several in parentheses.
         kind: such as ``fusion``, ``dot`` or ``custom-call``.
-        operands: names of what it takes.
+        arguments: what stands in its parentheses, as text.
         rest: its attributes, as text.
     """
 
@@ -35,8 +37,13 @@ class Operation:
     name: str
     result: str
     kind: str
-    operands: tuple[str, ...]
+    arguments: str
     rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of what it takes."""
+        return re.findall(r"%([\w.\-]+)", self.arguments)
 
 
 def operations(program: str) -> Iterator[Operation]:
@@ -46,10 +53,7 @@ def operations(program: str) -> Iterator[Operation]:
         if header := _COMPUTATION.match(line):
             computation = header[1]
         elif found := _OPERATION.match(line):
-            operands = tuple(re.findall(r"%([\w.\-]+)", found["operands"]))
-            yield Operation(
-                computation, found["name"], found["result"], found["kind"], operands, found["rest"]
-            )
+            yield Operation(computation, **found.groupdict())
 
 
 def shapes(result: str) -> list[tuple[int, ...]]:
@@ -60,6 +64,25 @@ def shapes(result: str) -> list[tuple[int, ...]]:
 def sizes(result: str) -> list[float]:
     """The bytes of the arrays of a type."""
     return [_bytes(dtype) * math.prod(_shape(shape)) for dtype, shape in _ARRAY.findall(result)]
+
+
+def elements(result: str) -> list[str]:
+    """The types that a tuple's type is made of; another type alone."""
+    if not result.startswith("("):
+        return [result]
+    found, depth, began = [], 0, 1
+    for place, letter in enumerate(result):
+        depth += (letter in "([{") - (letter in ")]}")
+        if (letter == "," and depth == 1) or depth == 0:
+            found.append(result[began:place].strip())
+            began = place + 1
+    return found
+
+
+def own_result(operation: Operation) -> str:
+    """The type of what an operation makes: one that starts another also hands its operands on."""
+    has_operands = operation.kind.endswith("-start") and operation.kind != "all-reduce-start"
+    return elements(operation.result)[1] if has_operands else operation.result
 
 
 def called(text: str) -> list[str]:
@@ -76,8 +99,11 @@ def times_by_computation(program: str) -> Mapping[str, int]:
         for name in called(operation.rest):
             callers.setdefault(name, []).append((operation.computation, times))
 
+    @functools.cache
     def times_of(name: str) -> int:
-        return math.prod(times * times_of(caller) for caller, times in callers.get(name, [])[:1])
+        if name not in callers:
+            return 1
+        return sum(times * times_of(caller) for caller, times in callers[name])
 
     return {name: times_of(name) for name in callers}
 

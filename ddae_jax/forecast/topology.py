@@ -57,10 +57,11 @@ def topology_devices(name: str) -> list[jax.Device]:
 
 
 def _gpus(name: str, kind: str, sides: tuple[int, ...]) -> list[jax.Device]:
-    if not has_gpu_compiler():
+    missing = _missing_for_gpus()
+    if missing:
         raise FileNotFoundError(
-            f"--topology={name}: the GPU compiler or cuDNN is not installed; on Linux, "
-            '`pip install "jax[cuda12]"` brings them, and no GPU is needed'
+            f"--topology={name}: {missing} is not installed; on Linux, "
+            '`pip install "jax[cuda12]"` brings it, and no GPU is needed'
         )
     jax.devices()  # which makes JAX look for its compilers
     machines, each = (1, *sides)[-2:]
@@ -72,10 +73,12 @@ def _gpus(name: str, kind: str, sides: tuple[int, ...]) -> list[jax.Device]:
     )
 
 
-def has_gpu_compiler() -> bool:
-    """Whether JAX finds its compiler for GPUs, and the cuDNN that it asks for a version."""
-    has_cudnn = _is_installed("nvidia.cudnn") or ctypes.util.find_library("cudnn") is not None
-    return has_cudnn and any(map(_is_installed, _GPU_COMPILERS))
+def _missing_for_gpus() -> str:
+    """What is not there of all that JAX compiles for GPUs with; nothing if it is."""
+    if not any(map(_is_installed, _GPU_COMPILERS)):
+        return "the GPU compiler"
+    has_cudnn = _is_installed("nvidia.cudnn") or ctypes.util.find_library("cudnn")
+    return "" if has_cudnn else "cuDNN"  # JAX asks it for its version
 
 
 def _is_installed(module: str) -> bool:
@@ -90,6 +93,11 @@ def _described(name: str, **described: Any) -> list[jax.Device]:
         return list(topologies.get_topology_desc(**described).devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology={name}: {str(error).splitlines()[0]}") from error
+    except NotImplementedError as error:  # JAX has found no compiler that it can take
+        raise FileNotFoundError(
+            f"--topology={name}: the compiler is not that of jax {jax.__version__}; both have the "
+            "same version"
+        ) from error
 
 
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:

@@ -196,7 +196,7 @@ def _cudnn(
     if length % 2 == 0 or bias is not None:
         return _dot_product(q, k, v, bias, implementation)
     q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = jnp.full(len(q), length, jnp.int32)
+    lengths = jnp.full(len(q), length, jnp.int32)  # one for all: of no device in particular
     mixed = jax.nn.dot_product_attention(
         *(q, k, v),
         query_seq_lengths=lengths,

@@ -209,7 +209,10 @@ class Checkpoints:
 
 
 def _type_handlers() -> ocp.type_handlers.TypeHandlerRegistry:
-    """How Orbax writes and reads leaves: its own ways, but for small arrays."""
+    """How Orbax writes and reads leaves: its own ways, but for small arrays.
+
+    What it notes of arrays beside them, for random keys alone, is left out: a state has none.
+    """
     handlers = ocp.type_handlers
     of_arrays = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SHARE_BYTES)
     others = [kind for kind in handlers.supported_types() if kind is not jax.Array]

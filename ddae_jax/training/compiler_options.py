@@ -14,12 +14,11 @@ LARGE_VMEM_KINDS = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """The options of a training step on a mesh, for ``jax.jit``.
 
-    On some TPUs, larger parts of a matrix product stay on the chip. What ``LIBTPU_INIT_ARGS`` sets
-    is left as it sets it. GPUs need none: that they compute while they add gradients is how XLA
-    compiles by itself (benchmarks/results/gpu_overlap.json).
+    On some TPUs, larger parts of a matrix product stay on the chip. What ``LIBTPU_INIT_ARGS`` or
+    ``XLA_FLAGS`` sets is left as it sets it. GPUs have none: with XLA's latency-hiding scheduler the program is the
+    same as without (benchmarks/results/gpu_overlap.json).
     """
     name = "xla_tpu_scoped_vmem_limit_kib"
     is_large = mesh.devices.flat[0].device_kind in LARGE_VMEM_KINDS
-    if not is_large or name in os.environ.get("LIBTPU_INIT_ARGS", ""):
-        return {}
-    return {name: str(_LARGE_VMEM_KIB)}
+    given = os.environ.get("LIBTPU_INIT_ARGS", "") + os.environ.get("XLA_FLAGS", "")
+    return {name: str(_LARGE_VMEM_KIB)} if is_large and name not in given else {}

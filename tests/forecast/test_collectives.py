@@ -86,9 +86,21 @@ HEADER = "ENTRY %main (p: f32[4]) -> f32[4] {\n"
             "collective-permute",
             Traffic(1, 32, 32),
         ),
+        (
+            "  %a = ((f32[8]{0}, f32[1,4]{1,0}), (f32[2]{0}, f32[1]{0})) reduce-scatter-start(%x, "
+            "%y), replica_groups={{0,1,2,3},{4,5,6,7}}",
+            "reduce-scatter",
+            Traffic(1, 12, 3 / 4 * 48),
+        ),
+        (
+            "  %a = ((f32[1]{0}, f32[2]{0}), (f32[4]{0}, f32[8]{0})) all-gather-start(%x, %y), "
+            "replica_groups={{0,1,2,3},{4,5,6,7}}",
+            "all-gather",
+            Traffic(1, 48, 3 / 4 * 48),
+        ),
     ],
 )
-def test_forms_that_the_tpu_compiler_writes(line, kind, expected):
+def test_forms_that_compilers_write(line, kind, expected):
     found = collectives(f"{HEADER}{line}\n}}\n", 8)
     assert found.keys() == {kind}
     np.testing.assert_allclose(

@@ -12,7 +12,7 @@ from ddae_jax import compile_check
 from ddae_jax.command import CommandEnded
 from ddae_jax.compile_check import largest
 from ddae_jax.forecast import topology
-from ddae_jax.forecast.chips import usable_bytes
+from ddae_jax.forecast.chips import CHIPS, usable_bytes
 from ddae_jax.models import vit
 from ddae_jax.platform import compiled_for, platform
 
@@ -110,19 +110,44 @@ def test_without_the_tpu_compiler_it_says_what_to_install(tmp_path, capsys, monk
     assert "`pip install libtpu`" in capsys.readouterr().err
 
 
-def test_without_the_gpu_compiler_it_says_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(topology, "has_gpu_compiler", lambda: False)
+@pytest.mark.parametrize(
+    ("installed", "missing"),
+    [
+        ((), "the GPU compiler"),
+        (("nvidia.cudnn",), "the GPU compiler"),
+        (("jax_plugins.xla_cuda12",), "cuDNN"),
+    ],
+)
+def test_without_the_gpu_compiler_it_says_what_to_install(
+    installed, missing, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(topology, "_is_installed", lambda module: module in installed)
+    monkeypatch.setattr(topology.ctypes.util, "find_library", lambda name: None)
     assert status(f"--config={tiny.write_config(tmp_path)}", "--topology=h100:8") == 2
-    assert '`pip install "jax[cuda12]"`' in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{missing} is not installed" in told
+    assert '`pip install "jax[cuda12]"`' in told
+
+
+def test_a_compiler_of_another_version_is_explained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(topology, "_is_installed", lambda module: True)  # but JAX knows of none
+    assert status(f"--config={tiny.write_config(tmp_path)}", "--topology=h100:8") == 2
+    assert f"is not that of jax {jax.__version__}" in capsys.readouterr().err
 
 
 def test_of_a_gpu_a_program_has_what_jax_takes(monkeypatch):
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.75 * 80e9
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    whole = CHIPS["NVIDIA H100 80GB HBM3"].memory_bytes
+    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.75 * whole
     assert usable_bytes("TPU v5 lite") == 16 * 2**30
     assert usable_bytes("cpu") == math.inf
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
-    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.9 * 80e9
+    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.9 * whole
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.8")
+    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.8 * whole
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "")
+    assert usable_bytes("NVIDIA H100 80GB HBM3") == 0.9 * whole
 
 
 @pytest.mark.parametrize("start", [1, 8, 100, 300])

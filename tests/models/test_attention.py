@@ -152,9 +152,8 @@ def test_every_form_has_the_same_gradients(form, bias):
     )
 
 
-@pytest.mark.parametrize("length", [6, 7])
-def test_an_odd_number_of_tokens_for_cudnn_changes_nothing(length):
-    heads = normal(0, 3, 2, length, HEADS, 8)  # queries, keys and values
+def test_a_token_more_for_cudnn_changes_nothing():
+    heads = normal(0, 3, 2, 7, HEADS, 8)  # queries, keys and values
 
     def mixed_and_gradients(mix):
         return mix(*heads), jax.grad(lambda *heads: jnp.sin(mix(*heads)).sum(), (0, 1, 2))(*heads)
