@@ -28,12 +28,13 @@ class SelfAttention(nn.Module):
             - ``batched_matmul``, on CPU: products of ``(batch * heads, tokens, head_width)``,
               several times faster there than batched einsums;
             - ``cudnn``, on GPU, in 16 bits, where cuDNN's fused kernel takes the shapes: a third of
-              the memory traffic of ``dot_product``;
-            - ``einsum``, on TPU, and on GPU otherwise: einsums over batch and heads, and a backward
-              pass of its own, with two thirds of that traffic on a TPU, four fifths on a GPU
-              (benchmarks/results/compile_attention_forms.json).
+              the memory traffic of ``dot_product``, but for cuDNN's workspace;
+            - ``einsum``, on TPU, and on GPU in 16 bits otherwise: einsums over batch and heads, and
+              a backward pass of its own, with two thirds of that traffic on a TPU, four fifths on a
+              GPU;
+            - ``dot_product``, on GPU in float32: ``jax.nn.dot_product_attention`` by XLA, which
+              holds less there (benchmarks/results/compile_attention_forms.json).
 
-            ``dot_product`` is ``jax.nn.dot_product_attention`` by XLA.
             Where the weights are read (:func:`ddae_jax.models.vit.attention_by_block`),
             ``batched_matmul`` mixes the tokens too, as not all of them have weights to show.
         has_key_bias: whether keys have a bias; softmax does not see it, BEiT leaves it out.
@@ -139,13 +140,10 @@ class RelativePositionBias(nn.Module):
 def best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) -> AttentionForm:
     """What ``auto`` means on this platform; cuDNN takes what JAX documents of it."""
     if platform() == "gpu":
-        is_for_cudnn = (
-            jnp.dtype(dtype).itemsize == 2
-            and head_width <= 128
-            and head_width % 8 == 0
-            and not (has_bias and length % 2)
-        )
-        return "cudnn" if is_for_cudnn else "einsum"
+        if jnp.dtype(dtype).itemsize != 2:
+            return "dot_product"
+        takes_shapes = head_width <= 128 and head_width % 8 == 0 and not (has_bias and length % 2)
+        return "cudnn" if takes_shapes else "einsum"
     return "batched_matmul" if platform() == "cpu" else "einsum"
 
 

@@ -15,8 +15,8 @@ def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """The options of a training step on a mesh, for ``jax.jit``.
 
     On some TPUs, larger parts of a matrix product stay on the chip. What ``LIBTPU_INIT_ARGS`` or
-    ``XLA_FLAGS`` sets is left as it sets it. GPUs have none: with XLA's latency-hiding scheduler the program is the
-    same as without (benchmarks/results/gpu_overlap.json).
+    ``XLA_FLAGS`` sets is left as it sets it. GPUs have none: with XLA's latency-hiding scheduler
+    the program is the same as without (benchmarks/results/gpu_overlap.json).
     """
     name = "xla_tpu_scoped_vmem_limit_kib"
     is_large = mesh.devices.flat[0].device_kind in LARGE_VMEM_KINDS

@@ -187,7 +187,7 @@ def test_the_form_of_tpus_loses_no_more_in_bfloat16_than_others():
         ("gpu", "float16", 80, 197, False, "cudnn"),
         ("gpu", "bfloat16", 64, 196, True, "cudnn"),
         ("gpu", "bfloat16", 64, 197, True, "einsum"),
-        ("gpu", "float32", 64, 197, False, "einsum"),
+        ("gpu", "float32", 64, 197, False, "dot_product"),
         ("gpu", "bfloat16", 20, 197, False, "einsum"),
     ],
 )
