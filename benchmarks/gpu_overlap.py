@@ -11,15 +11,10 @@ Writes benchmarks/results/gpu_overlap.json.
 
 import re
 
-import jax
-
 from benchmarks.environment import store
-from configs import imagenet_ddae_vit_b16
-from ddae_jax import build, job, pretrain
+from ddae_jax import compile_check
 from ddae_jax.forecast.compiled import forecast_options, lower_step
 from ddae_jax.forecast.hlo import Operation, operations, own_result, sizes
-from ddae_jax.forecast.topology import topology_devices
-from ddae_jax.training.sharding import make_mesh
 
 TOPOLOGY, IMAGES_PER_GPU = "h100:8", 64
 OPTION = "xla_gpu_enable_latency_hiding_scheduler"
@@ -27,7 +22,6 @@ OPTION = "xla_gpu_enable_latency_hiding_scheduler"
 
 def main() -> None:
     """Compiles all and stores what is found."""
-    jax.config.update("jax_platforms", "cpu")
     found = {"topology": TOPOLOGY, "images_per_gpu": IMAGES_PER_GPU}
     for fsdp in (1, 8):
         programs = [compiled(fsdp, options) for options in ({}, {OPTION: False}, {OPTION: True})]
@@ -43,12 +37,14 @@ def main() -> None:
 
 def compiled(fsdp: int, options: dict[str, bool]) -> str:
     """The program's text."""
-    config = imagenet_ddae_vit_b16.get_config()
-    mesh = make_mesh(fsdp=fsdp, devices=topology_devices(TOPOLOGY))
-    config.batch_size = IMAGES_PER_GPU * mesh.size
-    program = pretrain.build_program(config, build.Schedule(100, 1000), job.Data())
-    batch = pretrain.batch_shapes(config, job.Data())
-    lowered = lower_step(program, mesh, batch, forecast_options(mesh) | options)
+    question, _ = compile_check.ask(
+        [
+            *("--config=configs/imagenet_ddae_vit_b16.py", f"--topology={TOPOLOGY}"),
+            *(f"--config.mesh.fsdp={fsdp}", f"--config.batch_size={8 * IMAGES_PER_GPU}"),
+        ]
+    )
+    options = forecast_options(question.mesh) | options
+    lowered = lower_step(question.program(), question.mesh, question.batch(), options)
     return lowered.compile().as_text()
 
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command, devices, finetune, pretrain, segment
 from ddae_jax.config import to_plain
 from ddae_jax.forecast.chips import CHIPS, usable_bytes
-from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step
+from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step, shortage
 from ddae_jax.forecast.flops import model_flops
 from ddae_jax.forecast.report import report
 from ddae_jax.forecast.roofline import bound_of, pace
@@ -143,9 +143,7 @@ def answer(question: Question, program: Program) -> dict[str, Any]:
         return found
     found["usable_bytes"] = available
     if not found["fits"]:
-        found["why"] = (
-            f"{step.total_bytes / 2**30:.1f} GiB are needed, {available / 2**30:.1f} GiB are there"
-        )
+        found["why"] = shortage(step.total_bytes, available)
     return found | _at_best(step, question)
 
 

@@ -204,13 +204,7 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
         ValueError: if it is no tokenizer, or for images of other channels.
     """
     if _takes_shapes("targets.tokenizer", path):
-        module = build_tokenizer(config, teacher_width=1)
-        codes = (config.tokenizer.num_codes, config.tokenizer.code_width)
-        frozen = {
-            "params": _shapes_of(module, config),
-            "codes": jax.ShapeDtypeStruct(codes, jnp.float32),
-        }
-        return TrainedTokenizer(module, frozen)
+        return TrainedTokenizer(*_untrained_tokenizer(config))
     what = (
         "the workdir of a run with method='vqkd', as configs/cifar10_tokenizer.py has it, or a "
         "folder with the model.safetensors of one"
@@ -254,18 +248,24 @@ def _restore_tokenizer(folder: pathlib.Path, path: str) -> tuple[Tokenizer, PyTr
             f"targets.tokenizer={path!r} is a run of method={theirs.method!r}; a tokenizer is "
             "trained by method='vqkd', as in configs/cifar10_tokenizer.py"
         )
-    module = build_tokenizer(theirs, teacher_width=1)  # of which nothing but tokens is asked
-    shapes = _shapes_of(module, theirs)
-    codes = (theirs.tokenizer.num_codes, theirs.tokenizer.code_width)
+    module, shapes = _untrained_tokenizer(theirs)
     restored = _restore_part(
         workdir,
-        {
-            "params": {k: shapes[k] for k in ("encoder", "code_hidden", "code_projection")},
-            "teacher": {"codebook": {"codes": jax.ShapeDtypeStruct(codes, jnp.float32)}},
-        },
+        {"params": shapes["params"], "teacher": {"codebook": {"codes": shapes["codes"]}}},
     )
     codes = restored["teacher"]["codebook"]["codes"]
     return module, {"params": restored["params"], "codes": codes}, theirs
+
+
+def _untrained_tokenizer(config: ConfigDict) -> tuple[Tokenizer, PyTree]:
+    """The config's tokenizer, and the shapes of what its tokens are made with."""
+    module = build_tokenizer(config, teacher_width=1)  # of which nothing but tokens is asked
+    shapes = _shapes_of(module, config)
+    codes = (config.tokenizer.num_codes, config.tokenizer.code_width)
+    return module, {
+        "params": {name: shapes[name] for name in ("encoder", "code_hidden", "code_projection")},
+        "codes": jax.ShapeDtypeStruct(codes, jnp.float32),
+    }
 
 
 def _describe(module: ViT, place: pathlib.Path) -> dict[str, Any]:

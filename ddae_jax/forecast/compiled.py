@@ -162,8 +162,9 @@ def _explained(error: Exception) -> Exception:
     needed, available = (
         float(number) * _UNITS[unit] for number, unit in (found.groups()[:2], found.groups()[2:])
     )
-    return DoesNotFit(
-        f"{needed / 2**30:.1f} GiB are needed, {available / 2**30:.1f} GiB are there",
-        needed,
-        available,
-    )
+    return DoesNotFit(shortage(needed, available), needed, available)
+
+
+def shortage(needed: float, available: float) -> str:
+    """How many bytes are needed, and how many are there, for people."""
+    return f"{needed / 2**30:.1f} GiB are needed, {available / 2**30:.1f} GiB are there"

@@ -14,6 +14,9 @@ from ddae_jax.platform import platform
 
 AttentionForm = Literal["auto", "batched_matmul", "dot_product", "cudnn", "einsum"]
 
+Heads = Float[Array, "batch tokens heads head_width"]
+"""What each head has of each token: queries, keys, values, or what it mixes of those."""
+
 ATTENTION = "attention"
 """The collection that :class:`SelfAttention` sows its ``weights`` into, where it is mutable."""
 
@@ -97,7 +100,7 @@ class _Projections(nn.Module):
         self,
         tokens: Float[Array, "batch tokens width"],
         bias: Float[Array, " 3*width"] | None = None,
-    ) -> tuple[Float[Array, "batch tokens heads head_width"], ...]:
+    ) -> tuple[Heads, ...]:
         """The three of them; ``bias`` is used instead of a parameter of this layer's own."""
         batch, length, width = tokens.shape
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, 3 * width))
@@ -148,13 +151,8 @@ def best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) ->
 
 
 def _mixed_and_weights(
-    q: Float[Array, "batch tokens heads head_width"],
-    k: Float[Array, "batch tokens heads head_width"],
-    v: Float[Array, "batch tokens heads head_width"],
-    bias: Float[Array, "heads tokens tokens"] | None,
-) -> tuple[
-    Float[Array, "batch tokens heads head_width"], Float[Array, "batch heads tokens tokens"]
-]:
+    q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads tokens tokens"] | None
+) -> tuple[Heads, Float[Array, "batch heads tokens tokens"]]:
     """The mixed values, and the float32 weights that mixed them: of each query, over the keys."""
     batch, length, heads, head_width = q.shape
     q, k, v = (x.swapaxes(1, 2).reshape(batch * heads, length, head_width) for x in (q, k, v))
@@ -168,23 +166,23 @@ def _mixed_and_weights(
 
 
 def _dot_product(
-    q: Float[Array, "batch tokens heads head_width"],
-    k: Float[Array, "batch tokens heads head_width"],
-    v: Float[Array, "batch tokens heads head_width"],
+    q: Heads,
+    k: Heads,
+    v: Heads,
     bias: Float[Array, "heads tokens tokens"] | None,
     implementation: Literal["xla", "cudnn"] = "xla",
-) -> Float[Array, "batch tokens heads head_width"]:
+) -> Heads:
     bias = None if bias is None else bias[None].astype(q.dtype)
     return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
 
 
 def _cudnn(
-    q: Float[Array, "batch tokens heads head_width"],
-    k: Float[Array, "batch tokens heads head_width"],
-    v: Float[Array, "batch tokens heads head_width"],
+    q: Heads,
+    k: Heads,
+    v: Heads,
     bias: Float[Array, "heads tokens tokens"] | None,
     implementation: Literal["xla", "cudnn"] = "cudnn",
-) -> Float[Array, "batch tokens heads head_width"]:
+) -> Heads:
     """An odd number of tokens gets one more, which is masked.
 
     JAX refuses to differentiate cuDNN's attention over an odd number of tokens, as if there were a
@@ -194,7 +192,7 @@ def _cudnn(
     if length % 2 == 0 or bias is not None:
         return _dot_product(q, k, v, bias, implementation)
     q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = jnp.full(len(q), length, jnp.int32)  # one for all: of no device in particular
+    lengths = jnp.full(len(q), length, jnp.int32)  # all the same, whichever a device sees
     mixed = jax.nn.dot_product_attention(
         *(q, k, v),
         query_seq_lengths=lengths,
@@ -206,11 +204,8 @@ def _cudnn(
 
 @jax.custom_vjp
 def _einsum(
-    q: Float[Array, "batch tokens heads head_width"],
-    k: Float[Array, "batch tokens heads head_width"],
-    v: Float[Array, "batch tokens heads head_width"],
-    bias: Float[Array, "heads tokens tokens"] | None,
-) -> Float[Array, "batch tokens heads head_width"]:
+    q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads tokens tokens"] | None
+) -> Heads:
     """Attention whose backward pass is written out.
 
     Differentiated by rule, softmax keeps its float32 values; here the backward pass takes the
