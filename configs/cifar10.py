@@ -12,21 +12,55 @@ Expect:     docs/evaluation.md
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_ddae
+from ddae_jax.config import pretrain_defaults
 from ddae_jax.recipes import use_recipe
 
 
 def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
     """The study's config for a cell of the grid of methods and supervisions."""
-    config = cifar10_ddae.get_config()
+    config = shared()
     use_recipe(config, cell)
-    if config.method in ("beit", "beit2"):
-        config.targets.tokenizer = "runs/cifar10_tokenizer"
-    if config.method == "maskfeat":
-        config.targets.hog_cell = 4  # a patch has one cell, not 2 x 2
     if config.model.encoder_input == "visible":
         # A decoder as narrow, against the encoder, as MAE's.
         config.decoder.width = 128
         config.decoder.depth = 4
         config.decoder.num_heads = 4
+    if config.method == "ddae":
+        config.teacher.half_life_epochs = 50.0
+        config.teacher.half_life_start_epochs = 1.0
+    if config.method in ("beit", "beit2"):
+        config.targets.tokenizer = "runs/cifar10_tokenizer"
+    if config.method == "maskfeat":
+        config.targets.hog_cell = 4  # a patch has one cell, not 2 x 2
+    return config
+
+
+def shared() -> ConfigDict:
+    """Data, encoder and schedule, the same for all cells."""
+    config = pretrain_defaults()
+    config.batch_size = 512
+    config.epochs = 200.0
+
+    config.model.size = "Ti"
+    config.model.image_size = (32, 32)
+    config.model.patch_size = 4
+
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_epochs = 10.0
+
+    config.data.source = "tfds"
+    config.data.name = "cifar10"
+    config.data.test_split = "test"
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    # Small images of one size: decoded once, augmented on the device (see
+    # benchmarks/results/augmentation.json).
+    config.data.in_memory = True
+    config.data.augment_in = "device"
+
+    config.checkpoint.every_epochs = 5.0
+    config.log.every_steps = 20
+    config.log.figures_every_epochs = 20.0
+    config.evaluation.knn_every_epochs = 20.0
+    config.evaluation.max_examples = 10_000
     return config

@@ -9,13 +9,14 @@ Expect:     docs/methods.md
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_ddae
+from configs import cifar10
 
 
 def get_config() -> ConfigDict:
     """The study's data and encoder, trained as a tokenizer of BEiT v2."""
-    config = cifar10_ddae.get_config()
+    config = cifar10.shared()
     config.method = "vqkd"
+    config.model.encoder_input = "full"
     config.epochs = 100.0
     config.tokenizer.teacher = "runs/cifar10"
     config.tokenizer.num_codes = 1024

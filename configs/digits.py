@@ -22,9 +22,12 @@ def get_config() -> ConfigDict:
     config.model.image_size = (24, 24)  # 8x8 scans, enlarged
     config.model.patch_size = 4
     config.model.dtype = "float32"
+    config.decoder.width = 96
+    config.decoder.depth = 2
+    config.decoder.num_heads = 3
     config.mask.ratio = 0.6
 
-    config.teacher.momentum_start = 0.98  # some hundred steps: 0.996 would hardly move it
+    config.teacher.half_life_epochs = 8.0
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_epochs = 5.0
 

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 512
     config.epochs = 100.0
     config.model.size = "B"
+    config.model.encoder_input = "full"
     config.model.positions = "learned"
     config.tokenizer.teacher = "runs/imagenet_teacher"
     config.optimizer.learning_rate = 1e-4

@@ -36,7 +36,12 @@ from ddae_jax.networks import build_decoder, build_encoder, build_normalize, bui
 from ddae_jax.pretrained import load_teacher, load_tokenizer
 from ddae_jax.training.agreement import united
 from ddae_jax.training.optimizer import make_optimizer
-from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
+from ddae_jax.training.schedules import (
+    copy_schedule,
+    half_life_schedule,
+    learning_rate_schedule,
+    momentum_schedule,
+)
 from ddae_jax.training.step import Prepare
 
 _log = logging.getLogger(__name__)
@@ -108,6 +113,9 @@ def build_method(config: ConfigDict) -> Method:
         depths=supervised_depths(supervision.mode, encoder.depth, tuple(supervision.depths)),
         mode=supervision.mode,
         weighting=supervision.weighting,
+        normalizes_intermediate=supervision.normalize_intermediate,
+        intermediate_share=config.decoder.intermediate_share,
+        has_decoder_per_depth=not config.decoder.is_shared,
         # Given for several depths, of which this mode reads out one.
         depth_weights=None if is_last else tuple(supervision.depth_weights) or None,
         beta_init=supervision.beta_init,
@@ -155,10 +163,22 @@ def build_optimizer(
         beta_step=config.supervision.beta_step,
         beta_range=tuple(config.supervision.beta_range),
     )
-    momentum = momentum_schedule(
-        config.teacher.momentum_start, config.teacher.momentum_end, schedule.total_steps
-    )
-    return optimizer, learning_rate, momentum
+    return optimizer, learning_rate, build_momentum(config, schedule)
+
+
+def build_momentum(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
+    """The teacher's momentum by step."""
+    options, per_epoch = config.teacher, schedule.steps_per_epoch
+    if options.copy_every_epochs:
+        return copy_schedule(schedule.steps(options.copy_every_epochs))
+    if options.half_life_epochs:
+        start = options.half_life_start_epochs or options.half_life_epochs
+        return half_life_schedule(
+            start * per_epoch,
+            options.half_life_epochs * per_epoch,
+            options.warmup * schedule.total_steps,
+        )
+    return momentum_schedule(options.momentum_start, options.momentum_end, schedule.total_steps)
 
 
 def build_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedule:

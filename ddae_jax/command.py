@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.keys import defaults_by_key
+from ddae_jax.config.keys import DEFAULTS_VERSION, defaults_by_key
 from ddae_jax.config.values import (
     check_keys,
     job_of,
@@ -191,6 +191,22 @@ def parse_config_flags(
         FileNotFoundError: if there is no such config file.
         absl.flags.Error: as :func:`parse_flags`.
     """
+    flags, _ = read_config_flags(argv, usage, define, job)
+    check_config(flags.config)
+    return flags
+
+
+def read_config_flags(
+    argv: Sequence[str] | None,
+    usage: str,
+    define: Callable[[absl_flags.FlagValues], None],
+    job: str | None = "pretrain",
+) -> tuple[absl_flags.FlagValues, frozenset[str]]:
+    """:func:`parse_config_flags` without the check, which whoever changes the config has to do.
+
+    Returns:
+        The flags; and which keys ``--config.KEY=VALUE`` sets.
+    """
 
     def define_all(flags):
         absl_flags.DEFINE_string(
@@ -211,9 +227,13 @@ def parse_config_flags(
     config = load_config(flags.config, job)
     for change in changes:
         config.update_from_flattened_dict({change.key: change.value()})
-    check_config(config)
+    if config.defaults_version != DEFAULTS_VERSION:
+        raise ValueError(
+            f"config.defaults_version={config.defaults_version} is not to be set: it tells of a "
+            f"stored config which defaults it began with; those of today are {DEFAULTS_VERSION}"
+        )
     flags["config"].value = config
-    return flags
+    return flags, frozenset(change.key for change in changes)
 
 
 def load_config(path: str, job: str | None = "pretrain") -> ConfigDict:

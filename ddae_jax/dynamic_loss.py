@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-Weighting = Literal["power", "normalised"]
+from ddae_jax.patches import Grid
+
+Weighting = Literal["power", "normalised", "neighbourhood"]
 
 # exp(40) = 2.4e17: times an error, and summed over any batch, it still is a float32.
 _MAX_LOG_WEIGHT = 40.0
@@ -62,6 +64,42 @@ def dynamic_weights(
     raise ValueError(f"weighting={weighting!r}; known: 'power', 'normalised'")
 
 
+def neighbourhood_weights(
+    mask: Bool[Array, "batch patches"], grid: Grid
+) -> Float[Array, "batch patches"]:
+    """``1 +`` the hidden share of the 3x3 patches around each hidden patch; 0 on visible patches.
+
+    A static relative of :func:`dynamic_weights`, to compare with: what is amid hidden patches
+    counts for up to twice as much. What lies outside the image counts as visible.
+
+    Args:
+        mask: True where hidden.
+        grid: ``(h, w)``, with ``h * w`` patches.
+
+    Returns:
+        float32 weights in [10/9, 2] on hidden patches.
+
+    Source: Dong et al. 2022, "Bootstrapped Masked Autoencoders" (the authors' code).
+    """
+    hidden = mask.reshape(-1, *grid).astype(jnp.float32)
+    padded = jnp.pad(hidden, ((0, 0), (1, 1), (1, 1)))
+    h, w = grid
+    around = sum(
+        padded[:, row : row + h, column : column + w] for row in range(3) for column in range(3)
+    )
+    return jnp.where(mask, 1 + around.reshape(mask.shape) / 9, 0)
+
+
+def masked_mean(
+    errors: Float[Array, "... batch patches"],
+    weights: Float[Array, "... batch patches"],
+    mask: Bool[Array, "batch patches"],
+) -> Float[Array, "..."]:
+    """``sum_i m_i w_i e_i / sum_i m_i``, at least float32; 0 if nothing is hidden."""
+    errors = jnp.where(mask, _at_least_float32(errors), 0)
+    return (weights * errors).sum(axis=(-2, -1)) / jnp.maximum(mask.sum(), 1)
+
+
 def dynamic_loss(
     errors: Float[Array, "... batch patches"],
     distance: Float[Array, "batch patches"],
@@ -94,9 +132,7 @@ def dynamic_loss(
             f"errors have shape {errors.shape}; beta {beta.shape} and mask {mask.shape} ask for "
             f"{(*beta.shape, *mask.shape)}"
         )
-    weights = dynamic_weights(distance, mask, beta, weighting)
-    errors = jnp.where(mask, _at_least_float32(errors), 0)
-    return (weights * errors).sum(axis=(-2, -1)) / jnp.maximum(mask.sum(), 1)
+    return masked_mean(errors, dynamic_weights(distance, mask, beta, weighting), mask)
 
 
 def _log_normalised_distance(

@@ -102,8 +102,13 @@ def backbone_of(encoder: ViT, params: PyTree, config: ConfigDict) -> Backbone:
 
 
 def _is_whole_mae(config: ConfigDict, library: str) -> bool:
-    has_decoder = config.model.encoder_input == "visible" and predicts_pixels(config)
-    return library == "transformers" and has_decoder and config.evaluation.encoder == "student"
+    has_mae_decoder = config.model.encoder_input == "visible" and config.decoder.kind == "self"
+    return (
+        library == "transformers"
+        and has_mae_decoder
+        and predicts_pixels(config)
+        and config.evaluation.encoder == "student"
+    )
 
 
 def _export_encoder(

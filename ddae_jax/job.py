@@ -12,7 +12,7 @@ import logging
 import os
 import pathlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 
 from ddae_jax import command, devices
 from ddae_jax.build import Schedule
-from ddae_jax.config import to_plain
-from ddae_jax.config.checks import ignored_keys
+from ddae_jax.config import from_plain, to_plain
+from ddae_jax.config.checks import check_config, ignored_keys
+from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
 from ddae_jax.config.keys import FOLDERS, flatten
-from ddae_jax.config.values import contradictions, job_of
+from ddae_jax.config.values import contradictions, job_of, take_stored
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
@@ -190,18 +191,21 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
     """
     with stop.at_once():
         usage = f"ddae_jax.{job.name} {job.usage}"
-        flags = command.parse_config_flags(argv, usage, _define_flags, job.name)
-        config = flags.config
+        flags, given = command.read_config_flags(argv, usage, _define_flags, job.name)
+        config, workdir = flags.config, Workdir(flags.workdir)
+        kept = keep_as_stored(config, workdir, given)
+        check_config(config)
         for key in FOLDERS & flatten(config).keys():
             config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
         devices.start_devices(flags.distributed, devices.cluster_of(flags))
+    if kept:
+        _log.warning(kept)
     with may_stop_at_once(stop), all_or_none():
         check_started_alike(config)
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
-        workdir = Workdir(flags.workdir)
         check_is_of(workdir, job.name)
-        job.complete(config, workdir.read_config() if workdir.has_checkpoint() else None)
+        job.complete(config, _continued(workdir))
         check_workdir(workdir, config, flags.allow_config_changes)
         run = Run(
             config, workdir, mesh, job.build(config, workdir, mesh), flags.allow_config_changes
@@ -209,6 +213,33 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
     with may_stop_at_once(stop):
         claim(workdir, config, flags.allow_config_changes)
     return run
+
+
+def keep_as_stored(config: ConfigDict, workdir: Workdir, given: Container[str]) -> str | None:
+    """Lets a run that began with earlier defaults go on with what it has stored.
+
+    Args:
+        config: of the command; is changed in place.
+        workdir: of the run.
+        given: keys that the command line sets.
+
+    Returns:
+        A line that names the keys which the command has otherwise; None if there are none.
+
+    Raises ``ValueError`` for a stored config that cannot be read.
+    """
+    stored = _continued(workdir)
+    if stored is None:
+        return None
+    replaced = take_stored(config, stored, given, workdir.config)
+    # What init_from tells is never as the command has it.
+    told = {k: v for k, v in replaced.items() if not (config.init_from and k in TOLD_BY_INIT_FROM)}
+    if not told:
+        return None
+    kept = flatten(config)
+    return "continuing with the stored config, as the defaults have changed since: " + ", ".join(
+        f"{key}={kept[key]!r} (now {value!r})" for key, value in told.items()
+    )
 
 
 def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> None:
@@ -378,7 +409,7 @@ def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bo
     named), or files that are no run's.
     """
     workdir.check_is_a_run_or_empty()
-    stored = workdir.read_config() if workdir.has_checkpoint() else None
+    stored = _continued(workdir)
     if stored is None:
         return
     differences = contradictions(stored, to_plain(config), workdir.config)
@@ -388,6 +419,12 @@ def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bo
         if not any(line.startswith(("method:", "model.size:")) for line in differences):
             advice += ", or --allow_config_changes to continue it with these"
         raise ValueError(f"{workdir.path} holds a run with another config:\n  {shown}\n{advice}")
+
+
+def _continued(workdir: Workdir) -> dict[str, Any] | None:
+    """The config of the run that is there to be continued, by today's keys; None without one."""
+    stored = workdir.read_config() if workdir.has_checkpoint() else None
+    return None if stored is None else to_plain(from_plain(stored, workdir.config))
 
 
 def image_batch(config: ConfigDict, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:

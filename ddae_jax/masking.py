@@ -144,6 +144,17 @@ def hidden_indices(
     return visible_indices(~mask, num_masked)
 
 
+def sample_hidden(
+    key: PRNGKeyArray, mask: Bool[Array, "batch patches"], count: int
+) -> Bool[Array, "batch patches"]:
+    """True at ``count`` of each image's hidden patches, every choice of them equally likely.
+
+    Each row of the mask must have as many hidden patches.
+    """
+    noise = jax.random.uniform(key, mask.shape) + ~mask  # visible patches come last
+    return _lowest(noise, count)
+
+
 def spread_hidden(
     values: Float[Array, "*batch hidden"], mask: Bool[Array, "batch patches"]
 ) -> Float[Array, "*batch patches"]:

@@ -40,7 +40,16 @@ def build_decoder(config: ConfigDict) -> Decoder | None:
     """What fills hidden patches in; None if they enter the encoder."""
     if config.model.encoder_input == "full":
         return None
-    return Decoder(build_encoder(config).grid, **config.decoder, **_computation(config))
+    options = config.decoder
+    return Decoder(
+        build_encoder(config).grid,
+        width=options.width,
+        depth=options.depth,
+        num_heads=options.num_heads,
+        kind=options.kind,
+        intermediate_blocks=options.intermediate_blocks,
+        **_computation(config),
+    )
 
 
 def build_tokenizer(config: ConfigDict, teacher_width: int) -> Tokenizer:

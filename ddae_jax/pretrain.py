@@ -69,6 +69,7 @@ def program_of(config: ConfigDict, method: Trainable, schedule: build.Schedule) 
         channels=config.data.channels,
         seed=config.seed,
         micro_batches=config.optimizer.micro_batches,
+        total_steps=schedule.total_steps,
     )
 
 

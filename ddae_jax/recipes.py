@@ -21,7 +21,6 @@ _BEIT = {
     **_RELATIVE_POSITIONS,
     "mask.kind": "block",
     "mask.ratio": 0.4,
-    "supervision.beta_step": 1.0,
 }
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -29,6 +28,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "ddae": {},
         "mae": {
             "model.encoder_input": "visible",
+            "decoder.kind": "self",
+            # Of deep supervision; ours.
+            "decoder.intermediate_share": 0.25,
+            "decoder.intermediate_blocks": 1,
             "mask.kind": "random",
             "mask.ratio": 0.75,
             "targets.normalize_pixels": True,
@@ -39,6 +42,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "mask.ratio": 0.6,
             "mask.unit": 2,  # 32 pixels, for patches of 16
             "targets.normalize_pixels": False,
+            "supervision.beta_step": 5.0,
             **_RELATIVE_POSITIONS,
         },
         "maskfeat": {
@@ -56,7 +60,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 ``supervision.beta_step`` is ours: beta's gradient is as large as the error, which is about 1 for
 normalised pixels, a tenth and less for histograms, and 5 to 9 for tokens, the logarithm of the
-number of codes.
+number of codes. So is how depths before the last one are decoded.
 """
 
 
@@ -79,6 +83,8 @@ def departures(config: ConfigDict) -> list[str]:
         if is_architecture and key not in RECIPES[config.method]:
             continue
         if section == "supervision" or (section == "targets" and name not in options):
+            continue
+        if section == "decoder" and (name != "kind" or key not in RECIPES[config.method]):
             continue
         published = RECIPES[config.method].get(key, defaults[key])
         is_near = key == "mask.ratio" and abs(flat[key] - published) <= published / 20
@@ -109,4 +115,7 @@ def _recipe(config: ConfigDict) -> dict[str, Any]:
     recipe = dict(RECIPES.get(config.method, {}))
     if config.supervision.mode != "deep_dynamic":
         recipe.pop("supervision.beta_step", None)
+    if config.supervision.mode == "last":
+        recipe.pop("decoder.intermediate_share", None)
+        recipe.pop("decoder.intermediate_blocks", None)
     return recipe

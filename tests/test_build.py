@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddae_jax import build
+from ddae_jax import build, pretrain
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.data.sources import ArraySource
 from ddae_jax.models import vit
@@ -143,7 +143,8 @@ def test_only_visible_input_has_a_decoder_and_only_full_input_a_mask_token():
     ("kind", "ratio", "hidden"), [("random", 0.5, 4), ("random", 0.3, 2), ("block", 0.75, 6)]
 )
 def test_masks_hide_the_configs_share(kind, ratio, hidden):
-    method = build.build_method(tiny(mask__kind=kind, mask__ratio=ratio))
+    config = tiny(mask__kind=kind, mask__ratio=ratio, decoder__intermediate_share=1.0)
+    method = build.build_method(config)
     mask = jax.jit(method.sample_mask, static_argnums=1)(jax.random.key(0), 5)
     assert (method.num_masked, method.num_visible) == (hidden, 8 - hidden)
     np.testing.assert_array_equal(mask.sum(axis=1), hidden)
@@ -229,6 +230,7 @@ def test_the_optimizer_has_the_configs_schedules():
         optimizer__learning_rate=0.08,
         optimizer__end_learning_rate=0.016,
         optimizer__warmup_epochs=2.0,
+        teacher__half_life_epochs=0.0,
         teacher__momentum_start=0.9,
         teacher__momentum_end=0.99,
     )
@@ -237,6 +239,34 @@ def test_the_optimizer_has_the_configs_schedules():
     found = [float(learning_rate(step)) for step in (0, 5, 10, 30, 50)]
     np.testing.assert_allclose(found, [0, 0.0025, 0.005, 0.003, 0.001], rtol=1e-5)
     np.testing.assert_allclose([momentum(0), momentum(50)], [0.9, 0.99], rtol=1e-6)
+
+
+def test_the_teachers_pace_is_the_configs_in_epochs():
+    def momentum(**changes):
+        config = tiny(epochs=10.0, **{f"teacher__{name}": v for name, v in changes.items()})
+        return build.build_optimizer(config, build.Schedule(8, 80))[2]
+
+    slower = momentum(half_life_epochs=4.0, half_life_start_epochs=1.0, warmup=0.5)
+    half_lives = [-1 / np.log2(float(slower(step))) / 8 for step in (0, 20, 40, 80)]
+    np.testing.assert_allclose(half_lives, [1, 2, 4, 4], rtol=1e-3)
+    steady = momentum(half_life_epochs=4.0, half_life_start_epochs=0.0)
+    np.testing.assert_allclose(-1 / np.log2(float(steady(0))) / 8, 4, rtol=1e-3)
+    copied = momentum(copy_every_epochs=0.5)
+    assert [float(copied(step)) for step in range(8)] == [1, 1, 1, 0, 1, 1, 1, 0]
+
+
+def test_what_changes_over_a_run_follows_its_progress():
+    """The step hands the share of the run that is done to the loss."""
+    config = tiny(epochs=2.0, targets__feature_start=0.25, targets__feature_warmup=0.5)
+    program = pretrain.program_of(config, build.build_method(config), build.Schedule(4, 8))
+    state = program.fresh_state(make_mesh(1, 1, jax.devices()[:1]))
+    images = np.random.default_rng(0).integers(0, 256, (16, 16, 8, 3)).astype(np.uint8)
+    step, weights = jax.jit(program.step()), []
+    for _ in range(8):
+        state, metrics = step(state, {"image": images})
+        weights.append((float(metrics["weight/pixels"]), float(metrics["weight/features"])))
+    features = np.clip((np.arange(8) / 8 - 0.25) / 0.5, 0, 1)
+    np.testing.assert_allclose(weights, np.stack([1 - features, features], axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(("clip_norm", "first_moment"), [(1.0, 0.1 / 5), (0.0, 0.1), (9.0, 0.1)])

@@ -112,8 +112,8 @@ def test_keys_that_are_true_or_false_need_no_value(file):
 
 
 def test_the_last_of_several_values_counts(file):
-    given = (f"--config={file}", "--config.model.image_size=8,8", "--config.model.image_size=4,12")
-    assert parse(*given).config.model.image_size == (4, 12)
+    given = (f"--config={file}", "--config.model.image_size=8,8", "--config.model.image_size=12,8")
+    assert parse(*given).config.model.image_size == (12, 8)
 
 
 def test_a_file_of_flags_may_change_the_config(file, tmp_path):
@@ -140,6 +140,23 @@ def test_a_config_file_takes_an_argument_after_a_colon(tmp_path):
     )
     assert parse(f"--config={path}").config.model.size == "B"
     assert parse(f"--config={path}:Ti").config.model.size == "Ti"
+
+
+def test_the_keys_that_a_command_line_sets_are_told_and_nothing_is_checked_yet(file, tmp_path):
+    flag_file = tmp_path / "flags"
+    flag_file.write_text("--config.epochs=7\n")
+    argv = [
+        f"--flagfile={flag_file}",
+        f"--config={file}",
+        "--config.mask.ratio",
+        "7",
+        "--workdir=W",
+    ]
+    flags, given = command.read_config_flags(
+        [*argv, "--noconfig.data.flip", "--config.seed=0"], USAGE, define
+    )
+    assert given == {"epochs", "mask.ratio", "data.flip", "seed"}
+    assert (flags.config.mask.ratio, flags.config.epochs) == (7.0, 7.0)
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "-help"])
@@ -329,6 +346,17 @@ def test_a_value_that_is_not_allowed_is_refused(file):
         parse(f"--config={file}", "--config.mask.ratio=1.5")
     with pytest.raises(ValueError, match=r"model.size='Bi'; known: "):
         parse(f"--config={file}", "--config.model.size=Bi")
+
+
+def test_which_defaults_a_run_began_with_is_not_to_be_set(file):
+    message = r"config.defaults_version=1 is not to be set: .*those of today are 2"
+    with pytest.raises(ValueError, match=message):
+        parse(f"--config={file}", "--config.defaults_version=1")
+    assert parse(f"--config={file}", "--config.defaults_version=2").config.defaults_version == 2
+    path = pathlib.Path(file)
+    path.write_text(path.read_text().replace("return", "config.defaults_version = 1\n    return"))
+    with pytest.raises(ValueError, match=message):
+        parse(f"--config={file}")
 
 
 def test_an_unknown_flag_is_refused(file):

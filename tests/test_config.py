@@ -7,10 +7,21 @@ import pytest
 from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain, pretrain_defaults, to_plain
+from ddae_jax.config import keys as config_keys
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.config.keys import JOBS, RENAMED, RETIRED, defaults_by_key, flatten
+from ddae_jax.config.keys import (
+    DEFAULTS_VERSION,
+    EARLIER_DEFAULTS,
+    FREE_TO_CHANGE,
+    JOBS,
+    RENAMED,
+    RETIRED,
+    defaults_by_key,
+    defaults_of,
+    flatten,
+)
 from ddae_jax.config.ranges import CHOICES
-from ddae_jax.config.values import contradictions, parse_value, typed, unknown_key
+from ddae_jax.config.values import contradictions, parse_value, take_stored, typed, unknown_key
 
 
 def changed(**changes):
@@ -66,7 +77,11 @@ def test_every_known_word_passes(job, key, word):
         config.model.patch_size, config.model.image_size = 14, (224, 224)
     if word == "tfds":
         config.data.name = "cifar10"
+    if key == "targets.feature_places":
+        config.model.encoder_input = "visible"
     if job == "pretrain":
+        if key == "model.relative_positions" or word in ("beit2", "vqkd"):
+            config.model.encoder_input = "full"
         config.targets.tokenizer = config.tokenizer.teacher = "runs/earlier"
     assert check_config(config) is None
 
@@ -295,6 +310,14 @@ def test_a_config_without_a_key_or_with_another_is_refused():
 
 # ---- what is set and has no effect
 
+FULL = {"model.encoder_input": "full"}
+DEEP = {"model.encoder_input": "visible", "supervision.mode": "deep_dynamic"}
+BOTH = DEEP | {"targets.pixel_weight": 1.0, "targets.feature_weight": 1.0}
+BOTH |= {"targets.feature_places": "both", "supervision.weighting": "power"}
+BY_STEP = {"teacher.half_life_epochs": 0.0, "teacher.half_life_start_epochs": 0.0}
+BY_STEP |= {"teacher.copy_every_epochs": 0.0}
+"""What has an effect with these."""
+
 
 @pytest.mark.parametrize("job", JOBS)
 def test_the_defaults_ignore_nothing(job):
@@ -319,7 +342,7 @@ def test_switching_off_what_is_at_its_default_ignores_nothing():
                 "supervision.mode": "deep",
                 "supervision.weighting": "normalised",
                 "supervision.beta_init": 0.0,
-                "supervision.beta_step": 1.0,
+                "supervision.beta_step": 3.0,
                 "supervision.beta_range": (-1.0, 1.0),
             },
             [
@@ -330,13 +353,16 @@ def test_switching_off_what_is_at_its_default_ignores_nothing():
             ],
         ),
         ({"supervision.weighting": "normalised"}, []),
-        ({"decoder.width": 64, "decoder.depth": 1}, ["decoder.depth", "decoder.width"]),
+        (
+            {"decoder.width": 64, "decoder.depth": 1, "model.encoder_input": "full"},
+            ["decoder.depth", "decoder.width"],
+        ),
         ({"decoder.width": 64, "model.encoder_input": "visible"}, []),
         (
             {"teacher.momentum_start": 0.9, "targets.feature_weight": 0.0},
             ["teacher.momentum_start"],
         ),
-        ({"teacher.momentum_start": 0.9}, []),
+        ({"teacher.momentum_start": 0.9, **BY_STEP}, []),
         (
             {"targets.normalize_pixels": False, "targets.pixel_weight": 0.0},
             ["targets.normalize_pixels"],
@@ -391,6 +417,87 @@ def test_keys_that_others_switch_off_are_named_with_the_reason(changes, ignored)
         value, reason = line.removeprefix(f"{key}=").split(" is ignored: ")
         assert value == repr(changes[key])
         assert reason.partition("=")[0] in flatten(config)  # the key that switches it off
+
+
+def unlike(key):
+    """A value of a key that is not its default."""
+    value = defaults_by_key()[key]
+    if key in CHOICES:
+        return next(word for word in CHOICES[key] if word != value)
+    if isinstance(value, tuple):
+        return (-1.5, 1.5)  # of beta_range
+    return not value if isinstance(value, bool) else value + 1
+
+
+OF_FEATURES = [f"targets.feature_{name}" for name in ("start", "warmup", "normalization", "places")]
+OF_FEATURES += ["targets.normalize_predictions", "targets.pixel_fade"]
+
+
+@pytest.mark.parametrize(
+    ("on", "off", "ignored"),
+    [
+        (BOTH, {"targets.feature_weight": 0.0}, OF_FEATURES),
+        (BOTH, {"method": "mae"}, OF_FEATURES),
+        (BOTH, {"targets.pixel_weight": 0.0}, ["targets.feature_start", "targets.feature_warmup"]),
+        (BOTH, {"targets.pixel_weight": 0.0}, ["targets.pixel_fade", "targets.normalize_pixels"]),
+        (BOTH, {"targets.feature_places": "visible"}, ["targets.normalize_predictions"]),
+        (
+            DEEP,
+            {"model.encoder_input": "full"},
+            ["decoder.kind", "decoder.intermediate_share", "decoder.is_shared", "decoder.width"],
+        ),
+        (
+            DEEP,
+            {"supervision.mode": "last"},
+            [
+                "decoder.intermediate_blocks",
+                "decoder.intermediate_share",
+                "decoder.is_shared",
+                "supervision.normalize_intermediate",
+            ],
+        ),
+        (
+            BOTH,
+            {"supervision.weighting": "neighbourhood"},
+            ["supervision.beta_init", "supervision.beta_step", "supervision.beta_range"],
+        ),
+        (
+            BOTH | BY_STEP,
+            {"teacher.half_life_epochs": 2.0},
+            ["teacher.momentum_start", "teacher.momentum_end"],
+        ),
+        (
+            BOTH | BY_STEP,
+            {"teacher.copy_every_epochs": 1.0},
+            ["teacher.momentum_start", "teacher.momentum_end"],
+        ),
+        (
+            BOTH | BY_STEP | {"teacher.half_life_epochs": 2.0},
+            {"teacher.copy_every_epochs": 1.0},
+            ["teacher.half_life_start_epochs"],
+        ),
+        (
+            BOTH | BY_STEP | {"teacher.half_life_start_epochs": 1.0},
+            {"teacher.half_life_start_epochs": 0.0},
+            ["teacher.warmup"],
+        ),
+    ],
+    ids=str,
+)
+def test_keys_are_named_where_another_switches_them_off_and_only_there(on, off, ignored):
+    config = pretrain_defaults()
+    config.update_from_flattened_dict({key: unlike(key) for key in ignored} | on)
+
+    def named():
+        return {line.partition("=")[0]: line for line in ignored_keys(config)}
+
+    assert not set(named()) & set(ignored)
+    config.update_from_flattened_dict({key: unlike(key) for key in ignored} | off)
+    assert set(ignored) <= set(named())
+    for key in ignored:
+        reason = named()[key].split(" is ignored: ")[1]
+        assert reason.partition("=")[0] in off
+    assert len(ignored_keys(config)) == len(named())  # each once
 
 
 # ---- values in words
@@ -684,9 +791,9 @@ def test_every_config_file_says_what_it_is_for():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "beit"}, "method='beit' predicts the tokens.*targets.tokenizer"),
-        ({"method": "beit2"}, "method='beit2' predicts the tokens.*targets.tokenizer"),
-        ({"method": "vqkd"}, "method='vqkd' learns from a teacher.*tokenizer.teacher"),
+        ({"method": "beit", **FULL}, "method='beit' predicts the tokens.*targets.tokenizer"),
+        ({"method": "beit2", **FULL}, "method='beit2' predicts the tokens.*targets.tokenizer"),
+        ({"method": "vqkd", **FULL}, "method='vqkd' learns from a teacher.*tokenizer.teacher"),
         (
             {"method": "vqkd", "tokenizer.teacher": "a", "model.encoder_input": "visible"},
             "method='vqkd' encodes all patches; set model.encoder_input='full'",
@@ -696,11 +803,92 @@ def test_every_config_file_says_what_it_is_for():
             "method='beit2' encodes all patches",
         ),
         (
-            {"method": "beit2", "targets.tokenizer": "a", "model.use_class_token": False},
+            {"method": "beit2", "targets.tokenizer": "a", "model.use_class_token": False, **FULL},
             "set model.use_class_token=True",
         ),
         ({"method": "maskfeat", "targets.hog_cell": 6}, "targets.hog_cell=6 does not divide"),
         ({"decoder.intermediate_blocks": 9}, "decoder.intermediate_blocks=9 are more than"),
+        (
+            DEEP | {"decoder.intermediate_share": 0.0},
+            r"^decoder.intermediate_share=0.0; it is more than 0, at most 1$",
+        ),
+        (
+            DEEP | {"decoder.intermediate_share": 1.5, "decoder.kind": "cross"},
+            r"^decoder.intermediate_share=1.5; it is more than 0, at most 1$",
+        ),
+        (
+            DEEP | {"decoder.intermediate_share": 1e-4, "mask.ratio": 0.75},
+            r"^decoder.intermediate_share=0.0001 leaves none of the 147 .*is at least 0.0035$",
+        ),
+        (
+            BOTH | {"model.encoder_input": "full", "targets.feature_places": "both"},
+            r"^targets.feature_places='both' aligns .*set model.encoder_input='visible'$",
+        ),
+        (
+            BOTH | {"model.encoder_input": "full", "targets.feature_places": "visible"},
+            r"^targets.feature_places='visible' aligns .*set model.encoder_input='visible'$",
+        ),
+        (
+            BOTH | {"targets.feature_places": "visible", "targets.pixel_weight": 0.0},
+            r"^targets.feature_places='visible', targets.pixel_weight=0: nothing is predicted",
+        ),
+        (
+            BOTH | {"targets.feature_normalization": "batch", "batch_size": 15},
+            r"^targets.feature_normalization='batch', batch_size=15: statistics of .*are noise; "
+            r"raise batch_size to 16 or more, or set targets.feature_normalization='layer'",
+        ),
+        (
+            BOTH | {"targets.feature_normalization": "position", "batch_size": 8},
+            r"^targets.feature_normalization='position', batch_size=8: .*tells little but which",
+        ),
+        (
+            BOTH
+            | {
+                "targets.feature_normalization": "batch",
+                "targets.feature_places": "hidden",
+                "targets.normalize_predictions": True,
+                "optimizer.micro_batches": 2,
+            },
+            r"^optimizer.micro_batches=2, targets.feature_normalization='batch', targets.normal"
+            r"ize_predictions=True: predictions for a part .*set optimizer.micro_batches=1, .*or "
+            r"targets.normalize_predictions=False$",
+        ),
+        (
+            BOTH
+            | {
+                "targets.feature_normalization": "position",
+                "targets.feature_places": "both",
+                "targets.normalize_predictions": False,
+                "optimizer.micro_batches": 4,
+            },
+            r"^optimizer.micro_batches=4, .*='position', targets.feature_places='both': .*or "
+            r"targets.feature_places='hidden'$",
+        ),
+        (
+            BOTH | {"targets.feature_start": 0.5, "targets.feature_warmup": 0.75},
+            r"^targets.feature_start=0.5, targets.feature_warmup=0.75: .*add up to at most 1",
+        ),
+        (
+            BOTH | {"targets.feature_start": 1.0, "targets.feature_warmup": 0.0},
+            r"^targets.feature_start=1.0, .*lower one of them",
+        ),
+        (
+            BOTH
+            | {
+                "targets.pixel_fade": 1.0,
+                "targets.feature_start": 0.0,
+                "targets.feature_warmup": 0.0,
+            },
+            r"^targets.pixel_fade=1.0: .*no weight from the start; set targets.feature_warmup",
+        ),
+        (
+            {"teacher.half_life_start_epochs": 3.0, "teacher.half_life_epochs": 2.0},
+            r"^teacher.half_life_start_epochs=3.0 must not exceed teacher.half_life_epochs=2.0",
+        ),
+        (
+            {"teacher.half_life_start_epochs": 3.0, "teacher.half_life_epochs": 0.0},
+            r"teacher.half_life_epochs=0.0: 0 leaves the momentum to teacher.momentum_start; raise",
+        ),
     ],
     ids=str,
 )
@@ -709,3 +897,207 @@ def test_what_a_method_asks_of_a_config_is_told(changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoder.intermediate_share": 0.004},
+        {"decoder.intermediate_share": 1e-4, "model.encoder_input": "full"},
+        {"decoder.is_shared": False},
+        {"decoder.kind": "cross"},
+        {"targets.feature_normalization": "batch", "batch_size": 16},
+        {"targets.feature_normalization": "instance", "batch_size": 1},
+        {"targets.feature_normalization": "batch", "batch_size": 1, "targets.feature_weight": 0.0},
+        {"targets.feature_places": "both", "targets.pixel_weight": 0.0},
+        {"targets.feature_places": "both", "model.encoder_input": "full", "method": "mae"},
+        {"targets.feature_normalization": "batch", "optimizer.micro_batches": 2},
+        {
+            "targets.feature_normalization": "layer",
+            "targets.feature_places": "both",
+            "targets.normalize_predictions": True,
+            "optimizer.micro_batches": 2,
+        },
+        {"targets.feature_start": 0.1, "targets.feature_warmup": 0.9},
+        {"targets.feature_start": 1.0, "targets.pixel_weight": 0.0},
+        {"targets.pixel_fade": 1.0, "targets.feature_warmup": 0.25},
+        {"teacher.half_life_start_epochs": 2.0, "teacher.half_life_epochs": 2.0},
+    ],
+    ids=str,
+)
+def test_what_is_close_to_refused_but_fits_together_passes(changes):
+    config = pretrain_defaults()
+    settled = {"targets.feature_places": "hidden", "targets.normalize_predictions": False}
+    config.update_from_flattened_dict(BOTH | settled | changes)
+    assert check_config(config) is None
+
+
+# ---- configs that were stored when the defaults were others
+
+FIRST = json.loads((pathlib.Path(__file__).parent / "golden" / "defaults_1.json").read_text())
+"""The keys and defaults of each job when they had no version yet."""
+
+
+def first(**changes):
+    """A config as it was stored then, with keys changed as :func:`changed` does."""
+    flat = FIRST["pretrain"] | {k.replace("__", "."): v for k, v in changes.items()}
+    stored = {}
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        (stored.setdefault(section, {}) if section else stored)[name] = value
+    return stored
+
+
+@pytest.fixture
+def other_defaults(monkeypatch):
+    """Those that are not as they were, in a version that changed them."""
+    values = {
+        "model.encoder_input": "visible",
+        "decoder.kind": "cross",
+        "decoder.width": 256,
+        "decoder.is_shared": False,
+        "targets.feature_normalization": "batch",
+        "supervision.beta_step": 2.5,
+        "teacher.half_life_epochs": 3.0,
+    }
+
+    def make():
+        config = pretrain_defaults()
+        config.update_from_flattened_dict(values)
+        return config
+
+    tables = {"pretrain": EARLIER_DEFAULTS[1]["pretrain"] | {"decoder.width": 512}}
+    monkeypatch.setattr(config_keys, "EARLIER_DEFAULTS", {1: tables})
+    monkeypatch.setitem(JOBS, "pretrain", make)
+    earlier = flatten(defaults_of("pretrain", 1)) | {"defaults_version": DEFAULTS_VERSION}
+    others = {key: value for key, value in flatten(make()).items() if value != earlier[key]}
+    assert others.items() >= values.items()
+    return others
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_defaults_that_changed_and_keys_that_came_have_what_was_done_before(job):
+    earlier, table = defaults_by_key(job, 1), EARLIER_DEFAULTS[1].get(job, {})
+    for key, value in FIRST[job].items():
+        assert key in earlier or key in RENAMED or key in RETIRED
+        wanted = tuple(value) if isinstance(value, list) else value
+        assert earlier[key] == wanted, f"{key} had another default: EARLIER_DEFAULTS[1] needs it"
+    new = set(earlier) - set(FIRST[job]) - set(RENAMED.values()) - {"defaults_version"}
+    assert not new - set(table), "EARLIER_DEFAULTS[1] needs what was done before there was a choice"
+
+
+@pytest.mark.parametrize("version", range(1, DEFAULTS_VERSION))
+def test_earlier_defaults_are_values_of_keys(version):
+    for job, table in EARLIER_DEFAULTS[version].items():
+        for key, value in table.items():
+            assert (typed(key, value, job), type(value)) == (value, type(defaults_by_key(job)[key]))
+    assert all(check_config(defaults_of(job, version)) is None for job in JOBS)
+
+
+def test_defaults_of_several_versions_ago_are_those_of_each_since(monkeypatch):
+    tables = {
+        1: {"pretrain": {"seed": 1, "epochs": 1.0}},
+        2: {"pretrain": {"seed": 2, "batch_size": 2}},
+    }
+    monkeypatch.setattr(config_keys, "DEFAULTS_VERSION", 3)
+    monkeypatch.setattr(config_keys, "EARLIER_DEFAULTS", tables)
+    names = ("defaults_version", "seed", "epochs", "batch_size")
+    found = [tuple(defaults_of("pretrain", v)[name] for name in names) for v in (1, 2, 3)]
+    assert found == [(1, 1, 1.0, 2), (2, 2, 100.0, 2), (3, 0, 100.0, 256)]
+    assert defaults_of("finetune", 1).seed == 0
+
+
+def test_a_config_of_before_is_read_as_it_was_whatever_the_defaults_are_now(other_defaults):
+    config = from_plain(first(epochs=7.0))
+    assert config.defaults_version == 1
+    assert (config.epochs, config.model.encoder_input, config.decoder.width) == (7.0, "full", 512)
+    assert config.decoder.kind == "self"
+    assert config.decoder.is_shared is True
+    assert config.targets.feature_normalization == "layer"
+    assert config.supervision.normalize_intermediate is True
+    assert config.teacher.half_life_epochs == 0
+    assert check_config(config) is None
+    assert ignored_keys(config) == []
+    again = from_plain(json.loads(json.dumps(to_plain(config))))
+    assert flatten(again) == flatten(config)
+
+
+def test_a_config_of_today_is_read_by_the_defaults_of_today(other_defaults):
+    stored = to_plain(JOBS["pretrain"]())
+    assert stored["defaults_version"] == DEFAULTS_VERSION
+    del stored["decoder"]
+    assert from_plain(stored).decoder.kind == "cross"
+
+
+def test_a_config_of_before_may_lack_sections_that_were_not_there_yet(other_defaults):
+    stored = first()
+    del stored["decoder"], stored["supervision"]
+    config = from_plain(stored)
+    assert (config.decoder.width, config.supervision.beta_step) == (512, 5.0)
+
+
+@pytest.mark.parametrize("version", [0, -1, DEFAULTS_VERSION + 1, "2", None, 1.5])
+def test_a_stored_config_of_no_known_version_is_refused(version):
+    stored = to_plain(pretrain_defaults()) | {"defaults_version": version}
+    told = rf"^W: config.defaults_version={version!r}(; this .*update it| is of the wrong type)"
+    with pytest.raises(ValueError, match=told):
+        from_plain(stored, "W")
+
+
+def test_a_run_of_before_goes_on_with_what_it_stored(other_defaults):
+    stored = first(epochs=7.0, mask__ratio=0.5)
+    config = JOBS["pretrain"]()  # as a file has it that was not edited
+    config.update_from_flattened_dict({"epochs": 7.0, "mask.ratio": 0.5})
+    replaced = take_stored(config, stored, ())
+    assert replaced == other_defaults
+    assert flatten(config) == flatten(from_plain(stored))
+    assert contradictions(stored, to_plain(config)) == []
+    assert contradictions(to_plain(config), to_plain(config)) == []
+    assert take_stored(config, to_plain(config), ()) == {}
+
+
+def test_what_is_given_for_a_run_of_before_is_checked_as_ever(other_defaults):
+    stored = first()
+    config = JOBS["pretrain"]()
+    config.update_from_flattened_dict({"epochs": 7.0, "mask.ratio": 0.5})
+    replaced = take_stored(config, stored, {"epochs", "model.encoder_input", "seed"})
+    assert set(replaced) == set(other_defaults) - {"model.encoder_input"} | {"mask.ratio"}
+    assert contradictions(stored, to_plain(config)) == [
+        "epochs: 100.0 in the workdir, 7.0 given",
+        "model.encoder_input: 'full' in the workdir, 'visible' given",
+    ]
+
+
+def test_what_is_free_to_change_is_not_taken_from_a_run_of_before():
+    free = {"log.every_steps": 7, "data.data_dir": "/elsewhere", "evaluation.k": 5}
+    config = pretrain_defaults()
+    config.update_from_flattened_dict(free)
+    assert not free.keys() & take_stored(config, first(), ()).keys()
+    assert flatten(config).items() >= free.items()
+    assert config.defaults_version == 1
+    assert "defaults_version" in FREE_TO_CHANGE
+
+
+@pytest.mark.parametrize(
+    ("stored", "changes"),
+    [
+        (first(), {"method": "mae", "seed": 3}),  # is not what is meant
+        (to_plain(changed(seed=1)), {"seed": 3}),  # the defaults are the same: the file was edited
+        ({"job": "finetune", "seed": 1}, {"seed": 3}),
+    ],
+    ids=["another method", "today", "another job"],
+)
+def test_nothing_is_taken_from_a_run_that_is_not_that_of_before(stored, changes):
+    config = changed(**changes)
+    assert take_stored(config, stored, ()) == {}
+    assert flatten(config) == flatten(changed(**changes))
+    if stored.get("job") != "finetune":
+        told = contradictions(stored, to_plain(config))
+        assert f"seed: {stored['seed']} in the workdir, 3 given" in told
+
+
+def test_a_run_of_before_ignores_what_differs_from_its_own_defaults(other_defaults):
+    config = from_plain(first())
+    assert ignored_keys(config) == []  # decoder.width is not today's, but nobody set it
+    config.decoder.width = 64
+    assert [line.partition("=")[0] for line in ignored_keys(config)] == ["decoder.width"]

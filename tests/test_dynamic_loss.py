@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from ddae_jax.distance import distance_map
-from ddae_jax.dynamic_loss import dynamic_loss, dynamic_weights
+from ddae_jax.dynamic_loss import dynamic_loss, dynamic_weights, masked_mean, neighbourhood_weights
 
 WEIGHTINGS = ("power", "normalised")
 both_weightings = pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -313,3 +314,22 @@ def test_shapes_that_do_not_fit_are_an_error_naming_them(errors, beta):
         dynamic_loss(jnp.zeros(errors), LINE_DISTANCE, LINE_MASK, jnp.zeros(beta))
     assert str(errors) in str(error.value)
     assert str((*beta, 1, 5)) in str(error.value)
+
+
+def test_neighbourhood_weights_are_one_and_the_hidden_share_around():
+    grid = (5, 6)
+    mask = np.random.default_rng(0).uniform(size=(4, 30)) < 0.7
+    found = neighbourhood_weights(mask, grid)
+    for row, weights in zip(mask, found, strict=True):
+        share = ndimage.uniform_filter(row.reshape(grid).astype(float), 3, mode="constant").ravel()
+        np.testing.assert_allclose(weights, np.where(row, 1 + share, 0), rtol=1e-5, atol=1e-6)
+    lone = np.zeros((1, 30), bool)
+    lone[0, 8] = True
+    np.testing.assert_allclose(neighbourhood_weights(lone, grid).sum(), 10 / 9, rtol=1e-6)
+    np.testing.assert_allclose(neighbourhood_weights(np.ones((1, 30), bool), grid)[0, 8], 2)
+
+
+def test_a_masked_mean_is_over_hidden_patches_and_finite_without_any():
+    errors, mask = np.array([[1.0, 2.0, np.inf]]), np.array([[True, True, False]])
+    np.testing.assert_allclose(masked_mean(errors, np.array([[1.0, 3.0, 0.0]]), mask), 3.5)
+    assert masked_mean(errors, np.zeros((1, 3)), np.zeros((1, 3), bool)) == 0

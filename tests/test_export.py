@@ -24,8 +24,9 @@ from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 
 MAE = ("--config.method=mae", "--config.model.encoder_input=visible", "--config.decoder.width=8")
-MAE += ("--config.decoder.depth=1", "--config.decoder.num_heads=2")
+MAE += ("--config.decoder.depth=1", "--config.decoder.num_heads=2", "--config.decoder.kind=self")
 UNUSUAL = ("--config.model.use_class_token=False", "--config.model.relative_positions=shared")
+UNUSUAL += ("--config.model.encoder_input=full",)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from PIL import Image
 import tiny
 from ddae_jax import build, job, pretrain
 from ddae_jax.config import pretrain_defaults, to_plain
+from ddae_jax.config.keys import EARLIER_DEFAULTS, defaults_of, flatten
 from ddae_jax.monitor import KnnMonitor
 from ddae_jax.training.sharding import make_mesh
 from undrawn import pictures_left_out
@@ -114,8 +115,12 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     wanted |= {"images_per_s", "data_wait_share", "corrupt_images"}
     assert wanted <= records[-1].keys()
     assert all(np.isfinite(value) for r in records for value in r.values())
-    betas = [[r[f"beta/{place}"] for r in records] for place in places]
-    assert all(np.all(np.diff(beta) > 0) for beta in betas)
+    for place in places:  # beta moves while its objective counts, and only then
+        moves = np.diff([r[f"beta/{place}"] for r in records])
+        weights = np.array([r[f"weight/{place.partition('/')[0]}"] for r in records])
+        assert np.all(moves[weights[1:] > 0.01] > 0)
+        assert np.all(moves[np.maximum(weights[:-1], weights[1:]) == 0] == 0)
+        assert np.ptp(weights) == 1
     assert json.loads((finished / "config.json").read_text())["model"]["size"] == "micro"
     assert checkpoint_steps(finished)[-1] == 44
     assert len(checkpoint_steps(finished)) == 2
@@ -374,6 +379,84 @@ def test_another_model_is_refused_and_leaves_the_workdir_as_it_was(config, finis
     assert (finished / "config.json").read_text() == before
 
 
+FIRST_KEYS = json.loads((tiny.ROOT / "tests" / "golden" / "defaults_1.json").read_text())
+
+
+def store_as_before(workdir):
+    """Gives a run's config the shape that it had when the defaults had no version yet."""
+    stored = json.loads((workdir / "config.json").read_text())
+    of_before = {}
+    for key, value in flatten(stored).items():
+        section, _, name = key.rpartition(".")
+        if key in FIRST_KEYS["pretrain"]:
+            (of_before.setdefault(section, {}) if section else of_before)[name] = value
+    (workdir / "config.json").write_text(json.dumps(of_before))
+
+
+def test_a_run_that_began_with_other_defaults_is_continued_by_the_same_command(tmp_path, capsys):
+    file = tiny.write_config(tmp_path, depth=2)
+    today = file.read_text()
+    of_before = f"config.update_from_flattened_dict({dict(EARLIER_DEFAULTS[1]['pretrain'])})"
+    file.write_text(today.replace("    return config", f"    {of_before}\n    return config"))
+    # Which today's defaults would not go with.
+    given = ["--config.model.relative_positions=shared", "--config.epochs=0.36", *tiny.SIMPLEST]
+    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "run"
+    assert status([f"--config={file}", f"--workdir={undisturbed}", *given]) == 0
+
+    shutil.copytree(undisturbed, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    assert checkpoint_steps(workdir) == [4]
+    store_as_before(workdir)
+    others = (
+        "config.model.encoder_input = 'visible'",
+        "config.decoder.kind = 'cross'",
+        "config.optimizer.weight_decay = 0.5",
+        "config.log.every_steps = 4",
+        "return config",
+    )
+    file.write_text(today.replace("    return config", "\n".join(f"    {o}" for o in others)))
+    command = [f"--config={file}", f"--workdir={workdir}", *given]
+    capsys.readouterr()
+    assert status([*command, "--config.mask.ratio=0.75"]) == 2
+    told = capsys.readouterr().err
+    assert "mask.ratio: 0.5 in the workdir, 0.75 given\n" in told
+    assert "weight_decay: " not in told
+
+    assert status(command) == 0
+    told = capsys.readouterr().err
+    (line,) = (line for line in told.splitlines() if "the defaults have changed" in line)
+    assert "continuing with the stored config" in line
+    assert "model.encoder_input='full' (now 'visible')" in line
+    assert "decoder.kind='self' (now 'cross')" in line
+    assert "optimizer.weight_decay=0.05 (now 0.5)" in line
+    assert "log.every_steps" not in line
+    assert "continuing from the checkpoint of step 4" in told
+    assert_bit_identical(stored_state(workdir, 8), stored_state(undisturbed, 8))
+    stored = json.loads((workdir / "config.json").read_text())
+    assert (stored["defaults_version"], stored["model"]["encoder_input"]) == (1, "full")
+    assert status(command) == 0  # and once more
+    assert "the defaults have changed" in capsys.readouterr().err
+
+
+def test_what_init_from_tells_is_no_default_that_has_changed(tmp_path):
+    config = defaults_of("pretrain", 1)
+    config.init_from = "runs/earlier"
+    config.model.size, config.data.mean, config.optimizer.b2 = "S", (0.5, 0.5, 0.5), 0.5
+    checkpoint = tmp_path / "checkpoints" / "4"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "_CHECKPOINT_METADATA").touch()
+    (tmp_path / "config.json").write_text(json.dumps(to_plain(config)))
+    store_as_before(tmp_path)
+    now = pretrain_defaults()
+    now.init_from = "runs/moved"
+    told = job.keep_as_stored(now, job.Workdir(tmp_path), ())
+    assert "continuing with the stored config, as the defaults have changed since: " in told
+    assert "optimizer.b2=0.5 (now 0.95)" in told
+    for key in ("model.size", "data.mean", "init_from"):
+        assert key not in told
+    assert (now.model.size, now.init_from) == ("S", "runs/moved")
+
+
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(config, tmp_path, capsys):
     workdir = tmp_path / "diverging"
     arguments = (
@@ -515,6 +598,7 @@ def test_too_many_corrupt_images_stop_the_run(config, photos, tmp_path, capsys):
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.data_dir={photos}",
         *FROM_FOLDER,
+        *tiny.SIMPLEST,
     ]
     assert status(arguments) == 1
     told = capsys.readouterr().err

@@ -23,7 +23,9 @@ pytestmark = pytest.mark.xdist_group("tokenizer and what predicts it")  # its ru
 
 OPTIONS = ("--config.epochs=0.36", "--config.evaluation.knn_every_epochs=0")  # 8 steps
 BEIT2 = ("--config.method=beit2", "--config.mask.kind=block", "--config.mask.ratio=0.4")
+BEIT2 += ("--config.model.encoder_input=full",)
 VQKD = ("--config.method=vqkd", "--config.tokenizer.num_codes=12", "--config.log.every_steps=1")
+VQKD += ("--config.model.encoder_input=full",)
 VQKD += ("--config.tokenizer.min_perplexity_share=1",)  # whatever it is, it is told
 
 

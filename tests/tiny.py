@@ -36,6 +36,9 @@ def get_config():
     config.model.image_size = (16, 16)
     config.model.patch_size = 4
     config.model.dtype = "float32"
+    config.decoder.width = 16
+    config.decoder.depth = 1
+    config.decoder.num_heads = 2
     config.mask.ratio = 0.5
     config.optimizer.warmup_epochs = 0.5
     config.data.source = "digits"

@@ -41,9 +41,9 @@ def check_config(config: ConfigDict) -> None:
 def ignored_keys(config: ConfigDict) -> list[str]:
     """One line for each key that is set but has no effect, as others switch off what it is about.
 
-    Set means: to something else than the default.
+    Set means: to something else than the default that the run began with.
     """
-    flat, defaults = flatten(config), defaults_by_key(config.job)
+    flat, defaults = flatten(config), defaults_by_key(config.job, config.defaults_version)
     return [
         f"{key}={flat[key]!r} is ignored: {reason}"
         for holds, prefixes, reason in _IGNORED[config.job](config)

@@ -20,6 +20,10 @@ ARCHITECTURE = (
 )
 """Keys of ``model`` that ``init_from`` tells, where it is given."""
 
+TOLD_BY_INIT_FROM = frozenset(f"model.{name}" for name in ARCHITECTURE)
+TOLD_BY_INIT_FROM |= {"data.channels", "data.mean", "data.std"}
+"""All keys that it tells."""
+
 
 def check_finetuning(config: ConfigDict) -> None:
     """Raises ``ValueError`` for keys of a fine-tuning config that contradict each other."""

@@ -47,10 +47,46 @@ FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "d
 FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity_share")
 # Where it is; not what.
 FREE_TO_CHANGE += ("targets.tokenizer", "tokenizer.teacher", "init_from")
+FREE_TO_CHANGE += ("defaults_version",)  # all that it stands for is in the other keys
 """Keys that may differ when a run is continued: they do not change what it computes."""
 
 FOLDERS = frozenset({"data.data_dir", "targets.tokenizer", "tokenizer.teacher", "init_from"})
 """Keys that name folders; they are stored so that these can be found from elsewhere."""
+
+DEFAULTS_VERSION = 2
+"""Of the defaults below. It rises with every release that changes one, or adds a key.
+
+A run keeps the version that it began with, and so is continued as it began.
+"""
+
+EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType(
+    {
+        1: {
+            "pretrain": {
+                "model.encoder_input": "full",
+                "decoder.kind": "self",
+                "decoder.intermediate_share": 1.0,
+                "decoder.is_shared": True,
+                "targets.pixel_fade": 0.0,
+                "targets.feature_start": 0.0,
+                "targets.feature_warmup": 0.0,
+                "targets.feature_normalization": "layer",
+                "targets.feature_places": "hidden",
+                "targets.normalize_predictions": False,
+                "supervision.normalize_intermediate": True,
+                "supervision.beta_step": 5.0,
+                "teacher.half_life_epochs": 0.0,
+                "teacher.half_life_start_epochs": 0.0,
+                "teacher.warmup": 0.25,
+                "teacher.copy_every_epochs": 0.0,
+            }
+        }
+    }
+)
+"""By version and job: what keys had as their defaults that have others, or are new, in the next.
+
+For a new key, what was done before there was a choice. Stored configs that lack a key have this.
+"""
 
 
 def pretrain_defaults() -> ConfigDict:
@@ -61,7 +97,7 @@ def pretrain_defaults() -> ConfigDict:
     config = _of_every_job("pretrain")
     config.method = "ddae"
     config.batch_size = 256
-    config.model.encoder_input = "full"  # or "visible", with the decoder
+    config.model.encoder_input = "visible"  # with the decoder; or "full", with mask tokens
     config.data.augment_in = "workers"  # or "device", for images of one size
     config.data.crop_scale = (0.2, 1.0)  # area of a random crop, 0.001 to 1 of the image's
     config.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height; 0.01 to 100
@@ -70,7 +106,10 @@ def pretrain_defaults() -> ConfigDict:
     config.decoder.width = 512
     config.decoder.depth = 8
     config.decoder.num_heads = 16
+    config.decoder.kind = "cross"  # hidden places attend to visible features; or "self": to all
     config.decoder.intermediate_blocks = 0  # that decode depths before the last; 0 for all
+    config.decoder.intermediate_share = 0.25  # of hidden patches that those depths decode
+    config.decoder.is_shared = True  # False: each depth has one of its own, for comparison
 
     config.mask = ConfigDict()
     config.mask.kind = "random"
@@ -80,7 +119,13 @@ def pretrain_defaults() -> ConfigDict:
     config.targets = ConfigDict()
     config.targets.normalize_pixels = True
     config.targets.pixel_weight = 1.0  # lambda of each objective; 0 leaves it out
+    config.targets.pixel_fade = 1.0  # share of the pixels' weight that goes as features' rises
     config.targets.feature_weight = 1.0
+    config.targets.feature_start = 0.25  # share of the run before features have any weight
+    config.targets.feature_warmup = 0.25  # share of the run over which it then rises
+    config.targets.feature_normalization = "batch"  # or "layer", "position", "instance"
+    config.targets.feature_places = "hidden"  # or "visible", "both"
+    config.targets.normalize_predictions = False  # of features, as targets are
     config.targets.hog_cell = 8  # side of the cells of gradient histograms, pixels
     config.targets.tokenizer = ""  # workdir of a run with method="vqkd"
     config.targets.aggregation_blocks = 2  # of BEiT v2's patch-aggregation head
@@ -101,14 +146,19 @@ def pretrain_defaults() -> ConfigDict:
     config.supervision.mode = "deep_dynamic"
     config.supervision.depths = ()  # ascending, the last L; () for L/2, 2L/3, 5L/6, L
     config.supervision.depth_weights = ()  # alpha of each depth; () for 1 each
-    config.supervision.weighting = "power"
+    config.supervision.weighting = "power"  # or "normalised", "neighbourhood", for comparison
+    config.supervision.normalize_intermediate = True  # by the encoder's final norm
     config.supervision.beta_init = -0.5  # within beta_range
-    config.supervision.beta_step = 5.0  # beta's way in a whole run, for a gradient of -1
+    config.supervision.beta_step = 1.0  # beta's way in a whole run, for a gradient of -1
     config.supervision.beta_range = (-2.0, 2.0)  # within -10 to 10
 
     config.teacher = ConfigDict()
     config.teacher.momentum_start = 0.996
     config.teacher.momentum_end = 1.0  # at least momentum_start
+    config.teacher.half_life_epochs = 25.0  # of what the teacher holds; 0 for momentum_, of a step
+    config.teacher.half_life_start_epochs = 0.5  # at the start; 0 for half_life_epochs throughout
+    config.teacher.warmup = 0.25  # share of the run from the one half-life to the other
+    config.teacher.copy_every_epochs = 0.0  # a copy of the student so often, instead; 0 for none
 
     config.evaluation.knn_every_epochs = 0.0  # 0 for never
     config.evaluation.encoder = "student"
@@ -208,6 +258,7 @@ def segment_defaults() -> ConfigDict:
 def _of_every_job(job: str) -> ConfigDict:
     config = ConfigDict()
     config.job = job  # whose config this is: python -m ddae_jax.JOB
+    config.defaults_version = DEFAULTS_VERSION  # that the run began with; not to be set
     config.init_from = ""  # workdir of a pretraining run, or weights of others; "" for none
     config.seed = 0  # 0 to 2**32 - 1
     config.batch_size = 256  # images a step, over all devices
@@ -296,10 +347,19 @@ WORDS = {"pretrain": "pretraining", "finetune": "fine-tuning", "segment": "segme
 """What each job does."""
 
 
+def defaults_of(job: str, version: int = DEFAULTS_VERSION) -> ConfigDict:
+    """Every key of a job's config, with the default that it had in a version."""
+    config = JOBS[job]()
+    for earlier in range(DEFAULTS_VERSION - 1, version - 1, -1):
+        config.update_from_flattened_dict(EARLIER_DEFAULTS[earlier].get(job, {}))
+    config.defaults_version = version
+    return config
+
+
 @functools.cache
-def defaults_by_key(job: str = "pretrain") -> Mapping[str, Any]:
+def defaults_by_key(job: str = "pretrain", version: int = DEFAULTS_VERSION) -> Mapping[str, Any]:
     """The defaults of a job by dotted key: ``{"model.size": "B", ...}``."""
-    return types.MappingProxyType(flatten(JOBS[job]()))
+    return types.MappingProxyType(flatten(defaults_of(job, version)))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

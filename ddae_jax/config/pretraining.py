@@ -1,21 +1,44 @@
 """What goes together in a pretraining config, and what has no effect."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import flatten
 from ddae_jax.config.ranges import Ignored, ignored_of_data, named_by_key
 from ddae_jax.masking import num_masked_patches
 from ddae_jax.methods import METHODS, options_of
+from ddae_jax.methods.ddae import check_feature_places
+from ddae_jax.methods.method import num_sampled_patches
 from ddae_jax.methods.supervision import supervised_depths
 from ddae_jax.methods.targets import check_cells
 from ddae_jax.models.vit import SIZES
 from ddae_jax.patches import patch_grid
+
+_OF_FEATURES = tuple(
+    f"targets.{name}"
+    for name in (
+        "pixel_fade",
+        "feature_start",
+        "feature_warmup",
+        "feature_normalization",
+        "feature_places",
+        "normalize_predictions",
+    )
+)
+"""What has no effect where features are left out."""
+
+_MIN_IMAGES = 16
+"""Of a batch, for statistics of its features: fewer say more about the images than about them."""
 
 
 def check_pretraining(config: ConfigDict) -> None:
     """Raises ``ValueError`` for keys that contradict each other."""
     _check_model(config)
     _check_method(config)
+    _check_features(config)
+    _check_teacher(config)
     _check_supervision(config)
     _check_evaluation(config)
 
@@ -27,7 +50,11 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
     return [
         (
             mode == "last",
-            ("supervision.depths", "supervision.depth_weights"),
+            (
+                "supervision.depths",
+                "supervision.depth_weights",
+                "supervision.normalize_intermediate",
+            ),
             "supervision.mode='last' reads out the last block alone",
         ),
         (
@@ -36,13 +63,18 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
             f"supervision.mode={mode!r} weighs all hidden patches alike",
         ),
         (
+            mode == "deep_dynamic" and flat["supervision.weighting"] == "neighbourhood",
+            ("supervision.beta_",),
+            "supervision.weighting='neighbourhood' has no beta",
+        ),
+        (
             flat["model.encoder_input"] == "full",
             ("decoder.",),
             "model.encoder_input='full' has no decoder",
         ),
         (
             flat["model.encoder_input"] == "visible" and mode == "last",
-            ("decoder.intermediate_blocks",),
+            ("decoder.intermediate_", "decoder.is_shared"),
             "supervision.mode='last' decodes no intermediate depth",
         ),
         (method != "vqkd", ("tokenizer.",), f"method={method!r} trains no tokenizer"),
@@ -65,15 +97,59 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
         ),
         (
             "pixel_weight" in _options(config) and not predicts_pixels(config),
-            ("targets.normalize_pixels",),
+            ("targets.normalize_pixels", "targets.pixel_fade"),
             "targets.pixel_weight=0 leaves out the pixels",
         ),
+        *_ignored_of_features(config),
+        *_ignored_of_teacher(config),
         (flat["mask.kind"] == "block", ("mask.unit",), "mask.kind='block' hides blocks of patches"),
         *ignored_of_data(config),
         (
             flat["evaluation.knn_every_epochs"] == 0,
             ("evaluation.max_examples",),
             "evaluation.knn_every_epochs=0 leaves out k-NN during training",
+        ),
+    ]
+
+
+def _ignored_of_features(config: ConfigDict) -> list[Ignored]:
+    if "feature_weight" not in _options(config):
+        return []  # nor has it the other options
+    learns_features = has_momentum_encoder(config)
+    return [
+        (not learns_features, _OF_FEATURES, "targets.feature_weight=0 leaves out the features"),
+        (
+            learns_features and not predicts_pixels(config),
+            ("targets.feature_start", "targets.feature_warmup"),
+            "targets.pixel_weight=0 leaves features alone, which have their weight throughout",
+        ),
+        (
+            learns_features and config.targets.feature_places == "visible",
+            ("targets.normalize_predictions",),
+            "targets.feature_places='visible' predicts no features",
+        ),
+    ]
+
+
+def _ignored_of_teacher(config: ConfigDict) -> list[Ignored]:
+    if not has_momentum_encoder(config):
+        return []  # all of them are ignored
+    copy_every, half_life = config.teacher.copy_every_epochs, config.teacher.half_life_epochs
+    return [
+        (
+            copy_every > 0,
+            ("teacher.momentum_", "teacher.half_life_", "teacher.warmup"),
+            f"teacher.copy_every_epochs={copy_every:g} makes copies of the student instead",
+        ),
+        (
+            half_life > 0 and not copy_every,
+            ("teacher.momentum_",),
+            f"teacher.half_life_epochs={half_life:g} sets the momentum",
+        ),
+        (
+            not copy_every and not config.teacher.half_life_start_epochs,
+            ("teacher.warmup",),
+            "teacher.half_life_start_epochs=0 keeps one half-life throughout",
         ),
     ]
 
@@ -110,7 +186,10 @@ def _check_model(config: ConfigDict) -> None:
         mask_unit="mask.unit",
     ):
         grid = patch_grid(model.image_size, model.patch_size)
-        num_masked_patches(grid, config.mask.ratio, mask_unit(config))
+        num_masked = num_masked_patches(grid, config.mask.ratio, mask_unit(config))
+    if model.encoder_input == "visible" and config.supervision.mode != "last":
+        with named_by_key(intermediate_share="decoder.intermediate_share"):
+            num_sampled_patches(num_masked, decoder.intermediate_share)
     if decoder.intermediate_blocks > decoder.depth:
         raise ValueError(
             f"decoder.intermediate_blocks={decoder.intermediate_blocks} are more than "
@@ -168,6 +247,78 @@ def _check_method(config: ConfigDict) -> None:
     if weights and not any(targets[name] for name in weights):
         raise ValueError(
             "targets.pixel_weight and targets.feature_weight are both 0; nothing is left to learn"
+        )
+
+
+def _check_features(config: ConfigDict) -> None:
+    if not has_momentum_encoder(config):
+        return
+    targets = config.targets
+    with named_by_key(feature_places="targets.feature_places", pixel_weight="targets.pixel_weight"):
+        check_feature_places(
+            targets.feature_places, targets.pixel_weight, config.model.encoder_input == "visible"
+        )
+    if predicts_pixels(config):
+        _check_rise(targets)
+    if targets.feature_normalization in ("batch", "position"):
+        _check_statistics(config)
+
+
+def _check_statistics(config: ConfigDict) -> None:
+    """Raises ``ValueError`` if features are normalised by statistics of too few images."""
+    targets, normalization = config.targets, config.targets.feature_normalization
+    if config.batch_size < _MIN_IMAGES:
+        why = {
+            "batch": f"statistics of features of fewer than {_MIN_IMAGES} images are noise",
+            "position": f"of fewer than {_MIN_IMAGES} images, what is left of the features at a "
+            "position tells little but which of them it is",
+        }
+        raise ValueError(
+            f"targets.feature_normalization={normalization!r}, batch_size={config.batch_size}: "
+            f"{why[normalization]}; raise batch_size to {_MIN_IMAGES} or more, or set "
+            "targets.feature_normalization='layer', which looks at each patch by itself"
+        )
+    harmless = {"normalize_predictions": False, "feature_places": "hidden"}
+    asked = [name for name, value in harmless.items() if targets[name] != value]
+    if asked and config.optimizer.micro_batches > 1:
+        raise ValueError(
+            f"optimizer.micro_batches={config.optimizer.micro_batches}, "
+            f"targets.feature_normalization={normalization!r}, "
+            f"{_set_to(asked, targets)}: predictions for a part of the batch do not have the whole "
+            "batch's statistics, which the targets have; set optimizer.micro_batches=1, with "
+            "model.rematerialization='full' to save memory, or "
+            f"{_set_to(asked, harmless)}"
+        )
+
+
+def _set_to(names: Iterable[str], values: Mapping[str, Any]) -> str:
+    return ", ".join(f"targets.{name}={values[name]!r}" for name in names)
+
+
+def _check_rise(targets: ConfigDict) -> None:
+    """Raises ``ValueError`` if one of the two weights would never be what it is said to be."""
+    start, warmup = targets.feature_start, targets.feature_warmup
+    if start == 1 or start + warmup > 1 + 1e-9:
+        raise ValueError(
+            f"targets.feature_start={start}, targets.feature_warmup={warmup}: the run would end "
+            "before features have their weight; these are shares of it, which add up to at most "
+            "1, the first being less: lower one of them"
+        )
+    if targets.pixel_fade == 1 and not (start or warmup):
+        raise ValueError(
+            "targets.pixel_fade=1.0: with targets.feature_start=0 and targets.feature_warmup=0, "
+            "pixels have no weight from the start; set targets.feature_warmup, or leave them out "
+            "by targets.pixel_weight=0"
+        )
+
+
+def _check_teacher(config: ConfigDict) -> None:
+    start, end = config.teacher.half_life_start_epochs, config.teacher.half_life_epochs
+    if start > end:
+        why = "it grows over the run" if end else "0 leaves the momentum to teacher.momentum_start"
+        raise ValueError(
+            f"teacher.half_life_start_epochs={start} must not exceed teacher.half_life_epochs="
+            f"{end}: {why}; raise teacher.half_life_epochs, or set teacher.half_life_start_epochs=0"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.keys import TUPLES, defaults_by_key, flatten
+from ddae_jax.config.keys import DEFAULTS_VERSION, TUPLES, defaults_by_key, flatten
 from ddae_jax.config.values import check_keys, on_command_line, type_in_words
 from ddae_jax.hints import did_you_mean
 from ddae_jax.methods import METHODS
@@ -25,7 +25,10 @@ CHOICES = {
     "model.attention_form": ("auto", "batched_matmul", "dot_product", "cudnn", "einsum"),
     "mask.kind": ("random", "block"),
     "supervision.mode": MODES,
-    "supervision.weighting": ("power", "normalised"),
+    "supervision.weighting": ("power", "normalised", "neighbourhood"),
+    "decoder.kind": ("self", "cross"),
+    "targets.feature_normalization": ("layer", "batch", "position", "instance"),
+    "targets.feature_places": ("hidden", "visible", "both"),
     "data.source": ("digits", "tfds", "folder"),
     "data.augment_in": ("workers", "device"),
     "data.channels": (1, 3),
@@ -48,6 +51,7 @@ _ABOVE_0 = 5e-324  # the smallest number there is
 _MANY = 10**9  # of whatever is counted: more can only be a slip of the keyboard
 
 RANGES = {
+    "defaults_version": (1, DEFAULTS_VERSION),
     "seed": (0, 2**32 - 1),
     "batch_size": (1, 10**6),
     "epochs": (_ABOVE_0, math.inf),  # but see build.build_schedule
@@ -59,7 +63,15 @@ RANGES = {
     "decoder.depth": (0, 1000),
     "decoder.num_heads": (1, 2**16),
     "decoder.intermediate_blocks": (0, 1000),
+    "decoder.intermediate_share": (_ABOVE_0, 1),
     "targets.pixel_weight": (0, 10**6),
+    "targets.pixel_fade": (0, 1),
+    "targets.feature_start": (0, 1),
+    "targets.feature_warmup": (0, 1),
+    "teacher.half_life_epochs": (0, 10**6),
+    "teacher.half_life_start_epochs": (0, 10**6),
+    "teacher.warmup": (0, 1),
+    "teacher.copy_every_epochs": (0, 10**6),
     "targets.feature_weight": (0, 10**6),
     "targets.hog_cell": (1, 2**14),
     "targets.aggregation_blocks": (1, 1000),

@@ -8,12 +8,13 @@ import contextlib
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import (
+    DEFAULTS_VERSION,
     EXAMPLES,
     FREE_TO_CHANGE,
     JOBS,
@@ -22,6 +23,7 @@ from ddae_jax.config.keys import (
     TUPLES,
     WORDS,
     defaults_by_key,
+    defaults_of,
     flatten,
 )
 
@@ -60,19 +62,22 @@ def to_plain(config: ConfigDict) -> dict[str, Any]:
 def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json") -> ConfigDict:
     """A stored config as it was; keys renamed since have their new names, retired ones are gone.
 
+    Keys that came into being after it was stored have what was done before there was a choice: see
+    :data:`ddae_jax.config.keys.EARLIER_DEFAULTS`.
+
     Args:
         plain: as :func:`to_plain` gives it.
         file: that it was read from, for messages.
 
     Raises:
         ValueError: naming file and key, if it is no dict, has keys that no config has, or values
-            of the wrong type.
+            of the wrong type, or is of a later version than this one.
     """
     if not isinstance(plain, Mapping):
         raise ValueError(f"{file} holds {plain!r}; it must hold the keys of a config, in {{}}")
     try:
         job = job_of(plain)
-        config = JOBS[job]()
+        config = defaults_of(job, _version_of(plain, job))
         for key, value in flatten(plain).items():
             if key in RETIRED:
                 continue
@@ -83,6 +88,41 @@ def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json"
     return config
 
 
+def take_stored(
+    config: ConfigDict,
+    stored: Mapping[str, Any],
+    given: Container[str],
+    file: str | os.PathLike = "config.json",
+) -> dict[str, Any]:
+    """Lets a config go on as a run has it stored, if that began with earlier defaults.
+
+    A default may have changed since, and nobody can tell that from a file that was edited. So the
+    stored values count, but for keys that are given, or free to change. A run of another method is
+    not what is meant; nothing is taken from it.
+
+    Args:
+        config: to continue the run with; is changed in place.
+        stored, file: see :func:`from_plain`, which also says what is raised.
+        given: keys that somebody has set for this start.
+
+    Returns:
+        What the config had, by key, where it has the stored value now.
+    """
+    before = from_plain(stored, file)
+    was, now = flatten(before), flatten(config)
+    is_meant = all(was.get(key) == now.get(key) for key in ("job", "method"))
+    if before.defaults_version == DEFAULTS_VERSION or not is_meant:
+        return {}
+    replaced = {
+        key: value
+        for key, value in now.items()
+        if was[key] != value and key not in given and not _is_free(key)
+    }
+    config.update_from_flattened_dict({key: was[key] for key in replaced})
+    config.defaults_version = before.defaults_version
+    return replaced
+
+
 def contradictions(
     stored: Mapping[str, Any],
     given: Mapping[str, Any],
@@ -90,8 +130,8 @@ def contradictions(
 ) -> list[str]:
     """One line for each key in which a run's config contradicts the one given to continue it.
 
-    Keys that came into being after the config was stored have their defaults. Raises ``ValueError``
-    as :func:`from_plain` does, of which ``stored`` and ``file`` are the arguments.
+    Raises ``ValueError`` as :func:`from_plain` does, of which ``stored`` and ``file`` are the
+    arguments.
     """
     stored, given = flatten(to_plain(from_plain(stored, file))), flatten(given)
     return [
@@ -164,6 +204,17 @@ def unknown_key(key: str, job: str = "pretrain") -> str:
         beside = [name for name in known if name.startswith(f"{key.rpartition('.')[0]}.")]
         hint = f"known: {', '.join(beside or known)}"
     return f"config.{key} is no key of a {WORDS[job]} config; {hint}"
+
+
+def _version_of(plain: Mapping[str, Any], job: str) -> int:
+    """Of the defaults that a stored config began with; the first one was not stored."""
+    version = typed("defaults_version", plain.get("defaults_version", 1), job)
+    if not 1 <= version <= DEFAULTS_VERSION:
+        raise ValueError(
+            f"config.defaults_version={version}; this ddae_jax knows 1 to {DEFAULTS_VERSION}: "
+            "update it to read what a later one has stored"
+        )
+    return version
 
 
 def _nearest_keys(key: str, known: list[str]) -> list[str]:

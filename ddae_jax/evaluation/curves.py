@@ -52,6 +52,13 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "Then, how far the teacher's features, as told from the codes, are off, and how far "
             "the vectors are from their codes."
         ),
+        "collapse": (
+            "Of the same images at every record: in how many directions features differ from image "
+            "to image, and how much they do, on average over their dimensions. Both fall where an "
+            "encoder collapses, that is, makes the same of all images. Then, the share of the "
+            "feature targets that is the same in all images, place by place: near 1, they can be "
+            "told without a look at the image, and teach nothing of it."
+        ),
         "schedule": (
             "The learning rate (warm-up, then cosine; the config's times batch_size / 256), the "
             "momentum of the teacher where that follows the student, and the global norm of the "
@@ -248,6 +255,48 @@ def codebook_figure(path: Path, records: Sequence[Record]) -> bool:
     return _draw_side_by_side(path, records, titles)
 
 
+def collapse_figure(path: Path, records: Sequence[Record]) -> bool:
+    """Draws how well features tell images apart, and how alike feature targets are, over epochs.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        records: with ``epoch`` and any of ``rank/student``, ``rank/teacher``,
+            ``deviation/student``, ``deviation/teacher`` and ``position_share/depth_N``.
+
+    Returns:
+        Whether the records hold anything to draw; if not, nothing is written.
+    """
+    networks = {"student": drawing.ACCENT, "teacher": drawing.BASELINE}
+    lines = {
+        title: {f"{family}/{name}": (name, colour) for name, colour in networks.items()}
+        for title, family in (("effective rank", "rank"), ("deviation over images", "deviation"))
+    }
+    shares = _keys_by_depth(records, "position_share")
+    colours = drawing.depth_colours(sorted({*logged_depths(records), *shares.values()}))
+    lines["share of targets told by place"] = {
+        key: (f"depth {depth}", colours[depth]) for key, depth in shares.items()
+    }
+    drawn = {
+        title: {key: line for key, line in group.items() if has_series(records, key)}
+        for title, group in lines.items()
+    }
+    drawn = {title: group for title, group in drawn.items() if group}
+    if not drawn:
+        return False
+    with drawing.figure(path, 3.1 * drawing.panel_rows(len(drawn))) as figure:
+        named = {}
+        for axes, title in zip(drawing.panels(figure, len(drawn)), drawn, strict=True):
+            for key, (label, colour) in drawn[title].items():
+                _plot(axes, *series(records, key), colour, label)
+                if label == "teacher":  # which the student may hide
+                    axes.lines[-1].set(linestyle=(0, (3, 2)), zorder=3)
+            axes.set(title=title, xlabel="epoch")
+            axes.set_ylim(bottom=0, top=1.02 if title.startswith("share") else None)
+            named |= {line.get_label(): line for line in axes.lines}
+        figure.legend(handles=named.values(), loc="outside lower center", ncols=min(len(named), 8))
+    return True
+
+
 def keys_by_objective(records: Sequence[Record], family: str) -> dict[str, dict[str, int]]:
     """The keys ``FAMILY/OBJECTIVE/depth_N`` of all records, per objective: key to depth.
 
@@ -261,6 +310,14 @@ def keys_by_objective(records: Sequence[Record], family: str) -> dict[str, dict[
     return {
         name: dict(sorted(keys.items(), key=lambda pair: pair[1])) for name, keys in found.items()
     }
+
+
+def _keys_by_depth(records: Sequence[Record], family: str) -> dict[str, int]:
+    """The keys ``FAMILY/depth_N`` of all records, shallow to deep: key to depth."""
+    pattern = re.compile(rf"{re.escape(family)}/depth_(\d+)")
+    keys = {key for record in records for key in record}
+    found = {key: int(match[1]) for key in keys if (match := pattern.fullmatch(key))}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
 def logged_depths(records: Sequence[Record]) -> list[int]:

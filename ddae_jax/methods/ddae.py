@@ -1,10 +1,29 @@
 """DDAE: pixels and momentum features of hidden patches, under deep dynamic supervision."""
 
-from ddae_jax.methods.method import Method, Objective, make_method
+import functools
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ddae_jax.methods.method import Alignment, Method, Objective, make_method
 from ddae_jax.methods.pixels import pixel_objective
-from ddae_jax.methods.targets import feature_error, pixel_targets, show_pixels, squared_error
+from ddae_jax.methods.targets import (
+    NORMALIZED_AXES,
+    FeatureNormalization,
+    FeatureStatistics,
+    feature_error,
+    feature_statistics,
+    normalize_features,
+    pixel_targets,
+    show_pixels,
+    squared_error,
+    standardize,
+)
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
+
+FeaturePlaces = Literal["hidden", "visible", "both"]
 
 
 def ddae(
@@ -14,7 +33,13 @@ def ddae(
     depths: tuple[int, ...],
     channels: int = 3,
     pixel_weight: float = 1.0,
+    pixel_fade: float = 0.0,
     feature_weight: float = 1.0,
+    feature_start: float = 0.0,
+    feature_warmup: float = 0.0,
+    feature_normalization: FeatureNormalization = "layer",
+    feature_places: FeaturePlaces = "hidden",
+    normalize_predictions: bool = False,
     normalize_pixels: bool = True,
     **options,
 ) -> Method:
@@ -22,51 +47,138 @@ def ddae(
 
     1. *pixels*: its raw pixels, normalised patch by patch;
     2. *features*: what the momentum encoder, which sees the whole image, makes of it at the SAME
-       depth, layer-normalised without affine.
+       depth, normalised.
 
-    Both errors are mean squared ones. An objective of weight 0 is left out.
+    Both errors are mean squared ones. An objective of weight 0 is left out. A teacher that has
+    learned nothing has nothing to teach: the features' weight may set in later, rise, and take the
+    place of the pixels'.
 
     Args:
         encoder: the vision transformer.
-        decoder: None for ``full`` input, a light decoder for ``visible`` input.
+        decoder: a light decoder for ``visible`` input; None for ``full`` input.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
         channels: of the images.
         pixel_weight, feature_weight: ``lambda`` of the two objectives.
+        pixel_fade: share of the pixels' weight that is gone once the features' has risen.
+        feature_start: share of the run in which features have no weight.
+        feature_warmup: share of the run over which their weight then rises, linearly.
+        feature_normalization: see :data:`ddae_jax.methods.targets.NORMALIZED_AXES`.
+        feature_places: which patches' features are learned: of ``hidden`` ones, through the
+            decoder and weighed by distance; of ``visible`` ones, the encoder's own features,
+            normalised likewise, weighed alike; or ``both``.
+        normalize_predictions: whether predictions are normalised as targets are, where that is over
+            places by the statistics of all that are predicted.
         normalize_pixels: whether pixel targets are normalised patch by patch.
         options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
 
     Raises:
-        ValueError: if both weights are 0, or one is negative.
+        ValueError: if both weights are 0, or one is negative; or if nothing but visible features is
+            learned, or they are with ``full`` input.
 
-    Source: Chen et al., DDAE: Deep Dynamic AutoEncoder for vision BERT pretraining.
+    Source: Chen et al., DDAE: Deep Dynamic AutoEncoder for vision BERT pretraining; the weights
+    over a run: Dong et al. 2022, "Bootstrapped Masked Autoencoders".
     """
-    objectives = {
-        "pixels": pixel_objective(encoder, channels, squared_error, pixel_weight),
-        "features": Objective(encoder.width, feature_error, feature_weight),
-    }
     if min(pixel_weight, feature_weight) < 0 or not (pixel_weight or feature_weight):
         raise ValueError(
             f"pixel_weight={pixel_weight}, feature_weight={feature_weight}; "
             "weights are not negative, and one of them is positive"
         )
-    objectives = {name: o for name, o in objectives.items() if o.weight}
+    learns_features = feature_weight > 0
+    if learns_features:
+        check_feature_places(feature_places, pixel_weight, decoder is not None)
+    is_alone = not pixel_weight
+    rise = fade = None
+    if learns_features and not is_alone and (feature_start or feature_warmup):
+        rise = functools.partial(ramp, start=feature_start, length=feature_warmup)
+    if learns_features and pixel_fade:
+        fade = lambda progress: 1 - pixel_fade * (rise(progress) if rise else 1.0)  # noqa: E731
+    objectives, alignment = {}, None
+    if pixel_weight:
+        objectives["pixels"] = pixel_objective(encoder, channels, squared_error, pixel_weight, fade)
+    if learns_features and feature_places != "visible":
+        error = _feature_error(feature_normalization, normalize_predictions)
+        objectives["features"] = Objective(encoder.width, error, feature_weight, rise)
+    if learns_features and feature_places != "hidden":
+        error = _visible_error(feature_normalization)
+        alignment = Alignment("features", error, feature_weight, rise)
 
-    def targets(teacher, images):
+    def features_of(teacher, images):
+        return encoder.apply({"params": teacher}, images, depths=depths, normalize=False).patches
+
+    def statistics(teacher, images) -> FeatureStatistics:
+        return feature_statistics(features_of(teacher, images), feature_normalization)
+
+    def targets(teacher, images, given: FeatureStatistics | None = None):
         found = {}
-        if "pixels" in objectives:
+        if pixel_weight:
             found["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
-        if "features" in objectives:
-            features = encoder.apply({"params": teacher}, images, depths=depths, normalize=False)
-            found["features"] = features.patches
+        if learns_features:
+            features = features_of(teacher, images)
+            if feature_normalization != "layer":  # which is left to the error, of fewer patches
+                given = given or feature_statistics(features, feature_normalization)
+                features = standardize(features, given)
+            found["features"] = features
         return found
 
+    def feature_targets(teacher, images):
+        features = targets(teacher, images)["features"]
+        return normalize_features(features) if feature_normalization == "layer" else features
+
+    is_of_whole_batch = learns_features and feature_normalization in ("batch", "position")
     return make_method(
         encoder,
         decoder,
         objectives,
         targets,
         depths=depths,
-        has_momentum_encoder="features" in objectives,
-        show=show_pixels(encoder, normalize_pixels) if "pixels" in objectives else None,
+        alignment=alignment,
+        target_statistics=statistics if is_of_whole_batch else None,
+        feature_targets=feature_targets if learns_features else None,
+        has_momentum_encoder=learns_features,
+        show=show_pixels(encoder, normalize_pixels) if pixel_weight else None,
         **options,
     )
+
+
+def ramp(progress: Array | float, start: float, length: float) -> Array | float:
+    """0 until ``start``, then rising linearly to 1 over ``length``; all of them shares of a run."""
+    if not length:
+        return jnp.where(progress >= start, 1.0, 0.0)
+    return jnp.clip((progress - start) / length, 0.0, 1.0)
+
+
+def check_feature_places(
+    feature_places: FeaturePlaces, pixel_weight: float, encodes_visible: bool
+) -> None:
+    """Raises ``ValueError`` if features of visible patches cannot be learned."""
+    if feature_places == "hidden":
+        return
+    if not encodes_visible:
+        raise ValueError(
+            f"feature_places={feature_places!r} aligns what the encoder makes of visible patches: "
+            "set model.encoder_input='visible'"
+        )
+    if feature_places == "visible" and not pixel_weight:
+        raise ValueError(
+            "feature_places='visible', pixel_weight=0: nothing is predicted of hidden patches; set "
+            "pixel_weight or feature_places='both'"
+        )
+
+
+def _feature_error(normalization: FeatureNormalization, normalize_predictions: bool):
+    """The error of predicted features, as targets hold them."""
+    error = feature_error if normalization == "layer" else squared_error
+    if not normalize_predictions:
+        return error
+    axes = _axes_of_some(normalization)
+    return lambda predictions, features: error(normalize_features(predictions, axes), features)
+
+
+def _visible_error(normalization: FeatureNormalization):
+    """The error of the encoder's own features of visible patches."""
+    return _feature_error(normalization, normalize_predictions=True)
+
+
+def _axes_of_some(normalization: FeatureNormalization) -> tuple[int, ...]:
+    """Axes to normalise over, where each image has features of other places."""
+    return NORMALIZED_AXES["batch" if normalization == "position" else normalization]

@@ -72,6 +72,7 @@ class LabelledTask:
         inputs: tuple[Float[Array, "batch height width channels"], PyTree],
         key: PRNGKeyArray,
         is_training: bool = True,
+        progress: Float[Array, ""] | float = 1.0,
     ) -> tuple[Float[Array, ""], PyTree]:
         """Loss of a batch of normalised images and their targets; new statistics and metrics."""
         images, targets = inputs
@@ -87,6 +88,10 @@ class LabelledTask:
         return loss, {"statistics": changed.get("batch_stats", {}), "metrics": dict(metrics)}
 
     def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
+        """Nothing."""
+        return {}
+
+    def statistics(self, teacher: PyTree, inputs: PyTree) -> dict[str, Array]:
         """Nothing."""
         return {}
 

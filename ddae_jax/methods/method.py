@@ -6,20 +6,23 @@ A method's own file says which objectives it has, and builds a :class:`Method` f
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
-from ddae_jax.dynamic_loss import dynamic_weights
-from ddae_jax.masking import hidden_indices, spread_hidden
-from ddae_jax.methods.student import Aggregation, Student
+from ddae_jax.masking import hidden_indices, sample_hidden, spread_hidden, visible_indices
+from ddae_jax.methods.student import Aggregation, Outputs, Student
 from ddae_jax.methods.supervision import DeepDynamicSupervision, Supervised
 from ddae_jax.methods.trainable import Images, Mask, Predictions
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import at_patches
+
+WeightSchedule = Callable[[Array | float], Array | float]
+"""From the share of the run that is done to a factor of a weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +33,44 @@ class Objective:
         width: values predicted for a patch.
         error: ``(predictions, targets) -> error of each patch``, over the last axis.
         weight: ``lambda``, its share in the loss.
+        schedule: a factor of ``weight``, by the share of the run that is done; None for 1.
     """
 
     width: int
     error: Callable[[Array, Array], Array]
     weight: float = 1.0
+    schedule: WeightSchedule | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """The encoder's own features of visible patches, against targets at their places and depths.
+
+    They pass no decoder and no head, and all count alike: visible patches are at distance 0.
+
+    Attributes:
+        name: of the targets.
+        error: ``(features, targets) -> error of each patch``, over the last axis.
+        weight, schedule: as of an :class:`Objective`.
+    """
+
+    name: str
+    error: Callable[[Array, Array], Array]
+    weight: float = 1.0
+    schedule: WeightSchedule | None = None
+
+
+@flax.struct.dataclass
+class Outcome(Supervised):
+    """What a step's loss is made of.
+
+    Attributes:
+        objective_weights: ``lambda_o`` of this step.
+        visible_losses: mean error of visible patches at each depth, where they are aligned.
+    """
+
+    objective_weights: Float[Array, "objectives"] | None = None
+    visible_losses: Float[Array, " depths"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +84,13 @@ class Method:
             patches, ...)``. No gradient passes through them.
         sample_mask: ``(key, batch) -> mask``, with ``num_masked`` hidden patches a row.
         num_masked: hidden patches of each image.
+        num_sampled: how many of them the depths before the last one predict, drawn anew each step;
+            None for all.
+        alignment: what visible patches' own features are compared with; None for nothing.
+        target_statistics: ``(teacher, images) -> statistics``, where targets depend on the whole
+            batch; ``targets`` then takes them as a third argument, and makes them if it gets none.
+        feature_targets: ``(teacher, images) -> targets``, where features are predicted, just as
+            predictions are compared with them; for those who look at the run. None for no features.
         has_momentum_encoder: whether the teacher is a momentum encoder.
         frozen: the teacher, if it is none.
         show: ``(predictions, targets, teacher, images) -> arrays for the figures``, of all patches.
@@ -55,9 +98,13 @@ class Method:
 
     student: Student
     objectives: Mapping[str, Objective]
-    targets: Callable[[PyTree, Images], Predictions]
+    targets: Callable[..., Predictions]
     sample_mask: Callable[[PRNGKeyArray, int], Mask]
     num_masked: int
+    num_sampled: int | None = None
+    alignment: Alignment | None = None
+    target_statistics: Callable[[PyTree, Images], PyTree] | None = None
+    feature_targets: Callable[[PyTree, Images], Array] | None = None
     has_momentum_encoder: bool = False
     frozen: PyTree = dataclasses.field(default_factory=dict)
     show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None
@@ -93,9 +140,12 @@ class Method:
         images = jnp.zeros((1, *self.encoder.image_size, channels))
         mask = jnp.arange(self.num_masked + self.num_visible)[None] < self.num_masked
 
+        hidden = hidden_indices(mask, self.num_masked)
+
         def touch_everything(student):
-            predictions = student.predict(images, mask, self.num_visible)
-            errors = jnp.zeros((len(predictions), len(student.supervision.depths), *mask.shape))
+            outputs = student(images, mask, self.num_visible, self._places(hidden, hidden))
+            names = outputs.predictions[0]
+            errors = jnp.zeros((len(names), len(student.supervision.depths), *mask.shape))
             return student.supervise(errors, mask)
 
         return self.student.init(key, method=touch_everything)["params"]
@@ -110,9 +160,7 @@ class Method:
         """All of it, if it is no momentum encoder."""
         return {} if self.has_momentum_encoder else teacher
 
-    def follow(
-        self, teacher: PyTree, params: PyTree, outcome: Supervised, momentum: Array
-    ) -> PyTree:
+    def follow(self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Array) -> PyTree:
         """``teacher <- momentum * teacher + (1 - momentum) * student``, or as it was."""
         if not self.has_momentum_encoder:
             return teacher
@@ -125,46 +173,118 @@ class Method:
         images: Images,
         key: PRNGKeyArray,
         is_training: bool = True,
+        progress: Float[Array, ""] | float = 1.0,
         mask: Mask | None = None,
-    ) -> tuple[Float[Array, ""], Supervised]:
+        sampled: Mask | None = None,
+        statistics: PyTree | None = None,
+    ) -> tuple[Float[Array, ""], Outcome]:
         """Loss of a batch of normalised images, and what it is made of.
 
-        Only hidden patches are predicted: the others carry no loss. The mask is that of
-        :meth:`draw` if none is given.
+        Only hidden patches are predicted: the others carry no loss. Where the depths before the
+        last one predict some of them, those count for as many more, so that the loss is an unbiased
+        estimate. Masks are those of :meth:`draw` and statistics those of these images, if none are
+        given.
         """
         if mask is None:
-            mask = self.draw(key, len(images))["mask"]
+            drawn = self.draw(key, len(images))
+            mask, sampled = drawn["mask"], drawn.get("sampled")
         _, drop_path_key = jax.random.split(key)
         hidden = hidden_indices(mask, self.num_masked)
-        targets = jax.lax.stop_gradient(self.targets(teacher, images))
-        predictions = self._apply(
+        chosen = hidden if sampled is None else hidden_indices(sampled, self.num_sampled)
+        given = () if statistics is None else (statistics,)
+        targets = jax.lax.stop_gradient(self.targets(teacher, images, *given))
+        outputs = self._apply(
             params,
             images,
             mask,
             self.num_visible,
-            at=hidden,
+            self._places(chosen, hidden),
             is_training=is_training,
-            method="predict",
             rngs={"drop_path": drop_path_key},
         )
-        errors = [
-            objective.error(predictions[name], at_patches(targets[name], hidden))
-            for name, objective in self.objectives.items()
-        ]
-        errors = spread_hidden(jnp.stack(errors), mask)
-        supervised = self._apply(params, errors, mask, method="supervise")
-        return supervised.loss, supervised
+        if len(outputs.predictions) == 1:
+            errors = spread_hidden(self._errors(outputs.predictions[0], targets, hidden), mask)
+        else:
+            earlier, last = outputs.predictions
+            share = self.num_sampled / self.num_masked
+            earlier = self._errors(earlier, targets, chosen, slice(-1)) / share
+            last = self._errors(last, targets, hidden, slice(-1, None))
+            errors = jnp.concatenate(
+                [spread_hidden(earlier, sampled), spread_hidden(last, mask)], axis=1
+            )
+        weights = self._objective_weights(progress)
+        is_scheduled = any(o.schedule for o in self.objectives.values())
+        supervised = self._apply(
+            params, errors, mask, weights if is_scheduled else None, method="supervise"
+        )
+        outcome = Outcome(**vars(supervised), objective_weights=weights)
+        if self.alignment is not None:
+            outcome = self._aligned(outcome, outputs, targets, mask, progress)
+        return outcome.loss, outcome
 
     def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Mask]:
-        """The masks."""
-        mask_key, _ = jax.random.split(key)
-        return {"mask": self.sample_mask(mask_key, batch)}
+        """The masks, and which of the hidden patches the depths before the last one predict."""
+        mask_key, other_key = jax.random.split(key)
+        drawn = {"mask": self.sample_mask(mask_key, batch)}
+        if self._samples_hidden:
+            sample_key = jax.random.fold_in(other_key, 1)
+            drawn["sampled"] = sample_hidden(sample_key, drawn["mask"], self.num_sampled)
+        return drawn
 
-    def metrics(self, outcome: Supervised) -> dict[str, Float[Array, ""]]:
+    def statistics(self, teacher: PyTree, inputs: Images) -> dict[str, PyTree]:
+        """What targets depend on of the whole batch, if they do."""
+        if self.target_statistics is None:
+            return {}
+        return {"statistics": self.target_statistics(teacher, inputs)}
+
+    @property
+    def _samples_hidden(self) -> bool:
+        return self.num_sampled is not None
+
+    def _places(self, chosen: Array, hidden: Array) -> tuple[Array, ...]:
+        """What the depths before the last one predict, and the last one; one for both if equal."""
+        return (chosen, hidden) if self._samples_hidden else (hidden,)
+
+    def _errors(
+        self,
+        predictions: Predictions,
+        targets: Predictions,
+        places: Int[Array, "batch chosen"],
+        depths: slice = slice(None),
+    ) -> Float[Array, "objectives depths batch chosen"]:
+        def error(name: str, objective: Objective) -> Array:
+            wanted = targets[name]
+            wanted = wanted if len(wanted) == 1 else wanted[depths]  # 1: the same at all depths
+            return objective.error(predictions[name], at_patches(wanted, places))
+
+        return jnp.stack([error(name, o) for name, o in self.objectives.items()])
+
+    def _objective_weights(self, progress: Array | float) -> Float[Array, "objectives"]:
+        return jnp.stack([_weight(o, progress) for o in self.objectives.values()])
+
+    def _aligned(
+        self, outcome: Outcome, outputs: Outputs, targets: Predictions, mask: Mask, progress
+    ) -> Outcome:
+        """The outcome with the errors of visible patches added."""
+        alignment = self.alignment
+        visible = visible_indices(mask, self.num_visible)
+        wanted = at_patches(targets[alignment.name], visible)
+        losses = alignment.error(outputs.visible, wanted).mean(axis=(1, 2))
+        alpha = self.student.supervision.depth_weights or (1.0,) * len(self.depths)
+        total = _weight(alignment, progress) * (jnp.asarray(alpha) * losses).sum()
+        return outcome.replace(
+            loss=outcome.loss + total,
+            plain_loss=outcome.plain_loss + total,
+            visible_losses=losses,
+        )
+
+    def metrics(self, outcome: Outcome) -> dict[str, Float[Array, ""]]:
         """Dynamic loss, plain loss and beta by objective and depth.
 
         ``loss/pixels/depth_6`` and so on; ``plain_loss``, and ``plain_loss/...``, are the same with
-        all hidden patches weighed alike.
+        all hidden patches weighed alike. ``weight/features`` and so on are the objectives' weights,
+        where they change over the run; ``loss/visible_features/depth_6`` the error of visible
+        patches, where they are aligned.
         """
         found = {"plain_loss": outcome.plain_loss}
         for row, objective in enumerate(self.objectives):
@@ -173,6 +293,13 @@ class Method:
                 found[f"loss/{place}"] = outcome.losses[row, column]
                 found[f"plain_loss/{place}"] = outcome.plain_losses[row, column]
                 found[f"beta/{place}"] = outcome.beta[row, column]
+        if any(o.schedule for o in self.objectives.values()):
+            for row, objective in enumerate(self.objectives):
+                found[f"weight/{objective}"] = outcome.objective_weights[row]
+        if self.alignment is not None:
+            for column, depth in enumerate(self.depths):
+                place = f"visible_{self.alignment.name}/depth_{depth}"
+                found[f"loss/{place}"] = outcome.visible_losses[column]
         return found
 
     def look(
@@ -189,10 +316,11 @@ class Method:
         mask = self.sample_mask(key, images.shape[0])
         seen = {"mask": mask}
         if supervision.mode == "deep_dynamic":  # else all weights are 1
-            distance = distance_map(mask, self.encoder.grid)
-            beta = self._apply(params, method="beta")
-            weights = dynamic_weights(distance, mask, beta, supervision.weighting)
-            seen |= {"distance": distance, "weights": weights, "beta": beta}
+            seen |= {
+                "distance": distance_map(mask, self.encoder.grid),
+                "weights": self._apply(params, mask, method="weights"),
+                "beta": self._apply(params, method="beta"),
+            }
         if self.show is not None:
             predictions = self._apply(params, images, mask, self.num_visible, method="predict")
             seen |= self.show(predictions, self.targets(teacher, images), teacher, images)
@@ -206,11 +334,17 @@ def make_method(
     encoder: ViT,
     decoder: Decoder | None,
     objectives: Mapping[str, Objective],
-    targets: Callable[[PyTree, Images], Predictions],
+    targets: Callable[..., Predictions],
     *,
     sample_mask: Callable[[PRNGKeyArray, int], Mask],
     num_masked: int,
     depths: tuple[int, ...],
+    intermediate_share: float = 1.0,
+    has_decoder_per_depth: bool = False,
+    normalizes_intermediate: bool = True,
+    alignment: Alignment | None = None,
+    target_statistics: Callable[[PyTree, Images], PyTree] | None = None,
+    feature_targets: Callable[[PyTree, Images], Array] | None = None,
     aggregation: Aggregation | None = None,
     has_momentum_encoder: bool = False,
     frozen: PyTree | None = None,
@@ -221,10 +355,13 @@ def make_method(
     """A method of these objectives and targets, under deep dynamic supervision.
 
     Args:
-        encoder, decoder, objectives: of the :class:`Student`.
-        targets, sample_mask, num_masked, has_momentum_encoder, frozen, show: of the
-            :class:`Method`.
+        encoder, decoder, objectives, has_decoder_per_depth, normalizes_intermediate: of the
+            :class:`Student`.
+        targets, sample_mask, num_masked, alignment, target_statistics, feature_targets,
+            has_momentum_encoder, frozen, show: of the :class:`Method`.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
+        intermediate_share: share of an image's hidden patches that depths before the last one
+            predict, with a decoder; see :func:`num_sampled_patches`.
         aggregation: see :class:`Aggregation`; its readout is supervised too, with weight 1, as
             that of depth ``encoder.depth + aggregation.num_blocks``.
         depth_weights: ``alpha`` of each of ``depths``; 1 each by default.
@@ -233,6 +370,11 @@ def make_method(
     if aggregation is not None:
         depths = (*depths, encoder.depth + aggregation.num_blocks)
         depth_weights = None if depth_weights is None else (*depth_weights, 1.0)
+    decodes_several = decoder is not None and len(depths) > 1
+    num_sampled = None
+    if decodes_several:
+        num_sampled = num_sampled_patches(num_masked, intermediate_share)
+        num_sampled = num_sampled if num_sampled < num_masked else None
     student = Student(
         encoder=encoder,
         decoder=decoder,
@@ -245,6 +387,8 @@ def make_method(
             **supervision,
         ),
         aggregation=aggregation,
+        has_decoder_per_depth=has_decoder_per_depth and decodes_several,
+        normalizes_intermediate=normalizes_intermediate,
     )
     return Method(
         student=student,
@@ -252,7 +396,35 @@ def make_method(
         targets=targets,
         sample_mask=sample_mask,
         num_masked=num_masked,
+        num_sampled=num_sampled,
+        alignment=alignment,
+        target_statistics=target_statistics,
+        feature_targets=feature_targets,
         has_momentum_encoder=has_momentum_encoder,
         frozen=frozen or {},
         show=show,
     )
+
+
+def num_sampled_patches(num_masked: int, intermediate_share: float) -> int:
+    """How many of an image's hidden patches the depths before the last one predict.
+
+    Raises ``ValueError`` if the share lies outside (0, 1] or leaves no patch.
+    """
+    if not 0 < intermediate_share <= 1:
+        raise ValueError(
+            f"intermediate_share={intermediate_share}; it is the share of hidden patches that "
+            "intermediate depths decode and lies in (0, 1]"
+        )
+    num_sampled = round(intermediate_share * num_masked)
+    if not num_sampled:
+        raise ValueError(
+            f"intermediate_share={intermediate_share} leaves none of the {num_masked} hidden "
+            f"patches of an image to intermediate depths; it is at least {0.51 / num_masked:.2g}"
+        )
+    return num_sampled
+
+
+def _weight(item: Objective | Alignment, progress: Array | float) -> Float[Array, ""]:
+    factor = 1.0 if item.schedule is None else item.schedule(progress)
+    return jnp.float32(item.weight) * factor

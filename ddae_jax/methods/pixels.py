@@ -4,17 +4,21 @@ from collections.abc import Callable
 
 from jaxtyping import Array
 
-from ddae_jax.methods.method import Method, Objective, make_method
+from ddae_jax.methods.method import Method, Objective, WeightSchedule, make_method
 from ddae_jax.methods.targets import pixel_targets, show_pixels
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
 
 def pixel_objective(
-    encoder: ViT, channels: int, error: Callable[[Array, Array], Array], weight: float = 1.0
+    encoder: ViT,
+    channels: int,
+    error: Callable[[Array, Array], Array],
+    weight: float = 1.0,
+    schedule: WeightSchedule | None = None,
 ) -> Objective:
     """The pixels of a patch: ``patch_size**2 * channels`` values, by an error of each patch."""
-    return Objective(encoder.patch_size**2 * channels, error, weight)
+    return Objective(encoder.patch_size**2 * channels, error, weight, schedule)
 
 
 def predict_pixels(

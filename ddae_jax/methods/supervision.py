@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ddae_jax.distance import distance_map
-from ddae_jax.dynamic_loss import Weighting, dynamic_loss
+from ddae_jax.dynamic_loss import (
+    Weighting,
+    dynamic_weights,
+    masked_mean,
+    neighbourhood_weights,
+)
 from ddae_jax.hints import did_you_mean
 from ddae_jax.models.vit import check_depths
 from ddae_jax.patches import Grid
@@ -54,7 +59,9 @@ class DeepDynamicSupervision(nn.Module):
         objectives: names of the objectives, in the order of the errors' first axis.
         depths: supervised depths, in the order of the errors' second axis.
         mode: ``last``, ``deep`` or ``deep_dynamic``.
-        weighting: see :func:`ddae_jax.dynamic_loss.dynamic_weights`.
+        weighting: of ``deep_dynamic``: by beta, as in
+            :func:`ddae_jax.dynamic_loss.dynamic_weights`; or ``neighbourhood``, for comparison, by
+            :func:`ddae_jax.dynamic_loss.neighbourhood_weights`, where no beta is learned.
         objective_weights: ``lambda_o``; 1 each by default.
         depth_weights: ``alpha_s``; 1 each by default.
         beta_init: where each beta starts.
@@ -72,7 +79,7 @@ class DeepDynamicSupervision(nn.Module):
 
     def setup(self):
         shape = (len(self.objectives), len(self.depths))
-        if check_mode(self.mode) == "deep_dynamic":
+        if check_mode(self.mode) == "deep_dynamic" and self.learns_beta:
             self.exponents = self.param("beta", nn.initializers.constant(self.beta_init), shape)
         else:
             self.exponents = jnp.zeros(shape)
@@ -82,6 +89,7 @@ class DeepDynamicSupervision(nn.Module):
         errors: Float[Array, "objectives depths batch patches"],
         mask: Bool[Array, "batch patches"],
         grid: Grid,
+        objective_weights: Float[Array, "objectives"] | None = None,
     ) -> Supervised:
         """The loss of a batch.
 
@@ -89,6 +97,8 @@ class DeepDynamicSupervision(nn.Module):
             errors: error of each patch; those of visible patches are ignored.
             mask: True where hidden.
             grid: ``(h, w)``.
+            objective_weights: ``lambda_o`` of this step, where they change over a run; the
+                attribute by default.
 
         Raises:
             ValueError: if the errors have other objectives or depths than this module, or the
@@ -101,11 +111,14 @@ class DeepDynamicSupervision(nn.Module):
                 f"{self.objectives} at {len(self.depths)} depths {self.depths} were announced"
             )
         beta = self.exponents
-        distance = distance_map(mask, grid)
-        losses = dynamic_loss(errors, distance, mask, beta, self.weighting)
-        plain_losses = dynamic_loss(errors, distance, mask, jnp.zeros(shape))
+        losses = masked_mean(errors, self.weights(mask, grid), mask)
+        plain_losses = masked_mean(errors, mask, mask)
+        if objective_weights is None:
+            objective_weights = _weights(
+                self.objective_weights, self.objectives, "objective_weights"
+            )
         importance = jnp.outer(
-            _weights(self.objective_weights, self.objectives, "objective_weights"),
+            objective_weights,
             _weights(self.depth_weights, self.depths, "depth_weights"),
         )
         return Supervised(
@@ -115,6 +128,21 @@ class DeepDynamicSupervision(nn.Module):
             plain_losses=plain_losses,
             beta=beta,
         )
+
+    @property
+    def learns_beta(self) -> bool:
+        """Whether there are exponents to learn."""
+        return self.mode == "deep_dynamic" and self.weighting != "neighbourhood"
+
+    def weights(
+        self, mask: Bool[Array, "batch patches"], grid: Grid
+    ) -> Float[Array, "objectives depths batch patches"]:
+        """What each patch's error is multiplied by; 0 on visible patches."""
+        if self.mode == "deep_dynamic" and self.weighting == "neighbourhood":
+            shape = (len(self.objectives), len(self.depths), *mask.shape)
+            return jnp.broadcast_to(neighbourhood_weights(mask, grid), shape)
+        weighting = self.weighting if self.learns_beta else "power"
+        return dynamic_weights(distance_map(mask, grid), mask, self.exponents, weighting)
 
     def beta(self) -> Float[Array, "objectives depths"]:
         """The exponents: a parameter under ``deep_dynamic``, 0 otherwise."""

@@ -58,10 +58,12 @@ class Trainable(Protocol):
         images: Images,
         key: PRNGKeyArray,
         is_training: bool = True,
+        progress: Float[Array, ""] | float = 1.0,
     ) -> tuple[Float[Array, ""], Any]:
         """Loss of a batch of normalised images, and its outcome, for the two below.
 
-        Further arguments are what :meth:`draw` gives, by name.
+        ``progress`` is the share of the run that is done. Further arguments are what :meth:`draw`
+        and :meth:`statistics` give, by name.
         """
 
     def draw(self, key: PRNGKeyArray, batch: int) -> Mapping[str, Array]:
@@ -69,6 +71,12 @@ class Trainable(Protocol):
 
         Given to ``loss``, it takes the place of what that would draw: so the parts of a batch can
         have what the whole has. Stochastic depth is no part of it.
+        """
+
+    def statistics(self, teacher: PyTree, inputs: PyTree) -> Mapping[str, Array]:
+        """What ``loss`` has to know of the whole batch, where it is given parts; else empty.
+
+        Its mean over equal parts is that of the whole.
         """
 
     def follow(self, teacher: PyTree, params: PyTree, outcome: Any, momentum: Array) -> PyTree:

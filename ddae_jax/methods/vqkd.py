@@ -171,6 +171,7 @@ class VqKd:
         images: Images,
         key: PRNGKeyArray,
         is_training: bool = True,
+        progress: Float[Array, ""] | float = 1.0,
     ) -> tuple[Float[Array, ""], Outcome]:
         """``mean(1 - cos(predicted, true)) + commitment * mean((vector - code)^2)``."""
         start_key, drop_path_key, revive_key = jax.random.split(key, 3)
@@ -203,6 +204,10 @@ class VqKd:
 
     def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
         """Nothing that belongs to an image."""
+        return {}
+
+    def statistics(self, teacher: PyTree, inputs: PyTree) -> dict[str, Array]:
+        """Nothing."""
         return {}
 
     def metrics(self, outcome: Outcome) -> dict[str, Float[Array, ""]]:

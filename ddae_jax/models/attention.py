@@ -1,5 +1,6 @@
 """Multi-head self-attention; the one place that chooses its form for the backend."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -15,7 +16,9 @@ from ddae_jax.platform import platform
 AttentionForm = Literal["auto", "batched_matmul", "dot_product", "cudnn", "einsum"]
 
 Heads = Float[Array, "batch tokens heads head_width"]
-"""What each head has of each token: queries, keys, values, or what it mixes of those."""
+"""What each head has of each token: queries, keys, values, or what it mixes of those.
+
+Queries may be of other tokens, and of another number, than keys and values."""
 
 ATTENTION = "attention"
 """The collection that :class:`SelfAttention` sows its ``weights`` into, where it is mutable."""
@@ -78,6 +81,44 @@ class SelfAttention(nn.Module):
                 self.sow(ATTENTION, "weights", weights)
         else:
             mixed = _FORMS[form](q, k, v, bias)
+        return Dense(width, dtype=self.dtype, name="projection")(mixed.reshape(tokens.shape))
+
+
+class CrossAttention(nn.Module):
+    """Attention of some tokens to others: queries of the ones, keys and values of the others.
+
+    Attributes:
+        num_heads: heads; divides the width.
+        form: see :class:`SelfAttention`.
+        dtype: of the computation; parameters are float32.
+
+    Source: Vaswani et al. 2017, section 3.2.3 ("encoder-decoder attention").
+    """
+
+    num_heads: int
+    form: AttentionForm = "auto"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "batch queries width"],
+        memory: Float[Array, "batch keys memory_width"],
+    ) -> Float[Array, "batch queries width"]:
+        """Mixes what the tokens find in ``memory``, whose width may be another."""
+        width = tokens.shape[-1]
+        parts = (self.num_heads, width // self.num_heads)
+        q = Dense(width, dtype=self.dtype, name="query")(tokens)
+        kv = Dense(2 * width, dtype=self.dtype, name="key_value")(memory)
+        q = q.reshape(*q.shape[:2], *parts)
+        k, v = jnp.moveaxis(kv.reshape(*kv.shape[:2], 2, *parts), 2, 0)
+        form = self.form
+        if form == "auto":
+            form = best_form(tokens.shape[1], parts[1], False, self.dtype)
+        if form == "batched_matmul":
+            mixed, _ = _mixed_and_weights(q, k, v, None)
+        else:
+            mixed = _FORMS[form](q, k, v, None)
         return Dense(width, dtype=self.dtype, name="projection")(mixed.reshape(tokens.shape))
 
 
@@ -154,15 +195,16 @@ def _mixed_and_weights(
     q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads tokens tokens"] | None
 ) -> tuple[Heads, Float[Array, "batch heads tokens tokens"]]:
     """The mixed values, and the float32 weights that mixed them: of each query, over the keys."""
-    batch, length, heads, head_width = q.shape
-    q, k, v = (x.swapaxes(1, 2).reshape(batch * heads, length, head_width) for x in (q, k, v))
+    batch, num_queries, heads, head_width = q.shape
+    num_keys = k.shape[1]
+    q, k, v = (x.swapaxes(1, 2).reshape(batch * heads, -1, head_width) for x in (q, k, v))
     logits = ((q * head_width**-0.5) @ k.swapaxes(-1, -2)).astype(jnp.float32)
     if bias is not None:
-        logits = (logits.reshape(batch, heads, length, length) + bias).reshape(logits.shape)
+        logits = (logits.reshape(batch, heads, num_queries, num_keys) + bias).reshape(logits.shape)
     weights = jax.nn.softmax(logits)
     mixed = weights.astype(v.dtype) @ v
-    mixed = mixed.reshape(batch, heads, length, head_width).swapaxes(1, 2)
-    return mixed, weights.reshape(batch, heads, length, length)
+    mixed = mixed.reshape(batch, heads, num_queries, head_width).swapaxes(1, 2)
+    return mixed, weights.reshape(batch, heads, num_queries, num_keys)
 
 
 def _dot_product(
@@ -188,18 +230,18 @@ def _cudnn(
     JAX refuses to differentiate cuDNN's attention over an odd number of tokens, as if there were a
     bias, which alone must be of an even one.
     """
-    length = q.shape[1]
-    if length % 2 == 0 or bias is not None:
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    if (num_queries % 2 == 0 and num_keys % 2 == 0) or bias is not None:
         return _dot_product(q, k, v, bias, implementation)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = jnp.full(len(q), length, jnp.int32)  # all the same, whichever a device sees
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = functools.partial(jnp.full, len(q), dtype=jnp.int32)  # the same on every device
     mixed = jax.nn.dot_product_attention(
         *(q, k, v),
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
+        query_seq_lengths=lengths(num_queries),
+        key_value_seq_lengths=lengths(num_keys),
         implementation=implementation,
     )
-    return mixed[:, :length]
+    return mixed[:, :num_queries]
 
 
 @jax.custom_vjp

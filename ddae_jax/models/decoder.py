@@ -1,8 +1,10 @@
 """The light decoder that fills hidden patches in, when only visible ones were encoded."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ddae_jax.models.attention import AttentionForm
 from ddae_jax.models.dense import Dense
@@ -14,21 +16,25 @@ from ddae_jax.models.transformer import (
     token_initializer,
 )
 from ddae_jax.models.vit import Features
-from ddae_jax.patches import Grid
+from ddae_jax.patches import Grid, at_patches
+
+DecoderKind = Literal["self", "cross"]
 
 
 class Decoder(nn.Module):
-    """A narrow transformer over visible features and mask tokens, the same for every depth.
+    """A narrow transformer that makes features of hidden patches, the same for every depth.
 
     Attributes:
         grid: ``(h, w)`` of the whole image.
         width, depth, num_heads: its size.
         mlp_ratio: hidden width of the MLPs over ``width``.
+        kind: ``self``: visible features and mask tokens attend to each other (He et al. 2022,
+            section 3, "MAE decoder"). ``cross``: mask tokens attend to the visible features, and
+            not to each other, so that each is decoded by itself, and only those that are asked for
+            cost anything (Fu et al. 2024, "Rethinking Patch Dependence for Masked Autoencoders").
         intermediate_blocks: how many of the blocks, the first ones, decode the depths before the
             last one; 0 for all. Fewer make deep supervision cheaper.
         rematerialization, attention_form, dtype: as in :class:`ddae_jax.models.vit.ViT`.
-
-    Source: He et al. 2022, section 3 ("MAE decoder").
     """
 
     grid: Grid
@@ -36,6 +42,7 @@ class Decoder(nn.Module):
     depth: int
     num_heads: int
     mlp_ratio: float = 4.0
+    kind: DecoderKind = "self"
     intermediate_blocks: int = 0
     rematerialization: Rematerialization = "none"
     attention_form: AttentionForm = "auto"
@@ -43,17 +50,42 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Features, mask: Bool[Array, "batch patches"] | None = None
-    ) -> Float[Array, "depths batch patches decoder_width"]:
+        self,
+        features: Features,
+        mask: Bool[Array, "batch patches"] | None = None,
+        *,
+        places: Int[Array, "batch chosen"] | None = None,
+        holds_last: bool = True,
+    ) -> Float[Array, "depths batch chosen decoder_width"]:
         """Decodes the features of visible patches, in ascending order, at every read-out depth.
 
         Args:
             features: of the class token, if any, and the visible patches.
             mask: True where hidden; None if all patches are visible.
+            places: the hidden patches to decode; all patches of the grid by default, in its order.
+                ``self`` decodes some of the hidden patches as if there were no others.
+            holds_last: whether the last of these depths is the encoder's last one, and so passes
+                all blocks.
 
         Returns:
-            Normalised features of all patches of the grid, in its order.
+            Normalised features of those patches.
+
+        Raises:
+            ValueError: if ``kind`` is neither, or ``cross`` has no mask.
         """
+        if self.kind == "cross":
+            return self._attend_to_visible(features, mask, places, holds_last)
+        if self.kind == "self":
+            return self._attend_to_all(features, mask, places, holds_last)
+        raise ValueError(f"decoder.kind={self.kind!r}; known: 'self', 'cross'")
+
+    def _attend_to_all(
+        self,
+        features: Features,
+        mask: Bool[Array, "batch patches"] | None,
+        places: Int[Array, "batch chosen"] | None,
+        holds_last: bool,
+    ) -> Float[Array, "depths batch chosen width"]:
         num_depths, batch, num_tokens, _ = features.tokens.shape
         # Depths are so many more images to the one decoder. The batch comes first, so that it
         # stays split over devices.
@@ -64,31 +96,73 @@ class Decoder(nn.Module):
         embedded = embed(visible_tokens)
         num_class_tokens = int(features.has_class_token)
         class_token, patches = jnp.split(embedded, [num_class_tokens], axis=1)
-        if mask is not None:
-            patches = self._fill_in(patches, jnp.repeat(mask, num_depths, axis=0))
-        patches = patches + jnp.asarray(sincos_positions(self.grid, self.width), self.dtype)
+        positions = jnp.asarray(sincos_positions(self.grid, self.width), self.dtype)
+        num_patches, num_visible = positions.shape[0], patches.shape[1]
+        decodes_some = places is not None and places.shape[1] < num_patches - num_visible
+        if decodes_some:
+            visible_places = jnp.argsort(mask, axis=-1, stable=True)[:, :num_visible]
+            chosen = jnp.concatenate([visible_places, places], axis=1)
+            patches = jnp.concatenate(
+                [patches, self._mask_tokens(batch * num_depths, places.shape[1])], axis=1
+            )
+            patches = patches + jnp.repeat(positions[chosen], num_depths, axis=0)
+        else:
+            if mask is not None:
+                patches = self._fill_in(patches, jnp.repeat(mask, num_depths, axis=0))
+            patches = patches + positions
         tokens = jnp.concatenate([class_token, patches], axis=1)
         tokens = tokens.reshape(batch, num_depths, *tokens.shape[1:])
-        tokens = self._decode(tokens)
-        patches = layer_norm(self.dtype, name="norm")(tokens)[:, :, num_class_tokens:]
-        return jnp.moveaxis(patches, 1, 0)
+        patches = self._decode(tokens, None, holds_last)[:, :, num_class_tokens:]
+        patches = jnp.moveaxis(patches, 1, 0)
+        if decodes_some:
+            return patches[:, :, num_visible:]
+        return patches if places is None else at_patches(patches, places)
+
+    def _attend_to_visible(
+        self,
+        features: Features,
+        mask: Bool[Array, "batch patches"] | None,
+        places: Int[Array, "batch chosen"] | None,
+        holds_last: bool,
+    ) -> Float[Array, "depths batch chosen width"]:
+        if mask is None:
+            raise ValueError("decoder.kind='cross' decodes hidden patches; it needs a mask")
+        num_depths, batch, _, _ = features.tokens.shape
+        positions = jnp.asarray(sincos_positions(self.grid, self.width), self.dtype)
+        wanted = jnp.broadcast_to(positions, (batch, *positions.shape))
+        if places is not None:
+            wanted = positions[places]
+        queries = self._mask_tokens(batch, wanted.shape[1]) + wanted
+        queries = jnp.broadcast_to(queries[:, None], (batch, num_depths, *queries.shape[1:]))
+        decoded = self._decode(queries, jnp.moveaxis(features.tokens, 0, 1), holds_last)
+        return jnp.moveaxis(decoded, 1, 0)
+
+    def _mask_token(self) -> Float[Array, "width"]:
+        mask_token = self.param("mask_token", token_initializer(), (self.width,))
+        return mask_token.astype(self.dtype)
+
+    def _mask_tokens(self, batch: int, count: int) -> Float[Array, "batch count width"]:
+        return jnp.broadcast_to(self._mask_token(), (batch, count, self.width))
 
     def _fill_in(
         self, visible: Float[Array, "batch visible width"], mask: Bool[Array, "batch patches"]
     ) -> Float[Array, "batch patches width"]:
         """The mask token where hidden, and the visible patches' features in their places."""
-        mask_token = self.param("mask_token", token_initializer(), (self.width,))
         # A visible patch's place among the visible ones is the count of visible ones before it.
         place = jnp.clip(jnp.cumsum(~mask, axis=1) - 1, 0, visible.shape[1] - 1)
         tokens = jnp.take_along_axis(visible, place[..., None], axis=1)
-        return jnp.where(mask[..., None], mask_token.astype(self.dtype), tokens)
+        return jnp.where(mask[..., None], self._mask_token(), tokens)
 
     def _decode(
-        self, tokens: Float[Array, "batch depths tokens width"]
+        self,
+        tokens: Float[Array, "batch depths tokens width"],
+        memory: Float[Array, "batch depths keys memory_width"] | None,
+        holds_last: bool,
     ) -> Float[Array, "batch depths tokens width"]:
-        """All blocks for the last depth; for those before it, the first ones, as many as asked."""
+        """All blocks for the last depth, for those before it the first ones, and the norm."""
+        norm = layer_norm(self.dtype, name="norm")
 
-        def apply_block(index, tokens):
+        def apply_block(index, tokens, memory):
             block = block_class(self.rematerialization)(
                 num_heads=self.num_heads,
                 mlp_width=int(self.width * self.mlp_ratio),
@@ -96,12 +170,17 @@ class Decoder(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{index + 1:02d}",
             )
-            return block(tokens.reshape(-1, *tokens.shape[2:]), False).reshape(tokens.shape)
+            if memory is not None:
+                memory = memory.reshape(-1, *memory.shape[2:])
+            flat = tokens.reshape(-1, *tokens.shape[2:])
+            return block(flat, False, None, memory).reshape(tokens.shape)
 
         num_shared = self.intermediate_blocks or self.depth
         for index in range(min(num_shared, self.depth)):
-            tokens = apply_block(index, tokens)
-        last = tokens[:, -1:]
+            tokens = apply_block(index, tokens, memory)
+        if not holds_last or num_shared >= self.depth:
+            return norm(tokens)
+        last, last_memory = tokens[:, -1:], None if memory is None else memory[:, -1:]
         for index in range(num_shared, self.depth):
-            last = apply_block(index, last)
-        return jnp.concatenate([tokens[:, :-1], last], axis=1)
+            last = apply_block(index, last, last_memory)
+        return norm(jnp.concatenate([tokens[:, :-1], last], axis=1))

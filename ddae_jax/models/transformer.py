@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddae_jax.models.attention import AttentionForm, SelfAttention
+from ddae_jax.models.attention import AttentionForm, CrossAttention, SelfAttention
 from ddae_jax.models.dense import Dense
 
 Rematerialization = Literal["none", "dots", "full"]
@@ -21,6 +21,8 @@ _REMAT_POLICIES = {
 
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, each branch dropped at random.
+
+    Given a memory, tokens attend to that, and not to each other.
 
     Attributes:
         num_heads: attention heads.
@@ -54,6 +56,7 @@ class Block(nn.Module):
         tokens: Float[Array, "batch tokens width"],
         is_training: bool = False,
         attention_bias: Float[Array, "heads tokens tokens"] | None = None,
+        memory: Float[Array, "batch keys memory_width"] | None = None,
     ) -> Float[Array, "batch tokens width"]:
         drop_path = nn.Dropout(
             self.drop_path_rate,
@@ -61,12 +64,18 @@ class Block(nn.Module):
             rng_collection="drop_path",
             deterministic=not is_training,
         )
-        attention = SelfAttention(
-            self.num_heads, self.attention_form, self.has_key_bias, self.dtype, name="attention"
-        )
         normed = layer_norm(self.dtype, self.norm_epsilon, name="attention_norm")(tokens)
-        mixed = self._scale("attention_scale", attention(normed, attention_bias))
-        tokens = tokens + drop_path(mixed)
+        if memory is None:
+            attention = SelfAttention(
+                self.num_heads, self.attention_form, self.has_key_bias, self.dtype, name="attention"
+            )
+            mixed = attention(normed, attention_bias)
+        else:
+            attention = CrossAttention(
+                self.num_heads, self.attention_form, self.dtype, name="attention"
+            )
+            mixed = attention(normed, memory)
+        tokens = tokens + drop_path(self._scale("attention_scale", mixed))
         hidden = layer_norm(self.dtype, self.norm_epsilon, name="mlp_norm")(tokens)
         hidden = Dense(self.mlp_width, dtype=self.dtype, name="mlp_in")(hidden)
         hidden = _ACTIVATIONS[self.activation](hidden)

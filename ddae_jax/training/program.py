@@ -26,6 +26,7 @@ class Program:
         channels: of the images.
         seed: of the run.
         micro_batches: parts of a batch.
+        total_steps: of the run.
     """
 
     method: Trainable
@@ -36,6 +37,7 @@ class Program:
     channels: int
     seed: int
     micro_batches: int = 1
+    total_steps: int | None = None
 
     def step(self) -> TrainStep:
         """The step, as a pure function of state and batch."""
@@ -47,6 +49,7 @@ class Program:
             momentum=self.momentum,
             seed=self.seed,
             micro_batches=self.micro_batches,
+            total_steps=self.total_steps,
         )
 
     def fresh_state(self, mesh: Mesh) -> TrainState:

@@ -58,6 +58,26 @@ def learning_rate_schedule(
     )
 
 
+def half_life_schedule(start_steps: float, end_steps: float, warmup_steps: float) -> optax.Schedule:
+    """The momentum of a teacher that keeps half of what it holds for so many steps.
+
+    ``2 ** (-1 / half-life)``, where the half-life grows geometrically from ``start_steps`` to
+    ``end_steps`` within ``warmup_steps``: a teacher that follows closely while it is young.
+    """
+
+    def momentum(step: Num[Array, ""]) -> Float[Array, ""]:
+        progress = jnp.clip(step / max(warmup_steps, 1), 0, 1)
+        growth = jnp.log2(end_steps / start_steps) * progress
+        return jnp.exp2(-1 / (start_steps * jnp.exp2(growth)))
+
+    return momentum
+
+
+def copy_schedule(every_steps: int) -> optax.Schedule:
+    """The momentum of a teacher that becomes a copy of the student now and then: 0 then, else 1."""
+    return lambda step: jnp.where((step + 1) % every_steps == 0, 0.0, 1.0)
+
+
 def momentum_schedule(start: float, end: float, total_steps: int) -> optax.Schedule:
     """Cosine from ``start`` at step 0 to ``end`` at ``total_steps``.
 

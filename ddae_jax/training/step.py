@@ -30,6 +30,7 @@ def make_train_step(
     momentum: optax.Schedule,
     seed: int,
     micro_batches: int = 1,
+    total_steps: int | None = None,
 ) -> TrainStep:
     """The step ``(state, batch) -> (state, metrics)``.
 
@@ -46,15 +47,19 @@ def make_train_step(
         micro_batches: parts of the prepared batch that gradients are computed for one after the
             other, which takes less memory; loss and gradient are their means. Each image has the
             mask that it has in the whole batch; only stochastic depth is drawn anew in each part.
+        total_steps: of the run, for what changes on its way; by default every step is as the last.
     """
     differentiate = jax.value_and_grad(method.loss, has_aux=True)
     if micro_batches > 1:
-        differentiate = _in_parts(differentiate, method.draw, micro_batches)
+        differentiate = _in_parts(differentiate, method, micro_batches)
 
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         prepare_key, loss_key = jax.random.split(step_key(seed, state.step))
         inputs = prepare(prepare_key, batch)
-        (loss, outcome), gradient = differentiate(state.params, state.teacher, inputs, loss_key)
+        progress = 1.0 if total_steps is None else state.step / total_steps
+        (loss, outcome), gradient = differentiate(
+            state.params, state.teacher, inputs, loss_key, progress=progress
+        )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         rate = momentum(state.step)
@@ -104,19 +109,27 @@ def step_key(seed: int, step: int | Array) -> PRNGKeyArray:
 
 
 def _in_parts(
-    differentiate: Callable[..., Any], draw: Callable[..., Any], count: int
+    differentiate: Callable[..., Any], method: Trainable, count: int
 ) -> Callable[..., Any]:
     """The mean of loss, outcome and gradient over so many parts of a batch."""
 
-    def mean_of_parts(params: PyTree, teacher: PyTree, inputs: PyTree, key: PRNGKeyArray):
-        drawn = draw(key, len(jax.tree.leaves(inputs)[0]))
+    def mean_of_parts(
+        params: PyTree,
+        teacher: PyTree,
+        inputs: PyTree,
+        key: PRNGKeyArray,
+        progress: Float[Array, ""] | float,
+    ) -> PyTree:
+        drawn = method.draw(key, len(jax.tree.leaves(inputs)[0]))
         parts = jax.tree.map(lambda array: _parts(array, count), (inputs, drawn))
         keys = jax.random.split(key, count)
+        of_parts = jax.lax.map(lambda part: method.statistics(teacher, part), parts[0])
+        of_all = jax.tree.map(lambda values: values.mean(axis=0), of_parts)
 
         @functools.partial(jax.jit, inline=True)  # traced once for its shapes and the loop
         def differentiate_part(part: tuple[tuple[PyTree, PyTree], PRNGKeyArray]) -> PyTree:
             (inputs, drawn), key = part
-            return differentiate(params, teacher, inputs, key, **drawn)
+            return differentiate(params, teacher, inputs, key, progress=progress, **drawn, **of_all)
 
         def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, differentiate_part(part)), None

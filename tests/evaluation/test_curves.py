@@ -39,6 +39,7 @@ RECORD_FIGURES = {
     curves.knn_figure: "knn/trained",
     curves.schedule_figure: "gradient_norm",
     curves.codebook_figure: "codebook/perplexity",
+    curves.collapse_figure: "rank/teacher",
 }
 
 
@@ -137,6 +138,22 @@ def test_knn_figure_draws_the_baselines(tmp_path):
     orange = matplotlib_rgb("#c2571a")
     assert not has_colour(picture(tmp_path / "without.png"), orange)
     assert has_colour(picture(tmp_path / "with.png"), orange)
+
+
+def test_collapse_figure_draws_student_teacher_and_each_depth_in_its_colour(tmp_path):
+    student = [{"epoch": i, "rank/student": 9.0 - i, "deviation/student": 0.5} for i in range(5)]
+    teacher = [{"rank/teacher": 7.0, "deviation/teacher": 0.6} for _ in student]
+    shares = [{f"position_share/depth_{d}": d / 20 for d in (12, 6, 8, 10)} for _ in student]
+    whole = [a | b | c for a, b, c in zip(student, teacher, shares, strict=True)]
+    assert curves.collapse_figure(tmp_path / "alone.png", student)
+    assert curves.collapse_figure(tmp_path / "whole.png", whole)
+    alone, whole = picture(tmp_path / "alone.png"), picture(tmp_path / "whole.png")
+    assert has_colour(alone, to_rgb(drawing.ACCENT))
+    assert has_colour(whole, to_rgb(drawing.ACCENT))
+    assert has_colour(whole, to_rgb(drawing.BASELINE))
+    for colour in colours_of(a_run()).values():  # depths 6 to 12, as losses are drawn
+        assert has_colour(whole, colour)
+        assert not has_colour(alone, colour)
 
 
 def matplotlib_rgb(code):

@@ -32,7 +32,8 @@ def status(*arguments):
 def test_what_is_found_is_told_and_stored(tmp_path, capsys):
     out = tmp_path / "found.json"
     arguments = (f"--config={tiny.write_config(tmp_path)}", "--config.mesh.fsdp=4", f"--out={out}")
-    assert status(*arguments, "--num_images=1442") == 0
+    without_decoder = "--config.model.encoder_input=full"
+    assert status(*arguments, without_decoder, "--num_images=1442") == 0
     text, found = capsys.readouterr().out, json.loads(out.read_text())
     assert found["fits"]
     assert found["mesh"] == {"data": 2, "fsdp": 4}

@@ -13,27 +13,27 @@ from ddae_jax.methods import METHODS, find_method
 from ddae_jax.methods.ddae import ddae
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
+from six_patches import (
+    GRID,
+    MASK,
+    NUM_MASKED,
+    PATCH,
+    SIZE,
+    VISIBLE,
+    WIDTH,
+    always_the_same_mask,
+    images_of,
+    key,
+    numpy_patches,
+    random_like,
+)
 
-# Three rows and two columns of patches, four of the six hidden.
-SIZE, GRID, NUM_MASKED, PATCH, WIDTH = (6, 4), (3, 2), 4, 2, 8
-MASK = np.array([[1, 0, 1, 1, 0, 1], [0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0]], bool)
-VISIBLE = np.stack([np.flatnonzero(~row) for row in MASK])
 INPUTS = ("full", "visible")
 both_inputs = pytest.mark.parametrize("inputs", INPUTS)
 
 
-def always_the_same_mask(key, batch):
-    return jnp.asarray(MASK[:batch])
-
-
 def sampled_mask(key, batch):
     return random_mask(key, batch, GRID, NUM_MASKED)
-
-
-def random_like(shapes, seed=0):
-    """Parameters of which none is at a special value, as biases and norms are at first."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
 
 
 class Example:
@@ -78,22 +78,8 @@ def example_of(inputs="full", depths=(1, 2), sample_mask=always_the_same_mask, *
     return Example(method)
 
 
-def images_of(batch=3, seed=0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(batch, *SIZE, 3)).astype(np.float32)
-
-
-def key(seed: int = 0):
-    return jax.random.key(seed)
-
-
 def count(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def numpy_patches(images: np.ndarray) -> np.ndarray:
-    rows, columns = GRID
-    patches = images.reshape(len(images), rows, PATCH, columns, PATCH, 3)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(len(images), rows * columns, -1)
 
 
 def layer_normalised(features: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import softmax
 
 from ddae_jax.evaluation.attention_distance import attention_distance
-from ddae_jax.models.attention import ATTENTION, SelfAttention, _cudnn, best_form
+from ddae_jax.models.attention import ATTENTION, CrossAttention, SelfAttention, _cudnn, best_form
 from ddae_jax.models.vit import ViT, attention_by_block
 from ddae_jax.platform import compiled_for
 
@@ -196,3 +196,31 @@ def test_auto_takes_what_suits_the_platform(
 ):
     with compiled_for(platform):
         assert best_form(length, head_width, has_bias, dtype) == expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_attends_from_some_tokens_to_others(form):
+    tokens, memory = normal(4, 3, 5, WIDTH), normal(5, 3, 8, WIDTH + 4)
+    variables = CrossAttention(HEADS).init(jax.random.key(0), tokens, memory)
+
+    def mixed_and_gradients(form):
+        def loss(variables, tokens, memory):
+            mixed = CrossAttention(HEADS, form).apply(variables, tokens, memory)
+            return jnp.sin(mixed).sum(), mixed
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(variables, tokens, memory)
+
+    jax.tree.map(
+        lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4),
+        mixed_and_gradients(form),
+        mixed_and_gradients("batched_matmul"),
+    )
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(5, 8), (6, 7), (5, 7)])
+def test_an_odd_number_of_queries_or_keys_is_padded_for_cudnn(num_queries, num_keys):
+    q = normal(0, 2, num_queries, HEADS, 8)
+    k, v = normal(1, 2, 2, num_keys, HEADS, 8)
+    expected = jax.nn.dot_product_attention(q, k, v)
+    found = _cudnn(q, k, v, None, implementation="xla")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

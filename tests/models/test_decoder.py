@@ -1,8 +1,11 @@
 """The light decoder: visible tokens at their places, mask tokens elsewhere, one set of weights."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.positions import sincos_positions
@@ -30,8 +33,9 @@ def params_of(decoder: Decoder, features: Features):
     return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
 
 
-def decode(decoder, params, features, mask=MASK):
-    return np.asarray(jax.jit(decoder.apply)({"params": params}, features, mask))
+def decode(decoder, params, features, mask=MASK, **options):
+    apply = jax.jit(functools.partial(decoder.apply, **options))
+    return np.asarray(apply({"params": params}, features, mask))
 
 
 @pytest.mark.parametrize("has_class_token", [True, False])
@@ -130,3 +134,103 @@ def test_without_a_mask_all_patches_are_decoded_and_none_is_filled_in():
     found = decode(decoder, without, features, None)
     expected = decode(decoder, params, features, np.zeros((3, 6), bool))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def numpy_layer(values, params):
+    mean, variance = values.mean(-1, keepdims=True), values.var(-1, keepdims=True)
+    return (values - mean) / np.sqrt(variance + 1e-6) * params["scale"] + params["bias"]
+
+
+def numpy_dense(values, params):
+    return values @ params["kernel"].astype(np.float64) + params["bias"]
+
+
+def numpy_cross_block(queries, memory, params, num_heads=2):
+    """``x + attention(norm(x), memory)``, then ``x + mlp(norm(x))``, of one image."""
+    width, attention = queries.shape[-1], params["attention"]
+    q = numpy_dense(numpy_layer(queries, params["attention_norm"]), attention["query"])
+    k, v = np.split(numpy_dense(memory, attention["key_value"]), 2, axis=-1)
+    mixed = []
+    for part in np.split(np.arange(width), num_heads):
+        weights = softmax(q[:, part] @ k[:, part].T / np.sqrt(len(part)))
+        mixed.append(weights @ v[:, part])
+    queries = queries + numpy_dense(np.concatenate(mixed, axis=-1), attention["projection"])
+    hidden = numpy_dense(numpy_layer(queries, params["mlp_norm"]), params["mlp_in"])
+    hidden = hidden * special.ndtr(hidden)
+    return queries + numpy_dense(hidden, params["mlp_out"])
+
+
+@pytest.mark.parametrize("has_class_token", [True, False])
+def test_cross_attention_decodes_hidden_places_from_visible_features(has_class_token):
+    decoder = decoder_of(depth=2, kind="cross")
+    features = features_of(2, has_class_token)
+    params = params_of(decoder, features)
+    assert "embedding" not in params
+    found = decode(decoder, params, features)
+    queries = params["mask_token"].astype(np.float64) + sincos_positions(GRID, 8)
+    for depth, image in np.ndindex(2, 3):
+        memory = features.tokens[depth, image].astype(np.float64)
+        expected = queries
+        for name in ("block_01", "block_02"):
+            expected = numpy_cross_block(expected, memory, params[name])
+        expected = numpy_layer(expected, params["norm"])
+        np.testing.assert_allclose(found[depth, image], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_attention_decodes_each_place_by_itself():
+    decoder = decoder_of(depth=1, kind="cross")
+    features = features_of(2, has_class_token=True)
+    params = params_of(decoder, features)
+    everywhere = decode(decoder, params, features)
+    places = np.array([[5, 0], [1, 3], [2, 0]])
+    found = decode(decoder, params, features, places=places)
+    for image, chosen in enumerate(places):
+        expected = everywhere[:, image, chosen]
+        np.testing.assert_allclose(found[:, image], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_attention_may_decode_earlier_depths_by_fewer_blocks():
+    features = features_of(3, has_class_token=True)
+    cheap = decoder_of(depth=2, kind="cross", intermediate_blocks=1)
+    whole = decoder_of(depth=2, kind="cross")
+    params = params_of(whole, features)
+    found = decode(cheap, params, features)
+    np.testing.assert_allclose(found[-1], decode(whole, params, features)[-1], rtol=1e-5, atol=1e-6)
+    first = {name: value for name, value in params.items() if name != "block_02"}
+    one = decode(decoder_of(depth=1, kind="cross"), first, features)
+    np.testing.assert_allclose(found[:-1], one[:-1], rtol=1e-5, atol=1e-6)
+    earlier = features.replace(tokens=features.tokens[:-1])
+    alone = decode(cheap, params, earlier, holds_last=False)
+    np.testing.assert_allclose(alone, one[:-1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("has_class_token", [True, False])
+def test_self_attention_decodes_some_hidden_places_as_if_there_were_no_others(has_class_token):
+    """The same as a decoder of a smaller image, whose places have the positions of these."""
+    decoder = decoder_of(depth=1)
+    features = features_of(2, has_class_token)
+    params = params_of(decoder, features)
+    places = np.array([[5, 0], [1, 3], [2, 0]])
+    found = decode(decoder, params, features, places=places)
+    swapped = decode(decoder, params, features, places=places[:, ::-1])
+    np.testing.assert_allclose(found, swapped[:, :, ::-1], rtol=1e-5, atol=1e-6)
+    all_places = np.stack([np.flatnonzero(row) for row in MASK])
+    whole = decode(decoder, params, features, places=all_places)
+    everywhere = decode(decoder, params, features)
+    for image, chosen in enumerate(all_places):
+        expected = everywhere[:, image, chosen]
+        np.testing.assert_allclose(whole[:, image], expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found[:, 0, 1] - whole[:, 0, 0]).max() > 1e-3  # fewer tokens to attend to
+
+
+def test_a_decoder_of_no_known_kind_or_without_a_mask_is_refused():
+    features = features_of(1, has_class_token=False)
+    with pytest.raises(ValueError, match="decoder.kind='both'; known: 'self', 'cross'"):
+        decoder_of(depth=1, kind="both").init(jax.random.key(0), features, MASK)
+    with pytest.raises(ValueError, match="needs a mask"):
+        decoder_of(depth=1, kind="cross").init(jax.random.key(0), features)

@@ -13,6 +13,7 @@ from ddae_jax.methods import find_method
 from ddae_jax.methods.labelled import LabelledTask, classification_error
 from ddae_jax.mixing import smoothed_one_hot
 from ddae_jax.models.classifier import Classifier
+from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
 from ddae_jax.training.state import init_state
@@ -37,6 +38,19 @@ METHOD = find_method("ddae")(
     num_masked=10,
     depths=(1, 2),
 )
+
+
+def of_the_whole_batch(normalization):
+    """A method whose targets are standardised over the batch, and that samples hidden patches."""
+    return find_method("ddae")(
+        ENCODER,
+        Decoder(ENCODER.grid, width=8, depth=1, num_heads=2, kind="cross"),
+        sample_mask=functools.partial(random_mask, grid=ENCODER.grid, num_masked=10),
+        num_masked=10,
+        depths=(1, 2),
+        intermediate_share=0.5,
+        feature_normalization=normalization,
+    )
 
 
 def prepare(key, batch):
@@ -79,6 +93,15 @@ def test_parts_of_a_pretraining_batch_learn_what_the_whole_does_with_the_same_ma
     whole = after_two_steps(1, 1, METHOD, images)
     found = after_two_steps(4, 2, METHOD, images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, whole)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "position"])
+def test_parts_on_several_devices_have_the_statistics_of_the_whole_batch(normalization):
+    method = of_the_whole_batch(normalization)
+    images = lambda key, batch: batch["image"]  # noqa: E731
+    whole = after_two_steps(1, 1, method, images)
+    found = after_two_steps(4, 2, method, images)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-5), found, whole)
 
 
 def test_the_average_follows_the_parameters(whole):
