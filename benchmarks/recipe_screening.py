@@ -1,30 +1,44 @@
 """Which choices make DDAE learn: a screening of its options, for equally many images.
 
-    python -m benchmarks.recipe_screening FOLDER DATA_DIR PART ...
+    python -m benchmarks.recipe_screening FOLDER DATA_DIR PART [PART ...]
 
-A run pretrains a ViT-nano on CIFAR-10 and is judged by k-NN, linear probe and fine-tuning with
-10 % of the labels, all on the same images. PARTs are named sets of runs (:data:`PARTS`). Started
-again, or in several processes at once, it does what nobody has begun; what was cut off goes on
-where it stopped after its ``claimed`` file is removed. Results lie in FOLDER/RUN/result.json;
-``python -m benchmarks.recipe_screening FOLDER`` gathers them into
-benchmarks/results/recipe_screening.json and prints the tables of docs/recipe.md.
+A run pretrains a ViT-nano on CIFAR-10 and is judged by k-NN, by a linear probe and by fine-tuning
+with 10 % of the labels, all on the same images. The parts:
+
+    factorial   16 runs over 15 two-level choices (a saturated design of resolution III: a main
+                effect is confounded with products of two others), two seeds
+    singles     one change from the reference each, for choices of more levels, two seeds
+    mae         MAE, tuned likewise: learning rates, masks and decoders, two seeds
+    final       DDAE's defaults, and MAE's best, at 200,000 images, three seeds
+
+Started again, or in several processes at once (one a core is fastest), it does what nobody has
+begun: a run that was begun has a file FOLDER/RUN.claimed, which is to be removed if that process
+was killed; the run then goes on where it stopped. Results that are stored already are not made
+again. Each run's result is stored in benchmarks/results/recipe_screening.json as it is found; with
+no part named, the tables of docs/recipe.md are printed.
 """
 
+import fcntl
 import json
 import os
 import pathlib
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 
+from benchmarks.downstream import recorded
+from benchmarks.environment import RESULTS, store
 from ddae_jax import build, finetune, pretrain
 from ddae_jax.config import from_plain
 from ddae_jax.networks import untrained_encoder_params
 from ddae_jax.pretrained import restore_encoder
 from ddae_jax.training.logging import read_metrics
 from ddae_jax.training.sharding import make_mesh
-from ddae_jax.training.workdir import Workdir, read_json, write_json
+from ddae_jax.training.workdir import Workdir, read_json
 
 NAME = "recipe_screening"
 COMMON = {
@@ -58,6 +72,88 @@ FINETUNING = {
 }
 LIMIT = 10_000  # images to evaluate on, of either set
 EPOCH = 50_000  # images
+SHORT, LONG = 60_000, 200_000  # images of a run
+SEEDS = (0, 1, 2)
+MEASURES = ("knn", "linear", "finetuned")
+
+Run = tuple[str, int, dict]
+"""Method and supervision, images, and changes of keys."""
+
+REFERENCE = {
+    "decoder.depth": 2,
+    "targets.feature_start": 0.4,
+    "targets.feature_warmup": 0.2,
+    "teacher.half_life_epochs": 1.0,
+    "teacher.half_life_start_epochs": 0.02,
+    "teacher.warmup": 0.4,
+}
+"""DDAE's defaults, but for what the length of a run and the size of the network ask for."""
+
+FACTORS: dict[str, tuple[str, dict]] = {
+    "kind": ("`decoder.kind=self`", {"decoder.kind": "self"}),
+    "share": ("`decoder.intermediate_share=1`", {"decoder.intermediate_share": 1.0}),
+    "shared": ("a decoder for each depth", {"decoder.is_shared": False}),
+    "norm": ("intermediate depths without the norm", {"supervision.normalize_intermediate": False}),
+    "normalization": (
+        "`targets.feature_normalization=layer`",
+        {"targets.feature_normalization": "layer"},
+    ),
+    "weight": ("`targets.feature_weight=0.3`", {"targets.feature_weight": 0.3}),
+    "start": (
+        "features rise from the first step",
+        {"targets.feature_start": 0.0},
+    ),
+    "fade": ("`targets.pixel_fade=0`", {"targets.pixel_fade": 0.0}),
+    "pace": (
+        "a fast teacher (half-life 0.02 epochs)",
+        {"teacher.half_life_epochs": 0.02},
+    ),
+    "places": ("`targets.feature_places=both`", {"targets.feature_places": "both"}),
+    "depth_weights": (
+        "depth weights 0.25, 0.5, 0.75, 1",
+        {"supervision.depth_weights": "0.25,0.5,0.75,1"},
+    ),
+    "beta_step": ("`supervision.beta_step=5`", {"supervision.beta_step": 5.0}),
+    "beta_range": ("beta at most 0", {"supervision.beta_range": "-2,0"}),
+    "mask": ("blocks instead of random patches, 75 %", {"mask.kind": "block"}),
+    "weighting": (
+        "`supervision.weighting=neighbourhood`",
+        {"supervision.weighting": "neighbourhood"},
+    ),
+}
+"""Of each choice, what its second level is called and changes in the reference."""
+
+SINGLES: dict[str, tuple[str, dict]] = {
+    "full": ("ddae,deep_dynamic", {"model.encoder_input": "full"}),
+    "last": ("ddae,last", {}),
+    "deep": ("ddae,deep", {}),
+    "no_features": ("ddae,deep_dynamic", {"targets.feature_weight": 0.0}),
+    "position": ("ddae,deep_dynamic", {"targets.feature_normalization": "position"}),
+    "instance": ("ddae,deep_dynamic", {"targets.feature_normalization": "instance"}),
+    "normalized_predictions": ("ddae,deep_dynamic", {"targets.normalize_predictions": True}),
+    "visible_places": ("ddae,deep_dynamic", {"targets.feature_places": "visible"}),
+    "random_90": ("ddae,deep_dynamic", {"mask.ratio": 0.9}),
+    "copy": ("ddae,deep_dynamic", {"teacher.copy_every_epochs": 0.1}),
+    "decoder_4": ("ddae,deep_dynamic", {"decoder.depth": 4}),
+}
+
+MAE: dict[str, dict] = {
+    "published": {},
+    "lr_2e-3": {"optimizer.learning_rate": 2e-3},
+    "lr_8e-3": {"optimizer.learning_rate": 8e-3},
+    "random_65": {"mask.ratio": 0.65},
+    "random_90": {"mask.ratio": 0.9},
+    "block_75": {"mask.kind": "block"},
+    "decoder_2": {"decoder.depth": 2},
+    "cross_2": {"decoder.kind": "cross", "decoder.depth": 2},
+}
+
+FINAL: dict[str, tuple[str, dict]] = {
+    "mae_last": ("mae,last", {}),
+    "mae_last_cross": ("mae,last", MAE["cross_2"]),
+    "ddae": ("ddae,deep_dynamic", REFERENCE),
+    "ddae_last": ("ddae,last", REFERENCE),
+}
 
 
 def measure(
@@ -115,18 +211,149 @@ def finish(status: int) -> None:
         raise SystemExit(status)
 
 
-def work(folder: pathlib.Path, data_dir: str, runs: dict, tune: bool = True) -> None:
-    """Does those of the runs that nobody has begun."""
+def claim(path: pathlib.Path) -> bool:
+    """Whether this process is the first to claim a run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def work(folder: pathlib.Path, data_dir: str, runs: dict[str, Run], tune: bool = True) -> None:
+    """Does those of the runs that nobody has begun, and stores what they come to."""
     for name, (cell, images, options) in runs.items():
-        workdir = folder / name
-        workdir.mkdir(parents=True, exist_ok=True)
-        try:
-            os.close(os.open(folder / f"{name}.claimed", os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
+        if name in recorded(NAME) or not claim(folder / f"{name}.claimed"):
             continue
-        result = measure(workdir / "run", data_dir, cell, images, options, tune)
-        write_json(
-            workdir / "result.json",
-            {"cell": cell, "images": images, "options": options, **result},
-        )
+        result = measure(folder / name / "run", data_dir, cell, images, options, tune)
+        add(name, {"cell": cell, "images": images, "options": options, **result})
         print(name, json.dumps(result), flush=True)
+
+
+def add(name: str, result: dict) -> None:
+    """Adds a run's result to those stored; other processes may do so at the same time."""
+    with open(RESULTS / f".{NAME}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fixed = {"common": COMMON, "fine-tuning": FINETUNING, "examples": LIMIT}
+        store(NAME, fixed | {"runs": recorded(NAME) | {name: result}})
+
+
+def factorial() -> dict[str, Run]:
+    """The runs of the factorial part, by name."""
+    runs = {}
+    for row, signs in enumerate(DESIGN):
+        options = dict(REFERENCE)
+        for (_, high), sign in zip(FACTORS.values(), signs, strict=True):
+            options |= high if sign > 0 else {}
+        for seed in SEEDS[:2]:
+            name = f"factorial_{row:02d}_seed_{seed}"
+            runs[name] = ("ddae,deep_dynamic", SHORT, options | {"seed": seed})
+    return runs
+
+
+def hadamard(order: int) -> np.ndarray:
+    """Sylvester's matrix of ones and minus ones, whose columns are orthogonal."""
+    matrix = np.ones((1, 1), int)
+    while len(matrix) < order:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
+
+
+def repeated(name: str, cell: str, images: int, options: dict, seeds: Sequence[int]) -> dict:
+    """A run for each seed, by name."""
+    return {f"{name}_seed_{seed}": (cell, images, options | {"seed": seed}) for seed in seeds}
+
+
+def singles() -> dict[str, Run]:
+    """The reference, and one change from it each."""
+    runs = repeated("reference", "ddae,deep_dynamic", SHORT, REFERENCE, SEEDS[:2])
+    for name, (cell, changes) in SINGLES.items():
+        runs |= repeated(f"single_{name}", cell, SHORT, REFERENCE | changes, SEEDS[:2])
+    return runs
+
+
+def mae() -> dict[str, Run]:
+    """MAE, as published but for what is named."""
+    runs = {}
+    for name, changes in MAE.items():
+        runs |= repeated(f"mae_{name}", "mae,last", SHORT, changes, SEEDS[:2])
+    return runs
+
+
+def final() -> dict[str, Run]:
+    """The two to be compared, and their relatives, for longer."""
+    runs = {}
+    for name, (cell, options) in FINAL.items():
+        runs |= repeated(f"final_{name}", cell, LONG, options, SEEDS)
+    return runs
+
+
+DESIGN = hadamard(16)[:, 1:]
+"""A row a run, a column a factor: -1 for the reference's level, 1 for the other."""
+
+PARTS = {"factorial": factorial, "singles": singles, "mae": mae, "final": final}
+
+
+def effects(runs: dict[str, dict]) -> dict[str, dict[str, tuple[float, float]]]:
+    """By factor and measure: what the second level does, and the standard error of that.
+
+    The error is from the differences of the two seeds of each row.
+    """
+    found = {}
+    for measure in MEASURES:
+        values = np.array(
+            [
+                [runs[f"factorial_{row:02d}_seed_{seed}"][measure] for seed in SEEDS[:2]]
+                for row in range(len(DESIGN))
+            ]
+        )
+        variance = np.square(np.diff(values, axis=1)).mean() / 2
+        error = 2 * np.sqrt(variance / values.size)
+        means = values.mean(axis=1)
+        for index, name in enumerate(FACTORS):
+            effect = 2 * (DESIGN[:, index] * means).mean()
+            found.setdefault(name, {})[measure] = (float(effect), float(error))
+    return found
+
+
+def tables(runs: dict[str, dict]) -> str:
+    """What the runs have come to, in Markdown: main effects, then means over seeds."""
+    lines = []
+    if all(name in runs for name in factorial()):
+        lines += ["| second level, instead of the reference's | " + " | ".join(MEASURES) + " |"]
+        lines += ["|---" * (1 + len(MEASURES)) + "|"]
+        for name, of_measures in effects(runs).items():
+            shown = [f"{100 * e:+.1f} ± {100 * s:.1f}" for e, s in of_measures.values()]
+            lines.append(f"| {FACTORS[name][0]} | " + " | ".join(shown) + " |")
+        lines.append("")
+    groups = {}
+    for name, result in runs.items():
+        if not name.startswith("factorial"):
+            groups.setdefault(name.rpartition("_seed_")[0], []).append(result)
+    lines += ["| run | images | seeds | " + " | ".join(MEASURES) + " | images/s |"]
+    lines += ["|---" * (4 + len(MEASURES)) + "|"]
+    for name, results in groups.items():
+        shown = []
+        for measure in MEASURES:
+            values = [100 * result[measure] for result in results if measure in result]
+            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            shown.append(f"{np.mean(values):.1f}{spread}" if values else "")
+        rate = np.median([result["images_per_s"] for result in results])
+        lines.append(
+            f"| {name} | {results[0]['images']:,} | {len(results)} | "
+            + " | ".join(shown)
+            + f" | {rate:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(folder: str = "", data_dir: str = "", *parts: str) -> None:
+    """Does the runs of the parts, or prints what is stored."""
+    for part in parts:
+        work(pathlib.Path(folder), data_dir, PARTS[part]())
+    print(tables(recorded(NAME)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

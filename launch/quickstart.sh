@@ -1,5 +1,42 @@
 #!/usr/bin/env bash
-# Pretrains DDAE on scanned digits, a few minutes on two CPU cores, and says where the report is.
-# Arguments are handed on, such as: --workdir=runs/longer --config.epochs=60
+# Pretrains DDAE on scanned handwritten digits, a few minutes on two CPU cores; then shows what that
+# is worth where labels are rare: fine-tuning on 5 labels a class, and the same from scratch.
+# Arguments go to the pretraining, such as: --workdir=runs/longer --config.epochs=60
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-exec .venv/bin/python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits "$@"
+
+workdir=runs/digits
+for argument in "$@"; do
+  case $argument in
+    --workdir=*) workdir=${argument#--workdir=} ;;
+  esac
+done
+
+stopped=75 # the exit status of a run that was stopped before its end
+status=0
+DDAE_JAX_STOPPED_STATUS=$stopped .venv/bin/python -m ddae_jax.pretrain \
+  --config=configs/digits.py --workdir=runs/digits "$@" || status=$?
+if [ "$status" = "$stopped" ]; then exit 0; fi # the same command continues it
+if [ "$status" != 0 ]; then exit "$status"; fi
+
+# finetune NAME OPTION...: on 5 labels a class, into WORKDIR_NAME.
+finetune() {
+  local name=$1
+  shift
+  .venv/bin/python -m ddae_jax.finetune --config=configs/digits_finetune.py \
+    --config.init_from="$workdir" --workdir="${workdir}_$name" "$@"
+}
+echo "fine-tuning on 5 labels a class, from what was pretrained and from scratch" >&2
+finetune finetuned
+finetune from_scratch --config.from_scratch --config.optimizer.layer_decay=1
+
+.venv/bin/python - "$workdir" <<'EOF'
+import json, sys
+top1 = {
+    name: json.load(open(f"{sys.argv[1]}_{name}/scores.json"))["top1"]
+    for name in ("finetuned", "from_scratch")
+}
+print(
+    f"5 labels a class: {top1['finetuned']:.1%} of test images right after pretraining, "
+    f"{top1['from_scratch']:.1%} from scratch; report: {sys.argv[1]}/report.html"
+)
+EOF

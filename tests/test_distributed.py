@@ -370,7 +370,7 @@ def test_where_one_process_cannot_start_the_other_ends_too_and_each_says_why(con
 def test_a_tokenizer_learns_from_two_processes_what_it_learns_from_one(undisturbed, tmp_path):
     workdir, options = undisturbed
     options = [*options, "--config.method=vqkd", "--config.model.encoder_input=full"]
-
+    options += ["--config.epochs=0.18"]
     options += [f"--config.tokenizer.teacher={workdir}", "--config.tokenizer.num_codes=12"]
     finish(start(*options, f"--workdir={tmp_path / 'two'}"))
     one = tiny.run("pretrain", *options, f"--workdir={tmp_path / 'one'}", num_devices=4)

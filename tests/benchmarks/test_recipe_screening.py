@@ -1,0 +1,54 @@
+"""The screening of recipes: an orthogonal design of sound configs, and effects by hand."""
+
+import numpy as np
+import pytest
+
+import tiny
+from benchmarks import recipe_screening as screening
+from ddae_jax import command
+from ddae_jax.config.checks import check_config
+from ddae_jax.config.values import parse_value
+
+
+def test_every_pair_of_factors_is_balanced():
+    np.testing.assert_array_equal(screening.DESIGN.T @ screening.DESIGN, 16 * np.eye(15))
+    np.testing.assert_array_equal(screening.DESIGN.sum(axis=0), np.zeros(15))
+    assert len(screening.FACTORS) == screening.DESIGN.shape[1]
+
+
+@pytest.mark.parametrize("part", screening.PARTS)
+def test_every_run_is_a_sound_config_and_differs_from_the_others(part):
+    found = []
+    for cell, images, options in screening.PARTS[part]().values():
+        config = command.load_config(f"{tiny.ROOT / 'configs' / 'cifar10.py'}:{cell}")
+        changes = screening.COMMON | options
+        config.update_from_flattened_dict(
+            {key: parse_value(key, str(value)) for key, value in changes.items()}
+        )
+        check_config(config)
+        found.append((images, config.to_json()))
+    assert len(set(found)) == len(found)
+
+
+def test_effects_are_differences_of_means_with_the_error_of_repetition():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.01, (16, 2))
+    third = screening.DESIGN[:, 2]
+    values = 0.4 + 0.03 * third[:, None] + noise
+    runs = {
+        f"factorial_{row:02d}_seed_{seed}": dict.fromkeys(screening.MEASURES, values[row, seed])
+        for row in range(16)
+        for seed in range(2)
+    }
+    effect, error = screening.effects(runs)[list(screening.FACTORS)[2]]["linear"]
+    by_hand = values[third > 0].mean() - values[third < 0].mean()
+    np.testing.assert_allclose(effect, by_hand, rtol=1e-6)
+    deviation = np.sqrt(np.square(values[:, 0] - values[:, 1]).mean() / 2)
+    np.testing.assert_allclose(error, deviation * np.sqrt(1 / 16 + 1 / 16), rtol=1e-6)
+    assert "`decoder.kind=self`" in screening.tables(runs)
+
+
+def test_a_run_is_claimed_once(tmp_path):
+    path = tmp_path / "folder" / "run.claimed"
+    assert screening.claim(path)
+    assert not screening.claim(path)
