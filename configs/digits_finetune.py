@@ -5,7 +5,7 @@ Command:    python -m ddae_jax.finetune --config=configs/digits_finetune.py \\
             5 labels a class; --config.data.labelled_share=0.007 for 1. --config.from_scratch for
             the same network without what it has learned.
 Hardware:   two CPU cores.
-Expect:     docs/evaluation.md
+Expect:     docs/recipe.md
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command, devices
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.pretraining import predicts_pixels
+from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.exported import (
     Exported,
@@ -107,6 +107,7 @@ def _is_whole_mae(config: ConfigDict, library: str) -> bool:
         library == "transformers"
         and has_mae_decoder
         and predicts_pixels(config)
+        and not (has_momentum_encoder(config) and config.targets.pixel_fade == 1)
         and config.evaluation.encoder == "student"
     )
 

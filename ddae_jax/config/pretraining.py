@@ -135,6 +135,7 @@ def _ignored_of_teacher(config: ConfigDict) -> list[Ignored]:
     if not has_momentum_encoder(config):
         return []  # all of them are ignored
     copy_every, half_life = config.teacher.copy_every_epochs, config.teacher.half_life_epochs
+    start = config.teacher.half_life_start_epochs
     return [
         (
             copy_every > 0,
@@ -147,7 +148,12 @@ def _ignored_of_teacher(config: ConfigDict) -> list[Ignored]:
             f"teacher.half_life_epochs={half_life:g} sets the momentum",
         ),
         (
-            not copy_every and not config.teacher.half_life_start_epochs,
+            not copy_every and not half_life,
+            ("teacher.half_life_start_epochs", "teacher.warmup") if start else ("teacher.warmup",),
+            "teacher.half_life_epochs=0 leaves the momentum to teacher.momentum_start",
+        ),
+        (
+            not copy_every and half_life > 0 and not start,
             ("teacher.warmup",),
             "teacher.half_life_start_epochs=0 keeps one half-life throughout",
         ),
@@ -314,11 +320,11 @@ def _check_rise(targets: ConfigDict) -> None:
 
 def _check_teacher(config: ConfigDict) -> None:
     start, end = config.teacher.half_life_start_epochs, config.teacher.half_life_epochs
-    if start > end:
-        why = "it grows over the run" if end else "0 leaves the momentum to teacher.momentum_start"
+    if start > end > 0:
         raise ValueError(
             f"teacher.half_life_start_epochs={start} must not exceed teacher.half_life_epochs="
-            f"{end}: {why}; raise teacher.half_life_epochs, or set teacher.half_life_start_epochs=0"
+            f"{end}: it grows over the run; raise teacher.half_life_epochs, or set "
+            "teacher.half_life_start_epochs=0"
         )
 
 

@@ -188,6 +188,8 @@ class Method:
         if mask is None:
             drawn = self.draw(key, len(images))
             mask, sampled = drawn["mask"], drawn.get("sampled")
+        if (sampled is None) == self._samples_hidden:
+            raise ValueError("mask and sampled go together, as draw gives them")
         _, drop_path_key = jax.random.split(key)
         hidden = hidden_indices(mask, self.num_masked)
         chosen = hidden if sampled is None else hidden_indices(sampled, self.num_sampled)
@@ -420,7 +422,7 @@ def num_sampled_patches(num_masked: int, intermediate_share: float) -> int:
     if not num_sampled:
         raise ValueError(
             f"intermediate_share={intermediate_share} leaves none of the {num_masked} hidden "
-            f"patches of an image to intermediate depths; it is at least {0.51 / num_masked:.2g}"
+            f"patches of an image to intermediate depths; {1 / num_masked:.3f} leaves one"
         )
     return num_sampled
 

@@ -45,7 +45,8 @@ class Outputs:
     Attributes:
         predictions: by objective, for the patches that were asked for: of all depths; or, of the
             depths before the last one and of the last one.
-        visible: with ``visible`` input, the normalised features of visible patches at each depth.
+        visible: with ``visible`` input, the features of visible patches at each depth, before the
+            encoder's final norm, as the momentum encoder's are read.
     """
 
     predictions: tuple[Predictions, ...]
@@ -120,16 +121,12 @@ class Student(nn.Module):
                 images,
                 visible=visible_indices(mask, num_visible),
                 depths=self.supervision.depths,
-                normalize=self.normalizes_intermediate,
+                normalize=False,
                 is_training=is_training,
             )
-            if not self.normalizes_intermediate:
-                tokens = features.tokens
-                features = features.replace(
-                    tokens=jnp.concatenate([tokens[:-1], self.encoder.norm(tokens[-1:])])
-                )
             visible = features.patches
-            patches = self._decode(features, mask, places)
+            normalized = features.replace(tokens=self._normalize(features.tokens))
+            patches = self._decode(normalized, mask, places)
         return Outputs(tuple(map(self._predict, patches)), visible)
 
     def predict(self, images: Images, mask: Mask, num_visible: int) -> Predictions:
@@ -190,10 +187,15 @@ class Student(nn.Module):
             aggregated = self._aggregate(found[depths[-1]], found[earlier[0]], is_training)
             patches = jnp.stack([*(found[d] for d in depths), aggregated])[:, :, 1:]
         # Normalised after the choice: what is not predicted needs no norm.
-        patches = choose(patches)
+        return self._normalize(choose(patches))
+
+    def _normalize(
+        self, features: Float[Array, "depths batch tokens width"]
+    ) -> Float[Array, "depths batch tokens width"]:
+        """The encoder's final norm of all depths, or of the last one alone."""
         if self.normalizes_intermediate:
-            return self.encoder.norm(patches)
-        return jnp.concatenate([patches[:-1], self.encoder.norm(patches[-1:])])
+            return self.encoder.norm(features)
+        return jnp.concatenate([features[:-1], self.encoder.norm(features[-1:])])
 
     def _aggregate(
         self,

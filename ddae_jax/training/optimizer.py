@@ -20,7 +20,7 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.95,
     clip_norm: float | None = None,
-    beta_step: float = 5.0,
+    beta_step: float = 1.0,
     beta_range: tuple[float, float] = (-2.0, 2.0),
 ) -> optax.GradientTransformation:
     """AdamW, and plain gradient descent for every parameter called ``beta``.

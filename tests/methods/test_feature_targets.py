@@ -109,7 +109,7 @@ def test_visible_patches_are_aligned_with_the_teachers_at_their_places_and_depth
     options = {"feature_normalization": normalization, "pixel_weight": 2.0, "feature_weight": 0.5}
     method = method_of(feature_places=places, depth_weights=(1.0, 3.0), **options)
     params, _ = variables_of(method)
-    encode = jax.jit(functools.partial(ENCODER.apply, depths=(1, 2)))
+    encode = jax.jit(functools.partial(ENCODER.apply, depths=(1, 2), normalize=False))
     own = encode({"params": params["encoder"]}, images_of(), visible=VISIBLE).patches
     targets = standardised(taught(method), AXES[normalization])
     targets = np.stack([targets[:, image, VISIBLE[image]] for image in range(3)], axis=1)
@@ -292,3 +292,10 @@ def test_options_without_an_effect_do_no_harm():
     assert list(alone.objectives) == ["pixels"]
     for method in (of_last, full, alone):
         assert np.isfinite(outcome_of(method).loss)
+
+
+def test_masks_and_what_is_sampled_of_them_go_together():
+    method = method_of(intermediate_share=0.5)
+    params, teacher = variables_of(method)
+    with pytest.raises(ValueError, match="mask and sampled go together"):
+        method.loss(params, teacher, images_of(), key(), mask=jnp.asarray(MASK))
