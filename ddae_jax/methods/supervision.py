@@ -30,7 +30,7 @@ class Supervised:
     Attributes:
         loss: ``sum_o lambda_o sum_s alpha_s L_os``, what is minimised.
         plain_loss: the same sum at ``beta = 0``: comparable over time and between runs, as it does
-            not move with beta.
+            not move with beta, as long as the weights of objectives stay.
         losses: ``L_os``.
         plain_losses: the masked means of the same errors, ``L_os`` at ``beta = 0``.
         beta: the exponents in force.
