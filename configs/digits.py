@@ -3,7 +3,7 @@
 Command:    bash launch/quickstart.sh, or
             python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits
 Hardware:   two CPU cores.
-Expect:     some minutes; k-NN accuracy 85.1 %, where the untrained network has 76.9 % and raw
+Expect:     four minutes; k-NN accuracy 85.1 %, where the untrained network has 76.9 % and raw
             pixels 97.5 %; then, fine-tuned on 5 labels a class (configs/digits_finetune.py),
             92.1 %, and 60.3 % from scratch (docs/recipe.md).
 """

@@ -114,9 +114,11 @@ def ddae(
             found["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
         if learns_features:
             features = features_of(teacher, images)
-            if feature_normalization != "layer":  # which is left to the error, of fewer patches
-                given = given or feature_statistics(features, feature_normalization)
+            if given is not None:
                 features = standardize(features, given)
+            elif feature_normalization != "layer":  # which is left to the error, of fewer patches
+                axes = NORMALIZED_AXES[feature_normalization]
+                features = normalize_features(features, axes).astype(features.dtype)
             found["features"] = features
         return found
 

@@ -182,8 +182,8 @@ class Method:
 
         Only hidden patches are predicted: the others carry no loss. Where the depths before the
         last one predict some of them, those count for as many more, so that the loss is an unbiased
-        estimate if each is decoded by itself. Masks are those of :meth:`draw` and statistics those of these images, if none are
-        given.
+        estimate if each is decoded by itself. Masks are those of :meth:`draw` and statistics those
+        of these images, if none are given.
         """
         if mask is None:
             drawn = self.draw(key, len(images))

@@ -299,3 +299,13 @@ def test_masks_and_what_is_sampled_of_them_go_together():
     params, teacher = variables_of(method)
     with pytest.raises(ValueError, match="mask and sampled go together"):
         method.loss(params, teacher, images_of(), key(), mask=jnp.asarray(MASK))
+
+
+def test_a_large_common_part_of_features_costs_no_digits_of_what_is_left():
+    method = method_of(feature_normalization="batch")
+    _, teacher = variables_of(method)
+    embedding = teacher["patch_embedding"]
+    shifted = teacher | {"patch_embedding": embedding | {"bias": embedding["bias"] + 300.0}}
+    targets = np.asarray(jax.jit(method.targets)(shifted, images_of())["features"], np.float64)
+    np.testing.assert_allclose(targets.mean(axis=(1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(targets.std(axis=(1, 2)), 1, atol=2e-3)
