@@ -30,6 +30,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from benchmarks import few_labels
 from benchmarks.downstream import recorded
 from benchmarks.environment import RESULTS, store
 from ddae_jax import build, finetune, pretrain
@@ -56,19 +57,11 @@ COMMON = {
     "checkpoint.every_epochs": 0.4,
     "checkpoint.keep_last": 1,
 }
-FINETUNING = {
+FINETUNING = few_labels.OPTIONS | {
     "data.labelled_share": 0.1,
     "epochs": 8.0,  # of 5,000 images
-    "batch_size": 64,
     "optimizer.learning_rate": 4e-3,
     "optimizer.warmup_epochs": 0.8,
-    "model.drop_path_rate": 0.0,
-    "augment.rand_augment": False,
-    "augment.mixup": 0.0,
-    "augment.cutmix": 0.0,
-    "evaluation.every_epochs": 0,
-    "checkpoint.every_epochs": 1000,
-    "log.tensorboard": False,
 }
 LIMIT = 10_000  # images to evaluate on, of either set
 EPOCH = 50_000  # images

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.downstream import ARCHITECTURE
+from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
 from ddae_jax.config.keys import flatten
 from ddae_jax.config.values import typed
 from ddae_jax.methods.trainable import Trainable
@@ -40,9 +40,9 @@ def take_over(
         return
     if stored is not None:
         told = flatten(stored)
-        keys = [f"model.{name}" for name in ARCHITECTURE]
-        keys += ["data.channels", "data.mean", "data.std"]
-        config.update_from_flattened_dict({key: typed(key, told[key], config.job) for key in keys})
+        config.update_from_flattened_dict(
+            {key: typed(key, told[key], config.job) for key in TOLD_BY_INIT_FROM}
+        )
     else:
         _adopt(config, learns_positions)
     check_config(config)

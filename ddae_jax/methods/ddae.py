@@ -86,12 +86,14 @@ def ddae(
     learns_features = feature_weight > 0
     if learns_features:
         check_feature_places(feature_places, pixel_weight, decoder is not None)
-    is_alone = not pixel_weight
     rise = fade = None
-    if learns_features and not is_alone and (feature_start or feature_warmup):
+    if learns_features and pixel_weight and (feature_start or feature_warmup):
         rise = functools.partial(ramp, start=feature_start, length=feature_warmup)
     if learns_features and pixel_fade:
-        fade = lambda progress: 1 - pixel_fade * (rise(progress) if rise else 1.0)  # noqa: E731
+
+        def fade(progress):
+            return 1 - pixel_fade * (rise(progress) if rise else 1.0)
+
     objectives, alignment = {}, None
     if pixel_weight:
         objectives["pixels"] = pixel_objective(encoder, channels, squared_error, pixel_weight, fade)
@@ -99,7 +101,7 @@ def ddae(
         error = _feature_error(feature_normalization, normalize_predictions)
         objectives["features"] = Objective(encoder.width, error, feature_weight, rise)
     if learns_features and feature_places != "hidden":
-        error = _visible_error(feature_normalization)
+        error = _feature_error(feature_normalization, normalize_predictions=True)
         alignment = Alignment("features", error, feature_weight, rise)
 
     def features_of(teacher, images):
@@ -108,23 +110,23 @@ def ddae(
     def statistics(teacher, images) -> FeatureStatistics:
         return feature_statistics(features_of(teacher, images), feature_normalization)
 
+    def normalized_features(teacher, images, given: FeatureStatistics | None = None):
+        features = features_of(teacher, images)
+        if given is not None:
+            return standardize(features, given)
+        axes = NORMALIZED_AXES[feature_normalization]
+        normalized = normalize_features(features, axes)
+        return normalized if feature_normalization == "layer" else normalized.astype(features.dtype)
+
     def targets(teacher, images, given: FeatureStatistics | None = None):
         found = {}
         if pixel_weight:
             found["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
-        if learns_features:
-            features = features_of(teacher, images)
-            if given is not None:
-                features = standardize(features, given)
-            elif feature_normalization != "layer":  # which is left to the error, of fewer patches
-                axes = NORMALIZED_AXES[feature_normalization]
-                features = normalize_features(features, axes).astype(features.dtype)
-            found["features"] = features
+        if learns_features and feature_normalization == "layer":  # by the error, of fewer patches
+            found["features"] = features_of(teacher, images)
+        elif learns_features:
+            found["features"] = normalized_features(teacher, images, given)
         return found
-
-    def feature_targets(teacher, images):
-        features = targets(teacher, images)["features"]
-        return normalize_features(features) if feature_normalization == "layer" else features
 
     is_of_whole_batch = learns_features and feature_normalization in ("batch", "position")
     return make_method(
@@ -135,7 +137,7 @@ def ddae(
         depths=depths,
         alignment=alignment,
         target_statistics=statistics if is_of_whole_batch else None,
-        feature_targets=feature_targets if learns_features else None,
+        feature_targets=normalized_features if learns_features else None,
         has_momentum_encoder=learns_features,
         show=show_pixels(encoder, normalize_pixels) if pixel_weight else None,
         **options,
@@ -172,15 +174,6 @@ def _feature_error(normalization: FeatureNormalization, normalize_predictions: b
     error = feature_error if normalization == "layer" else squared_error
     if not normalize_predictions:
         return error
-    axes = _axes_of_some(normalization)
+    # The places differ from image to image: there is no batch at one of them.
+    axes = NORMALIZED_AXES["batch" if normalization == "position" else normalization]
     return lambda predictions, features: error(normalize_features(predictions, axes), features)
-
-
-def _visible_error(normalization: FeatureNormalization):
-    """The error of the encoder's own features of visible patches."""
-    return _feature_error(normalization, normalize_predictions=True)
-
-
-def _axes_of_some(normalization: FeatureNormalization) -> tuple[int, ...]:
-    """Axes to normalise over, where each image has features of other places."""
-    return NORMALIZED_AXES["batch" if normalization == "position" else normalization]

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ddae_jax.masking import visible_indices
 from ddae_jax.models.attention import AttentionForm
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.positions import sincos_positions
@@ -100,8 +101,7 @@ class Decoder(nn.Module):
         num_patches, num_visible = positions.shape[0], patches.shape[1]
         decodes_some = places is not None and places.shape[1] < num_patches - num_visible
         if decodes_some:
-            visible_places = jnp.argsort(mask, axis=-1, stable=True)[:, :num_visible]
-            chosen = jnp.concatenate([visible_places, places], axis=1)
+            chosen = jnp.concatenate([visible_indices(mask, num_visible), places], axis=1)
             patches = jnp.concatenate(
                 [patches, self._mask_tokens(batch * num_depths, places.shape[1])], axis=1
             )
