@@ -28,7 +28,8 @@ OPTIONS = {
     "batch_size": 64,
     "optimizer.learning_rate": 4e-3,  # of 256 images
     "optimizer.warmup_epochs": 0.15,
-    "teacher.momentum_start": 0.99,
+    "teacher.half_life_start_epochs": 0.02,
+    "teacher.half_life_epochs": 1.0,
     "log.every_steps": 50,
     "evaluation.knn_every_epochs": 0,
     "log.tensorboard": False,

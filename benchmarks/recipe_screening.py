@@ -9,7 +9,8 @@ with 10 % of the labels, all on the same images. The parts:
                 effect is confounded with products of two others), two seeds
     singles     one change from the reference each, for choices of more levels, two seeds
     mae         MAE, tuned likewise: learning rates, masks and decoders, two seeds
-    final       DDAE's defaults, and MAE's best, at 200,000 images, three seeds
+    final       DDAE's defaults, and MAE's best, at 200,000 images, three seeds, fine-tuned at the
+                best of three learning rates each; with k-NN accuracy on the way
 
 Started again, or in several processes at once (one a core is fastest), it does what nobody has
 begun: a run that was begun has a file FOLDER/RUN.claimed, which is to be removed if that process
@@ -25,7 +26,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -60,14 +61,15 @@ COMMON = {
 FINETUNING = few_labels.OPTIONS | {
     "data.labelled_share": 0.1,
     "epochs": 8.0,  # of 5,000 images
-    "optimizer.learning_rate": 4e-3,
     "optimizer.warmup_epochs": 0.8,
 }
 LIMIT = 10_000  # images to evaluate on, of either set
 EPOCH = 50_000  # images
 SHORT, LONG = 60_000, 200_000  # images of a run
+RATES = (4e-3, 1e-3, 1.6e-2)  # of fine-tuning; the first one alone but for the final runs
+WATCHED = {"evaluation.knn_every_epochs": 0.4, "evaluation.max_examples": 2_000}
 SEEDS = (0, 1, 2)
-MEASURES = ("knn", "linear", "finetuned")
+MEASURES = ("knn", "linear", f"finetuned_{RATES[0]:g}")
 
 Run = tuple[str, int, dict]
 """Method and supervision, images, and changes of keys."""
@@ -106,13 +108,13 @@ FACTORS: dict[str, tuple[str, dict]] = {
         "depth weights 0.25, 0.5, 0.75, 1",
         {"supervision.depth_weights": "0.25,0.5,0.75,1"},
     ),
-    "beta_step": ("`supervision.beta_step=5`", {"supervision.beta_step": 5.0}),
-    "beta_range": ("beta at most 0", {"supervision.beta_range": "-2,0"}),
-    "mask": ("blocks instead of random patches, 75 %", {"mask.kind": "block"}),
-    "weighting": (
-        "`supervision.weighting=neighbourhood`",
-        {"supervision.weighting": "neighbourhood"},
+    "beta": (
+        "beta from -1 to the far side within half the run (`beta_step=4`)",
+        {"supervision.beta_init": -1.0, "supervision.beta_step": 4.0},
     ),
+    "mask": ("blocks instead of random patches, 75 %", {"mask.kind": "block"}),
+    "rate": ("`optimizer.learning_rate=8e-3`", {"optimizer.learning_rate": 8e-3}),
+    "depth": ("4 decoder blocks", {"decoder.depth": 4}),
 }
 """Of each choice, what its second level is called and changes in the reference."""
 
@@ -127,7 +129,8 @@ SINGLES: dict[str, tuple[str, dict]] = {
     "visible_places": ("ddae,deep_dynamic", {"targets.feature_places": "visible"}),
     "random_90": ("ddae,deep_dynamic", {"mask.ratio": 0.9}),
     "copy": ("ddae,deep_dynamic", {"teacher.copy_every_epochs": 0.1}),
-    "decoder_4": ("ddae,deep_dynamic", {"decoder.depth": 4}),
+    "neighbourhood": ("ddae,deep_dynamic", {"supervision.weighting": "neighbourhood"}),
+    "lr_2e-3": ("ddae,deep_dynamic", {"optimizer.learning_rate": 2e-3}),
 }
 
 MAE: dict[str, dict] = {
@@ -150,9 +153,17 @@ FINAL: dict[str, tuple[str, dict]] = {
 
 
 def measure(
-    folder: pathlib.Path, data_dir: str, cell: str, images: int, options: dict, tune: bool = True
+    folder: pathlib.Path,
+    data_dir: str,
+    cell: str,
+    images: int,
+    options: dict,
+    rates: Sequence[float] = RATES[:1],
 ) -> dict:
-    """Pretrains, or continues, in ``folder``, and judges what was learned."""
+    """Pretrains, or continues, in ``folder``, and judges what was learned.
+
+    ``rates`` are the learning rates that it is fine-tuned at.
+    """
     common = COMMON | {"data.data_dir": data_dir, "epochs": images / EPOCH}
     began = time.perf_counter()
     run(pretrain, folder, f"configs/cifar10.py:{cell}", common | options)
@@ -165,12 +176,17 @@ def measure(
         "last": {key: value for key, value in records[-1].items() if key.startswith(kept)},
         **frozen_accuracy(folder),
     }
-    if tune:
-        tuned = folder.parent / "finetuned"
-        changes = FINETUNING | {"init_from": folder, "data.data_dir": data_dir}
-        changes |= {"seed": options.get("seed", 0)}
+    on_the_way = [(r["epoch"], r["knn/trained"]) for r in records if "knn/trained" in r]
+    if on_the_way:
+        untrained = max(record.get("knn/untrained", 0.0) for record in records)
+        result["knn_on_the_way"] = {"untrained": untrained, "by_epoch": on_the_way}
+    common = FINETUNING | {"init_from": folder, "data.data_dir": data_dir}
+    common |= {"seed": options.get("seed", 0)}
+    for rate in rates:
+        tuned = folder.parent / f"finetuned_{rate:g}"
+        changes = common | {"optimizer.learning_rate": rate}
         run(finetune, tuned, "configs/cifar10_finetune.py", changes)
-        result["finetuned"] = read_json(Workdir(tuned).scores)["top1"]
+        result[tuned.name] = read_json(Workdir(tuned).scores)["top1"]
     return result
 
 
@@ -214,12 +230,13 @@ def claim(path: pathlib.Path) -> bool:
     return True
 
 
-def work(folder: pathlib.Path, data_dir: str, runs: dict[str, Run], tune: bool = True) -> None:
+def work(folder: pathlib.Path, data_dir: str, runs: dict[str, Run]) -> None:
     """Does those of the runs that nobody has begun, and stores what they come to."""
     for name, (cell, images, options) in runs.items():
         if name in recorded(NAME) or not claim(folder / f"{name}.claimed"):
             continue
-        result = measure(folder / name / "run", data_dir, cell, images, options, tune)
+        rates = RATES if name.startswith("final") else RATES[:1]
+        result = measure(folder / name / "run", data_dir, cell, images, options, rates)
         add(name, {"cell": cell, "images": images, "options": options, **result})
         print(name, json.dumps(result), flush=True)
 
@@ -278,7 +295,7 @@ def final() -> dict[str, Run]:
     """The two to be compared, and their relatives, for longer."""
     runs = {}
     for name, (cell, options) in FINAL.items():
-        runs |= repeated(f"final_{name}", cell, LONG, options, SEEDS)
+        runs |= repeated(f"final_{name}", cell, LONG, options | WATCHED, SEEDS)
     return runs
 
 
@@ -311,7 +328,10 @@ def effects(runs: dict[str, dict]) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def tables(runs: dict[str, dict]) -> str:
-    """What the runs have come to, in Markdown: main effects, then means over seeds."""
+    """What the runs have come to, in Markdown: main effects, then means over seeds.
+
+    Where fine-tuning had several learning rates, it is at the best of the first seed.
+    """
     lines = []
     if all(name in runs for name in factorial()):
         lines += ["| second level, instead of the reference's | " + " | ".join(MEASURES) + " |"]
@@ -324,11 +344,11 @@ def tables(runs: dict[str, dict]) -> str:
     for name, result in runs.items():
         if not name.startswith("factorial"):
             groups.setdefault(name.rpartition("_seed_")[0], []).append(result)
-    lines += ["| run | images | seeds | " + " | ".join(MEASURES) + " | images/s |"]
+    lines += ["| run | images | seeds | knn | linear | finetuned | images/s |"]
     lines += ["|---" * (4 + len(MEASURES)) + "|"]
     for name, results in groups.items():
         shown = []
-        for measure in MEASURES:
+        for measure in (*MEASURES[:2], best_rate(results[0])):
             values = [100 * result[measure] for result in results if measure in result]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
             shown.append(f"{np.mean(values):.1f}{spread}" if values else "")
@@ -339,6 +359,12 @@ def tables(runs: dict[str, dict]) -> str:
             + f" | {rate:.0f} |"
         )
     return "\n".join(lines)
+
+
+def best_rate(result: Mapping) -> str:
+    """The name of the fine-tuning, among those at several learning rates, that did best."""
+    tuned = [name for name in result if name.startswith("finetuned")]
+    return max(tuned, key=result.get, default=MEASURES[-1])
 
 
 def main(folder: str = "", data_dir: str = "", *parts: str) -> None:

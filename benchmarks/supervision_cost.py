@@ -5,11 +5,11 @@
 1. Operations of a whole step (student, teacher or tokenizer, loss, gradient, optimizer) of ViT-B/16
    at 224 pixels, as XLA counts them: they need no such machine.
 2. Seconds of a step at 224 pixels on this machine, ``last`` and ``deep_dynamic`` in turn: of every
-   method with ViT-Ti/16, and with ViT-B/16 where much lies outside the encoder: in MAE's decoder
-   and in BEiT's 8192 codes.
+   method with ViT-Ti/16, and with ViT-B/16 where much lies outside the encoder: in the decoders of
+   MAE and DDAE, and in BEiT's 8192 codes.
 
 Adds what it measures to benchmarks/results/supervision_cost.json and prints it, as ratios to
-``last``.
+``last`` of the method; of DDAE, to ``last`` of MAE.
 """
 
 import functools
@@ -31,8 +31,13 @@ from ddae_jax.training.state import init_state
 from ddae_jax.training.step import make_train_step
 
 BATCH = 8
-DEFAULT = (*(f"{method}:Ti" for method in METHODS), "mae:B", "beit:B")
-CHEAPER = "mae,deep_dynamic, 1 of 8 decoder blocks at intermediate depths"
+DEFAULT = (*(f"{method}:Ti" for method in METHODS), "mae:B", "ddae:B", "beit:B")
+WHOLE = "mae,deep_dynamic, all decoder blocks and hidden patches at intermediate depths"
+CELLS = {
+    "ddae": ("mae,last", "ddae,last", "ddae,deep_dynamic"),
+    "mae": ("mae,last", "mae,deep_dynamic", WHOLE),
+}
+"""What is compared, where that is more than two modes; the first one is what others are over."""
 
 
 def main(repeats: str = "5", *methods_and_sizes: str) -> None:
@@ -42,13 +47,13 @@ def main(repeats: str = "5", *methods_and_sizes: str) -> None:
     counted, timed = (stored.get(key, {}) for key in ("operations_of_a_step", "seconds_of_a_step"))
     for name in methods_and_sizes or DEFAULT:
         method, size = name.split(":")
-        cells = [f"{method},last", f"{method},deep_dynamic"] + [CHEAPER] * (method == "mae")
+        cells = CELLS.get(method, (f"{method},last", f"{method},deep_dynamic"))
         counted |= {cell: operations(cell) for cell in cells}
         found = time_in_turn({cell: runnable(cell, size) for cell in cells}, int(repeats))
         for cell in cells:
             more = counted[cell] / counted[cells[0]]
             seconds = found[cell]["median"] / found[cells[0]]["median"]
-            print(f"{size:3s}{cell:65s} operations of ViT-B {more:.2f}x  seconds {seconds:.2f}x")
+            print(f"{size:3s}{cell:80s} operations of ViT-B {more:.2f}x  seconds {seconds:.2f}x")
         timed[size] = timed.get(size, {}) | found
         store(
             "supervision_cost",
@@ -87,8 +92,8 @@ def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
     config.model.dtype = "float32"
     if size == "Ti":  # a decoder as small against the encoder as ViT-B's
         config.decoder.width, config.decoder.num_heads = 128, 4
-    if cell == CHEAPER:
-        config.decoder.intermediate_blocks = 1
+    if cell == WHOLE:
+        config.decoder.intermediate_blocks, config.decoder.intermediate_share = 0, 1.0
     with shapes_of_missing():
         method = build.build_method(config)
     schedule = build.Schedule(steps_per_epoch=100, total_steps=1000)
@@ -100,6 +105,7 @@ def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
         learning_rate=learning_rate,
         momentum=momentum,
         seed=0,
+        total_steps=schedule.total_steps,
     )
     initialize = functools.partial(
         init_state, method=method, optimizer=optimizer, channels=config.data.channels

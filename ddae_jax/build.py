@@ -119,6 +119,7 @@ def build_method(config: ConfigDict) -> Method:
         # Given for several depths, of which this mode reads out one.
         depth_weights=None if is_last else tuple(supervision.depth_weights) or None,
         beta_init=supervision.beta_init,
+        beta_gradient=supervision.beta_gradient,
         **_own_options(config),
     )
 
@@ -176,6 +177,7 @@ def build_momentum(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
         return half_life_schedule(
             start * per_epoch,
             options.half_life_epochs * per_epoch,
+            options.hold * schedule.total_steps,
             options.warmup * schedule.total_steps,
         )
     return momentum_schedule(options.momentum_start, options.momentum_end, schedule.total_steps)

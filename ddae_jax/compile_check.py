@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags as absl_flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -153,11 +154,11 @@ def flops_per_image(program: Program, question: Question) -> float:
     small = small.with_batch_per_device(2)
     state, method = program.state_shapes(), program.method
 
-    def loss(params, teacher, batch, key):
-        return method.loss(params, teacher, program.prepare(key, batch), key)
+    def loss(params, teacher, batch, key, progress):
+        return method.loss(params, teacher, program.prepare(key, batch), key, progress=progress)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return model_flops(loss, state.params, state.teacher, dict(small.batch()), key) / 2
+    key, progress = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
+    return model_flops(loss, state.params, state.teacher, dict(small.batch()), key, progress) / 2
 
 
 def search(question: Question) -> int:

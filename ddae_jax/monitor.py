@@ -400,23 +400,21 @@ class CollapseWatch:
 class FeatureCollapseWatch:
     """Warns of features that no longer tell images apart, and of targets that never did.
 
-    Two things are told, where they stay so:
+    It warns if one of these holds for ``patience`` records in a row:
 
-    1. The effective rank of teacher or student is below a quarter of what the run's first record
-       has, and below a tenth of the most that it can be; or its mean deviation is below a quarter
-       of the first one.
-    2. At the deepest depth, the mean at each place explains more than 0.95 of the feature targets,
-       while they are learned: whoever knows it has all but a twentieth of them right without a
-       look at the image.
+    1. The effective rank of teacher or student is below a quarter of that in the run's first
+       record, and below a tenth of the largest possible one; or the mean deviation is below a
+       quarter of that in the first record.
+    2. While features are learned, the mean at each place explains more than 0.95 of those at the
+       deepest depth: they can be predicted, but for a twentieth, without a look at the image.
 
-    What these are set by is a ViT-nano on CIFAR-10. Half its rank is no sign of collapse: it falls
-    from 15, of 63, to between 7 and 11 in the first hundred steps, and MAE's then rises beyond 15.
-    Where there were many directions, fewer are enough, as long as they are more than a tenth of
-    all. Its deviation begins at 0.54 and keeps above 0.35, and the mean at each place never
-    explains more than 0.75 of its features. Where features alone were predicted, layer-normalised,
-    of a teacher that followed the student at once, the deviation fell to 0.06 in fifty steps and
-    the mean explained 0.99; the rank did not fall below 3.5, as what little is left, down to
-    rounding, may have many directions.
+    The thresholds come from runs of a ViT-nano on CIFAR-10. In sound ones the rank falls from 15
+    (of 63) to between 7 and 11 in the first hundred steps, and MAE's then rises beyond 15; so half
+    the first rank is no sign of collapse. The deviation begins at 0.54 and stays above 0.28, and
+    the mean at each place explains at most 0.75. In a run that was made to collapse (features
+    alone, layer-normalised, of a teacher that followed at once) the deviation fell to 0.06 within
+    fifty steps and the mean explained 0.99; the rank did not fall below 3.5, because rounding alone
+    has many directions.
 
     Args:
         records: the run's ``metrics.jsonl``. It has the first record of a run that is continued.
@@ -484,9 +482,9 @@ class FeatureCollapseWatch:
         share = metrics[f"{_SHARE}{depth}"]
         if self._has_lasted("targets", share > _MOST_SHARE):
             _log.warning(
-                "step %d: the feature targets have COLLAPSED: %.1f %% of those at depth %d (%s%d) "
-                "are the same in all images, and can be told from where a patch lies without a "
-                "look at it. It has been so for %d records in a row. %s",
+                "step %d: the feature targets have COLLAPSED: %.1f %% of the teacher's features at "
+                "depth %d (%s%d) are the same in all images: where a patch lies tells them, "
+                "without a look at it. It has been so for %d records in a row. %s",
                 step,
                 100 * share,
                 depth,

@@ -42,7 +42,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "mask.ratio": 0.6,
             "mask.unit": 2,  # 32 pixels, for patches of 16
             "targets.normalize_pixels": False,
-            "supervision.beta_step": 5.0,
             **_RELATIVE_POSITIONS,
         },
         "maskfeat": {
@@ -50,7 +49,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "model.positions": "learned",
             "mask.kind": "block",
             "mask.ratio": 0.4,
-            "supervision.beta_step": 50.0,
         },
         "beit": _BEIT,
         "beit2": _BEIT,
@@ -58,9 +56,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """What makes each method the published one, by key, beside the config's defaults.
 
-``supervision.beta_step`` is ours: beta's gradient is as large as the error, which is about 1 for
-normalised pixels, a tenth and less for histograms, and 5 to 9 for tokens, the logarithm of the
-number of codes. So is how depths before the last one are decoded.
+How depths before the last one are decoded is ours.
 """
 
 
@@ -113,8 +109,6 @@ def use_recipe(config: ConfigDict, cell: str) -> None:
 
 def _recipe(config: ConfigDict) -> dict[str, Any]:
     recipe = dict(RECIPES.get(config.method, {}))
-    if config.supervision.mode != "deep_dynamic":
-        recipe.pop("supervision.beta_step", None)
     if config.supervision.mode == "last":
         recipe.pop("decoder.intermediate_share", None)
         recipe.pop("decoder.intermediate_blocks", None)

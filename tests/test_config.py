@@ -481,14 +481,14 @@ OF_FEATURES += ["targets.normalize_predictions", "targets.pixel_fade"]
             | BY_STEP
             | {"teacher.half_life_epochs": 2.0, "teacher.half_life_start_epochs": 1.0},
             {"teacher.half_life_start_epochs": 0.0},
-            ["teacher.warmup"],
+            ["teacher.hold", "teacher.warmup"],
         ),
         (
             BOTH
             | BY_STEP
             | {"teacher.half_life_epochs": 2.0, "teacher.half_life_start_epochs": 1.0},
             {"teacher.half_life_epochs": 0.0},
-            ["teacher.half_life_start_epochs", "teacher.warmup"],
+            ["teacher.half_life_start_epochs", "teacher.hold", "teacher.warmup"],
         ),
     ],
     ids=str,
@@ -939,8 +939,14 @@ def test_what_is_close_to_refused_but_fits_together_passes(changes):
 
 # ---- configs that were stored when the defaults were others
 
-FIRST = json.loads((pathlib.Path(__file__).parent / "golden" / "defaults_1.json").read_text())
-"""The keys and defaults of each job when they had no version yet."""
+GOLDEN = {
+    version: json.loads(path.read_text())
+    for version in range(1, DEFAULTS_VERSION)
+    if (path := pathlib.Path(__file__).parent / "golden" / f"defaults_{version}.json")
+}
+"""The keys and defaults of each job in earlier versions."""
+
+FIRST = GOLDEN[1]
 
 
 def first(**changes):
@@ -972,7 +978,7 @@ def other_defaults(monkeypatch):
         return config
 
     tables = {"pretrain": EARLIER_DEFAULTS[1]["pretrain"] | {"decoder.width": 512}}
-    monkeypatch.setattr(config_keys, "EARLIER_DEFAULTS", {1: tables})
+    monkeypatch.setattr(config_keys, "EARLIER_DEFAULTS", {**EARLIER_DEFAULTS, 1: tables})
     monkeypatch.setitem(JOBS, "pretrain", make)
     earlier = flatten(defaults_of("pretrain", 1)) | {"defaults_version": DEFAULTS_VERSION}
     others = {key: value for key, value in flatten(make()).items() if value != earlier[key]}
@@ -980,15 +986,17 @@ def other_defaults(monkeypatch):
     return others
 
 
+@pytest.mark.parametrize("version", GOLDEN)
 @pytest.mark.parametrize("job", JOBS)
-def test_defaults_that_changed_and_keys_that_came_have_what_was_done_before(job):
-    earlier, table = defaults_by_key(job, 1), EARLIER_DEFAULTS[1].get(job, {})
-    for key, value in FIRST[job].items():
+def test_defaults_that_changed_and_keys_that_came_have_what_was_done_before(job, version):
+    earlier, known = defaults_by_key(job, version), GOLDEN[version][job]
+    for key, value in known.items():
         assert key in earlier or key in RENAMED or key in RETIRED
         wanted = tuple(value) if isinstance(value, list) else value
-        assert earlier[key] == wanted, f"{key} had another default: EARLIER_DEFAULTS[1] needs it"
-    new = set(earlier) - set(FIRST[job]) - set(RENAMED.values()) - {"defaults_version"}
-    assert not new - set(table), "EARLIER_DEFAULTS[1] needs what was done before there was a choice"
+        assert earlier[key] == wanted, f"{key} had another default: EARLIER_DEFAULTS needs it"
+    new = set(earlier) - set(known) - set(RENAMED.values()) - {"defaults_version"}
+    since = {k for v in range(version, DEFAULTS_VERSION) for k in EARLIER_DEFAULTS[v].get(job, {})}
+    assert not new - since, "EARLIER_DEFAULTS needs what was done before there was a choice"
 
 
 @pytest.mark.parametrize("version", range(1, DEFAULTS_VERSION))

@@ -11,7 +11,7 @@ import tiny
 from ddae_jax import export
 from ddae_jax.build import build_method
 from ddae_jax.command import CommandEnded, parse_config_flags
-from ddae_jax.config import finetune_defaults, from_plain, to_plain
+from ddae_jax.config import finetune_defaults, from_plain, pretrain_defaults, to_plain
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.encoders import transformers_mae
 from ddae_jax.interop.weights import read_weights
@@ -233,3 +233,24 @@ def test_the_card_of_a_whole_mae_says_how_to_see_all_patches(runs, tmp_path):
     card = (run(runs / "mae", tmp_path / "out", "--format=transformers") / "README.md").read_text()
     assert 'AutoModel.from_pretrained("out", mask_ratio=0.0)' in card
     assert "tokens[:, 1:].mean(dim=1)" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_whole"),
+    [
+        ({"targets.pixel_fade": 0.5}, True),
+        ({"targets.pixel_fade": 1.0}, False),  # its decoder has gone on without pixels
+        ({"targets.pixel_fade": 1.0, "targets.feature_weight": 0.0}, True),
+        ({"targets.pixel_fade": 0.5, "targets.pixel_weight": 0.0}, False),
+        ({"targets.pixel_fade": 0.5, "decoder.kind": "cross"}, False),
+        ({"targets.pixel_fade": 0.5, "model.encoder_input": "full"}, False),
+        ({"targets.pixel_fade": 0.5, "evaluation.encoder": "teacher"}, False),
+    ],
+)
+def test_a_whole_mae_is_exported_where_a_decoder_of_its_kind_predicts_pixels_to_the_end(
+    changes, is_whole
+):
+    config = pretrain_defaults()
+    config.update_from_flattened_dict({"decoder.kind": "self", **changes})
+    assert export._is_whole_mae(config, "transformers") == is_whole
+    assert not export._is_whole_mae(config, "timm")

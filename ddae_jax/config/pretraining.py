@@ -139,7 +139,7 @@ def _ignored_of_teacher(config: ConfigDict) -> list[Ignored]:
     return [
         (
             copy_every > 0,
-            ("teacher.momentum_", "teacher.half_life_", "teacher.warmup"),
+            ("teacher.momentum_", "teacher.half_life_", "teacher.hold", "teacher.warmup"),
             f"teacher.copy_every_epochs={copy_every:g} makes copies of the student instead",
         ),
         (
@@ -149,12 +149,16 @@ def _ignored_of_teacher(config: ConfigDict) -> list[Ignored]:
         ),
         (
             not copy_every and not half_life,
-            ("teacher.half_life_start_epochs", "teacher.warmup") if start else ("teacher.warmup",),
+            (
+                *(["teacher.half_life_start_epochs"] if start else []),
+                "teacher.hold",
+                "teacher.warmup",
+            ),
             "teacher.half_life_epochs=0 leaves the momentum to teacher.momentum_start",
         ),
         (
             not copy_every and half_life > 0 and not start,
-            ("teacher.warmup",),
+            ("teacher.hold", "teacher.warmup"),
             "teacher.half_life_start_epochs=0 keeps one half-life throughout",
         ),
     ]
@@ -319,6 +323,12 @@ def _check_rise(targets: ConfigDict) -> None:
 
 
 def _check_teacher(config: ConfigDict) -> None:
+    hold, warmup = config.teacher.hold, config.teacher.warmup
+    if hold + warmup > 1 + 1e-9:
+        raise ValueError(
+            f"teacher.hold={hold}, teacher.warmup={warmup}: these are shares of the run, which add "
+            "up to at most 1: lower one of them"
+        )
     start, end = config.teacher.half_life_start_epochs, config.teacher.half_life_epochs
     if start > end > 0:
         raise ValueError(

@@ -94,11 +94,11 @@ def take_stored(
     given: Container[str],
     file: str | os.PathLike = "config.json",
 ) -> dict[str, Any]:
-    """Lets a config go on as a run has it stored, if that began with earlier defaults.
+    """Replaces a config's values by those of a run that began with earlier defaults.
 
-    A default may have changed since, and nobody can tell that from a file that was edited. So the
-    stored values count, but for keys that are given, or free to change. A run of another method is
-    not what is meant; nothing is taken from it.
+    Where the two differ, it cannot be told whether a default has changed since or somebody has
+    edited the config file. The stored value then counts, except for keys that are given on the
+    command line or that are free to change. Nothing is taken from a run of another method.
 
     Args:
         config: to continue the run with; is changed in place.

@@ -8,8 +8,8 @@ from jax.scipy.special import entr
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from ddae_jax.methods.features import normalize_features
 from ddae_jax.methods.method import Method
-from ddae_jax.methods.targets import normalize_features
 from ddae_jax.training.sharding import batch_sharding, replicated
 
 CollapseMetrics = Callable[
@@ -80,8 +80,8 @@ def make_collapse_metrics(
     It gives, of embeddings (the mean over an image's patches after the last block and the final
     norm), ``rank/student`` (:func:`effective_rank`) and ``deviation/student``
     (:func:`mean_deviation`); the same of the ``teacher``, if that is a momentum encoder; and, if
-    its features are predicted, ``position_share/depth_N`` (:func:`position_share`) of what they are
-    compared with at each supervised depth.
+    its features are predicted, ``position_share/depth_N`` (:func:`position_share`) of these at each
+    supervised depth (:meth:`ddae_jax.methods.features.FeatureTargets.watched`).
 
     Args:
         method: that is trained.
@@ -106,8 +106,8 @@ def make_collapse_metrics(
             embeddings = jax.lax.with_sharding_constraint(embeddings, replicated(mesh))
             found[f"rank/{name}"] = effective_rank(embeddings)
             found[f"deviation/{name}"] = mean_deviation(embeddings)
-        if method.feature_targets is not None:
-            targets = method.feature_targets(teacher, images)
+        if method.watched_features is not None:
+            targets = method.watched_features(teacher, images)
             for depth, of_depth in zip(method.depths, targets, strict=True):
                 found[f"position_share/depth_{depth}"] = position_share(of_depth)
         return found

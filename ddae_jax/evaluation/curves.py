@@ -29,8 +29,9 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "The total loss, and the error of each objective at each supervised depth; bold lines "
             "are running means over the values as logged, where these are many. Where β is "
             "learned, the weighted loss, which is minimised, also falls when attention shifts, "
-            "even if nothing is learned; the plain one, with all patches weighed alike, does not: "
-            "it is the one to watch, and the one that is drawn for each depth."
+            "even if nothing is learned, and it moves where the weights of objectives change over "
+            "the run. The plain one, with all patches alike and all objectives at their whole "
+            "weight, does neither: it is the one to watch, and the one drawn for each depth."
         ),
         "knn": (
             "A nearest-neighbour classifier on frozen features: each image gets the label that its "
@@ -62,7 +63,9 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
         "schedule": (
             "The learning rate (warm-up, then cosine; the config's times batch_size / 256), the "
             "momentum of the teacher where that follows the student, and the global norm of the "
-            "gradient before clipping. A norm that keeps climbing is an early sign of divergence."
+            "gradient before clipping. A norm that keeps climbing is an early sign of divergence. "
+            "Where they change over the run, the weights of the objectives in the loss too: an "
+            "objective of weight 0 is not learned."
         ),
     }
 )
@@ -218,11 +221,12 @@ def iou_figure(path: Path, records: Sequence[Record]) -> bool:
 
 
 def schedule_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws learning rate, teacher momentum and gradient norm over epochs, as far as logged.
+    """Draws learning rate, momentum, gradient norm and objectives' weights, as far as logged.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch`` and any of ``learning_rate``, ``momentum``, ``gradient_norm``.
+        records: with ``epoch`` and any of ``learning_rate``, ``momentum``, ``gradient_norm`` and
+            ``weight/OBJECTIVE``.
 
     Returns:
         Whether the records hold anything to draw; if not, nothing is written.
@@ -232,6 +236,9 @@ def schedule_figure(path: Path, records: Sequence[Record]) -> bool:
         "momentum": "teacher momentum",
         "gradient_norm": "gradient norm",
     }
+    weights = dict.fromkeys(key for r in records for key in r if key.startswith("weight/"))
+    for key in weights:
+        titles[key] = "weight of " + key.removeprefix("weight/").replace("_", " ")
     return _draw_side_by_side(path, records, titles)
 
 
@@ -410,6 +417,8 @@ def _draw_side_by_side(path: Path, records: Sequence[Record], titles: Mapping[st
             plot(axes, epochs, values / 10.0**power, drawing.ACCENT)
             axes.set(title=titles[key] + factor, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            if key.startswith("weight/"):
+                axes.set_ylim(bottom=0)
     return True
 
 

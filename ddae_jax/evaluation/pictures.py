@@ -26,7 +26,8 @@ CAPTIONS: Mapping[str, str] = MappingProxyType(
             "Image by image: as it is, as the model sees it (hidden patches in grey-blue), "
             "and as the readout of each supervised depth fills it in. Visible patches are copied "
             "from the image, since the loss asks nothing of them. Where targets are normalised, "
-            "which leaves mean and contrast of a patch open, hidden ones are shown with their own."
+            "which leaves mean and contrast of a patch open, hidden ones are shown with their own. "
+            "Where pixels lose their weight to features during a run, this is what is left of them."
         ),
         "tokens": (
             "Image by image: as it is, and with its patches painted by their tokens; like "

@@ -6,20 +6,10 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ddae_jax.methods.features import FeatureNormalization, FeatureStatistics, FeatureTargets
 from ddae_jax.methods.method import Alignment, Method, Objective, make_method
 from ddae_jax.methods.pixels import pixel_objective
-from ddae_jax.methods.targets import (
-    NORMALIZED_AXES,
-    FeatureNormalization,
-    FeatureStatistics,
-    feature_error,
-    feature_statistics,
-    normalize_features,
-    pixel_targets,
-    show_pixels,
-    squared_error,
-    standardize,
-)
+from ddae_jax.methods.targets import pixel_targets, show_pixels, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
@@ -62,12 +52,13 @@ def ddae(
         pixel_fade: share of the pixels' weight that is gone once the features' has risen.
         feature_start: share of the run in which features have no weight.
         feature_warmup: share of the run over which their weight then rises, linearly.
-        feature_normalization: see :data:`ddae_jax.methods.targets.NORMALIZED_AXES`.
+        feature_normalization: see :data:`ddae_jax.methods.features.NORMALIZED_AXES`.
         feature_places: which patches' features are learned: of ``hidden`` ones, through the
             decoder and weighed by distance; of ``visible`` ones, the encoder's own features,
             normalised likewise, weighed alike; or ``both``.
-        normalize_predictions: whether predictions are normalised as targets are, where that is over
-            places by the statistics of all that are predicted.
+        normalize_predictions: whether predictions are normalised as targets are, over the places
+            that are predicted (of a micro-batch, where there are such); see
+            :meth:`ddae_jax.methods.features.FeatureTargets.error`.
         normalize_pixels: whether pixel targets are normalised patch by patch.
         options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
 
@@ -94,41 +85,26 @@ def ddae(
         def fade(progress):
             return 1 - pixel_fade * (rise(progress) if rise else 1.0)
 
+    features = FeatureTargets(encoder, depths, feature_normalization)
     objectives, alignment = {}, None
     if pixel_weight:
         objectives["pixels"] = pixel_objective(encoder, channels, squared_error, pixel_weight, fade)
     if learns_features and feature_places != "visible":
-        error = _feature_error(feature_normalization, normalize_predictions)
+        error = features.error(normalize_predictions)
         objectives["features"] = Objective(encoder.width, error, feature_weight, rise)
     if learns_features and feature_places != "hidden":
-        error = _feature_error(feature_normalization, normalize_predictions=True)
+        error = features.error(normalizes_predictions=True)
         alignment = Alignment("features", error, feature_weight, rise)
 
-    def features_of(teacher, images):
-        return encoder.apply({"params": teacher}, images, depths=depths, normalize=False).patches
-
-    def statistics(teacher, images) -> FeatureStatistics:
-        return feature_statistics(features_of(teacher, images), feature_normalization)
-
-    def normalized_features(teacher, images, given: FeatureStatistics | None = None):
-        features = features_of(teacher, images)
-        if given is not None:
-            return standardize(features, given)
-        axes = NORMALIZED_AXES[feature_normalization]
-        normalized = normalize_features(features, axes)
-        return normalized if feature_normalization == "layer" else normalized.astype(features.dtype)
-
-    def targets(teacher, images, given: FeatureStatistics | None = None):
+    def targets(teacher, images, of_parts: FeatureStatistics | None = None):
         found = {}
         if pixel_weight:
             found["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
-        if learns_features and feature_normalization == "layer":  # by the error, of fewer patches
-            found["features"] = features_of(teacher, images)
-        elif learns_features:
-            found["features"] = normalized_features(teacher, images, given)
+        if learns_features:
+            found["features"] = features(teacher, images, of_parts)
         return found
 
-    is_of_whole_batch = learns_features and feature_normalization in ("batch", "position")
+    needs_whole_batch = learns_features and features.need_whole_batch
     return make_method(
         encoder,
         decoder,
@@ -136,8 +112,8 @@ def ddae(
         targets,
         depths=depths,
         alignment=alignment,
-        target_statistics=statistics if is_of_whole_batch else None,
-        feature_targets=normalized_features if learns_features else None,
+        target_statistics=features.statistics if needs_whole_batch else None,
+        watched_features=features.watched if learns_features else None,
         has_momentum_encoder=learns_features,
         show=show_pixels(encoder, normalize_pixels) if pixel_weight else None,
         **options,
@@ -167,13 +143,3 @@ def check_feature_places(
             "feature_places='visible', pixel_weight=0: nothing is predicted of hidden patches; set "
             "pixel_weight or feature_places='both'"
         )
-
-
-def _feature_error(normalization: FeatureNormalization, normalize_predictions: bool):
-    """The error of predicted features, as targets hold them."""
-    error = feature_error if normalization == "layer" else squared_error
-    if not normalize_predictions:
-        return error
-    # The places differ from image to image: there is no batch at one of them.
-    axes = NORMALIZED_AXES["batch" if normalization == "position" else normalization]
-    return lambda predictions, features: error(normalize_features(predictions, axes), features)

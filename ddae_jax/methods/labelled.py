@@ -72,7 +72,7 @@ class LabelledTask:
         inputs: tuple[Float[Array, "batch height width channels"], PyTree],
         key: PRNGKeyArray,
         is_training: bool = True,
-        progress: Float[Array, ""] | float = 1.0,
+        progress: Float[Array, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], PyTree]:
         """Loss of a batch of normalised images and their targets; new statistics and metrics."""
         images, targets = inputs
@@ -94,6 +94,10 @@ class LabelledTask:
     def statistics(self, teacher: PyTree, inputs: PyTree) -> dict[str, Array]:
         """Nothing."""
         return {}
+
+    def descent(self, gradient: PyTree, outcome: PyTree) -> PyTree:
+        """The gradient."""
+        return gradient
 
     def follow(self, teacher: PyTree, params: PyTree, outcome: PyTree, momentum: Array) -> PyTree:
         """The new statistics, and the average moved a little towards the parameters."""

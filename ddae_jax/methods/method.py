@@ -67,10 +67,12 @@ class Outcome(Supervised):
     Attributes:
         objective_weights: ``lambda_o`` of this step.
         visible_losses: mean error of visible patches at each depth, where they are aligned.
+        visible_weight: what these are weighed by in this step.
     """
 
     objective_weights: Float[Array, "objectives"] | None = None
     visible_losses: Float[Array, " depths"] | None = None
+    visible_weight: Float[Array, ""] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +90,10 @@ class Method:
             None for all.
         alignment: what visible patches' own features are compared with; None for nothing.
         target_statistics: ``(teacher, images) -> statistics``, where targets depend on the whole
-            batch; ``targets`` then takes them as a third argument, and makes them if it gets none.
-        feature_targets: ``(teacher, images) -> targets``, where features are predicted, just as
-            predictions are compared with them; for those who look at the run. None for no features.
+            batch; ``targets`` then takes those of all its parts, along a new first axis, as a third
+            argument, and makes its own if it gets none.
+        watched_features: ``(teacher, images) -> features``, where features are predicted: those
+            whose collapse would leave nothing to learn. None for no features.
         has_momentum_encoder: whether the teacher is a momentum encoder.
         frozen: the teacher, if it is none.
         show: ``(predictions, targets, teacher, images) -> arrays for the figures``, of all patches.
@@ -104,7 +107,7 @@ class Method:
     num_sampled: int | None = None
     alignment: Alignment | None = None
     target_statistics: Callable[[PyTree, Images], PyTree] | None = None
-    feature_targets: Callable[[PyTree, Images], Array] | None = None
+    watched_features: Callable[[PyTree, Images], Array] | None = None
     has_momentum_encoder: bool = False
     frozen: PyTree = dataclasses.field(default_factory=dict)
     show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None
@@ -129,8 +132,11 @@ class Method:
     def description(self) -> str:
         """One line on what is trained."""
         supervision, (h, w) = self.student.supervision, self.encoder.grid
+        learned = list(self.objectives)
+        if self.alignment is not None:
+            learned.append(f"visible {self.alignment.name}")
         return (
-            f"{supervision.mode} supervision of {' and '.join(self.objectives)} at depths "
+            f"{supervision.mode} supervision of {' and '.join(learned)} at depths "
             f"{', '.join(map(str, supervision.depths))} of {self.encoder.depth}, width "
             f"{self.encoder.width}, {self.num_masked} of {h * w} patches ({h} x {w}) hidden"
         )
@@ -173,7 +179,7 @@ class Method:
         images: Images,
         key: PRNGKeyArray,
         is_training: bool = True,
-        progress: Float[Array, ""] | float = 1.0,
+        progress: Float[Array, ""] | float | None = None,
         mask: Mask | None = None,
         sampled: Mask | None = None,
         statistics: PyTree | None = None,
@@ -182,8 +188,12 @@ class Method:
 
         Only hidden patches are predicted: the others carry no loss. Where the depths before the
         last one predict some of them, those count for as many more, so that the loss is an unbiased
-        estimate if each is decoded by itself. Masks are those of :meth:`draw` and statistics those
-        of these images, if none are given.
+        estimate if each is decoded by itself. Masks are those of :meth:`draw`; statistics are those
+        of all parts of the batch, and of these images if none are given.
+
+        Raises:
+            ValueError: if weights change over a run and no ``progress`` is given; or if one of
+                ``mask`` and ``sampled`` is missing.
         """
         if mask is None:
             drawn = self.draw(key, len(images))
@@ -215,9 +225,8 @@ class Method:
                 [spread_hidden(earlier, sampled), spread_hidden(last, mask)], axis=1
             )
         weights = self._objective_weights(progress)
-        is_scheduled = any(o.schedule for o in self.objectives.values())
         supervised = self._apply(
-            params, errors, mask, weights if is_scheduled else None, method="supervise"
+            params, errors, mask, weights if self._has_schedule else None, method="supervise"
         )
         outcome = Outcome(**vars(supervised), objective_weights=weights)
         if self.alignment is not None:
@@ -234,10 +243,16 @@ class Method:
         return drawn
 
     def statistics(self, teacher: PyTree, inputs: Images) -> dict[str, PyTree]:
-        """What targets depend on of the whole batch, if they do."""
+        """What targets depend on beyond their own image, if they do."""
         if self.target_statistics is None:
             return {}
         return {"statistics": self.target_statistics(teacher, inputs)}
+
+    @property
+    def _has_schedule(self) -> bool:
+        """Whether a weight changes over a run."""
+        weighed = [*self.objectives.values(), *filter(None, [self.alignment])]
+        return any(item.schedule for item in weighed)
 
     @property
     def _samples_hidden(self) -> bool:
@@ -261,7 +276,7 @@ class Method:
 
         return jnp.stack([error(name, o) for name, o in self.objectives.items()])
 
-    def _objective_weights(self, progress: Array | float) -> Float[Array, "objectives"]:
+    def _objective_weights(self, progress: Array | float | None) -> Float[Array, "objectives"]:
         return jnp.stack([_weight(o, progress) for o in self.objectives.values()])
 
     def _aligned(
@@ -273,12 +288,22 @@ class Method:
         wanted = at_patches(targets[alignment.name], visible)
         losses = alignment.error(outputs.visible, wanted).mean(axis=(1, 2))
         alpha = self.student.supervision.depth_weights or (1.0,) * len(self.depths)
-        total = _weight(alignment, progress) * (jnp.asarray(alpha) * losses).sum()
+        total = (jnp.asarray(alpha) * losses).sum()
+        weight = _weight(alignment, progress)
         return outcome.replace(
-            loss=outcome.loss + total,
-            plain_loss=outcome.plain_loss + total,
+            loss=outcome.loss + weight * total,
+            plain_loss=outcome.plain_loss + alignment.weight * total,
             visible_losses=losses,
+            visible_weight=weight,
         )
+
+    def descent(self, gradient: PyTree, outcome: Outcome) -> PyTree:
+        """The gradient, in which beta's is relative if the supervision says so."""
+        supervision = self.student.supervision
+        if not supervision.learns_beta or supervision.beta_gradient == "absolute":
+            return gradient
+        beta = supervision.relative_gradient(gradient["supervision"]["beta"], outcome.losses)
+        return gradient | {"supervision": gradient["supervision"] | {"beta": beta}}
 
     def metrics(self, outcome: Outcome) -> dict[str, Float[Array, ""]]:
         """Dynamic loss, plain loss and beta by objective and depth.
@@ -295,13 +320,15 @@ class Method:
                 found[f"loss/{place}"] = outcome.losses[row, column]
                 found[f"plain_loss/{place}"] = outcome.plain_losses[row, column]
                 found[f"beta/{place}"] = outcome.beta[row, column]
-        if any(o.schedule for o in self.objectives.values()):
+        if self._has_schedule:
             for row, objective in enumerate(self.objectives):
                 found[f"weight/{objective}"] = outcome.objective_weights[row]
         if self.alignment is not None:
+            name = f"visible_{self.alignment.name}"
             for column, depth in enumerate(self.depths):
-                place = f"visible_{self.alignment.name}/depth_{depth}"
-                found[f"loss/{place}"] = outcome.visible_losses[column]
+                found[f"loss/{name}/depth_{depth}"] = outcome.visible_losses[column]
+            if self._has_schedule:
+                found[f"weight/{name}"] = outcome.visible_weight
         return found
 
     def look(
@@ -324,9 +351,30 @@ class Method:
                 "beta": self._apply(params, method="beta"),
             }
         if self.show is not None:
-            predictions = self._apply(params, images, mask, self.num_visible, method="predict")
+            predictions = self._predictions(params, images, mask)
             seen |= self.show(predictions, self.targets(teacher, images), teacher, images)
         return seen
+
+    def _predictions(self, params: PyTree, images: Images, mask: Mask) -> Predictions:
+        """Predictions for all patches of a batch.
+
+        A depth that predicts a share of the hidden patches does so here in rounds, each of them as
+        many as in training: MAE's decoder has learned to see no more mask tokens than that.
+        """
+        found = self._apply(params, images, mask, self.num_visible, method="predict")
+        if not self._samples_hidden:
+            return found
+        hidden = hidden_indices(mask, self.num_masked)
+        num_rounds = round(self.num_masked / self.num_sampled)
+        rows = jnp.arange(len(mask))[:, None]
+        for start in range(num_rounds):
+            chosen = hidden[:, start::num_rounds]
+            outputs = self._apply(params, images, mask, self.num_visible, (chosen, hidden))
+            found = {
+                name: found[name].at[:-1, rows, chosen].set(earlier)
+                for name, earlier in outputs.predictions[0].items()
+            }
+        return found
 
     def _apply(self, params: PyTree, *args, **kwargs):
         return self.student.apply({"params": params}, *args, **kwargs)
@@ -346,7 +394,7 @@ def make_method(
     normalizes_intermediate: bool = True,
     alignment: Alignment | None = None,
     target_statistics: Callable[[PyTree, Images], PyTree] | None = None,
-    feature_targets: Callable[[PyTree, Images], Array] | None = None,
+    watched_features: Callable[[PyTree, Images], Array] | None = None,
     aggregation: Aggregation | None = None,
     has_momentum_encoder: bool = False,
     frozen: PyTree | None = None,
@@ -359,7 +407,7 @@ def make_method(
     Args:
         encoder, decoder, objectives, has_decoder_per_depth, normalizes_intermediate: of the
             :class:`Student`.
-        targets, sample_mask, num_masked, alignment, target_statistics, feature_targets,
+        targets, sample_mask, num_masked, alignment, target_statistics, watched_features,
             has_momentum_encoder, frozen, show: of the :class:`Method`.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
         intermediate_share: share of an image's hidden patches that depths before the last one
@@ -401,7 +449,7 @@ def make_method(
         num_sampled=num_sampled,
         alignment=alignment,
         target_statistics=target_statistics,
-        feature_targets=feature_targets,
+        watched_features=watched_features,
         has_momentum_encoder=has_momentum_encoder,
         frozen=frozen or {},
         show=show,
@@ -427,6 +475,12 @@ def num_sampled_patches(num_masked: int, intermediate_share: float) -> int:
     return num_sampled
 
 
-def _weight(item: Objective | Alignment, progress: Array | float) -> Float[Array, ""]:
-    factor = 1.0 if item.schedule is None else item.schedule(progress)
-    return jnp.float32(item.weight) * factor
+def _weight(item: Objective | Alignment, progress: Array | float | None) -> Float[Array, ""]:
+    """What an error counts for at this share of a run. Raises ``ValueError`` if that is missing."""
+    if item.schedule is None:
+        return jnp.float32(item.weight)
+    if progress is None:
+        raise ValueError(
+            "weights of this method change over a run: give progress, the share of it that is done"
+        )
+    return jnp.float32(item.weight) * item.schedule(progress)

@@ -20,6 +20,7 @@ from ddae_jax.models.vit import check_depths
 from ddae_jax.patches import Grid
 
 Mode = Literal["last", "deep", "deep_dynamic"]
+BetaGradient = Literal["relative", "absolute"]
 MODES: tuple[Mode, ...] = ("last", "deep", "deep_dynamic")
 
 
@@ -29,8 +30,8 @@ class Supervised:
 
     Attributes:
         loss: ``sum_o lambda_o sum_s alpha_s L_os``, what is minimised.
-        plain_loss: the same sum at ``beta = 0``: comparable over time and between runs, as it does
-            not move with beta, as long as the weights of objectives stay.
+        plain_loss: the same sum at ``beta = 0`` and with the module's ``lambda_o``: comparable over
+            time and between runs, as it moves neither with beta nor with a schedule of weights.
         losses: ``L_os``.
         plain_losses: the masked means of the same errors, ``L_os`` at ``beta = 0``.
         beta: the exponents in force.
@@ -65,6 +66,9 @@ class DeepDynamicSupervision(nn.Module):
         objective_weights: ``lambda_o``; 1 each by default.
         depth_weights: ``alpha_s``; 1 each by default.
         beta_init: where each beta starts.
+        beta_gradient: what beta descends: ``relative``, the logarithm of its own loss
+            (:meth:`relative_gradient`), whatever that is measured in and weighed by; or
+            ``absolute``, the loss.
 
     Source: Chen et al., DDAE, deep dynamic supervision; docs/method.md.
     """
@@ -76,6 +80,7 @@ class DeepDynamicSupervision(nn.Module):
     objective_weights: tuple[float, ...] | None = None
     depth_weights: tuple[float, ...] | None = None
     beta_init: float = -0.5
+    beta_gradient: BetaGradient = "relative"
 
     def setup(self):
         shape = (len(self.objectives), len(self.depths))
@@ -113,21 +118,40 @@ class DeepDynamicSupervision(nn.Module):
         beta = self.exponents
         losses = masked_mean(errors, self.weights(mask, grid), mask)
         plain_losses = masked_mean(errors, mask, mask)
+        whole = _weights(self.objective_weights, self.objectives, "objective_weights")
         if objective_weights is None:
-            objective_weights = _weights(
-                self.objective_weights, self.objectives, "objective_weights"
-            )
-        importance = jnp.outer(
-            objective_weights,
-            _weights(self.depth_weights, self.depths, "depth_weights"),
-        )
+            objective_weights = whole
+        depth_weights = _weights(self.depth_weights, self.depths, "depth_weights")
         return Supervised(
-            loss=(importance * losses).sum(),
-            plain_loss=(importance * plain_losses).sum(),
+            loss=(jnp.outer(objective_weights, depth_weights) * losses).sum(),
+            plain_loss=(jnp.outer(whole, depth_weights) * plain_losses).sum(),
             losses=losses,
             plain_losses=plain_losses,
             beta=beta,
         )
+
+    def relative_gradient(
+        self,
+        gradient: Float[Array, "objectives depths"],
+        losses: Float[Array, "objectives depths"],
+    ) -> Float[Array, "objectives depths"]:
+        """Divides beta's gradient by what each loss contributes at its whole weight.
+
+        ``d log L_os / d beta_os``, which is the mean of ``log dn`` over hidden patches, weighed by
+        what they contribute to the loss: it depends on distances alone and not on the size of
+        errors, so that betas of all objectives keep step. Where an objective's weight changes over
+        a run, it is multiplied by the share that is in force; 0 for losses of 0.
+
+        Args:
+            gradient: of the whole loss, by beta.
+            losses: ``L_os`` of the same batch.
+        """
+        whole = _weights(self.objective_weights, self.objectives, "objective_weights")
+        contributions = (
+            jnp.outer(whole, _weights(self.depth_weights, self.depths, "depth_weights")) * losses
+        )
+        is_positive = contributions > 0
+        return jnp.where(is_positive, gradient / jnp.where(is_positive, contributions, 1.0), 0.0)
 
     @property
     def learns_beta(self) -> bool:

@@ -1,8 +1,6 @@
 """What masked patches are predicted against, and how far a prediction is off."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Literal, NamedTuple
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
@@ -40,69 +38,6 @@ def show_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Ar
         return {"reconstructions": unpatchify(patches, encoder.grid, encoder.patch_size)}
 
     return show
-
-
-def feature_error(
-    predictions: Float[Array, "*batch width"], features: Float[Array, "*batch width"]
-) -> Float[Array, "*batch"]:
-    """Mean squared error of each patch against features, layer-normalised without affine.
-
-    They are normalised here, and not among the targets, so that only those of hidden patches are.
-
-    Source: Chen et al., DDAE; Baevski et al. 2022, data2vec, section 3.3.
-    """
-    return squared_error(predictions, normalize_features(features))
-
-
-def normalize_features(
-    features: Float[Array, "*batch width"], axes: int | tuple[int, ...] = -1, epsilon: float = 1e-6
-) -> Float[Array, "*batch width"]:
-    """Zero mean and unit variance over some axes, in float32; layer normalisation by default."""
-    features = features.astype(jnp.float32)
-    mean = features.mean(axis=axes, keepdims=True)
-    variance = features.var(axis=axes, keepdims=True)
-    return (features - mean) / jnp.sqrt(variance + epsilon)
-
-
-FeatureNormalization = Literal["layer", "batch", "position", "instance"]
-
-NORMALIZED_AXES: Mapping[FeatureNormalization, tuple[int, ...]] = MappingProxyType(
-    {"layer": (-1,), "batch": (1, 2), "position": (1,), "instance": (2,)}
-)
-"""The axes of ``(depths, batch, patches, width)`` over which features are standardised.
-
-``layer``: over a patch's values. The others standardise each dimension: over all patches of the
-whole batch, over the batch at each place, or over the patches of an image.
-"""
-
-
-class FeatureStatistics(NamedTuple):
-    """Means over a batch, as wide as features where they are not averaged over."""
-
-    mean: Float[Array, "depths 1 #patches width"]
-    mean_square: Float[Array, "depths 1 #patches width"]
-
-
-def feature_statistics(
-    features: Float[Array, "depths batch patches width"], normalization: FeatureNormalization
-) -> FeatureStatistics:
-    """What ``batch`` and ``position`` normalisation need; averages over equal parts of a batch."""
-    features = features.astype(jnp.float32)
-    axes = NORMALIZED_AXES[normalization]
-    return FeatureStatistics(
-        features.mean(axis=axes, keepdims=True), jnp.square(features).mean(axis=axes, keepdims=True)
-    )
-
-
-def standardize(
-    features: Float[Array, "depths batch patches width"],
-    statistics: FeatureStatistics,
-    epsilon: float = 1e-6,
-) -> Float[Array, "depths batch patches width"]:
-    """Features of zero mean and unit variance, by given statistics; in their own dtype."""
-    variance = jnp.maximum(statistics.mean_square - jnp.square(statistics.mean), 0)
-    scaled = (features.astype(jnp.float32) - statistics.mean) / jnp.sqrt(variance + epsilon)
-    return scaled.astype(features.dtype)
 
 
 def hog_targets(

@@ -58,11 +58,12 @@ class Trainable(Protocol):
         images: Images,
         key: PRNGKeyArray,
         is_training: bool = True,
-        progress: Float[Array, ""] | float = 1.0,
+        progress: Float[Array, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], Any]:
         """Loss of a batch of normalised images, and its outcome, for the two below.
 
-        ``progress`` is the share of the run that is done. Further arguments are what :meth:`draw`
+        ``progress`` is the share of the run that is done, which those need whose loss changes over
+        it. Further arguments are what :meth:`draw`
         and :meth:`statistics` give, by name.
         """
 
@@ -74,10 +75,14 @@ class Trainable(Protocol):
         """
 
     def statistics(self, teacher: PyTree, inputs: PyTree) -> Mapping[str, Array]:
-        """What ``loss`` has to know of the whole batch, where it is given parts; else empty.
+        """What ``loss`` depends on beyond an image and its own part of the batch; else empty.
 
-        Its mean over equal parts is that of the whole.
+        A loss that is given a part of a batch is given this of all its equal parts, along a new
+        first axis.
         """
+
+    def descent(self, gradient: PyTree, outcome: Any) -> PyTree:
+        """What the optimizer is given of a step's gradient and outcome, those of all its parts."""
 
     def follow(self, teacher: PyTree, params: PyTree, outcome: Any, momentum: Array) -> PyTree:
         """The teacher after a step that led to these parameters."""

@@ -160,6 +160,10 @@ class VqKd:
         """The distilled teacher's parameters."""
         return teacher["encoder"]
 
+    def descent(self, gradient: PyTree, outcome: Outcome) -> PyTree:
+        """The gradient."""
+        return gradient
+
     def follow(self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Array) -> PyTree:
         """The codebook after the step, and the teacher as it was."""
         return teacher | {"codebook": outcome.codebook}
@@ -171,7 +175,7 @@ class VqKd:
         images: Images,
         key: PRNGKeyArray,
         is_training: bool = True,
-        progress: Float[Array, ""] | float = 1.0,
+        progress: Float[Array, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], Outcome]:
         """``mean(1 - cos(predicted, true)) + commitment * mean((vector - code)^2)``."""
         start_key, drop_path_key, revive_key = jax.random.split(key, 3)

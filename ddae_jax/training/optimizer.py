@@ -37,7 +37,7 @@ def make_optimizer(
         weight_decay: of kernels.
         b1, b2: AdamW's.
         clip_norm: largest global norm of the gradient; None for no clipping.
-        beta_step: beta's whole way in a run whose gradient stayed at -1.
+        beta_step: beta's whole way in a run in which what it descends stayed at -1.
         beta_range: beta is kept in this interval.
 
     Source: Loshchilov & Hutter 2019 (AdamW); Chen et al., DDAE (a learnable beta).

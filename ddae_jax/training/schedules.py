@@ -58,15 +58,18 @@ def learning_rate_schedule(
     )
 
 
-def half_life_schedule(start_steps: float, end_steps: float, warmup_steps: float) -> optax.Schedule:
+def half_life_schedule(
+    start_steps: float, end_steps: float, hold_steps: float, warmup_steps: float
+) -> optax.Schedule:
     """The momentum of a teacher that keeps half of what it holds for so many steps.
 
-    ``2 ** (-1 / half-life)``, where the half-life grows geometrically from ``start_steps`` to
-    ``end_steps`` within ``warmup_steps``: a teacher that follows closely while it is young.
+    ``2 ** (-1 / half-life)``, where the half-life is ``start_steps`` for ``hold_steps`` and then
+    grows geometrically to ``end_steps`` within ``warmup_steps``: a teacher that follows closely
+    until it is to teach.
     """
 
     def momentum(step: Num[Array, ""]) -> Float[Array, ""]:
-        progress = jnp.clip(step / max(warmup_steps, 1), 0, 1)
+        progress = jnp.clip((step - hold_steps) / max(warmup_steps, 1), 0, 1)
         growth = jnp.log2(end_steps / start_steps) * progress
         return jnp.exp2(-1 / (start_steps * jnp.exp2(growth)))
 

@@ -47,7 +47,7 @@ def make_train_step(
         micro_batches: parts of the prepared batch that gradients are computed for one after the
             other, which takes less memory; loss and gradient are their means. Each image has the
             mask that it has in the whole batch; only stochastic depth is drawn anew in each part.
-        total_steps: of the run, for what changes on its way; by default every step is as the last.
+        total_steps: of the run; a method whose loss changes on its way needs it.
     """
     differentiate = jax.value_and_grad(method.loss, has_aux=True)
     if micro_batches > 1:
@@ -56,11 +56,13 @@ def make_train_step(
     def train_step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         prepare_key, loss_key = jax.random.split(step_key(seed, state.step))
         inputs = prepare(prepare_key, batch)
-        progress = 1.0 if total_steps is None else state.step / total_steps
+        progress = None if total_steps is None else state.step / total_steps
         (loss, outcome), gradient = differentiate(
             state.params, state.teacher, inputs, loss_key, progress=progress
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            method.descent(gradient, outcome), state.opt_state, state.params
+        )
         params = optax.apply_updates(state.params, updates)
         rate = momentum(state.step)
         teacher = method.follow(state.teacher, params, outcome, rate)
@@ -118,18 +120,19 @@ def _in_parts(
         teacher: PyTree,
         inputs: PyTree,
         key: PRNGKeyArray,
-        progress: Float[Array, ""] | float,
+        progress: Float[Array, ""] | None,
     ) -> PyTree:
         drawn = method.draw(key, len(jax.tree.leaves(inputs)[0]))
         parts = jax.tree.map(lambda array: _parts(array, count), (inputs, drawn))
         keys = jax.random.split(key, count)
         of_parts = jax.lax.map(lambda part: method.statistics(teacher, part), parts[0])
-        of_all = jax.tree.map(lambda values: values.mean(axis=0), of_parts)
 
         @functools.partial(jax.jit, inline=True)  # traced once for its shapes and the loop
         def differentiate_part(part: tuple[tuple[PyTree, PyTree], PRNGKeyArray]) -> PyTree:
             (inputs, drawn), key = part
-            return differentiate(params, teacher, inputs, key, progress=progress, **drawn, **of_all)
+            return differentiate(
+                params, teacher, inputs, key, progress=progress, **drawn, **of_parts
+            )
 
         def add(total: PyTree, part: PyTree) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, differentiate_part(part)), None

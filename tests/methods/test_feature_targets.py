@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ddae_jax.methods.ddae import ddae, ramp
@@ -32,9 +33,13 @@ AXES = {"layer": -1, "batch": (1, 2), "position": 1, "instance": 2}
 
 @functools.cache
 def method_of(**options):
+    return method_of_decoder(Decoder(GRID, width=12, depth=1, num_heads=2, kind="cross"), **options)
+
+
+def method_of_decoder(decoder, **options):
     return ddae(
         ENCODER,
-        Decoder(GRID, width=12, depth=1, num_heads=2, kind="cross"),
+        decoder,
         sample_mask=always_the_same_mask,
         num_masked=NUM_MASKED,
         **{"depths": (1, 2), "mode": "deep", **options},
@@ -87,9 +92,9 @@ def test_targets_and_predictions_are_standardised_over_the_axes_of_their_name(
     )
     targets = at_hidden(standardised(taught(method), AXES[normalization]))
     predictions = predicted(method)["features"]
-    if normalize_predictions:  # of other places in each image: over the batch and these
+    if normalize_predictions:  # both over the hidden places, which differ from image to image
         axes = (1, 2) if normalization == "position" else AXES[normalization]
-        predictions = standardised(predictions, axes)
+        predictions, targets = standardised(predictions, axes), standardised(targets, axes)
     expected = np.square(predictions - targets).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(outcome_of(method).losses[1], expected, rtol=2e-4)
 
@@ -113,6 +118,7 @@ def test_visible_patches_are_aligned_with_the_teachers_at_their_places_and_depth
     own = encode({"params": params["encoder"]}, images_of(), visible=VISIBLE).patches
     targets = standardised(taught(method), AXES[normalization])
     targets = np.stack([targets[:, image, VISIBLE[image]] for image in range(3)], axis=1)
+    targets = standardised(targets, AXES[normalization])
     errors = np.square(standardised(own, AXES[normalization]) - targets).mean(axis=(1, 2, 3))
     outcome = outcome_of(method)
     np.testing.assert_allclose(outcome.visible_losses, errors, rtol=2e-4)
@@ -144,6 +150,8 @@ def test_features_set_in_and_take_the_place_of_pixels(progress, pixels, features
     losses = np.asarray(outcome.losses).sum(axis=1)
     np.testing.assert_allclose(outcome.objective_weights, (pixels, features), rtol=1e-6)
     np.testing.assert_allclose(outcome.loss, losses @ [pixels, features], rtol=1e-5)
+    plain = np.asarray(outcome.plain_losses).sum(axis=1)
+    np.testing.assert_allclose(outcome.plain_loss, plain @ [2.0, 0.5], rtol=1e-5)
     metrics = jax.jit(method.metrics)(outcome)
     np.testing.assert_allclose(metrics["weight/pixels"], pixels, rtol=1e-6)
     np.testing.assert_allclose(metrics["weight/features"], features, rtol=1e-6)
@@ -161,6 +169,25 @@ def test_before_features_set_in_no_gradient_comes_from_them():
     assert not np.asarray(before["supervision"]["beta"][1]).any()
     assert (np.asarray(after["supervision"]["beta"][1]) < 0).all()
     assert not np.asarray(before["head"]["kernel"][:, PATCH * PATCH * 3 :]).any()
+
+
+def test_weights_that_change_over_a_run_ask_how_far_it_is():
+    method = method_of(feature_start=0.2)
+    params, teacher = variables_of(method)
+    with pytest.raises(ValueError, match="give progress, the share of it that is done"):
+        method.loss(params, teacher, images_of(), key())
+    method_of().loss(params, teacher, images_of(), key())  # whose weights stay
+
+
+def test_visible_features_are_named_and_their_weight_recorded_where_it_changes():
+    method = method_of(feature_places="visible", feature_start=0.2, feature_warmup=0.2)
+    assert "pixels and visible features at depths 1, 2" in method.description
+    outcome = outcome_of(method, progress=0.3)
+    metrics = jax.jit(method.metrics)(outcome)
+    np.testing.assert_allclose(metrics["weight/visible_features"], 0.5, rtol=1e-6)
+    of_pixels, of_features = outcome.losses.sum(), outcome.visible_losses.sum()
+    np.testing.assert_allclose(outcome.loss, of_pixels + 0.5 * of_features, rtol=1e-5)
+    np.testing.assert_allclose(outcome.plain_loss, of_pixels + of_features, rtol=1e-5)
 
 
 def test_features_alone_have_their_weight_from_the_first_step():
@@ -205,6 +232,77 @@ def test_intermediate_depths_may_predict_a_share_of_hidden_patches(kind):
     assert np.std(np.stack(found)[:, :, 0], axis=0).min() > 1e-3
     if kind == "cross":  # each place is decoded by itself, so their mean is the whole
         np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_what_is_sampled_is_on_average_that_of_the_whole(dtype):
+    encoder = ViT(SIZE, PATCH, width=WIDTH, depth=2, num_heads=2, dtype=jnp.dtype(dtype))
+    decoder = Decoder(GRID, width=12, depth=1, num_heads=2, kind="cross", dtype=jnp.dtype(dtype))
+    options = {
+        "sample_mask": always_the_same_mask,
+        "num_masked": NUM_MASKED,
+        "depths": (1, 2),
+        "mode": "deep_dynamic",
+    }
+    whole = ddae(encoder, decoder, **options)
+    some = ddae(encoder, decoder, intermediate_share=0.25, **options)
+    params, teacher = variables_of(whole)
+    gradient = jax.jit(jax.grad(some.loss, has_aux=True))
+    of_choices = []
+    for place in range(NUM_MASKED):  # each of the four hidden patches of an image
+        sampled = np.zeros_like(MASK)
+        for image, row in enumerate(MASK):
+            sampled[image, np.flatnonzero(row)[place]] = True
+        of_choices.append(
+            gradient(params, teacher, images_of(), key(), mask=MASK, sampled=sampled)[0]
+        )
+    found = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *of_choices)
+    expected, _ = jax.jit(jax.grad(whole.loss, has_aux=True))(params, teacher, images_of(), key())
+    relative = 1e-4 if dtype == "float32" else 0.05
+    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == np.float32
+        np.testing.assert_allclose(leaf, other, atol=relative * max(np.abs(other).max(), 1e-2))
+    difference = jax.tree.map(jnp.subtract, of_choices[0]["decoder"], expected["decoder"])
+    assert optax.global_norm(difference) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_figures_show_what_depths_that_predict_a_share_make_of_all_hidden_patches(kind):
+    """In rounds: what ``self`` predicts depends on how many mask tokens there are."""
+    decoder = Decoder(GRID, width=12, depth=1, num_heads=2, kind=kind)
+    method = method_of_decoder(decoder, intermediate_share=0.5)
+    params, teacher = variables_of(method)
+    shown = np.asarray(jax.jit(method.look)(params, teacher, images_of(), key())["reconstructions"])
+    at_once = jax.jit(
+        lambda p: method.student.apply(
+            {"params": p}, images_of(), MASK, method.num_visible, method="predict"
+        )
+    )(params)
+    at_once = np.asarray(method.show(at_once, {}, {}, images_of())["reconstructions"])
+    is_hidden = MASK.reshape(3, *GRID).repeat(PATCH, 1).repeat(PATCH, 2)
+    np.testing.assert_allclose(shown[1], at_once[1], atol=1e-5)
+    difference = np.abs(shown[0] - at_once[0])[is_hidden]
+    if kind == "cross":
+        np.testing.assert_allclose(difference, 0, atol=1e-5)
+    else:
+        assert difference.min() > 0
+        sampled = np.zeros_like(MASK)
+        for image, row in enumerate(MASK):
+            sampled[image, np.flatnonzero(row)[::2]] = True
+        chosen, hidden = (
+            np.stack([np.flatnonzero(row) for row in rows]) for rows in (sampled, MASK)
+        )
+        outputs = method.student.apply(
+            {"params": params}, images_of(), MASK, method.num_visible, (chosen, hidden)
+        )
+        whole = np.zeros((1, 3, 6, PATCH * PATCH * 3), np.float32)
+        for image, row in enumerate(chosen):
+            whole[0, image, row] = outputs.predictions[0]["pixels"][0, image]
+        expected = method.show({"pixels": whole}, {}, {}, images_of())["reconstructions"]
+        was_first = sampled.reshape(3, *GRID).repeat(PATCH, 1).repeat(PATCH, 2)
+        np.testing.assert_allclose(
+            shown[0][was_first], np.asarray(expected)[0][was_first], atol=1e-5
+        )
 
 
 def test_what_is_sampled_is_drawn_anew_and_always_hidden():

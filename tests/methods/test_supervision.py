@@ -122,6 +122,37 @@ def test_plain_losses_do_not_move_beta_and_the_loss_reaches_every_beta():
     assert (np.asarray(by_loss) < 0).all()
 
 
+def test_the_relative_gradient_is_that_of_the_logarithm_of_each_loss():
+    errors, mask = example()
+    beta = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    log = lambda beta: jnp.log(supervise(errors, mask, beta)[1].losses).sum()  # noqa: E731
+    expected = jax.grad(log)(beta)
+    options = {"objective_weights": (2.0, 0.25), "depth_weights": (1.0, 3.0, 0.5)}
+    supervision = DeepDynamicSupervision(OBJECTIVES, DEPTHS, **options)
+
+    def found(scale, weights=None):
+        def of(beta):
+            out = supervision.apply({"params": {"beta": beta}}, scale * errors, mask, GRID, weights)
+            return out.loss, out.losses
+
+        gradient, losses = jax.grad(of, has_aux=True)(beta)
+        return supervision.relative_gradient(gradient, losses)
+
+    np.testing.assert_allclose(found(1.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(found(1e-3), expected, rtol=1e-5)
+    half_way = jnp.asarray([2.0 * 0.5, 0.0])  # of a run in which one gives way to the other
+    np.testing.assert_allclose(found(1.0, half_way)[0], 0.5 * expected[0], rtol=1e-5)
+    np.testing.assert_array_equal(found(1.0, half_way)[1], 0)
+
+
+def test_the_relative_gradient_of_nothing_is_0():
+    supervision = DeepDynamicSupervision(OBJECTIVES, DEPTHS, depth_weights=(1.0, 0.0, 1.0))
+    losses = jnp.array([[0.0, 1.0, 1.0], [2.0, 1.0, 0.5]])
+    gradient = jnp.array([[0.0, 0.0, -0.2], [-0.2, 0.0, -0.2]])
+    found = supervision.relative_gradient(gradient, losses)
+    np.testing.assert_allclose(found, [[0, 0, -0.2], [-0.1, 0, -0.4]], rtol=1e-6)
+
+
 def test_the_other_weighting_can_be_chosen():
     errors, mask = example()
     ones = np.ones_like(errors)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from ddae_jax.methods.targets import (
-    normalize_features,
     pixel_targets,
     show_pixels,
     squared_error,
@@ -60,24 +59,6 @@ def test_normalised_predictions_of_zero_become_each_patchs_mean_colour():
     means = images.reshape(2, 2, 2, 3, 2).mean(axis=(2, 4))  # batch, row, column
     expected = means.repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_allclose(restored[0, ..., 0], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_features_are_normalised_by_hand():
-    # mean 2, variance (4 + 0 + 0 + 4) / 4 = 2
-    targets = normalize_features(jnp.array([0.0, 2.0, 2.0, 4.0]))
-    np.testing.assert_allclose(targets, np.array([-2, 0, 0, 2]) / 2**0.5, rtol=1e-5)
-
-
-def test_normalised_features_have_mean_zero_and_variance_one_in_float32():
-    features = np.random.default_rng(0).normal(3, 5, (2, 4, 7, 64))
-    targets = normalize_features(jnp.asarray(features, "bfloat16"))
-    assert targets.dtype == jnp.float32
-    np.testing.assert_allclose(np.mean(targets, axis=-1), 0, atol=1e-6)
-    np.testing.assert_allclose(np.var(targets, axis=-1), 1, atol=1e-5)
-
-
-def test_features_that_are_all_equal_are_normalised_to_zeros():
-    np.testing.assert_array_equal(normalize_features(jnp.full((3, 8), 5.0)), np.zeros((3, 8)))
 
 
 def test_squared_error_is_the_mean_over_the_values_of_a_patch():

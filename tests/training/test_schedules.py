@@ -73,15 +73,17 @@ def test_momentum_goes_along_a_cosine_from_0996_to_1():
 
 @pytest.mark.parametrize("half_life", [1.0, 7.0, 500.0])
 def test_a_teacher_keeps_half_of_what_it_holds_for_a_half_life(half_life):
-    schedule = half_life_schedule(half_life, half_life, warmup_steps=0)
+    schedule = half_life_schedule(half_life, half_life, hold_steps=0, warmup_steps=0)
     kept = np.prod([float(schedule(step)) for step in range(round(2 * half_life))])
     np.testing.assert_allclose(kept, 0.25, rtol=1e-4)
 
 
-def test_half_lives_grow_geometrically_until_the_end_of_the_warm_up():
-    schedule = half_life_schedule(2.0, 200.0, warmup_steps=50)
-    half_lives = [-1 / np.log2(float(schedule(step))) for step in (0, 25, 50, 1000)]
-    np.testing.assert_allclose(half_lives, [2, 20, 200, 200], rtol=1e-3)
+@pytest.mark.parametrize("hold", [0, 40])
+def test_half_lives_stay_and_then_grow_geometrically_until_the_end_of_the_warm_up(hold):
+    schedule = half_life_schedule(2.0, 200.0, hold_steps=hold, warmup_steps=50)
+    steps = (0, hold, hold + 25, hold + 50, 1000)
+    half_lives = [-1 / np.log2(float(schedule(step))) for step in steps]
+    np.testing.assert_allclose(half_lives, [2, 2, 20, 200, 200], rtol=1e-3)
 
 
 def test_a_copied_teacher_is_the_student_now_and_then_and_else_stays():

@@ -242,6 +242,18 @@ def test_beta_rises_from_where_it_starts(one_device_run):
     np.testing.assert_array_equal(shown, betas[-2].ravel())  # as the step's loss used it
 
 
+def test_betas_of_all_objectives_and_depths_keep_step(one_device_run):
+    """Whatever the size of their errors, which differ here by a factor of 1.4."""
+    states, metrics = one_device_run
+    losses = [metrics[0][f"loss/{place}"] for place in PLACES]
+    assert max(losses) > 1.4 * min(losses)
+    first, last = (states[i].params["supervision"]["beta"] for i in (0, -1))
+    rises = last - first
+    assert rises.max() < 1.1 * rises.min()
+    # A step is beta_step / total steps times a mean of -log of distances, which is at most log 3.
+    assert 0.1 * 4 / TOTAL_STEPS < rises.min() < np.log(3) * 4 / TOTAL_STEPS
+
+
 @pytest.mark.parametrize("mode", ["last", "deep"])
 def test_without_dynamics_there_is_no_beta_and_the_loss_is_plain(one_device, mode):
     method = tiny_method(mode)
