@@ -137,7 +137,7 @@ def shares(*values, progress=None):
 def test_targets_that_their_place_explains_are_told_once_they_are_learned(caplog, tmp_path):
     records = shares(0.5, 0.96, 0.96, 0.96, 0.97, 0.98, 0.99)
     (found,) = features_told(caplog, tmp_path / "none", records[:5])
-    assert "step 4: the feature targets have COLLAPSED: 96.0 % of those at depth 12" in found
+    assert "COLLAPSED: 96.0 % of the teacher's features at depth 12" in found
     assert "targets.feature_normalization='batch' or 'position'" in found
     (found,) = features_told(caplog, tmp_path / "none", records, learned_from=0.4)
     assert "step 6" in found
