@@ -6,6 +6,7 @@ import math
 import pytest
 
 from benchmarks import scaling
+from ddae_jax.config.values import parse_value
 
 COMPILED = {
     "num_devices": 64,
@@ -24,7 +25,7 @@ COMPILED = {
 TOO_LARGE = {
     "num_devices": 64,
     "batch_per_device": 64,
-    "changes": ["mesh.fsdp=8"],
+    "changes": ["model.encoder_input=full", "mesh.fsdp=8"],
     "fits": False,
     "why": "17.0 GiB are needed, 16.0 GiB are there",
 }
@@ -34,9 +35,9 @@ TOO_LARGE = {
 def test_batches_of_all_cases_divide(case):
     name, topology, changes = case
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.update_from_flattened_dict(
-        {key: int(value) for key, value in (change.split("=") for change in changes)}
-    )
+    for change in changes:
+        key, _, value = change.partition("=")
+        config.update_from_flattened_dict({key: parse_value(key, value)})
     chips = math.prod(map(int, topology.split(":")[1].split("x")))
     assert chips % config.mesh.fsdp == 0
     assert config.batch_size % (chips * config.optimizer.micro_batches) == 0
@@ -52,7 +53,7 @@ def test_slices_are_named_by_cores_or_chips():
 
 def test_the_table_has_a_row_for_each_case_that_is_stored():
     rows = {
-        "imagenet_ddae_vit_h14 on v5e-64": TOO_LARGE,
+        "imagenet_ddae_vit_h14, full input, on v5e-64": TOO_LARGE,
         "imagenet_ddae_vit_b16 on v5e-64": COMPILED,
     }
     *_, first, second = scaling.table(rows)
@@ -60,4 +61,7 @@ def test_the_table_has_a_row_for_each_case_that_is_stored():
         "| imagenet_ddae_vit_b16 on v5e-64 | 64 | 64 | 5.0 | 1.010 | 1,166 | 343 | 75% (memory) "
         "| 57% | 1,234 | 0.4 |"
     )
-    assert "| imagenet_ddae_vit_h14 on v5e-64 mesh.fsdp=8 | 64 | 64 | 17.0 GiB are needed" in second
+    assert (
+        "| imagenet_ddae_vit_h14, full input, on v5e-64 mesh.fsdp=8 | 64 | 64 | 17.0 GiB are needed"
+        in second
+    )
