@@ -47,7 +47,7 @@ COMMON = {
     "model.size": "nano",
     "model.dtype": "float32",
     "batch_size": 64,
-    "optimizer.learning_rate": 4e-3,  # of 256 images
+    "optimizer.learning_rate": 1.6e-2,  # of 256 images
     "optimizer.warmup_epochs": 0.15,
     "decoder.width": 64,
     "decoder.depth": 4,
@@ -66,7 +66,7 @@ FINETUNING = few_labels.OPTIONS | {
 LIMIT = 10_000  # images to evaluate on, of either set
 EPOCH = 50_000  # images
 SHORT, LONG = 60_000, 200_000  # images of a run
-RATES = (4e-3, 1e-3, 1.6e-2)  # of fine-tuning; the first one alone but for the final runs
+RATES = (1.6e-2, 3.2e-2, 4e-3)  # of fine-tuning; the first one alone but for the final runs
 WATCHED = {"evaluation.knn_every_epochs": 0.4, "evaluation.max_examples": 2_000}
 SEEDS = (0, 1, 2)
 MEASURES = ("knn", "linear", f"finetuned_{RATES[0]:g}")
@@ -76,17 +76,14 @@ Run = tuple[str, int, dict]
 
 REFERENCE = {
     "decoder.depth": 2,
-    "targets.feature_start": 0.4,
-    "targets.feature_warmup": 0.2,
-    "teacher.half_life_epochs": 1.0,
-    "teacher.half_life_start_epochs": 0.02,
-    "teacher.warmup": 0.4,
+    "teacher.half_life_epochs": 10.0,
+    "teacher.half_life_start_epochs": 0.1,
 }
 """DDAE's defaults, but for what the length of a run and the size of the network ask for."""
 
 FACTORS: dict[str, tuple[str, dict]] = {
     "kind": ("`decoder.kind=self`", {"decoder.kind": "self"}),
-    "share": ("`decoder.intermediate_share=1`", {"decoder.intermediate_share": 1.0}),
+    "share": ("`decoder.intermediate_share=0.25`", {"decoder.intermediate_share": 0.25}),
     "shared": ("a decoder for each depth", {"decoder.is_shared": False}),
     "norm": ("intermediate depths without the norm", {"supervision.normalize_intermediate": False}),
     "normalization": (
@@ -98,10 +95,10 @@ FACTORS: dict[str, tuple[str, dict]] = {
         "features rise from the first step",
         {"targets.feature_start": 0.0},
     ),
-    "fade": ("`targets.pixel_fade=0`", {"targets.pixel_fade": 0.0}),
+    "fade": ("`targets.pixel_fade=1`", {"targets.pixel_fade": 1.0}),
     "pace": (
-        "a fast teacher (half-life 0.02 epochs)",
-        {"teacher.half_life_epochs": 0.02},
+        "a fast teacher (half-life 0.1 epochs throughout)",
+        {"teacher.half_life_epochs": 0.1},
     ),
     "places": ("`targets.feature_places=both`", {"targets.feature_places": "both"}),
     "depth_weights": (
@@ -123,20 +120,21 @@ SINGLES: dict[str, tuple[str, dict]] = {
     "last": ("ddae,last", {}),
     "deep": ("ddae,deep", {}),
     "no_features": ("ddae,deep_dynamic", {"targets.feature_weight": 0.0}),
-    "position": ("ddae,deep_dynamic", {"targets.feature_normalization": "position"}),
+    "batch": ("ddae,deep_dynamic", {"targets.feature_normalization": "batch"}),
     "instance": ("ddae,deep_dynamic", {"targets.feature_normalization": "instance"}),
     "normalized_predictions": ("ddae,deep_dynamic", {"targets.normalize_predictions": True}),
     "visible_places": ("ddae,deep_dynamic", {"targets.feature_places": "visible"}),
     "random_90": ("ddae,deep_dynamic", {"mask.ratio": 0.9}),
     "copy": ("ddae,deep_dynamic", {"teacher.copy_every_epochs": 0.1}),
     "neighbourhood": ("ddae,deep_dynamic", {"supervision.weighting": "neighbourhood"}),
-    "lr_2e-3": ("ddae,deep_dynamic", {"optimizer.learning_rate": 2e-3}),
+    "lr_4e-3": ("ddae,deep_dynamic", {"optimizer.learning_rate": 4e-3}),
 }
 
 MAE: dict[str, dict] = {
     "published": {},
-    "lr_2e-3": {"optimizer.learning_rate": 2e-3},
+    "lr_4e-3": {"optimizer.learning_rate": 4e-3},
     "lr_8e-3": {"optimizer.learning_rate": 8e-3},
+    "lr_3.2e-2": {"optimizer.learning_rate": 3.2e-2},
     "random_65": {"mask.ratio": 0.65},
     "random_90": {"mask.ratio": 0.9},
     "block_75": {"mask.kind": "block"},

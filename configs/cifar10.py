@@ -26,7 +26,7 @@ def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
         config.decoder.depth = 4
         config.decoder.num_heads = 4
     if config.method == "ddae":
-        config.teacher.half_life_epochs = 50.0
+        config.teacher.half_life_epochs = 200.0
         config.teacher.half_life_start_epochs = 1.0
     if config.method in ("beit", "beit2"):
         config.targets.tokenizer = "runs/cifar10_tokenizer"

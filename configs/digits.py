@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.decoder.num_heads = 3
     config.mask.ratio = 0.6
 
-    config.teacher.half_life_epochs = 8.0
+    config.teacher.half_life_epochs = 30.0
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_epochs = 5.0
 

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = imagenet_ddae_vit_b16.get_config()
     config.epochs = 800.0
     config.optimizer.warmup_epochs = 40.0
-    config.teacher.half_life_epochs = 200.0
+    config.teacher.half_life_epochs = 800.0
     config.teacher.half_life_start_epochs = 4.0
     config.checkpoint.keep_every = 100
     return config

@@ -29,6 +29,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "mae": {
             "model.encoder_input": "visible",
             "decoder.kind": "self",
+            "decoder.depth": 8,
             # Of deep supervision; ours.
             "decoder.intermediate_share": 0.25,
             "decoder.intermediate_blocks": 1,

@@ -257,7 +257,8 @@ def test_the_teachers_pace_is_the_configs_in_epochs():
 
 def test_what_changes_over_a_run_follows_its_progress():
     """The step hands the share of the run that is done to the loss."""
-    config = tiny(epochs=2.0, targets__feature_start=0.25, targets__feature_warmup=0.5)
+    ramp = {"targets__feature_start": 0.25, "targets__feature_warmup": 0.5}
+    config = tiny(epochs=2.0, targets__pixel_fade=1.0, **ramp)
     program = pretrain.program_of(config, build.build_method(config), build.Schedule(4, 8))
     state = program.fresh_state(make_mesh(1, 1, jax.devices()[:1]))
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 8, 3)).astype(np.uint8)

@@ -939,10 +939,10 @@ def test_what_is_close_to_refused_but_fits_together_passes(changes):
 
 # ---- configs that were stored when the defaults were others
 
+_GOLDEN = pathlib.Path(__file__).parent / "golden"
 GOLDEN = {
-    version: json.loads(path.read_text())
+    version: json.loads((_GOLDEN / f"defaults_{version}.json").read_text())
     for version in range(1, DEFAULTS_VERSION)
-    if (path := pathlib.Path(__file__).parent / "golden" / f"defaults_{version}.json")
 }
 """The keys and defaults of each job in earlier versions."""
 

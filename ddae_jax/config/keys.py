@@ -53,7 +53,7 @@ FREE_TO_CHANGE += ("defaults_version",)  # all that it stands for is in the othe
 FOLDERS = frozenset({"data.data_dir", "targets.tokenizer", "tokenizer.teacher", "init_from"})
 """Keys that name folders; they are stored so that these can be found from elsewhere."""
 
-DEFAULTS_VERSION = 3
+DEFAULTS_VERSION = 4
 """Of the defaults below. It rises with every release that changes one, or adds a key.
 
 A run keeps the version that it began with, and so is continued as it began.
@@ -87,6 +87,19 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
                 "teacher.hold": 0.0,
             }
         },
+        3: {
+            "pretrain": {
+                "decoder.depth": 8,
+                "decoder.intermediate_share": 0.25,
+                "targets.pixel_fade": 1.0,
+                "targets.feature_start": 0.25,
+                "targets.feature_warmup": 0.25,
+                "targets.feature_normalization": "batch",
+                "teacher.half_life_epochs": 25.0,
+                "teacher.hold": 0.25,
+                "teacher.warmup": 0.25,
+            }
+        },
     }
 )
 """By version and job: what keys had as their defaults that have others, or are new, in the next.
@@ -110,11 +123,11 @@ def pretrain_defaults() -> ConfigDict:
 
     config.decoder = ConfigDict()  # used with encoder_input="visible"
     config.decoder.width = 512
-    config.decoder.depth = 8
+    config.decoder.depth = 4
     config.decoder.num_heads = 16
     config.decoder.kind = "cross"  # hidden places attend to visible features; or "self": to all
     config.decoder.intermediate_blocks = 0  # that decode depths before the last; 0 for all
-    config.decoder.intermediate_share = 0.25  # of hidden patches that those depths decode
+    config.decoder.intermediate_share = 1.0  # of hidden patches that those depths decode
     config.decoder.is_shared = True  # False: each depth has one of its own, for comparison
 
     config.mask = ConfigDict()
@@ -125,11 +138,11 @@ def pretrain_defaults() -> ConfigDict:
     config.targets = ConfigDict()
     config.targets.normalize_pixels = True
     config.targets.pixel_weight = 1.0  # lambda of each objective; 0 leaves it out
-    config.targets.pixel_fade = 1.0  # share of the pixels' weight that goes as features' rises
+    config.targets.pixel_fade = 0.5  # share of the pixels' weight that goes as features' rises
     config.targets.feature_weight = 1.0
-    config.targets.feature_start = 0.25  # share of the run before features have any weight
-    config.targets.feature_warmup = 0.25  # share of the run over which it then rises
-    config.targets.feature_normalization = "batch"  # or "layer", "position", "instance"
+    config.targets.feature_start = 0.4  # share of the run before features have any weight
+    config.targets.feature_warmup = 0.1  # share of the run over which it then rises
+    config.targets.feature_normalization = "position"  # or "layer", "batch", "instance"
     config.targets.feature_places = "hidden"  # or "visible", "both"
     config.targets.normalize_predictions = False  # of features, as targets are
     config.targets.hog_cell = 8  # side of the cells of gradient histograms, pixels
@@ -162,10 +175,10 @@ def pretrain_defaults() -> ConfigDict:
     config.teacher = ConfigDict()
     config.teacher.momentum_start = 0.996
     config.teacher.momentum_end = 1.0  # at least momentum_start
-    config.teacher.half_life_epochs = 25.0  # of what the teacher holds; 0 for momentum_, of a step
+    config.teacher.half_life_epochs = 100.0  # of what the teacher holds; 0 for momentum_, of a step
     config.teacher.half_life_start_epochs = 0.5  # at the start; 0 for half_life_epochs throughout
-    config.teacher.hold = 0.25  # share of the run for which that stays
-    config.teacher.warmup = 0.25  # share of the run from the one half-life to the other, after that
+    config.teacher.hold = 0.4  # share of the run for which that stays
+    config.teacher.warmup = 0.05  # share of the run from the one half-life to the other, after that
     config.teacher.copy_every_epochs = 0.0  # a copy of the student so often, instead; 0 for none
 
     config.evaluation.knn_every_epochs = 0.0  # 0 for never
