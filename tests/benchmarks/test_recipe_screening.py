@@ -52,3 +52,20 @@ def test_a_run_is_claimed_once(tmp_path):
     path = tmp_path / "folder" / "run.claimed"
     assert screening.claim(path)
     assert not screening.claim(path)
+
+
+def test_the_advantage_has_the_standard_error_of_the_difference():
+    """Each method at the fine-tuning rate of its best mean, which need not be that of a seed."""
+    runs = {}
+    for seed in range(3):
+        mae = {"knn": 0.4, "linear": 0.5 + 0.01 * seed}
+        ddae = {"knn": 0.4 + 0.02 * (seed - 1), "linear": 0.53}
+        mae |= {"finetuned_0.1": 0.6, "finetuned_0.2": 0.5 + 0.1 * (seed == 0)}
+        ddae |= {"finetuned_0.1": (0.9, 0.1, 0.1)[seed], "finetuned_0.2": 0.65}
+        for name, result in (("mae", mae), ("ddae", ddae)):
+            runs[f"final_{name}_seed_{seed}"] = result | {"images": 1, "images_per_s": 1.0}
+    found = screening.advantage(runs)
+    np.testing.assert_allclose(found["knn"], (0.0, 0.02 / np.sqrt(3)), atol=1e-12)
+    np.testing.assert_allclose(found["linear"], (0.02, 0.01 / np.sqrt(3)), atol=1e-12)
+    np.testing.assert_allclose(found["finetuned"], (0.05, 0.0), atol=1e-12)
+    assert "DDAE over MAE: knn +0.0 ± 1.2, linear +2.0 ± 0.6" in screening.tables(runs)
