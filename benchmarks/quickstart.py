@@ -1,4 +1,4 @@
-"""What the quickstart shows: digits with few labels, after pretraining and from scratch.
+"""Measures what the quickstart shows: digits with few labels, after pretraining and from scratch.
 
     python -m benchmarks.quickstart FOLDER
 
@@ -18,6 +18,7 @@ from statistics import mean, stdev
 
 from benchmarks.downstream import recorded, scores_of
 from benchmarks.environment import store
+from benchmarks.few_labels import BEGINNINGS
 from ddae_jax.training.logging import read_metrics
 from ddae_jax.training.workdir import Workdir
 
@@ -25,10 +26,6 @@ NAME = "quickstart"
 SEEDS = (0, 1, 2)
 RATES = (1e-3, 4e-3, 1.6e-2)  # for 256 images
 SHARES = {5: 0.035, 1: 0.007}  # of 1,442 training images, by labels a class
-BEGINNINGS = {
-    "pretrained": {},
-    "from scratch": {"from_scratch": True, "optimizer.layer_decay": 1.0},
-}
 
 
 def main(folder: str) -> None:
@@ -60,7 +57,7 @@ def keep(runs: dict, name: str, make) -> None:
 
 
 def pretrain(workdir: pathlib.Path, seed: int) -> dict[str, float]:
-    """k-NN accuracy of the trained network and of what it is held against, and the seconds."""
+    """Pretrains, and returns k-NN accuracies, of both baselines too, and the seconds it took."""
     command = [sys.executable, "-m", "ddae_jax.pretrain", "--config=configs/digits.py"]
     began = time.perf_counter()
     subprocess.run([*command, f"--workdir={workdir}", f"--config.seed={seed}"], check=True)
@@ -72,13 +69,13 @@ def pretrain(workdir: pathlib.Path, seed: int) -> dict[str, float]:
 
 
 def finetune(folder: str, name: str, options: dict) -> dict[str, float]:
-    """The share of test images that a fine-tuned network gets right."""
+    """Fine-tunes, and returns the share of test images that are right."""
     workdir = pathlib.Path(folder) / name.replace(" ", "_").replace(",", "")
     return {"top1": scores_of("finetune", "configs/digits_finetune.py", workdir, options)["top1"]}
 
 
 def table(runs: dict[str, dict]) -> list[str]:
-    """Means and standard deviations over seeds, in percent, in Markdown."""
+    """Makes a table in Markdown: means and standard deviations over seeds, in percent."""
     lines = ["| | mean | deviation | learning rate |", "|---|---|---|---|"]
     for measure in ("knn/trained", "knn/untrained", "knn/raw_pixels"):
         found = [runs[f"pretrained, seed {seed}"][measure] for seed in SEEDS]

@@ -296,7 +296,7 @@ def mae() -> dict[str, Run]:
 
 
 def final() -> dict[str, Run]:
-    """The two to be compared, wider and for longer."""
+    """Lists the runs of MAE and DDAE that are compared: wider networks, trained for longer."""
     runs = {}
     for name, (cell, options) in FINAL.items():
         runs |= repeated(f"final_{name}", cell, LONG, options | WATCHED, SEEDS)
@@ -369,27 +369,24 @@ def tables(runs: dict[str, dict]) -> str:
 
 
 def best_rate(results: Sequence[Mapping]) -> str:
-    """The name of the fine-tuning, among those at several learning rates, of the best mean."""
+    """Names the fine-tuning, among those at several learning rates, that has the best mean."""
     tuned = [name for name in results[0] if name.startswith("finetuned")]
     return max(tuned, key=lambda name: sum(r[name] for r in results), default=MEASURES[-1])
 
 
 def advantage(runs: dict[str, dict]) -> dict[str, tuple[float, float]]:
-    """By measure, by how much DDAE's final runs are above MAE's, and the standard error of that."""
-    of_name = {
-        name: [runs[f"final_{name}_seed_{seed}"] for seed in SEEDS] for name in ("mae", "ddae")
-    }
-    found = {}
-    for measure in (*MEASURES[:2], "finetuned"):
-        mae, ddae = (
-            np.array(
-                [r[best_rate(results) if measure == "finetuned" else measure] for r in results]
-            )
-            for results in of_name.values()
-        )
-        error = np.sqrt((mae.var(ddof=1) + ddae.var(ddof=1)) / len(SEEDS))
-        found[measure] = (float(ddae.mean() - mae.mean()), float(error))
-    return found
+    """Compares the final runs: DDAE's mean less MAE's, and its standard error, by measure."""
+
+    def values(name: str) -> np.ndarray:
+        results = [runs[f"final_{name}_seed_{seed}"] for seed in SEEDS]
+        measures = (*MEASURES[:2], best_rate(results))
+        return np.array([[result[measure] for measure in measures] for result in results])
+
+    mae, ddae = values("mae"), values("ddae")
+    differences = (ddae.mean(axis=0) - mae.mean(axis=0)).tolist()
+    errors = np.sqrt((mae.var(axis=0, ddof=1) + ddae.var(axis=0, ddof=1)) / len(SEEDS)).tolist()
+    names = (*MEASURES[:2], "finetuned")
+    return dict(zip(names, zip(differences, errors, strict=True), strict=True))
 
 
 def main(folder: str = "", data_dir: str = "", *parts: str) -> None:

@@ -47,7 +47,7 @@ CONFIGS: Mapping[str, Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
         },
     }
 )
-# What is compiled with visible input, DDAE's default; everything is with full input.
+# Where the configs are compiled as they are; with full input they are compiled everywhere.
 VISIBLE: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
     {
         "imagenet_ddae_vit_b16": ("v5e-64", "v5p-64", "8 H100"),
@@ -90,11 +90,8 @@ def cases() -> dict[str, tuple[str, str, tuple[str, ...]]]:
             case = (config, topology, (FULL, *changes.get(name, ())))
             found[f"{config}, full input, on {name}"] = case
     for count, sides in WEAK.items():
-        case = (
-            "imagenet_ddae_vit_b16",
-            f"v5e:{sides}",
-            (FULL, f"batch_size={IMAGES_PER_CHIP * count}"),
-        )
+        changes = (FULL, f"batch_size={IMAGES_PER_CHIP * count}")
+        case = ("imagenet_ddae_vit_b16", f"v5e:{sides}", changes)
         found[f"weak scaling, full input, to {count}"] = case
     return found
 
