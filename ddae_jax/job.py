@@ -338,7 +338,7 @@ def start_or_continue(run: Run, checkpoints: Checkpoints) -> TrainState:
     Only then is the config stored: a checkpoint that does not fit it leaves the workdir as it was.
     """
     parts = run.parts
-    if checkpoints.latest_step() is None:
+    if not checkpoints.exist():
         state = parts.begin(parts.program.fresh_state(run.mesh))
     else:
         state, data_state = checkpoints.restore(parts.program.state_shapes(run.mesh))

@@ -69,9 +69,8 @@ def restore_encoder(
     wanted = _encoder_part(config)
     sharding = state_sharding(mesh, wanted)
     with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.existing_step(step)
+        restored, step = checkpoints.restore_part(abstract(wanted, sharding), step)
         saved_at = checkpoints.saved_at(step)
-        restored = checkpoints.restore_part(abstract(wanted, sharding), step)
     return _encoder_of(restored), step, saved_at
 
 
@@ -90,9 +89,8 @@ def restore_params(workdir: Workdir, shapes: PyTree, step: int | None = None) ->
 
     Raises as :meth:`ddae_jax.training.checkpoint.Checkpoints.restore_part` does.
     """
-    with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.existing_step(step)
-    return _restore_part(workdir, {"params": shapes}, step)["params"], step
+    restored, step = _restore_part(workdir, {"params": shapes}, step)
+    return restored["params"], step
 
 
 class Pretrained(NamedTuple):
@@ -140,7 +138,7 @@ def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
     theirs.evaluation.encoder = encoder
     if encoder == "teacher" and not has_momentum_encoder(theirs):
         raise ValueError(f"init_encoder='teacher': the run in {path} has no teacher")
-    params = _encoder_of(_restore_part(workdir, _encoder_part(theirs)))
+    params = _encoder_of(_restore_part(workdir, _encoder_part(theirs))[0])
     model = {name: theirs.model[name] for name in ARCHITECTURE}
     return Pretrained(
         model, build_encoder(theirs), params, tuple(theirs.data.mean), tuple(theirs.data.std)
@@ -184,7 +182,7 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
         if theirs.method == "vqkd":
             _log.warning("tokenizer.teacher=%r is a tokenizer itself", path)
         module = build_encoder(theirs).clone(drop_path_rate=0.0)
-        params = _encoder_of(_restore_part(workdir, _encoder_part(theirs)))
+        params = _encoder_of(_restore_part(workdir, _encoder_part(theirs))[0])
         mean, std = theirs.data.mean, theirs.data.std
     _check_channels("tokenizer.teacher", path, mean, config)
     adapt = renormalize(config.data.mean, config.data.std, mean, std)
@@ -249,7 +247,7 @@ def _restore_tokenizer(folder: pathlib.Path, path: str) -> tuple[Tokenizer, PyTr
             "trained by method='vqkd', as in configs/cifar10_tokenizer.py"
         )
     module, shapes = _untrained_tokenizer(theirs)
-    restored = _restore_part(
+    restored, _ = _restore_part(
         workdir,
         {"params": shapes["params"], "teacher": {"codebook": {"codes": shapes["codes"]}}},
     )
@@ -328,12 +326,12 @@ def _encoder_of(part: PyTree) -> PyTree:
     return part["teacher"] if "teacher" in part else part["params"]["encoder"]
 
 
-def _restore_part(workdir: Workdir, wanted: PyTree, step: int | None = None) -> PyTree:
-    """Arrays of a run's checkpoint, the latest by default, whole in this process's memory."""
+def _restore_part(workdir: Workdir, wanted: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+    """Arrays of a run's checkpoint, whole in this process's memory, and its step."""
     sharding = jax.tree.map(lambda _: replicated(make_mesh()), wanted)
     with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        restored = checkpoints.restore_part(abstract(wanted, sharding), step)
-    return jax.tree.map(np.asarray, restored)
+        restored, step = checkpoints.restore_part(abstract(wanted, sharding), step)
+    return jax.tree.map(np.asarray, restored), step
 
 
 def _folder(path: str, key: str, what: str) -> pathlib.Path:

@@ -83,8 +83,7 @@ def restore_labelled(
     shapes = jax.eval_shape(init)
     wanted = abstract(shapes, state_sharding(run.mesh, shapes))
     with Checkpoints(run.workdir.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.existing_step(step)
-        state = checkpoints.restore_part(wanted, step)
+        state, step = checkpoints.restore_part(wanted, step)
     # What is empty is not stored.
     teacher = {name: state.get("teacher", {}).get(name, {}) for name in shapes["teacher"]}
     return (state["params"], teacher), step

@@ -1,18 +1,25 @@
 """Checkpoints: state and data position together, saved in the background, never half of one."""
 
+import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from ddae_jax.training.agreement import all_or_none, from_first
+from ddae_jax.training.agreement import OtherProcessFailed, all_or_none, from_first, of_each
+from ddae_jax.training.digests import array_digests, leaves_by_name
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import DISK_FULL
 
@@ -21,16 +28,32 @@ _log = logging.getLogger(__name__)
 # Old checkpoints are moved here in one operation before their files are deleted one by one.
 _DELETED = ".deleted"
 
+# Checkpoints that cannot be used are moved here, for whoever wants to look at them.
+_DAMAGED = "damaged"
+
+_COMMITTED = "_CHECKPOINT_METADATA"  # by which Orbax marks a checkpoint as whole
+
+# What is stored beside the data position: a digest of each array, and one of all of it.
+_ARRAYS, _DIGEST = "arrays", "digest"
+
 # Devices that all hold an array share the writing of it where each writes so much. It takes a
 # program for each shape and device, compiled at the first save, which small parts are not worth.
 _LEAST_SHARE_BYTES = 2**20
 
-# Orbax hands on the words only.
+# Orbax and TensorStore hand on the words only.
 _DISK_FULL = tuple(map(os.strerror, DISK_FULL))
+# Errors in reading that tell of a machine or a network, which may be well again tomorrow.
+_OF_THE_MACHINE = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OF_THE_MACHINE += (errno.EPERM, errno.ESTALE, errno.ETIMEDOUT)
+_OF_THE_MACHINE = tuple(map(os.strerror, _OF_THE_MACHINE))
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or does not fit what it is to be restored into."""
+    """A checkpoint could not be written, or cannot be restored into what it is meant for."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint has lost something, or holds something else than was saved."""
 
 
 class Checkpoints:
@@ -64,7 +87,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(type_handler_registry=_type_handlers()),
+                "state": _state_handler(),
                 "data": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -92,7 +115,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending, as this process sees them."""
-        return sorted(s for s in self._manager.all_steps() if self._metadata(s).exists())
+        return sorted(step for step in self._folders() if self._metadata(step).exists())
 
     def latest_step(self) -> int | None:
         """The step of the latest whole checkpoint, or None."""
@@ -102,15 +125,19 @@ class Checkpoints:
     def save(self, state: TrainState, step: int, data_state: Mapping[str, Any]) -> None:
         """Starts to save; returns once the arrays are copied, and the state may be donated.
 
+        A digest of each array is saved with it, by which :meth:`restore` notices damage.
+
         Raises :class:`CheckpointError` if this save, or the one before, cannot be written.
         """
         self.wait()
         self._sweep()
+        data = dict(data_state) | {_ARRAYS: array_digests(state)}
+        data[_DIGEST] = _digest_of_json(data)
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(dict(data_state))
+                    state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data)
                 ),
                 force=True,
             )
@@ -127,7 +154,9 @@ class Checkpoints:
     def restore(
         self, abstract_state: TrainState, step: int | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
-        """State and data position of a checkpoint, the latest by default.
+        """State and data position of a checkpoint, the latest one that is intact by default.
+
+        A damaged one is named in the log, and moved to ``damaged/`` unless this is read-only.
 
         Args:
             abstract_state: shapes, dtypes and shardings to restore into.
@@ -135,37 +164,38 @@ class Checkpoints:
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
-            CheckpointError: if it holds another model; the first differences are named.
+            DamagedCheckpoint: if that of ``step``, or each of them, is damaged.
+            CheckpointError: if it holds another model (the first differences are named), or cannot
+                be read because of the machine.
         """
-        with all_or_none():
-            step = self.existing_step(step)
-            self._check_fits(abstract_state, step)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=_restore_arguments(abstract_state), data=ocp.args.JsonRestore()
-            ),
-        )
-        return restored["state"], restored["data"]
+        state, data, _ = self._restore(abstract_state, step, is_part=False)
+        return state, data
 
-    def restore_part(self, abstract_part: PyTree, step: int | None = None) -> PyTree:
+    def restore_part(self, abstract_part: PyTree, step: int | None = None) -> tuple[PyTree, int]:
         """Only those arrays of a checkpoint's state that are asked for, for use without training.
 
         Args:
             abstract_part: part of the state's tree, as nested dicts, with shardings.
-            step: of the checkpoint; the latest by default.
+            step: of the checkpoint; the latest one that is intact by default.
+
+        Returns:
+            The arrays, and the checkpoint's step.
 
         Raises as :meth:`restore` does.
         """
-        with all_or_none():
-            step = self.existing_step(step)
-            self._check_fits(abstract_part, step, is_part=True)
-        part = _restore_arguments(abstract_part, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=part))["state"]
+        part, _, step = self._restore(abstract_part, step, is_part=True)
+        return part, step
+
+    def exist(self) -> bool:
+        """Whether there is any checkpoint, be it damaged."""
+        return bool(from_first(bool(self._folders())))
 
     def saved_at(self, step: int) -> int:
         """When the checkpoint was saved, nanoseconds since 1970."""
-        return json.loads(self._metadata(step).read_text())["commit_timestamp_nsecs"]
+        try:
+            return json.loads(self._metadata(step).read_text())["commit_timestamp_nsecs"]
+        except (ValueError, KeyError, TypeError):  # damaged, and needed for nothing else
+            return self._metadata(step).stat().st_mtime_ns
 
     def existing_step(self, step: int | None = None) -> int:
         """``step``, or the latest one. Raises ``FileNotFoundError`` if it has no checkpoint."""
@@ -176,22 +206,128 @@ class Checkpoints:
             raise FileNotFoundError(f"{missing} in {self._directory}; there are: {found or 'none'}")
         return wanted
 
-    def _sweep(self) -> None:
-        if not self._is_read_only and jax.process_index() == 0:
-            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+    def _restore(
+        self, abstract_tree: PyTree, step: int | None, is_part: bool
+    ) -> tuple[PyTree, dict[str, Any], int]:
+        """Arrays, data position and step of one checkpoint: of ``step``, or the latest intact one.
 
-    def _metadata(self, step: int) -> pathlib.Path:
-        return self._directory / str(step) / "_CHECKPOINT_METADATA"
+        Reading is done by each process for itself; whether it went well they tell each other.
+        """
+        with all_or_none():
+            if step is not None or not self.exist():
+                step = self.existing_step(step)
+        candidates = of_each({"steps": self._folders()})[0]["steps"] if step is None else [step]
+        damages: dict[int, str] = {}
+        for candidate in candidates:
+            found, damage = self._try_to_read(abstract_tree, candidate, is_part)
+            if damage is None:
+                tree, data, digests = found
+                damage = _altered(tree, digests)
+            if damage is None:
+                self._leave_out(damages, candidate)
+                return tree, data, candidate
+            damages[candidate] = damage
+        told = "\n  ".join(f"step {step}: {damage}" for step, damage in damages.items())
+        rest = [other for other in self.steps() if other not in damages]
+        raise DamagedCheckpoint(
+            f"no checkpoint in {self._directory} is intact:\n  {told}\n"
+            "Bring the files back from a copy, or start anew in another --workdir."
+            if not rest
+            else f"the checkpoint of step {step} in {self._directory} is damaged: {damage}. There "
+            f"are others: {rest}"
+        )
 
-    def _check_fits(self, abstract_state: PyTree, step: int, is_part: bool = False) -> None:
-        metadata = self._manager.item_metadata(step)["state"]
-        stored = getattr(metadata, "tree", metadata)
-        told = differences(stored, abstract_state, "in the checkpoint", is_part)
+    def _try_to_read(
+        self, abstract_tree: PyTree, step: int, is_part: bool
+    ) -> tuple[tuple[PyTree, dict[str, Any], Mapping[str, str] | None] | None, str | None]:
+        """What :meth:`_read` gives, or what is damaged, if it is so for any process.
+
+        Raises what is wrong otherwise, or ``OtherProcessFailed`` if something is in another one.
+        """
+        found = damage = failure = None
+        try:
+            found = self._read(abstract_tree, step, is_part)
+        except DamagedCheckpoint as error:
+            damage = str(error)
+        except Exception as error:
+            failure = error
+        told = of_each({"damage": damage, "has_failed": failure is not None})
+        if failure is not None:
+            failure.is_known_to_all = True
+            raise failure
+        if any(other["has_failed"] for other in told):
+            raise OtherProcessFailed("another process could not read a checkpoint; see its message")
+        return found, next((other["damage"] for other in told if other["damage"]), None)
+
+    def _read(
+        self, abstract_tree: PyTree, step: int, is_part: bool
+    ) -> tuple[PyTree, dict[str, Any], Mapping[str, str] | None]:
+        """Arrays, data position and the digests that the arrays should have, if they were stored.
+
+        Raises ``DamagedCheckpoint``, and ``CheckpointError`` as :meth:`restore` does.
+        """
+        folder = self._directory / str(step)
+        if not self._metadata(step).exists():
+            raise DamagedCheckpoint(f"{self._metadata(step)} is missing")
+        with _reading(folder / "data" / "metadata") as file:
+            data = json.loads(file.read_text())
+            has_digest = _ARRAYS in data or _DIGEST in data  # else it is of an earlier version
+            if has_digest and data.pop(_DIGEST, None) != _digest_of_json(data):
+                raise ValueError("it is not what was saved")
+            digests = data.pop(_ARRAYS, None)
+            if data.get("step", step) != step:
+                raise ValueError(f"its data position is that of step {data['step']}")
+        handler = _state_handler()
+        with _reading(folder / "state" / "_METADATA") as file:
+            json.loads(file.read_text())  # without it, Orbax makes one up
+        with _reading(folder / "state"), _without_late_replies():
+            stored = _stored_shapes(digests) if digests else _shapes_in(handler, folder / "state")
+        told = differences(stored, abstract_tree, is_part=is_part)
         if told:
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self._directory} is of another model; {told}\n"
                 "Use the config it was made with, or another --workdir."
             )
+        with _reading(folder / "state"), _without_late_replies():
+            arguments = _restore_arguments(abstract_tree, partial_restore=is_part)
+            tree = handler.restore(folder / "state", args=arguments)
+            if not is_part and int(tree.step) != step:
+                raise ValueError(f"it is that of step {int(tree.step)}")
+        return tree, data, digests
+
+    def _leave_out(self, damages: Mapping[int, str], usable: int) -> None:
+        """Tells of damaged checkpoints, and moves them out of the way of those to come."""
+        for step, damage in damages.items():
+            _log.warning(
+                "the checkpoint of step %d is DAMAGED: %s. Going on with that of step %d, the "
+                "latest one that is intact",
+                step,
+                damage,
+                usable,
+            )
+        if not damages or self._is_read_only:
+            return
+        with all_or_none():
+            if jax.process_index() == 0:
+                for step in damages:
+                    kept = self._directory / _DAMAGED / str(step)
+                    shutil.rmtree(kept, ignore_errors=True)
+                    kept.parent.mkdir(exist_ok=True)
+                    os.replace(self._directory / str(step), kept)
+                _log.warning("what is left of it is kept in %s", self._directory / _DAMAGED)
+        self._manager.reload()
+
+    def _folders(self) -> list[int]:
+        """Steps that have a folder, whole or not, the latest first."""
+        names = [path.name for path in self._directory.glob("[0-9]*")]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def _sweep(self) -> None:
+        if not self._is_read_only and jax.process_index() == 0:
+            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+
+    def _metadata(self, step: int) -> pathlib.Path:
+        return self._directory / str(step) / _COMMITTED
 
     def _cannot_write(self, error: Exception) -> CheckpointError:
         self._manager.reload()
@@ -206,6 +342,95 @@ class Checkpoints:
                 else f"There is no earlier one. {advice}, then start the same command again."
             )
         )
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Raises what goes wrong in the body as damage of a file or folder.
+
+    Raises :class:`CheckpointError` if the machine is at fault: what cannot be read now may be well
+    tomorrow.
+    """
+    try:
+        yield path
+    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        told = _explained(error, path)
+        if any(words in str(error) for words in _OF_THE_MACHINE):
+            raise CheckpointError(
+                f"a checkpoint cannot be read: {told}. Nothing was changed; mend that, then start "
+                "the same command again."
+            ) from error
+        raise DamagedCheckpoint(told) from error
+
+
+def _explained(error: Exception, path: pathlib.Path) -> str:
+    """Which file below a path an error is about, and what it says of it."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    files = re.findall(rf"{re.escape(str(path))}/[^\s\\\"',;:\]]+", text)
+    # TensorStore says of each of its layers which one it called, and adds what it was asked.
+    first, *layers = re.sub(r" \[(source locations|tensorstore_spec).*", "", text).split(": ")
+    reason = ": ".join([first, *layers[-2:]]) if layers and first.isupper() else text
+    reason = re.sub(r' "/[^"]*"', "", reason)
+    return f"{files[0] if files else path}: {textwrap.shorten(reason, 200)}"
+
+
+@contextlib.contextmanager
+def _without_late_replies() -> Iterator[None]:
+    """Keeps what TensorStore answers after a failed restore from printing tracebacks.
+
+    Orbax gives up at the first array that cannot be read, and closes the loop that waits for the
+    others. Their answers come later; so after an error this stays as it is.
+    """
+    before = sys.unraisablehook
+
+    def print_if_unknown(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = print_if_unknown
+    yield
+    sys.unraisablehook = before
+
+
+def _digest_of_json(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _stored_shapes(digests: Mapping[str, str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of each array, by its name, as its digest tells them."""
+    shapes = {}
+    for name, digest in digests.items():
+        dtype, sides = re.match(r"(\w+)\[(.*)\]", digest).groups()
+        shape = tuple(int(side) for side in sides.split(",") if side)
+        shapes[name] = jax.ShapeDtypeStruct(shape, dtype)
+    return shapes
+
+
+def _shapes_in(handler: ocp.PyTreeCheckpointHandler, folder: pathlib.Path) -> PyTree:
+    """What Orbax says of the arrays of a checkpoint that was saved without digests."""
+    metadata = handler.metadata(folder)
+    return getattr(metadata, "tree", metadata)
+
+
+def _altered(tree: PyTree, digests: Mapping[str, str] | None) -> str | None:
+    """Which arrays are not what was saved; None if all are, or if nothing tells. For all processes.
+
+    Raises ``TypeError`` as :func:`array_digests` does.
+    """
+    found = {} if digests is None else array_digests(tree)
+    altered = [name for name, digest in found.items() if digests.get(name) != digest]
+    if not altered:
+        return None
+    return f"{len(altered)} arrays are not what was saved: {', '.join(altered[:3])}" + (
+        ", ..." if len(altered) > 3 else ""
+    )
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=_type_handlers())
 
 
 def _type_handlers() -> ocp.type_handlers.TypeHandlerRegistry:
@@ -226,7 +451,9 @@ def _restore_arguments(abstract_tree: PyTree, **options) -> ocp.args.PyTreeResto
     return ocp.args.PyTreeRestore(abstract_tree, restore_args=restore_args, **options)
 
 
-def differences(theirs: PyTree, ours: PyTree, where: str, is_part: bool = False) -> str:
+def differences(
+    theirs: PyTree, ours: PyTree, where: str = "in the checkpoint", is_part: bool = False
+) -> str:
     """How many arrays differ in shape, and the first by name; nothing if none does.
 
     Args:
@@ -250,16 +477,7 @@ def differences(theirs: PyTree, ours: PyTree, where: str, is_part: bool = False)
 
 
 def _shapes_by_name(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Shape of each array, by a name that does not tell dicts, tuples and dataclasses apart."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(_key_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _key_name(key) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
+    return {name: tuple(leaf.shape) for name, leaf in leaves_by_name(tree).items()}
 
 
 def _first_line(error: Exception) -> str:

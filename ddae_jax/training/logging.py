@@ -41,6 +41,7 @@ def set_up_logging(is_primary: bool = True) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each thing that it does
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks of a restore that has failed
     logging.getLogger("ddae_jax").setLevel(logging.INFO if is_primary else logging.WARNING)
 
 

@@ -126,8 +126,8 @@ class Workdir:
             )
 
     def has_checkpoint(self) -> bool:
-        """Whether the run has got as far as its first checkpoint."""
-        return any(self.checkpoints.glob("[0-9]*/_CHECKPOINT_METADATA"))
+        """Whether the run has got as far as its first checkpoint, be it damaged since."""
+        return any(path.name.isdecimal() for path in self.checkpoints.glob("[0-9]*"))
 
     def read_config(self) -> dict[str, Any] | None:
         """The stored config, or None if there is none yet.
