@@ -173,11 +173,14 @@ def build_momentum(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
     if options.copy_every_epochs:
         return copy_schedule(schedule.steps(options.copy_every_epochs))
     if options.half_life_epochs:
-        start = options.half_life_start_epochs or options.half_life_epochs
+        hold = options.hold * schedule.total_steps
+        start = (options.half_life_start_epochs or options.half_life_epochs) * per_epoch
+        if options.half_life_start_epochs and hold and options.min_half_lives:
+            start = min(start, hold / options.min_half_lives)
         return half_life_schedule(
-            start * per_epoch,
+            start,
             options.half_life_epochs * per_epoch,
-            options.hold * schedule.total_steps,
+            hold,
             options.warmup * schedule.total_steps,
         )
     return momentum_schedule(options.momentum_start, options.momentum_end, schedule.total_steps)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from ddae_jax.patches import Grid
 
-Weighting = Literal["power", "normalised", "neighbourhood"]
+Weighting = Literal["power", "normalised"]
 
 # exp(40) = 2.4e17: times an error, and summed over any batch, it still is a float32.
 _MAX_LOG_WEIGHT = 40.0

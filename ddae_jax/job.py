@@ -58,6 +58,9 @@ class Watch(Protocol):
     def baselines(self) -> Mapping[str, float]:
         """Metrics of what comes before the first step, recorded once."""
 
+    def measure_fresh(self, state: TrainState) -> Mapping[str, float]:
+        """Measures the state that a run begins with, for what comes to be compared with it."""
+
     def actions(self) -> Sequence[Every]:
         """What is measured and drawn now and then."""
 
@@ -193,7 +196,7 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
         usage = f"ddae_jax.{job.name} {job.usage}"
         flags, given = command.read_config_flags(argv, usage, _define_flags, job.name)
         config, workdir = flags.config, Workdir(flags.workdir)
-        kept = keep_as_stored(config, workdir, given)
+        kept = keep_as_stored(config, workdir, given, flags.allow_config_changes)
         check_config(config)
         for key in FOLDERS & flatten(config).keys():
             config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
@@ -215,13 +218,17 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
     return run
 
 
-def keep_as_stored(config: ConfigDict, workdir: Workdir, given: Container[str]) -> str | None:
+def keep_as_stored(
+    config: ConfigDict, workdir: Workdir, given: Container[str], allow_config_changes: bool = False
+) -> str | None:
     """Lets a run that began with earlier defaults go on with what it has stored.
 
     Args:
         config: of the command; is changed in place.
         workdir: of the run.
         given: keys that the command line sets.
+        allow_config_changes: whether keys whose defaults are what they were are as the command has
+            them.
 
     Returns:
         A line that names the keys which the command has otherwise; None if there are none.
@@ -231,14 +238,18 @@ def keep_as_stored(config: ConfigDict, workdir: Workdir, given: Container[str]) 
     stored = _continued(workdir)
     if stored is None:
         return None
-    replaced = take_stored(config, stored, given, workdir.config)
+    replaced = take_stored(
+        config, stored, given, workdir.config, only_defaults=allow_config_changes
+    )
     # What init_from tells is never as the command has it.
     told = {k: v for k, v in replaced.items() if not (config.init_from and k in TOLD_BY_INIT_FROM)}
     if not told:
         return None
     kept = flatten(config)
-    return "continuing with the stored config, as the defaults have changed since: " + ", ".join(
-        f"{key}={kept[key]!r} (now {value!r})" for key, value in told.items()
+    return (
+        "continuing with the stored config, as defaults have changed since (--config.KEY=VALUE "
+        "--allow_config_changes changes a key): "
+        + ", ".join(f"{key}={kept[key]!r} (now {value!r})" for key, value in told.items())
     )
 
 
@@ -267,6 +278,7 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
             say_start(run, start_step)
             say_layout(run, state)
             baselines = parts.watch.baselines()
+            fresh = parts.watch.measure_fresh(state) if start_step == 0 else {}
         with Recorder(
             run.workdir,
             start_step=start_step,
@@ -275,8 +287,8 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
             is_primary=jax.process_index() == 0,
         ) as record:
             plan = make_plan(run, record)
-            if not is_recorded(baselines, run.workdir.metrics):
-                record.write(start_step, plan.progress(start_step) | baselines)
+            if fresh or not is_recorded(baselines, run.workdir.metrics):
+                record.write(start_step, plan.progress(start_step) | baselines | fresh)
             state = train(
                 state,
                 jit_train_step(parts.program.step(), run.mesh, state),

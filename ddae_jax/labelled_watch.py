@@ -77,6 +77,10 @@ class LabelledWatch(abc.ABC, Generic[Scores]):
         """Nothing."""
         return {}
 
+    def measure_fresh(self, state: TrainState) -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
     def actions(self) -> list[Every]:
         """Scores on the test split, as often as the config says."""
         every_epochs = self._config.evaluation.every_epochs

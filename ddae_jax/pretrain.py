@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
 from ddae_jax.beginning import begin, start_params, take_over
+from ddae_jax.config.pretraining import check_images_of_statistics
 from ddae_jax.methods.trainable import Trainable
 from ddae_jax.monitor import PretrainingWatch
 from ddae_jax.recipes import departures
@@ -37,6 +38,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     method = build.build_trainable(config)
     source = build.build_source(config, config.data.train_split)  # may take long
     schedule = build.build_schedule(config, len(source))
+    check_images_of_statistics(config, len(source))
     return job.Parts(
         program=program_of(config, method, schedule),
         begin=functools.partial(

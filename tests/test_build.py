@@ -246,9 +246,16 @@ def test_the_teachers_pace_is_the_configs_in_epochs():
         config = tiny(epochs=10.0, **{f"teacher__{name}": v for name, v in changes.items()})
         return build.build_optimizer(config, build.Schedule(8, 80))[2]
 
-    slower = momentum(half_life_epochs=4.0, half_life_start_epochs=1.0, hold=0.25, warmup=0.5)
+    slow = {"half_life_epochs": 4.0, "half_life_start_epochs": 1.0, "hold": 0.25, "warmup": 0.5}
+    slower = momentum(**slow, min_half_lives=0.0)
     half_lives = [-1 / np.log2(float(slower(step))) / 8 for step in (0, 20, 40, 60, 80)]
     np.testing.assert_allclose(half_lives, [1, 1, 2, 4, 4], rtol=1e-3)
+    # The hold has 2.5 epochs: twenty half-lives of an eighth, and not the two and a half of above.
+    closer = momentum(**slow, min_half_lives=20.0)
+    half_lives = [-1 / np.log2(float(closer(step))) / 8 for step in (0, 20, 60, 80)]
+    np.testing.assert_allclose(half_lives, [0.125, 0.125, 4, 4], rtol=1e-3)
+    unhurried = momentum(**slow, min_half_lives=2.5)
+    np.testing.assert_allclose(-1 / np.log2(float(unhurried(0))) / 8, 1, rtol=1e-3)
     steady = momentum(half_life_epochs=4.0, half_life_start_epochs=0.0)
     np.testing.assert_allclose(-1 / np.log2(float(steady(0))) / 8, 4, rtol=1e-3)
     copied = momentum(copy_every_epochs=0.5)

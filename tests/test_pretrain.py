@@ -381,6 +381,27 @@ def test_another_model_is_refused_and_leaves_the_workdir_as_it_was(config, finis
     assert (finished / "config.json").read_text() == before
 
 
+def test_a_run_that_was_stored_by_earlier_code_goes_on_as_it_did_then(tmp_path):
+    """Betas, losses and norms of its steps 5 to 8, which the code of then has taken too."""
+    stored = tiny.ROOT / "tests" / "golden" / "run_of_version_1"
+    workdir = tmp_path / "run"
+    shutil.unpack_archive(stored.with_suffix(".zip"), workdir)
+    then = tiny.records(workdir)
+    assert checkpoint_steps(workdir) == [4]
+    assert status([f"--config={stored.with_suffix('.py')}", f"--workdir={workdir}"]) == 0
+    now = tiny.records(workdir)
+    assert [record["step"] for record in now] == [record["step"] for record in then]
+    unlike = {"images_per_s", "data_wait_share", "peak_host_gib"}
+    compared = 0
+    for before, after in zip(then[4:], now[4:], strict=True):
+        for name in before.keys() - unlike:
+            np.testing.assert_allclose(after[name], before[name], rtol=1e-4, err_msg=name)
+            compared += 1
+    assert compared > 80
+    beta = [record["beta/features/depth_3"] for record in now]
+    assert beta[-1] > beta[3] + 0.5  # it moves by the absolute gradient, five times as far
+
+
 FIRST_KEYS = json.loads((tiny.ROOT / "tests" / "golden" / "defaults_1.json").read_text())
 
 
@@ -398,7 +419,12 @@ def store_as_before(workdir):
 def test_a_run_that_began_with_other_defaults_is_continued_by_the_same_command(tmp_path, capsys):
     file = tiny.write_config(tmp_path, depth=2)
     today = file.read_text()
-    of_before = f"config.update_from_flattened_dict({dict(EARLIER_DEFAULTS[1]['pretrain'])})"
+    all_since = {
+        k: v
+        for _, t in sorted(EARLIER_DEFAULTS.items(), reverse=True)
+        for k, v in t["pretrain"].items()
+    }
+    of_before = f"config.update_from_flattened_dict({all_since})"
     file.write_text(today.replace("    return config", f"    {of_before}\n    return config"))
     # Which today's defaults would not go with.
     given = ["--config.model.relative_positions=shared", "--config.epochs=0.36", *tiny.SIMPLEST]
@@ -426,7 +452,7 @@ def test_a_run_that_began_with_other_defaults_is_continued_by_the_same_command(t
 
     assert status(command) == 0
     told = capsys.readouterr().err
-    (line,) = (line for line in told.splitlines() if "the defaults have changed" in line)
+    (line,) = (line for line in told.splitlines() if "defaults have changed since" in line)
     assert "continuing with the stored config" in line
     assert "model.encoder_input='full' (now 'visible')" in line
     assert "decoder.kind='self' (now 'cross')" in line
@@ -437,7 +463,7 @@ def test_a_run_that_began_with_other_defaults_is_continued_by_the_same_command(t
     stored = json.loads((workdir / "config.json").read_text())
     assert (stored["defaults_version"], stored["model"]["encoder_input"]) == (1, "full")
     assert status(command) == 0  # and once more
-    assert "the defaults have changed" in capsys.readouterr().err
+    assert "defaults have changed since" in capsys.readouterr().err
 
 
 def test_what_init_from_tells_is_no_default_that_has_changed(tmp_path):
@@ -452,7 +478,7 @@ def test_what_init_from_tells_is_no_default_that_has_changed(tmp_path):
     now = pretrain_defaults()
     now.init_from = "runs/moved"
     told = job.keep_as_stored(now, job.Workdir(tmp_path), ())
-    assert "continuing with the stored config, as the defaults have changed since: " in told
+    assert told.startswith("continuing with the stored config, as defaults have changed since (")
     assert "optimizer.b2=0.5 (now 0.95)" in told
     for key in ("model.size", "data.mean", "init_from"):
         assert key not in told

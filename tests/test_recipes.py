@@ -121,6 +121,59 @@ def test_every_cell_trains(cell, small):
     assert depths == aggregated | ({"2"} if config.supervision.mode == "last" else {"1", "2"})
 
 
+def test_features_are_learned_once_they_have_weight(small):
+    config = small(config_of("ddae,deep_dynamic"))
+    _, records = train(config, 20, make_mesh(1, 1, jax.devices()[:1]))  # of 30; from 0.4 on
+    weights = [record["weight/features"] for record in records]
+    assert weights[:12] == [0] * 12
+    assert weights[16:] == [1] * 4
+    assert [record["weight/pixels"] for record in records[16:]] == [0.5] * 4
+    betas = [record["beta/features/depth_1"] for record in records]
+    assert betas[:12] == [-0.5] * 12
+    assert np.all(np.diff(betas[13:]) > 0)
+    assert records[-1]["plain_loss/features/depth_2"] < records[12]["plain_loss/features/depth_2"]
+
+
+def test_beta_descends_the_loss_or_its_logarithm(small):
+    """Of the same first step, the one gradient is the other times what the loss contributes."""
+
+    def first_moves(gradient):
+        config = small(config_of("mae,deep_dynamic"))
+        config.supervision.beta_gradient = gradient
+        config.supervision.depth_weights = (0.5, 1.0)
+        _, records = train(config, 2, make_mesh(1, 1, jax.devices()[:1]))
+        losses = np.array([records[0][f"loss/pixels/depth_{depth}"] for depth in (1, 2)])
+        betas = np.array([records[1][f"beta/pixels/depth_{depth}"] for depth in (1, 2)])
+        return betas + 0.5, losses
+
+    relative, _ = first_moves("relative")
+    absolute, losses = first_moves("absolute")
+    assert np.all(relative > 0.01)
+    np.testing.assert_allclose(absolute, relative * losses * [0.5, 1.0], rtol=1e-4)
+
+
+def test_weights_by_neighbourhood_learn_no_beta(small):
+    config = small(config_of("mae,deep_dynamic"))
+    config.supervision.weighting = "neighbourhood"
+    state, records = train(config, 5, make_mesh(1, 1, jax.devices()[:1]))
+    assert "supervision" not in state.params
+    assert records[-1]["loss"] < records[0]["loss"]
+    for depth in (1, 2):
+        place = f"pixels/depth_{depth}"
+        assert records[0][f"beta/{place}"] == 0
+        # Weights lie between 10/9 and 2.
+        assert 1.1 < records[0][f"loss/{place}"] / records[0][f"plain_loss/{place}"] < 2
+
+
+@pytest.mark.parametrize("method", ["ddae", "mae"])
+@pytest.mark.parametrize(("kind", "share"), [("self", 0.25), ("cross", 0.5)])
+def test_each_method_with_visible_input_has_each_decoder_and_share(method, kind, share, small):
+    config = small(config_of(f"{method},deep"))
+    config.decoder.kind, config.decoder.intermediate_share = kind, share
+    _, records = train(config, 4, make_mesh(1, 1, jax.devices()[:1]))
+    assert records[-1]["plain_loss"] < records[0]["plain_loss"]
+
+
 def test_over_four_devices_it_learns_what_it_learns_on_one(small):
     config = small(config_of("beit2,deep_dynamic"))
     _, one = train(config, 3, make_mesh(1, 1, jax.devices()[:1]))

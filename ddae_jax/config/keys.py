@@ -53,7 +53,7 @@ FREE_TO_CHANGE += ("defaults_version",)  # all that it stands for is in the othe
 FOLDERS = frozenset({"data.data_dir", "targets.tokenizer", "tokenizer.teacher", "init_from"})
 """Keys that name folders; they are stored so that these can be found from elsewhere."""
 
-DEFAULTS_VERSION = 4
+DEFAULTS_VERSION = 5
 """Of the defaults below. It rises with every release that changes one, or adds a key.
 
 A run keeps the version that it began with, and so is continued as it began.
@@ -98,6 +98,12 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
                 "teacher.half_life_epochs": 25.0,
                 "teacher.hold": 0.25,
                 "teacher.warmup": 0.25,
+            }
+        },
+        4: {
+            "pretrain": {
+                "supervision.beta_step": 1.0,
+                "teacher.min_half_lives": 0.0,
             }
         },
     }
@@ -169,7 +175,7 @@ def pretrain_defaults() -> ConfigDict:
     config.supervision.normalize_intermediate = True  # by the encoder's final norm
     config.supervision.beta_init = -0.5  # within beta_range
     config.supervision.beta_gradient = "relative"  # of each loss's logarithm; or "absolute"
-    config.supervision.beta_step = 1.0  # beta's way in a whole run, for a gradient of -1
+    config.supervision.beta_step = 2.0  # beta's way in a whole run, for a gradient of -1
     config.supervision.beta_range = (-2.0, 2.0)  # within -10 to 10
 
     config.teacher = ConfigDict()
@@ -178,6 +184,7 @@ def pretrain_defaults() -> ConfigDict:
     config.teacher.half_life_epochs = 100.0  # of what the teacher holds; 0 for momentum_, of a step
     config.teacher.half_life_start_epochs = 0.5  # at the start; 0 for half_life_epochs throughout
     config.teacher.hold = 0.4  # share of the run for which that stays
+    config.teacher.min_half_lives = 8.0  # in hold: in a short run the first one is as short as that
     config.teacher.warmup = 0.05  # share of the run from the one half-life to the other, after that
     config.teacher.copy_every_epochs = 0.0  # a copy of the student so often, instead; 0 for none
 

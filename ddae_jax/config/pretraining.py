@@ -29,7 +29,11 @@ _OF_FEATURES = tuple(
 )
 """What has no effect where features are left out."""
 
+_OF_GROWTH = ("teacher.hold", "teacher.min_half_lives", "teacher.warmup")
+"""What has no effect where the teacher's half-life does not grow."""
+
 _MIN_IMAGES = 16
+_MIN_PLACES = 8
 """Of a batch, for statistics of its features: fewer say more about the images than about them."""
 
 
@@ -139,7 +143,7 @@ def _ignored_of_teacher(config: ConfigDict) -> list[Ignored]:
     return [
         (
             copy_every > 0,
-            ("teacher.momentum_", "teacher.half_life_", "teacher.hold", "teacher.warmup"),
+            ("teacher.momentum_", "teacher.half_life_", *_OF_GROWTH),
             f"teacher.copy_every_epochs={copy_every:g} makes copies of the student instead",
         ),
         (
@@ -149,16 +153,12 @@ def _ignored_of_teacher(config: ConfigDict) -> list[Ignored]:
         ),
         (
             not copy_every and not half_life,
-            (
-                *(["teacher.half_life_start_epochs"] if start else []),
-                "teacher.hold",
-                "teacher.warmup",
-            ),
+            (*(["teacher.half_life_start_epochs"] if start else []), *_OF_GROWTH),
             "teacher.half_life_epochs=0 leaves the momentum to teacher.momentum_start",
         ),
         (
             not copy_every and half_life > 0 and not start,
-            ("teacher.hold", "teacher.warmup"),
+            _OF_GROWTH,
             "teacher.half_life_start_epochs=0 keeps one half-life throughout",
         ),
     ]
@@ -272,6 +272,46 @@ def _check_features(config: ConfigDict) -> None:
         _check_rise(targets)
     if targets.feature_normalization in ("batch", "position"):
         _check_statistics(config)
+    if targets.feature_normalization == "instance":
+        _check_places(config)
+
+
+def check_images_of_statistics(config: ConfigDict, num_images: int) -> None:
+    """Raises ``ValueError`` if features are normalised by statistics of too few different images.
+
+    A batch that is larger than the set of images repeats them.
+    """
+    normalization = config.targets.feature_normalization
+    if not has_momentum_encoder(config) or normalization not in ("batch", "position"):
+        return
+    if num_images < _MIN_IMAGES:
+        raise ValueError(
+            f"targets.feature_normalization={normalization!r} takes statistics over a batch, and "
+            f"there are but {num_images} images to train on; it needs {_MIN_IMAGES} or more. Set "
+            "targets.feature_normalization='layer', which looks at each patch by itself"
+        )
+
+
+def _check_places(config: ConfigDict) -> None:
+    """Raises ``ValueError`` if predictions are normalised over too few patches of an image."""
+    targets = config.targets
+    h, w = patch_grid(tuple(config.model.image_size), config.model.patch_size)
+    num_masked = num_masked_patches((h, w), config.mask.ratio, mask_unit(config))
+    counts = {}
+    if targets.normalize_predictions and targets.feature_places != "visible":
+        share = config.decoder.intermediate_share
+        is_decoded = config.model.encoder_input == "visible" and config.supervision.mode != "last"
+        counts["hidden"] = round(share * num_masked) if is_decoded else num_masked
+    if targets.feature_places != "hidden":
+        counts["visible"] = h * w - num_masked
+    for what, count in counts.items():
+        if count < _MIN_PLACES:
+            raise ValueError(
+                "targets.feature_normalization='instance' takes statistics over the "
+                f"{what} patches of an image, of which {count} are read: of fewer than "
+                f"{_MIN_PLACES}, what is left is noise, and of a single one nothing; set "
+                "targets.feature_normalization='layer', which looks at each patch by itself"
+            )
 
 
 def _check_statistics(config: ConfigDict) -> None:
@@ -323,6 +363,8 @@ def _check_rise(targets: ConfigDict) -> None:
 
 
 def _check_teacher(config: ConfigDict) -> None:
+    if not has_momentum_encoder(config):
+        return  # none of it has an effect
     hold, warmup = config.teacher.hold, config.teacher.warmup
     if hold + warmup > 1 + 1e-9:
         raise ValueError(

@@ -72,6 +72,7 @@ RANGES = {
     "teacher.half_life_epochs": (0, 10**6),
     "teacher.half_life_start_epochs": (0, 10**6),
     "teacher.hold": (0, 1),
+    "teacher.min_half_lives": (0, 1000),
     "teacher.warmup": (0, 1),
     "teacher.copy_every_epochs": (0, 10**6),
     "targets.feature_weight": (0, 10**6),

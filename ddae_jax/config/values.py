@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import (
     DEFAULTS_VERSION,
+    EARLIER_DEFAULTS,
     EXAMPLES,
     FREE_TO_CHANGE,
     JOBS,
@@ -93,6 +94,8 @@ def take_stored(
     stored: Mapping[str, Any],
     given: Container[str],
     file: str | os.PathLike = "config.json",
+    *,
+    only_defaults: bool = False,
 ) -> dict[str, Any]:
     """Replaces a config's values by those of a run that began with earlier defaults.
 
@@ -104,6 +107,7 @@ def take_stored(
         config: to continue the run with; is changed in place.
         stored, file: see :func:`from_plain`, which also says what is raised.
         given: keys that somebody has set for this start.
+        only_defaults: whether to leave alone keys whose defaults have not changed since.
 
     Returns:
         What the config had, by key, where it has the stored value now.
@@ -113,10 +117,15 @@ def take_stored(
     is_meant = all(was.get(key) == now.get(key) for key in ("job", "method"))
     if before.defaults_version == DEFAULTS_VERSION or not is_meant:
         return {}
+    since = range(before.defaults_version, DEFAULTS_VERSION)
+    changed = {key for version in since for key in EARLIER_DEFAULTS[version].get(was["job"], {})}
     replaced = {
         key: value
         for key, value in now.items()
-        if was[key] != value and key not in given and not _is_free(key)
+        if was[key] != value
+        and key not in given
+        and not _is_free(key)
+        and (key in changed or not only_defaults)
     }
     config.update_from_flattened_dict({key: was[key] for key in replaced})
     config.defaults_version = before.defaults_version

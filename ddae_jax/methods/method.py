@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ddae_jax.distance import distance_map
 from ddae_jax.masking import hidden_indices, sample_hidden, spread_hidden, visible_indices
 from ddae_jax.methods.student import Aggregation, Outputs, Student
-from ddae_jax.methods.supervision import DeepDynamicSupervision, Supervised
+from ddae_jax.methods.supervision import BetaGradient, DeepDynamicSupervision, Supervised
 from ddae_jax.methods.trainable import Images, Mask, Predictions
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
@@ -96,6 +96,9 @@ class Method:
             whose collapse would leave nothing to learn. None for no features.
         has_momentum_encoder: whether the teacher is a momentum encoder.
         frozen: the teacher, if it is none.
+        beta_gradient: what beta descends: ``relative``, the logarithm of its own loss
+            (:meth:`DeepDynamicSupervision.relative_gradient`), whatever that is measured in and
+            weighed by; or ``absolute``, the loss.
         show: ``(predictions, targets, teacher, images) -> arrays for the figures``, of all patches.
     """
 
@@ -110,6 +113,7 @@ class Method:
     watched_features: Callable[[PyTree, Images], Array] | None = None
     has_momentum_encoder: bool = False
     frozen: PyTree = dataclasses.field(default_factory=dict)
+    beta_gradient: BetaGradient = "relative"
     show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None
 
     @property
@@ -298,9 +302,9 @@ class Method:
         )
 
     def descent(self, gradient: PyTree, outcome: Outcome) -> PyTree:
-        """The gradient, in which beta's is relative if the supervision says so."""
+        """The gradient, in which beta's is relative if it is to be so."""
         supervision = self.student.supervision
-        if not supervision.learns_beta or supervision.beta_gradient == "absolute":
+        if not supervision.learns_beta or self.beta_gradient == "absolute":
             return gradient
         beta = supervision.relative_gradient(gradient["supervision"]["beta"], outcome.losses)
         return gradient | {"supervision": gradient["supervision"] | {"beta": beta}}
@@ -400,6 +404,7 @@ def make_method(
     frozen: PyTree | None = None,
     show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None,
     depth_weights: tuple[float, ...] | None = None,
+    beta_gradient: BetaGradient = "relative",
     **supervision,
 ) -> Method:
     """A method of these objectives and targets, under deep dynamic supervision.
@@ -408,7 +413,7 @@ def make_method(
         encoder, decoder, objectives, has_decoder_per_depth, normalizes_intermediate: of the
             :class:`Student`.
         targets, sample_mask, num_masked, alignment, target_statistics, watched_features,
-            has_momentum_encoder, frozen, show: of the :class:`Method`.
+            has_momentum_encoder, frozen, beta_gradient, show: of the :class:`Method`.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
         intermediate_share: share of an image's hidden patches that depths before the last one
             predict, with a decoder; see :func:`num_sampled_patches`.
@@ -452,6 +457,7 @@ def make_method(
         watched_features=watched_features,
         has_momentum_encoder=has_momentum_encoder,
         frozen=frozen or {},
+        beta_gradient=beta_gradient,
         show=show,
     )
 

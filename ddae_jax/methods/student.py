@@ -67,7 +67,7 @@ class Student(nn.Module):
         aggregation: None, or the blocks of a patch-aggregation head, which makes one more readout:
             as many blocks deeper than the encoder.
         has_decoder_per_depth: for comparison, whether each depth has a decoder of its own.
-        normalizes_intermediate: whether depths before the last one pass the encoder's final norm.
+        normalizes_intermediate: whether depths before the encoder's last one pass its final norm.
     """
 
     encoder: ViT
@@ -192,10 +192,11 @@ class Student(nn.Module):
     def _normalize(
         self, features: Float[Array, "depths batch tokens width"]
     ) -> Float[Array, "depths batch tokens width"]:
-        """The encoder's final norm of all depths, or of the last one alone."""
+        """The encoder's final norm of all depths, or of the encoder's last one and what follows."""
         if self.normalizes_intermediate:
             return self.encoder.norm(features)
-        return jnp.concatenate([features[:-1], self.encoder.norm(features[-1:])])
+        count = sum(depth < self.encoder.depth for depth in self.supervision.depths)
+        return jnp.concatenate([features[:count], self.encoder.norm(features[count:])])
 
     def _aggregate(
         self,

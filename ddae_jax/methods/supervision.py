@@ -66,9 +66,6 @@ class DeepDynamicSupervision(nn.Module):
         objective_weights: ``lambda_o``; 1 each by default.
         depth_weights: ``alpha_s``; 1 each by default.
         beta_init: where each beta starts.
-        beta_gradient: what beta descends: ``relative``, the logarithm of its own loss
-            (:meth:`relative_gradient`), whatever that is measured in and weighed by; or
-            ``absolute``, the loss.
 
     Source: Chen et al., DDAE, deep dynamic supervision; docs/method.md.
     """
@@ -76,11 +73,10 @@ class DeepDynamicSupervision(nn.Module):
     objectives: tuple[str, ...]
     depths: tuple[int, ...]
     mode: Mode = "deep_dynamic"
-    weighting: Weighting = "power"
+    weighting: Weighting | Literal["neighbourhood"] = "power"
     objective_weights: tuple[float, ...] | None = None
     depth_weights: tuple[float, ...] | None = None
     beta_init: float = -0.5
-    beta_gradient: BetaGradient = "relative"
 
     def setup(self):
         shape = (len(self.objectives), len(self.depths))
@@ -138,9 +134,9 @@ class DeepDynamicSupervision(nn.Module):
         """Divides beta's gradient by what each loss contributes at its whole weight.
 
         ``d log L_os / d beta_os``, which is the mean of ``log dn`` over hidden patches, weighed by
-        what they contribute to the loss: it depends on distances alone and not on the size of
-        errors, so that betas of all objectives keep step. Where an objective's weight changes over
-        a run, it is multiplied by the share that is in force; 0 for losses of 0.
+        what they contribute to the loss: it depends on where the error lies and not on how large
+        it is, so that betas of all objectives nearly keep step. Where an objective's weight changes
+        over a run, it is multiplied by the share that is in force; 0 for losses of 0.
 
         Args:
             gradient: of the whole loss, by beta.

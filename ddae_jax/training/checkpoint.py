@@ -370,7 +370,9 @@ def _explained(error: Exception, path: pathlib.Path) -> str:
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     files = re.findall(rf"{re.escape(str(path))}/[^\s\\\"',;:\]]+", text)
     # TensorStore says of each of its layers which one it called, and adds what it was asked.
-    first, *layers = re.sub(r" \[(source locations|tensorstore_spec).*", "", text).split(": ")
+    first, *layers = re.sub(
+        r" (\[(source locations|tensorstore_spec)|See full TensorStore details).*", "", text
+    ).split(": ")
     reason = ": ".join([first, *layers[-2:]]) if layers and first.isupper() else text
     reason = re.sub(r' "/[^"]*"', "", reason)
     return f"{files[0] if files else path}: {textwrap.shorten(reason, 200)}"

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import tiny
+from ddae_jax.build import build_method
+from ddae_jax.command import load_config
 from ddae_jax.forecast.flops import model_flops
 from ddae_jax.masking import random_mask
 from ddae_jax.methods import find_method
@@ -55,6 +58,28 @@ def test_a_teacher_counts_once_and_hidden_patches_alone_meet_the_head():
     blocks = products_of_blocks(17, 24, 2)
     head = 2 * 2 * 10 * 24 * (192 + 24)
     assert found == 3 * ((3 + 1) * blocks + (2 + 1) * embedding + 3 * head)
+
+
+def test_deep_dynamic_supervision_of_vit_b_costs_no_more_than_it_may():
+    """Operations of a step; a compiler's own count is a little more."""
+
+    def operations(cell):
+        config = load_config(f"{tiny.ROOT / 'configs' / 'imagenet.py'}:{cell}")
+        method = build_method(config)
+        params = jax.eval_shape(lambda: method.init(jax.random.key(0), 3))
+        teacher = jax.eval_shape(method.teacher_of, params)
+        images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+
+        def loss(params, teacher, images):
+            return method.loss(params, teacher, images, jax.random.key(0), progress=0.5)
+
+        return model_flops(loss, params, teacher, images) / 2
+
+    mae = operations("mae,last")
+    assert operations("mae,deep_dynamic") < 1.25 * mae
+    ddae = operations("ddae,deep_dynamic")
+    assert 1.5 * mae < ddae < 2.0 * mae
+    assert 100e9 < ddae < 110e9  # full input has 144
 
 
 def test_stopped_gradients_loops_and_branches():

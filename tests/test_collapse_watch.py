@@ -6,13 +6,15 @@ import logging
 import pytest
 
 import tiny
-from ddae_jax.monitor import CollapseWatch, FeatureCollapseWatch, FeatureMonitor
+from ddae_jax import pretrain
+from ddae_jax.collapse_watch import CollapseWatch, FeatureCollapseWatch, FeatureMonitor
+from undrawn import pictures_left_out
 
 
 def warnings_of(caplog, perplexities, **options):
     watch = CollapseWatch(**{"least": 16.0, "patience": 3} | options)
     caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="ddae_jax.monitor"):
+    with caplog.at_level(logging.WARNING, logger="ddae_jax.collapse_watch"):
         for step, value in enumerate(perplexities, start=1):
             watch(step, {} if value is None else {"codebook/perplexity": value})
     return [record.message for record in caplog.records]
@@ -43,7 +45,7 @@ def features_told(caplog, path, records, **options):
     """What is said of a run's records, from step 1, where ``path`` may hold earlier ones."""
     watch = FeatureCollapseWatch(path, **{"most_rank": 63, "patience": 3} | options)
     caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="ddae_jax.monitor"):
+    with caplog.at_level(logging.WARNING, logger="ddae_jax.collapse_watch"):
         for step, metrics in enumerate(records, start=1):
             watch(step, metrics)
     return [record.message for record in caplog.records]
@@ -65,7 +67,7 @@ def test_a_teacher_that_stays_below_a_quarter_of_its_first_rank_is_told_again_an
     assert len(found) == 2
     assert "step 4: the features of the teacher have COLLAPSED" in found[0]
     assert "in 3.0 directions (rank/teacher), where it was 20.0 at step 1 and can be 63" in found[0]
-    for what in ("half_life_epochs", "feature_normalization", "feature_start", "feature_weight=0"):
+    for what in ("half_life_epochs", "feature_normalization=", "feature_start", "feature_weight=0"):
         assert what in found[0]
     assert "step 8" in found[1]  # the record without a rank counts for nothing
     assert "6 records in a row" in found[1]
@@ -138,7 +140,12 @@ def test_targets_that_their_place_explains_are_told_once_they_are_learned(caplog
     records = shares(0.5, 0.96, 0.96, 0.96, 0.97, 0.98, 0.99)
     (found,) = features_told(caplog, tmp_path / "none", records[:5])
     assert "COLLAPSED: 96.0 % of the teacher's features at depth 12" in found
-    assert "targets.feature_normalization='batch' or 'position'" in found
+    assert "where a patch lies tells them, without a look at it" in found
+    assert "targets.feature_normalization='position', a later" in found
+    (found,) = features_told(caplog, tmp_path / "none", records[:5], normalization="position")
+    assert "targets.feature_normalization='position' takes that out, and leaves mostly" in found
+    assert "COLLAPSED" in found
+    assert found.count("feature_normalization") == 1  # it is no advice: it is set already
     (found,) = features_told(caplog, tmp_path / "none", records, learned_from=0.4)
     assert "step 6" in found
 
@@ -158,7 +165,7 @@ def test_targets_that_have_more_to_say_are_left_in_peace(caplog, tmp_path, recor
 def test_every_record_of_a_run_tells_how_features_stand_and_they_are_drawn(tmp_path):
     run = tiny.copy_of_short_run(tmp_path / "run")
     records = tiny.records(run)
-    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    assert [record["step"] for record in records] == [0, 2, 4, 6, 8]
     wanted = {f"{what}/{who}" for what in ("rank", "deviation") for who in ("student", "teacher")}
     wanted |= {f"position_share/depth_{depth}" for depth in (2, 3)}
     for record in records:
@@ -167,6 +174,28 @@ def test_every_record_of_a_run_tells_how_features_stand_and_they_are_drawn(tmp_p
         assert all(0 < record[name] <= 1 for name in wanted if not name.startswith("rank"))
     assert records[0]["rank/student"] != records[-1]["rank/student"]
     assert (run / "figures" / "collapse.png").exists()
+
+
+def test_a_run_that_collapses_says_so_and_what_it_was_before(tmp_path, capfd):
+    """Features alone, of a teacher that follows at once: what all images share is easy to learn."""
+    config, workdir = tiny.write_config(tmp_path), tmp_path / "run"
+    options = (
+        "--config.epochs=1.4",
+        "--config.supervision.mode=last",
+        "--config.targets.pixel_weight=0",
+        "--config.targets.feature_normalization=layer",
+        "--config.teacher.copy_every_epochs=0.01",
+        "--config.optimizer.learning_rate=4e-2",
+    )
+    with pictures_left_out():
+        assert pretrain.main([f"--config={config}", f"--workdir={workdir}", *options]) == 0
+    records, lines = tiny.records(workdir), capfd.readouterr().err.splitlines()
+    assert records[0]["step"] == 0
+    assert records[0]["deviation/teacher"] > 4 * records[-1]["deviation/teacher"]
+    for name in ("student", "teacher"):
+        told = [line for line in lines if f"features of the {name} have COLLAPSED" in line]
+        assert f"where it was {records[0][f'deviation/{name}']:.3f}" in told[0]
+        assert "at step 0 and" in told[0]
 
 
 def test_a_tokenizer_is_not_looked_at():
