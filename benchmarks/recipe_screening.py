@@ -9,24 +9,24 @@ with 10 % of the labels, all on the same images. The parts:
                 effect is confounded with products of two others), two seeds
     singles     one change from the reference each, for choices of more levels, two seeds
     mae         MAE, tuned likewise: learning rates, masks and decoders, two seeds
-    final       DDAE's defaults, and MAE's best, with a ViT-micro and 200,000 images, three seeds,
-                fine-tuned at the best of three learning rates each; with k-NN accuracy on the way
+    final       DDAE's defaults and MAE as published, with a ViT-micro and 200,000 images, three
+                seeds, fine-tuned at the best of three learning rates each; with k-NN accuracy on
+                the way
 
-Started again, or in several processes at once (one a core is fastest), it does what nobody has
-begun: a run that was begun has a file FOLDER/RUN.claimed, which is to be removed if that process
-was killed; the run then goes on where it stopped. Results that are stored already are not made
-again. Each run's result is stored in benchmarks/results/recipe_screening.json as it is found; with
-no part named, the tables of docs/recipe.md are printed.
+Started again, or in several processes at once (one a core is fastest), it does what no other
+process is doing; a run that was stopped goes on where it was. Results that are stored already are
+not made again. Each run's result is stored in benchmarks/results/recipe_screening.json as it is
+found; with no part named, the tables of docs/recipe.md are printed.
 """
 
+import contextlib
 import fcntl
 import json
-import os
 import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -79,7 +79,11 @@ REFERENCE = {
     "teacher.half_life_epochs": 10.0,
     "teacher.half_life_start_epochs": 0.1,
 }
-"""DDAE's defaults, but for what the length of a run and the size of the network ask for."""
+"""DDAE's defaults, but for what the length of a run and the size of the network ask for.
+
+That is a decoder of two blocks, whose width :data:`COMMON` has, and a teacher whose half-lives are
+as long beside a run of 4 epochs as the defaults' are beside one of 100.
+"""
 
 FACTORS: dict[str, tuple[str, dict]] = {
     "kind": ("`decoder.kind=self`", {"decoder.kind": "self"}),
@@ -128,6 +132,11 @@ SINGLES: dict[str, tuple[str, dict]] = {
     "copy": ("ddae,deep_dynamic", {"teacher.copy_every_epochs": 0.1}),
     "neighbourhood": ("ddae,deep_dynamic", {"supervision.weighting": "neighbourhood"}),
     "lr_4e-3": ("ddae,deep_dynamic", {"optimizer.learning_rate": 4e-3}),
+    "beta_step_1": ("ddae,deep_dynamic", {"supervision.beta_step": 1.0}),
+    "absolute_beta": (
+        "ddae,deep_dynamic",
+        {"supervision.beta_gradient": "absolute", "supervision.beta_step": 5.0},
+    ),
 }
 
 MAE: dict[str, dict] = {
@@ -224,25 +233,29 @@ def finish(status: int) -> None:
         raise SystemExit(status)
 
 
-def claim(path: pathlib.Path) -> bool:
-    """Whether this process is the first to claim a run."""
+@contextlib.contextmanager
+def claimed(path: pathlib.Path) -> Iterator[bool]:
+    """Tells whether this process alone has the run in the body; the lock ends with the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def work(folder: pathlib.Path, data_dir: str, runs: dict[str, Run]) -> None:
     """Does those of the runs that nobody has begun, and stores what they come to."""
     for name, (cell, images, options) in runs.items():
-        if name in recorded(NAME) or not claim(folder / f"{name}.claimed"):
-            continue
-        rates = RATES if name.startswith("final") else RATES[:1]
-        result = measure(folder / name / "run", data_dir, cell, images, options, rates)
-        add(name, {"cell": cell, "images": images, "options": options, **result})
-        print(name, json.dumps(result), flush=True)
+        with claimed(folder / f"{name}.lock") as is_ours:
+            if name in recorded(NAME) or not is_ours:
+                continue
+            rates = RATES if name.startswith("final") else RATES[:1]
+            result = measure(folder / name / "run", data_dir, cell, images, options, rates)
+            add(name, {"cell": cell, "images": images, "options": options, **result})
+            print(name, json.dumps(result), flush=True)
 
 
 def add(name: str, result: dict) -> None:
@@ -365,6 +378,10 @@ def tables(runs: dict[str, dict]) -> str:
     if all(name in runs for name in final()):
         shown = [f"{m} {100 * d:+.1f} ± {100 * e:.1f}" for m, (d, e) in advantage(runs).items()]
         lines += ["", f"DDAE over MAE: {', '.join(shown)}"]
+        lines += [
+            f"{name}: k-NN on the way, least over untrained: {100 * margin:+.1f} at epoch {epoch}"
+            for name, (margin, epoch) in least_margins(runs).items()
+        ]
     return "\n".join(lines)
 
 
@@ -387,6 +404,16 @@ def advantage(runs: dict[str, dict]) -> dict[str, tuple[float, float]]:
     errors = np.sqrt((mae.var(axis=0, ddof=1) + ddae.var(axis=0, ddof=1)) / len(SEEDS)).tolist()
     names = (*MEASURES[:2], "finetuned")
     return dict(zip(names, zip(differences, errors, strict=True), strict=True))
+
+
+def least_margins(runs: dict[str, dict]) -> dict[str, tuple[float, float]]:
+    """By final run: how far k-NN on the way was above the untrained network at least, and when."""
+    found = {}
+    for name in final():
+        watched = runs[name]["knn_on_the_way"]
+        accuracy, epoch = min((accuracy, epoch) for epoch, accuracy in watched["by_epoch"])
+        found[name] = (accuracy - watched["untrained"], epoch)
+    return found
 
 
 def main(folder: str = "", data_dir: str = "", *parts: str) -> None:

@@ -5,10 +5,14 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 workdir=runs/digits
+previous=
 for argument in "$@"; do
-  case $argument in
-    --workdir=*) workdir=${argument#--workdir=} ;;
+  case $previous:$argument in
+    *:--workdir=* | *:-workdir=*) workdir=${argument#*=} ;;
+    --workdir:* | -workdir:*) workdir=$argument ;;
+    *:--help | *:-help | *:-h) exec .venv/bin/python -m ddae_jax.pretrain --help ;;
   esac
+  previous=$argument
 done
 
 stopped=75 # the exit status of a run that was stopped before its end
@@ -20,10 +24,13 @@ if [ "$status" != 0 ]; then exit "$status"; fi
 
 # finetune NAME OPTION...: on 5 labels a class, into WORKDIR_NAME.
 finetune() {
-  local name=$1
+  local name=$1 status=0
   shift
-  .venv/bin/python -m ddae_jax.finetune --config=configs/digits_finetune.py \
-    --config.init_from="$workdir" --workdir="${workdir}_$name" "$@"
+  DDAE_JAX_STOPPED_STATUS=$stopped .venv/bin/python -m ddae_jax.finetune \
+    --config=configs/digits_finetune.py --config.init_from="$workdir" \
+    --workdir="${workdir}_$name" "$@" || status=$?
+  if [ "$status" = "$stopped" ]; then exit 0; fi
+  if [ "$status" != 0 ]; then exit "$status"; fi
 }
 echo "fine-tuning on 5 labels a class, from what was pretrained and from scratch" >&2
 finetune finetuned

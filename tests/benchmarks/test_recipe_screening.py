@@ -48,10 +48,12 @@ def test_effects_are_differences_of_means_with_the_error_of_repetition():
     assert "`decoder.kind=self`" in screening.tables(runs)
 
 
-def test_a_run_is_claimed_once(tmp_path):
-    path = tmp_path / "folder" / "run.claimed"
-    assert screening.claim(path)
-    assert not screening.claim(path)
+def test_a_run_is_claimed_once_at_a_time(tmp_path):
+    path = tmp_path / "folder" / "run.lock"
+    with screening.claimed(path) as first, screening.claimed(path) as second:
+        assert (first, second) == (True, False)
+    with screening.claimed(path) as again:
+        assert again
 
 
 def test_the_advantage_has_the_standard_error_of_the_difference():
@@ -63,9 +65,14 @@ def test_the_advantage_has_the_standard_error_of_the_difference():
         mae |= {"finetuned_0.1": 0.6, "finetuned_0.2": 0.5 + 0.1 * (seed == 0)}
         ddae |= {"finetuned_0.1": (0.9, 0.1, 0.1)[seed], "finetuned_0.2": 0.65}
         for name, result in (("mae", mae), ("ddae", ddae)):
-            runs[f"final_{name}_seed_{seed}"] = result | {"images": 1, "images_per_s": 1.0}
+            watched = {"untrained": 0.25, "by_epoch": [[0.4, 0.27], [0.8, 0.24 + 0.02 * seed]]}
+            result |= {"images": 1, "images_per_s": 1.0, "knn_on_the_way": watched}
+            runs[f"final_{name}_seed_{seed}"] = result
     found = screening.advantage(runs)
     np.testing.assert_allclose(found["knn"], (0.0, 0.02 / np.sqrt(3)), atol=1e-12)
     np.testing.assert_allclose(found["linear"], (0.02, 0.01 / np.sqrt(3)), atol=1e-12)
     np.testing.assert_allclose(found["finetuned"], (0.05, 0.0), atol=1e-12)
-    assert "DDAE over MAE: knn +0.0 ± 1.2, linear +2.0 ± 0.6" in screening.tables(runs)
+    table = screening.tables(runs)
+    assert "DDAE over MAE: knn +0.0 ± 1.2, linear +2.0 ± 0.6" in table
+    assert "final_mae_seed_0: k-NN on the way, least over untrained: -1.0 at epoch 0.8" in table
+    assert "final_ddae_seed_2: k-NN on the way, least over untrained: +2.0 at epoch 0.4" in table
