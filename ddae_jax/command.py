@@ -72,8 +72,10 @@ def run_ends_are_explained() -> Iterator[None]:
             raise
         _end(
             MemoryError(
-                f"{str(error).splitlines()[0]} A smaller batch_size or model.size needs less "
-                "memory, and so does model.rematerialization=full."
+                f"{str(error).splitlines()[0]} Less memory is needed with "
+                "optimizer.micro_batches=2, which takes the same batch in two parts, and with "
+                "model.rematerialization=full; a run that has begun goes on with either by "
+                "--allow_config_changes. A smaller batch_size or model.size takes a new --workdir."
             ),
             1,
         )

@@ -33,6 +33,7 @@ class ClassificationWatch(LabelledWatch[Scores]):
     """
 
     title = "Fine-tuning"
+    headline = "test/top1"
     captions: ClassVar = {
         "accuracy": (curves.CAPTIONS["accuracy"], "What it reaches"),
         "confusion": (CAPTION, "What it reaches"),

@@ -31,11 +31,11 @@ from ddae_jax.config.values import contradictions, job_of, take_stored
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
-from ddae_jax.training.agreement import all_or_none, check_same_everywhere, from_first
-from ddae_jax.training.checkpoint import Checkpoints
+from ddae_jax.training.agreement import all_or_none, check_same_everywhere, from_first, of_each
+from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.interruption import Stopped, StopRequest
 from ddae_jax.training.logging import Recorder, read_metrics
-from ddae_jax.training.loop import Every, Plan, train
+from ddae_jax.training.loop import Every, Plan, make_up, train
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import (
     AXES,
@@ -273,7 +273,7 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
     config, parts = run.config, run.parts
     with open_checkpoints(run) as checkpoints, command.one_ends_all():
         with may_stop_at_once(stop):
-            state = start_or_continue(run, checkpoints)
+            state, stored_record = start_or_continue(run, checkpoints)
             start_step = int(state.step)
             say_start(run, start_step)
             say_layout(run, state)
@@ -289,6 +289,9 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
             plan = make_plan(run, record)
             if fresh or not is_recorded(baselines, run.workdir.metrics):
                 record.write(start_step, plan.progress(start_step) | baselines | fresh)
+            if start_step:
+                known = recorded_at(start_step, run.workdir.metrics)
+                make_up(state, plan, stored_record, known, stop)
             state = train(
                 state,
                 jit_train_step(parts.program.step(), run.mesh, state),
@@ -311,6 +314,12 @@ def is_recorded(metrics: Mapping[str, float], path: pathlib.Path) -> bool:
     """Whether a metrics file has these metrics, or later ones of their names, with these values."""
     records = read_metrics(path) if metrics else []
     return metrics == {name: curves.latest(records, name) for name in metrics}
+
+
+def recorded_at(step: int, path: pathlib.Path) -> list[str]:
+    """Names of the metrics that a metrics file has of a step, as the first process sees it."""
+    names = {name for record in read_metrics(path) if record["step"] == step for name in record}
+    return of_each({"names": sorted(names)})[0]["names"]
 
 
 def make_plan(run: Run, record: Recorder) -> Plan:
@@ -344,24 +353,74 @@ def open_checkpoints(run: Run) -> Checkpoints:
     )
 
 
-def start_or_continue(run: Run, checkpoints: Checkpoints) -> TrainState:
+def start_or_continue(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Mapping[str, float]]:
     """A fresh state, or that of the latest checkpoint, with the loader put where it was then.
 
     Only then is the config stored: a checkpoint that does not fit it leaves the workdir as it was.
+
+    Returns:
+        The state; and the record that the checkpoint keeps of its step, empty if there is none.
     """
-    parts = run.parts
+    parts, stored_record = run.parts, {}
     if not checkpoints.exist():
         state = parts.begin(parts.program.fresh_state(run.mesh))
     else:
-        state, data_state = checkpoints.restore(parts.program.state_shapes(run.mesh))
+        state, kept = checkpoints.restore(parts.program.state_shapes(run.mesh))
+        stored_record = kept.get("record", {})
         with all_or_none():
-            parts.loader.set_state(data_state, allow_changes=run.allows_changes)
+            parts.loader.set_state(kept, allow_changes=run.allows_changes)
             parts.check_continues(state)
-        _log.info("continuing from the checkpoint of step %d", int(state.step))
+            check_not_over(run, int(state.step), kept.get("schedule"))
+        say_continuation(run, int(state.step), kept.get("schedule"))
     with all_or_none():
         if jax.process_index() == 0:
             run.workdir.write_config(to_plain(run.config))
-    return state
+    return state, stored_record
+
+
+def check_not_over(run: Run, step: int, before: Mapping[str, int] | None) -> None:
+    """Raises ``CheckpointError`` if a run that was to go on is over by today's epochs or images.
+
+    Args:
+        run: that is continued.
+        step: of the checkpoint.
+        before: its ``total_steps`` and ``steps_per_epoch``; None if an earlier version saved it.
+    """
+    now = run.parts.schedule
+    if before and now.total_steps < before["total_steps"] and now.total_steps <= step:
+        raise CheckpointError(
+            f"this run has {step / before['steps_per_epoch']:.4g} epochs behind it (step {step}), "
+            f"and epochs={run.config.epochs:g}, of {now.steps_per_epoch} steps each, are over at "
+            f"step {now.total_steps}. Give more epochs, or another --workdir"
+        )
+
+
+def say_continuation(run: Run, step: int, before: Mapping[str, int] | None) -> None:
+    """Tells in the log from where a run goes on, and whether that is no longer what it was.
+
+    Args are those of :func:`check_not_over`.
+    """
+    now, rate = run.parts.schedule, float(run.parts.program.learning_rate(step))
+    _log.info(
+        "continuing from the checkpoint of step %d: epoch %.4g of %g, learning rate %.3g",
+        step,
+        step / now.steps_per_epoch,
+        run.config.epochs,
+        rate,
+    )
+    if before and before != dataclasses.asdict(now):
+        _log.warning(
+            "its %d steps were %.4g epochs of %d steps each, of %d steps in all; they are %.4g "
+            "epochs of %d steps now, of %d in all. All that goes by the run's progress, such as "
+            "the learning rate, goes on by the new length",
+            step,
+            step / before["steps_per_epoch"],
+            before["steps_per_epoch"],
+            before["total_steps"],
+            step / now.steps_per_epoch,
+            now.steps_per_epoch,
+            now.total_steps,
+        )
 
 
 def say_start(run: Run, start_step: int) -> None:
@@ -425,10 +484,17 @@ def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bo
     if stored is None:
         return
     differences = contradictions(stored, to_plain(config), workdir.config)
-    if differences and not allow_config_changes:
+    keeps_batch_size = not any(line.startswith("batch_size:") for line in differences)
+    if differences and not (allow_config_changes and keeps_batch_size):
         shown = "\n  ".join(differences)
         advice = "Give the config it was started with or another --workdir"
-        if not any(line.startswith(("method:", "model.size:")) for line in differences):
+        if not keeps_batch_size:
+            advice += (
+                ". A run keeps its batch_size: its steps are counted by it. "
+                "optimizer.micro_batches=2, with --allow_config_changes, takes the same batch in "
+                "two parts, in less memory"
+            )
+        elif not any(line.startswith(("method:", "model.size:")) for line in differences):
             advice += ", or --allow_config_changes to continue it with these"
         raise ValueError(f"{workdir.path} holds a run with another config:\n  {shown}\n{advice}")
 

@@ -36,6 +36,9 @@ class LabelledWatch(abc.ABC, Generic[Scores]):
     title: str
     """What the run does, for the report."""
 
+    headline: str
+    """The metric that people ask for first."""
+
     captions: Mapping[str, tuple[str, str]]
     """Caption and section of each figure, by its name, in the order of the report."""
 
@@ -86,7 +89,7 @@ class LabelledWatch(abc.ABC, Generic[Scores]):
         every_epochs = self._config.evaluation.every_epochs
         if not every_epochs:
             return []
-        return [Every(self._schedule.steps(every_epochs), self.measure)]
+        return [Every(self._schedule.steps(every_epochs), self.measure, metric=self.headline)]
 
     def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing."""

@@ -297,10 +297,12 @@ class PretrainingWatch:
         config, schedule = self._config, self._schedule
         actions = []
         if self._features:
-            actions.append(Every(config.log.every_steps, self._features.measure))
+            actions.append(
+                Every(config.log.every_steps, self._features.measure, metric="rank/student")
+            )
         if self._knn:
             knn_steps = schedule.steps(config.evaluation.knn_every_epochs)
-            actions.append(Every(knn_steps, self._knn.measure))
+            actions.append(Every(knn_steps, self._knn.measure, metric="knn/trained"))
         if config.log.figures_every_epochs:
             figure_steps = schedule.steps(config.log.figures_every_epochs)
             actions.append(Every(figure_steps, self._report.write, at_end=False))

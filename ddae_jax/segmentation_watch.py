@@ -46,6 +46,7 @@ class SegmentationWatch(LabelledWatch[Confusion]):
     """
 
     title = "Segmentation"
+    headline = "test/miou"
     captions: ClassVar = {
         "overlays": (overlays.CAPTION, "What it reaches"),
         "iou": (curves.CAPTIONS["iou"], "What it reaches"),

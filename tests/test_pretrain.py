@@ -369,6 +369,59 @@ def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finis
     assert json.loads((finished / "config.json").read_text())["mask"]["ratio"] == 0.5
 
 
+def test_a_kill_between_the_last_checkpoint_and_its_record_loses_nothing(tmp_path, capsys):
+    """Neither the loss nor the k-NN accuracy of that step, in the records and in the report."""
+    config, workdir = tiny.write_config(tmp_path, depth=2), tmp_path / "run"
+    arguments = [
+        f"--config={config}",
+        f"--workdir={workdir}",
+        "--config.epochs=0.36",
+        "--config.evaluation.knn_every_epochs=0.2",
+        "--config.evaluation.max_examples=64",
+        *tiny.SIMPLEST,
+    ]
+    assert status(arguments) == 0
+    before = tiny.records(workdir)
+    assert [r["step"] for r in before if "knn/trained" in r] == [4, 8]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[:-1]))
+    capsys.readouterr()
+    for _ in range(2):  # the second time there is nothing to be made up for
+        assert status(arguments) == 0
+        told = capsys.readouterr().err
+        assert tiny.records(workdir) == before
+        shown = before[-1]["knn/trained"]
+        assert f"k-NN accuracy: trained {shown:.1%}" in told
+        assert f"{shown:.1%}" in (workdir / "report.html").read_text()
+
+
+def test_a_run_keeps_its_batch_size_and_is_told_how_it_goes_on(tmp_path, capsys):
+    workdir = tiny.copy_of_short_run(tmp_path / "run")  # 0.36 epochs of 22 steps of 64
+    config = tiny.write_config(tmp_path)
+    arguments = [f"--config={config}", f"--workdir={workdir}", "--config.log.tensorboard=false"]
+    arguments.append("--allow_config_changes")
+
+    def refused(*changes, expected_status):
+        capsys.readouterr()
+        assert status([*arguments, *changes]) == expected_status
+        return capsys.readouterr().err
+
+    told = refused("--config.epochs=0.36", "--config.batch_size=32", expected_status=2)
+    assert "batch_size: 64 in the workdir, 32 given" in told
+    assert "A run keeps its batch_size" in told
+    assert "optimizer.micro_batches=2" in told
+    told = refused("--config.epochs=0.2", expected_status=1)
+    assert "this run has 0.3636 epochs behind it (step 8)" in told
+    assert "epochs=0.2, of 22 steps each, are over at step 4" in told
+    assert json.loads((workdir / "config.json").read_text())["epochs"] == 0.36
+    assert status([*arguments, "--config.epochs=0.5"]) == 0
+    told = capsys.readouterr().err
+    assert "continuing from the checkpoint of step 8: epoch 0.3636 of 0.5, learning rate " in told
+    assert "its 8 steps were 0.3636 epochs of 22 steps each, of 8 steps in all; they are" in told
+    assert "of 11 in all" in told
+    assert [record["step"] for record in tiny.records(workdir)] == [0, 2, 4, 6, 8, 10, 11]
+
+
 @pytest.mark.xdist_group("undisturbed run")
 def test_another_model_is_refused_and_leaves_the_workdir_as_it_was(config, finished, capsys):
     before = (finished / "config.json").read_text()

@@ -234,9 +234,9 @@ class Recorder:
             self._writer.close()
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes and shows a record."""
+        """Writes a record, and shows it if it is one of a step that was taken."""
         self.write(step, metrics)
-        if self._display:
+        if self._display and "loss" in metrics:
             self._display.update(step, metrics)
 
     def advance(self, step: int) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -47,12 +47,14 @@ class Every:
     """An action on the state, every so many steps; what it returns joins the metrics.
 
     Its time is not counted in the rate. At the last step it happens if ``at_end``, and only then.
-    An error in it is logged, and training goes on.
+    An error in it is logged, and training goes on. ``metric`` is one that it always returns, by
+    which a record shows that it was done; None for an action that measures nothing.
     """
 
     steps: int
     action: Callable[[TrainState, int], Mapping[str, float]]
     at_end: bool = True
+    metric: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,21 @@ class Plan:
     def progress(self, step: int) -> dict[str, float]:
         """How far a step is: ``epoch``, and ``progress`` from 0 to 1."""
         return {"epoch": step / self.steps_per_epoch, "progress": step / self.total_steps}
+
+    def due(self, step: int) -> list[Every]:
+        """The actions that happen after a step."""
+        is_last = step == self.total_steps
+        return [a for a in self.actions if (a.at_end if is_last else step % a.steps == 0)]
+
+    def to_resume(self, batches: Batches, record: Mapping[str, float] | None) -> dict[str, Any]:
+        """What a checkpoint keeps beside the state, as JSON: data position, schedule and record.
+
+        The record is that of the checkpoint's step, if it has one: it is written after the
+        checkpoint, so that a run that is killed in between would lose it (see :func:`make_up`).
+        """
+        schedule = {"steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
+        kept = batches.get_state() | {"schedule": schedule}
+        return kept if record is None else kept | {"record": dict(record)}
 
 
 def train(
@@ -136,8 +153,9 @@ def train(
 
         is_last = step == plan.total_steps
         is_stopping = any_process(bool(stop))
-        due = [a for a in plan.actions if (a.at_end if is_last else step % a.steps == 0)]
+        due = plan.due(step)
         is_recorded = due or step % plan.log_every_steps == 0 or is_last or is_stopping
+        values = None
         if is_recorded:
             batches.synchronize()
             values = watch.check() | meter.read() | plan.progress(step) | peak_memory()
@@ -146,7 +164,7 @@ def train(
             # Saving comes first: what is saved is not lost while something else takes its time.
             if step % plan.save_every_steps == 0 or is_last or is_stopping:
                 watch.check()
-                checkpoints.save(state, step, batches.get_state())
+                checkpoints.save(state, step, plan.to_resume(batches, values))
                 saved_step = step
             if due and not is_stopping:
                 found, is_stopping = _act(due, state, step, stop)
@@ -156,9 +174,34 @@ def train(
 
     if saved_step != step:
         watch.check()
-        checkpoints.save(state, step, batches.get_state())
+        checkpoints.save(state, step, plan.to_resume(batches, None))
     checkpoints.wait()
     return state
+
+
+def make_up(
+    state: TrainState,
+    plan: Plan,
+    stored: Mapping[str, float],
+    known: Collection[str],
+    stop: StopRequest,
+) -> None:
+    """Records what a run that ended just after a checkpoint has not recorded of its step.
+
+    Args:
+        state: that the checkpoint has.
+        plan: of the run.
+        stored: the record that the checkpoint keeps; empty if its step was due for none.
+        known: names of the metrics that are recorded of this step.
+        stop: cuts the actions short.
+    """
+    step = int(state.step)
+    missing = [a for a in plan.due(step) if a.metric and a.metric not in known]
+    values = {} if "loss" in known else dict(stored)
+    if missing:
+        values |= _act(missing, state, step, stop)[0]
+    if values:
+        plan.on_record(step, plan.progress(step) | values)
 
 
 def _next_batch(batches: Batches, stop: StopRequest) -> Mapping[str, np.ndarray] | None:

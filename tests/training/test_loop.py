@@ -11,7 +11,7 @@ import pytest
 
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.interruption import StopRequest
-from ddae_jax.training.loop import Every, NonFiniteLoss, Plan, train
+from ddae_jax.training.loop import Every, NonFiniteLoss, Plan, make_up, train
 from ddae_jax.training.sharding import abstract, make_mesh, put_batch, state_sharding
 from ddae_jax.training.state import TrainState
 
@@ -69,6 +69,7 @@ class Recorder:
 
     def __init__(self, steps=()):
         self.saved = dict.fromkeys(steps)
+        self.kept_records = {}
         self.is_waited_for = False
 
     def latest_step(self):
@@ -76,7 +77,10 @@ class Recorder:
 
     def save(self, state, step, data_state):
         assert int(state.step) == step
-        self.saved[step] = (float(state.params["sum"]), dict(data_state))
+        kept = dict(data_state)
+        assert kept.pop("schedule").keys() == {"steps_per_epoch", "total_steps"}
+        self.kept_records[step] = kept.pop("record", None)
+        self.saved[step] = (float(state.params["sum"]), kept)
 
     def wait(self):
         self.is_waited_for = True
@@ -289,7 +293,7 @@ def test_after_a_non_finite_loss_the_last_good_checkpoint_restores(tmp_path):
         wanted = abstract(fresh_state(), state_sharding(MESH, fresh_state()))
         state, data_state = checkpoints.restore(wanted)
     assert (int(state.step), float(state.params["sum"])) == (3, 6.0)
-    assert data_state == {"number": 3}
+    assert data_state == {"number": 3, "schedule": {"steps_per_epoch": 5, "total_steps": 8}}
 
 
 # ---- being asked to stop
@@ -393,7 +397,52 @@ def test_a_stopped_run_that_is_continued_ends_as_one_that_never_stopped():
     second = run(10, state=first.state, images=images, checkpoints=first.checkpoints)
     assert second.state == whole.state
     assert second.checkpoints.saved[10] == whole.checkpoints.saved[10]
+    assert second.checkpoints.kept_records[10]["loss"] == 10.0
     assert [*first.records, *second.records] == list(whole.records)
+
+
+# ---- what a kill between a checkpoint and its record leaves out
+
+
+def made_up(step, stored, known, actions=(), stop=None):
+    """What is recorded when a run of ten steps, five an epoch, goes on from a step."""
+    records = {}
+    plan = Plan(10, BATCH, 5, 1, 100, actions=actions, on_record=records.__setitem__)
+    make_up(fresh_state(step), plan, stored, known, stop or StopRequest())
+    return records
+
+
+def score(state, step):
+    return {"score": 100.0 + int(state.step)}
+
+
+def test_a_checkpoint_keeps_the_record_of_its_step():
+    came = run(6, log=2, save=3)
+    assert came.checkpoints.kept_records[3] is None  # no step to be recorded
+    assert came.checkpoints.kept_records[6] == came.records[6]
+
+
+def test_a_record_that_a_kill_left_out_is_made_up_for_with_what_was_due():
+    stored = {"loss": 4.0, "epoch": 0.8, "progress": 0.4}
+    actions = [Every(4, score, metric="score"), Every(3, score, metric="other")]
+    expected = {4: stored | {"score": 104.0}}
+    assert made_up(4, stored, (), actions) == expected
+    assert made_up(4, stored, ("epoch", "loss", "score"), actions) == {}
+    # A stop left the action out, after the record was written.
+    place = {"epoch": 0.8, "progress": 0.4}
+    assert made_up(4, stored, ("loss",), actions) == {4: place | {"score": 104.0}}
+    assert made_up(4, {}, (), ()) == {}
+
+
+def test_what_is_due_at_the_end_is_made_up_for_at_the_end():
+    actions = [Every(4, score, metric="score"), Every(5, score, at_end=False, metric="other")]
+    assert made_up(10, {}, (), actions)[10]["score"] == 110.0
+    assert made_up(10, {}, ("score",), actions) == {}
+    assert made_up(5, {}, (), actions[:1]) == {}
+
+
+def test_what_measures_nothing_is_not_done_again():
+    assert made_up(4, {}, (), [Every(4, score)]) == {}
 
 
 # ---- what is measured
