@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config.pretraining import mask_unit
 from ddae_jax.data.augment import augment_on_device
-from ddae_jax.data.labelled import checked
+from ddae_jax.data.labelled import checked, with_classes
 from ddae_jax.data.pipeline import (
     Augmentation,
     Batch,
@@ -267,14 +267,14 @@ def build_labelled_images(
 ) -> LabelledImages:
     """The labelled training and test images of the config, to evaluate frozen features on.
 
-    Raises ``ValueError`` if the source has no labels, or the two sets other classes; and
+    Raises ``ValueError`` if the source has no labels, or the test images other classes; and
     :class:`ddae_jax.data.labelled.BadLabel`, now or where it is read, for a label of no class.
     """
     train, test = (
         build_source(config, split) for split in (config.data.train_split, config.data.test_split)
     )
-    check_same_classes({config.data.train_split: train, config.data.test_split: test})
-    train, test = checked(train), checked(test)
+    test = checked(with_classes_of(train, test, config))
+    train = checked(train)
     return LabelledImages(
         train_batches=functools.partial(build_eval_batches, config, train, mesh, limit),
         test_batches=functools.partial(build_eval_batches, config, test, mesh, limit),
@@ -284,22 +284,25 @@ def build_labelled_images(
     )
 
 
-def check_same_classes(sources: Mapping[str, Source]) -> None:
-    """Raises ``ValueError`` unless both splits, by name, have classes, and the same ones."""
-    names = {split: source.class_names for split, source in sources.items()}
-    counts = {split: source.num_classes for split, source in sources.items()}
-    if None in counts.values() or len(set(counts.values())) > 1:
+def with_classes_of(train: Source, test: Source, config: ConfigDict) -> Source:
+    """The test images, with labels by the numbers that their classes have among the training's.
+
+    Raises ``ValueError`` as :func:`ddae_jax.data.labelled.with_classes` does.
+    """
+    data = config.data
+    if train.num_classes is None or test.num_classes is None:
+        counts = {data.train_split: train.num_classes, data.test_split: test.num_classes}
         found = " and ".join(
             f"the {split!r} split has {count or 'no'} classes" for split, count in counts.items()
         )
         raise ValueError(f"evaluation needs labelled images of the same classes: {found}")
-    train, test = names.values()
-    if train is not None and test is not None and train != test:
-        differing = sorted(set(train) ^ set(test)) or [f"{train[0]}, in another order"]
-        raise ValueError(
-            f"the splits {' and '.join(map(repr, names))} have {len(train)} classes each, but not "
-            f"the same ones; only one of them has {', '.join(differing[:4])}"
-        )
+    return with_classes(
+        test,
+        train.class_names,
+        train.num_classes,
+        what=f"the {data.test_split!r} split",
+        of=f"the {data.train_split!r} split",
+    )
 
 
 def build_encode(config: ConfigDict, mesh: Mesh, *, depth: int, pool: str) -> Encode:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command, job
 from ddae_jax.beginning import begin, start_params, take_over
 from ddae_jax.config.downstream import check_architecture
-from ddae_jax.data.labelled import checked, labelled
+from ddae_jax.data.labelled import checked, labelled, with_classes
 from ddae_jax.data.rand_augment import rand_augment
 from ddae_jax.finetuning_watch import ClassificationWatch
 from ddae_jax.methods.labelled import LabelledTask, classification_error
@@ -50,13 +50,16 @@ def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
 
 def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     """What a fine-tuning run is made of."""
-    sources = {
-        split: build.build_source(config, split)
+    train, test = (
+        build.build_source(config, split)
         for split in (config.data.train_split, config.data.test_split)
-    }
-    build.check_same_classes(sources)
-    train, test = sources.values()
-    train, test = labelled(train, config.data.labelled_share, config.seed), checked(test)
+    )
+    names = workdir.read_classes() if workdir.has_checkpoint() else None
+    if names:
+        what = f"the {config.data.train_split!r} split"
+        train = with_classes(train, names, len(names), what=what, of="the run so far")
+    test = checked(build.with_classes_of(train, test, config))
+    train = labelled(train, config.data.labelled_share, config.seed)
     schedule = build.build_schedule(config, len(train))
     program = build_program(config, schedule, job.Data(num_classes=train.num_classes))
     task = program.method
@@ -66,6 +69,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         source=train,
         loader=build.build_loader(config, train, transform=build_transform(config)),
         schedule=schedule,
+        class_names=train.class_names,
         watch=ClassificationWatch(config, workdir, task, test, schedule, mesh),
         description=describe(config, train.num_classes),
         begin=functools.partial(

@@ -83,6 +83,8 @@ class Parts:
         watch: who looks at it.
         begin: from a fresh state to the one that training starts with.
         description: one line on what is trained.
+        class_names: of the classes that are learned, in the order of their numbers; None if they
+            have none.
         notes: a line each on what may not be meant, to be warned of.
         check_continues: raises if the state of a checkpoint cannot be continued with these parts.
     """
@@ -94,6 +96,7 @@ class Parts:
     watch: Watch
     description: str
     notes: Sequence[str] = ()
+    class_names: tuple[str, ...] | None = None
     begin: Callable[[TrainState], TrainState] = lambda state: state
     check_continues: Callable[[TrainState], None] = lambda state: None
 
@@ -375,6 +378,8 @@ def start_or_continue(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, M
     with all_or_none():
         if jax.process_index() == 0:
             run.workdir.write_config(to_plain(run.config))
+            if parts.class_names:
+                run.workdir.write_classes(parts.class_names)
     return state, stored_record
 
 

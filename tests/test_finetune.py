@@ -1,6 +1,7 @@
 """Fine-tuning from end to end: from a run, continued exactly, and from others' weights."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 from sklearn import metrics
 
 import golden_arrays
@@ -349,6 +351,50 @@ def mislabelled(monkeypatch):
         monkeypatch.setattr(build, "make_source", make)
 
     return mislabel
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes of one colour each, in two splits, and a config that learns them."""
+    for split, (index, name) in itertools.product(("train", "test"), enumerate("abc")):
+        folder = tmp_path / "photos" / split / name
+        folder.mkdir(parents=True)
+        for number in range(8):
+            pixels = np.full((16, 16), 80 * index + number, np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    place = f"config.data.data_dir = {str(tmp_path / 'photos')!r}"
+    of_folder = f'config.data.source = "folder"\n    {place}'
+    text = CONFIG.replace('config.data.source = "digits"', of_folder)
+    text = text.replace("batch_size = 64", "batch_size = 8")
+    (tmp_path / "finetune.py").write_text(text.replace("epochs = 2.0", "epochs = 12.0"))
+    return tmp_path / "photos"
+
+
+def evaluate_again(workdir, capsys):
+    try:
+        status = evaluate.main([f"--workdir={workdir}", "--task=classification"])
+    except SystemExit as ended:
+        status = ended.code
+    told = capsys.readouterr()
+    return status, json.loads(told.out.splitlines()[-1]) if status == 0 else told.err
+
+
+def test_classes_are_matched_by_their_names(photos, tmp_path, capsys, caplog):
+    options = ("--config.augment.mixup=0", "--config.augment.cutmix=0", "--config.from_scratch")
+    assert run(tmp_path, "run", *options) == 0
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == {"names": ["a", "b", "c"]}
+    status, before = evaluate_again(tmp_path / "run", capsys)
+    assert (status, before["top1"]) == (0, 1.0)
+
+    # A class that the test images lack is counted, and the others keep their numbers.
+    (photos / "test" / "a").rename(photos / "elsewhere")
+    status, found = evaluate_again(tmp_path / "run", capsys)
+    assert (status, found["top1"], found["per_class"]["a"]) == (0, 1.0, None)
+    # One that the network does not know is refused by name.
+    (photos / "elsewhere").rename(photos / "test" / "ant")
+    status, told = evaluate_again(tmp_path / "run", capsys)
+    assert status == 2
+    assert "the 'test' split has classes that the network does not have: ant" in told
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

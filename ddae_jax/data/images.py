@@ -11,7 +11,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
+Image.init()  # else Pillow knows the commonest formats only, and no others by their names
+
 NO_LABEL = -1  # of an image that nobody labelled
+
+_WANTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "JPEG2000")
+_WANTED_FORMATS += ("PPM", "TGA", "QOI", "SGI", "PCX")
+PILLOW_FORMATS = tuple(format for format in _WANTED_FORMATS if format in Image.OPEN)
+"""What is read, whatever a file is called; some builds of Pillow lack one of them.
+
+No other of Pillow's readers sees a file: some would start a program (EPS) or make sense of nearly
+any bytes.
+"""
 
 # Exif orientation 2-8 -> what turns the stored image upright.
 _UPRIGHT = {
@@ -60,7 +71,10 @@ class LazyImage(Protocol):
 
 
 class EncodedImage:
-    """A JPEG, PNG or WebP file: upright by its Exif orientation, transparency on white."""
+    """A file in one of `PILLOW_FORMATS`: upright by its Exif orientation, transparency on white.
+
+    Of one that holds several images the first is read.
+    """
 
     def __init__(self, read: Callable[[], bytes], name: str, channels: int):
         self._read = read
@@ -69,7 +83,7 @@ class EncodedImage:
 
     @functools.cached_property
     def _file(self) -> Image.Image:
-        return Image.open(io.BytesIO(self._read()))
+        return Image.open(io.BytesIO(self._read()), formats=PILLOW_FORMATS)
 
     @functools.cached_property
     def _orientation(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ddae_jax.data.images import NO_LABEL, Example, LazyImage
-from ddae_jax.data.sources import Source
+from ddae_jax.data.sources import Source, nearest
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +102,83 @@ class _CheckedWhenRead(_Around):
 
     def _check(self, indices: Sequence[int], labels: Any) -> None:
         _check_labels(self._source, indices, np.asarray(labels), self._least)
+
+
+class _Renumbered(_Around):
+    """A source whose labels are the numbers of its classes among others' classes."""
+
+    def __init__(self, source: Source, class_names: tuple[str, ...]):
+        super().__init__(source)
+        self.class_names = class_names
+        self.num_classes = len(class_names)
+        self._numbers = np.array([class_names.index(name) for name in source.class_names], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return example | {"label": np.int32(self._number(int(example["label"])))}
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._source.fingerprint}, of {self.num_classes} classes"
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
+        return [(image, self._number(label)) for image, label in self._source.open(indices)]
+
+    def labels(self) -> Int[np.ndarray, " examples"]:
+        labels = self._source.labels()
+        return np.where(labels < 0, labels, self._numbers[np.maximum(labels, 0)])
+
+    def _number(self, label: int) -> int:
+        return int(self._numbers[label]) if label >= 0 else label
+
+
+def with_classes(
+    source: Source, class_names: tuple[str, ...] | None, num_classes: int, *, what: str, of: str
+) -> Source:
+    """The source with labels by the numbers of given classes, which are matched by their names.
+
+    **Arguments:**
+
+    - `class_names`: of the classes; None if they have no names, as then are their numbers.
+    - `num_classes`: how many there are.
+    - `what`, `of`: the source, and whose classes these are, for messages.
+
+    Classes that the source has no images of are warned of. Raises `ValueError`, naming them, if it
+    has others; and for a source without classes.
+    """
+    _check_has_classes(source)
+    ours = source.class_names
+    if ours is None or class_names is None:
+        if source.num_classes != num_classes:
+            raise ValueError(f"{what} has {source.num_classes} classes, and {of} {num_classes}")
+        return source
+    unknown = [name for name in ours if name not in set(class_names)]
+    if unknown:
+        raise ValueError(
+            f"{what} has classes that {of} does not have: {_listed(unknown)}"
+            f"{nearest(unknown[0], class_names)}. Labels are matched by the names of classes"
+        )
+    missing = [name for name in class_names if name not in set(ours)]
+    if missing:
+        _log.warning(
+            "%s has no images of %d of the %d classes of %s: %s",
+            what,
+            len(missing),
+            num_classes,
+            of,
+            _listed(missing),
+        )
+    return source if ours == class_names else _Renumbered(source, class_names)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def checked(source: Source) -> Source:

@@ -116,7 +116,7 @@ def decode_pair(image: LazyImage, annotation: LazyAnnotation) -> Pair:
 class FolderPairs(_IndexedPairs):
     """ADE20K's layout: `DIR/images/SPLIT/a.jpg` and `DIR/annotations/SPLIT/a.png`.
 
-    Images are .jpg, .jpeg, .png or .webp files, in the order of their sorted paths; annotations
+    Images are files that Pillow reads, in the order of their sorted paths; annotations
     are .png files of one class number a pixel. Sub-folders have to be the same in both. See
     `make_pair_source` for arguments and errors.
     """

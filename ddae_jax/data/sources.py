@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from ddae_jax.data.folder import IMAGE_SUFFIXES, contents, scan, split_folder
+from ddae_jax.data.folder import contents, image_suffixes, scan, split_folder
 from ddae_jax.data.images import (
     NO_LABEL,
     CorruptImage,
@@ -398,11 +398,11 @@ def _record_reader(builder: Any, split: str) -> Any:
 
 
 class FolderSource(_IndexedSource):
-    """A tree of .jpg, .jpeg, .png and .webp files, in the order of their sorted paths.
+    """A tree of image files, in the order of their sorted paths.
 
-    `data_dir/split` is read if it is a folder, else `data_dir` itself as "train". The label is the
-    index of the sub-folder of the first level, in sorted order; images beside these have -1. Hidden
-    files are left out; linked folders are followed. See `make_source` for arguments and errors.
+    `data_dir/split` is read if it is a folder, else `data_dir` itself as "train". Which files those
+    are, and their labels, `ddae_jax.data.folder.scan` says. See `make_source` for arguments and
+    errors.
     """
 
     has_labels_at_hand = True
@@ -412,7 +412,7 @@ class FolderSource(_IndexedSource):
         paths, self._labels, self.class_names = scan(root)
         if not paths:
             raise ValueError(
-                f"no image in {root}: looked for {', '.join(IMAGE_SUFFIXES)} in it and in its "
+                f"no image in {root}: looked for {', '.join(image_suffixes())} in it and in its "
                 f"sub-folders; it contains {contents(root)}"
             )
         # One buffer: a list of a million strings is slow to pickle and is copied by every worker.

@@ -3,7 +3,7 @@
 from absl import flags as absl_flags
 
 from ddae_jax import build
-from ddae_jax.data.labelled import checked
+from ddae_jax.data.labelled import checked, with_classes
 from ddae_jax.evaluation.classification import score
 from ddae_jax.evaluation.confusion_figure import confusion_figure, worst_classes
 from ddae_jax.finetune import build_task
@@ -19,7 +19,12 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     with all_or_none():
         run = open_run(flags.workdir, "workdir", flags, job="finetune")
         split = flags.split or run.config.data.test_split
-        source = checked(where_the_data_is(build.build_source, run.config, split))
+        source = where_the_data_is(build.build_source, run.config, split)
+        names = run.workdir.read_classes()
+        if names:
+            what = f"the {split!r} split"
+            source = with_classes(source, names, len(names), what=what, of="the network")
+        source = checked(source)
     config, mesh = run.config, run.mesh
     task = build_task(config, source.num_classes)
     variables, step = restore_labelled(run, task, flags.step)

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -27,7 +27,7 @@ class Workdir:
     ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``report.html``,
     ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``,
     ``baselines.json`` (what k-NN reaches without training), ``scores.json`` (what a fine-tuned
-    network reaches), ``lock``.
+    network reaches), ``classes.json`` (the names of its classes), ``lock``.
 
     Raises ``ValueError`` for an address such as ``gs://bucket/run``.
     """
@@ -49,6 +49,7 @@ class Workdir:
         self.compilation_cache = self.path / "compilation_cache"
         self.baselines = self.path / "baselines.json"
         self.scores = self.path / "scores.json"
+        self.classes = self.path / "classes.json"
         self._lock_path = self.path / "lock"
         self._lock = None
 
@@ -139,6 +140,23 @@ class Workdir:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Stores the config of the run; whole or not at all."""
         write_json(self.config, config)
+
+    def read_classes(self) -> tuple[str, ...] | None:
+        """Names of the classes that a network tells apart, in the order of their numbers.
+
+        None if they have none, or if an earlier version made the run. Raises ``ValueError`` if the
+        file is damaged.
+        """
+        if not self.classes.exists():
+            return None
+        names = read_json(self.classes).get("names")
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"{self.classes} holds no names of classes; repair it, or delete it")
+        return tuple(names)
+
+    def write_classes(self, names: Sequence[str]) -> None:
+        """Stores the names of the classes, in the order of their numbers."""
+        write_json(self.classes, {"names": list(names)})
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

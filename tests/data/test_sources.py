@@ -159,6 +159,132 @@ class TestFolder:
         assert len(source) == 1
         assert source.class_names == ("link",)
 
+    @pytest.mark.parametrize(
+        "suffix",
+        ["png", "jpg", "jfif", "jpe", "webp", "tif", "tiff", "bmp", "gif", "avif", "jp2"]
+        + ["ppm", "pgm", "tga", "qoi", "apng"],
+    )
+    def test_what_pillow_reads_is_read(self, tmp_path, suffix):
+        grey = Image.fromarray(np.full((8, 6), 80, np.uint8)).convert("RGB")
+        save(grey, tmp_path / f"a.{suffix.upper()}")
+        source = make_source("folder", data_dir=str(tmp_path), channels=1)
+        assert len(source) == 1
+        np.testing.assert_allclose(source[0]["image"], 80, atol=1)
+
+    def test_a_moving_picture_shows_its_first_frame(self, tmp_path):
+        first, *others = (Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, RED))
+        first.save(tmp_path / "a.gif", save_all=True, append_images=others)
+        source = make_source("folder", data_dir=str(tmp_path))
+        assert tuple(source[0]["image"][0, 0]) == RED
+
+    def test_what_is_called_otherwise_is_counted_by_suffix(self, tmp_path, caplog):
+        for name in ("a.png", "b.heic", "c.HEIC", "d.nef", "notes.txt"):
+            save(Image.new("RGB", (2, 2)), tmp_path / "photos" / name, format="png")
+        assert len(make_source("folder", data_dir=str(tmp_path))) == 1
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert "4 files are left out beside 1 images" in record.message
+        assert "2 .heic, 1 .nef, 1 .txt" in record.message
+
+    def test_what_is_no_image_for_anybody_is_no_warning(self, rgb_folder, caplog):
+        (rgb_folder / "labels.csv").write_text("")
+        with caplog.at_level(logging.WARNING):
+            make_source("folder", data_dir=str(rgb_folder))
+        assert not caplog.records
+
+    def test_links_and_folders_that_lead_nowhere_are_named_and_skipped(self, tmp_path, caplog):
+        save(Image.new("RGB", (2, 2)), tmp_path / "cat" / "a.png")
+        (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+        (tmp_path / "cat" / "itself.png").symlink_to("itself.png")
+        (tmp_path / "dog").symlink_to(tmp_path / "no_folder")
+        source = make_source("folder", data_dir=str(tmp_path))
+        assert (len(source), source.class_names) == (1, ("cat",))
+        assert "left out 3 links that lead nowhere" in caplog.text
+        for name in ("cat/gone.png", "cat/itself.png", "dog"):
+            assert str(tmp_path / name) in caplog.text
+
+    def test_a_folder_that_may_not_be_read_is_skipped_and_named(
+        self, rgb_folder, monkeypatch, caplog
+    ):
+        scandir = os.scandir  # root may read what it likes
+
+        def refuse(path):
+            if Path(path).name == "deep":
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        source = make_source("folder", data_dir=str(rgb_folder))
+        assert len(source) == 3
+        assert f"may not be read, or lead to themselves: {rgb_folder}/cat/deep" in caplog.text
+
+    def test_an_image_that_links_lead_to_as_well_counts_once(self, tmp_path, caplog):
+        save(Image.new("RGB", (2, 2)), tmp_path / "root" / "cat" / "a.png")
+        save(Image.new("RGB", (2, 2)), tmp_path / "elsewhere" / "b.png")
+        root = tmp_path / "root"
+        (root / "ant").mkdir()
+        (root / "ant" / "the_cat.png").symlink_to(root / "cat" / "a.png")
+        (root / "dog").symlink_to(tmp_path / "elsewhere")
+        (root / "elk").symlink_to(tmp_path / "elsewhere")
+        source = make_source("folder", data_dir=str(root))
+        names = [os.path.relpath(source.name(i), root) for i in range(len(source))]
+        assert names == ["cat/a.png", "dog/b.png"]
+        assert source.class_names == ("cat", "dog")
+        assert "left out 2 links to images that are there already" in caplog.text
+
+    @pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "lost+found", "$RECYCLE.BIN"])
+    def test_folders_of_the_system_are_no_classes(self, rgb_folder, name, caplog):
+        save(Image.new("RGB", (6, 4)), rgb_folder / name / "thumb.png")
+        save(Image.new("RGB", (6, 4)), rgb_folder / "cat" / name / "thumb.png")
+        source = make_source("folder", data_dir=str(rgb_folder))
+        assert (len(source), source.class_names) == (4, ("ant", "cat"))
+
+    @pytest.mark.parametrize("where", ["run", "cat/run"])
+    def test_the_pictures_of_a_run_are_no_examples(self, rgb_folder, where, caplog):
+        before = make_source("folder", data_dir=str(rgb_folder))
+        run = rgb_folder / where
+        save(Image.new("RGB", (6, 4)), run / "figures" / "loss.png")
+        (run / "lock").touch()
+        (run / "config.json").write_text("{}")
+        source = make_source("folder", data_dir=str(rgb_folder))
+        assert source.fingerprint == before.fingerprint
+        assert source.class_names == before.class_names
+        assert f"folders of runs, whose pictures are no examples: {run}" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("names", "proposed"),
+        [
+            (
+                ("train2017", "val2017"),
+                "data.train_split='train2017' and data.test_split='val2017'",
+            ),
+            (
+                ("test_set", "training_set"),
+                "data.train_split='training_set' and data.test_split='te",
+            ),
+            (("Validation", "cats"), "data.test_split='Validation'"),
+        ],
+    )
+    def test_folders_that_are_called_as_splits_are_warned_of(
+        self, tmp_path, caplog, names, proposed
+    ):
+        for name in names:
+            save(Image.new("RGB", (2, 2)), tmp_path / name / "a.png")
+        assert len(make_source("folder", data_dir=str(tmp_path))) == 2
+        assert proposed in caplog.text
+
+    def test_classes_that_begin_as_splits_do_are_no_splits(self, tmp_path, caplog):
+        for name in ("trains", "valley", "devil", "testament", "evaluations"):
+            save(Image.new("RGB", (2, 2)), tmp_path / name / "a.png")
+        make_source("folder", data_dir=str(tmp_path))
+        assert not caplog.records
+
+    def test_a_split_of_another_name_is_proposed(self, tmp_path):
+        for name in ("train", "val"):
+            save(Image.new("RGB", (2, 2)), tmp_path / name / "a.png")
+        with pytest.raises(FileNotFoundError, match=r"did you mean data.test_split='val'\?"):
+            make_source("folder", data_dir=str(tmp_path), split="validation")
+
     def test_different_sizes_share_none(self, rgb_folder):
         save(Image.new("RGB", (7, 4)), rgb_folder / "cat" / "z.png")
         assert make_source("folder", data_dir=str(rgb_folder)).image_size is None
