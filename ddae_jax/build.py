@@ -204,8 +204,13 @@ def build_source(config: ConfigDict, split: str) -> Source:
     data = config.data
     make = _decoded_source if data.in_memory else make_source
     return make(
-        data.source, name=data.name, data_dir=data.data_dir, split=split, channels=data.channels
+        data.source, name=data.name, data_dir=data.data_dir, split=split, **decoding(config)
     )
+
+
+def decoding(config: ConfigDict) -> dict[str, Any]:
+    """How files become pixels, as arguments of the functions that make sources."""
+    return {name: config.data[name] for name in ("channels", "max_pixels", "max_value")}
 
 
 @functools.lru_cache(maxsize=2)

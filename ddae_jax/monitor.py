@@ -367,5 +367,12 @@ def _summary(records: list[dict], knn: Mapping[str, float]) -> list[Summary]:
         )
     corrupt = curves.latest(records, "corrupt_images")
     if corrupt:
-        cards.append(Summary("Unreadable images", f"{corrupt:.0f}", "skipped; named in the log"))
+        family = "corrupt_images/"
+        causes = {name for record in records for name in record if name.startswith(family)}
+        counts = ", ".join(
+            f"{curves.latest(records, name):.0f} {name.removeprefix(family)}"
+            for name in sorted(causes)
+        )
+        note = f"skipped; named in the log: {counts}" if counts else "skipped; named in the log"
+        cards.append(Summary("Unreadable images", f"{corrupt:.0f}", note))
     return cards

@@ -85,7 +85,7 @@ def build_pairs(config: ConfigDict, split: str) -> PairSource:
         name=data.name,
         data_dir=data.data_dir,
         split=split,
-        channels=data.channels,
+        **build.decoding(config),
     )
 
 

@@ -44,7 +44,8 @@ RETIRED = frozenset({"tokenizer.min_perplexity"})
 """Keys that stored configs may have, and that are no more; none of them changed what is learned."""
 
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
-FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity_share")
+FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "data.max_pixels")
+FREE_TO_CHANGE += ("tokenizer.min_perplexity_share",)
 # Where it is; not what.
 FREE_TO_CHANGE += ("targets.tokenizer", "tokenizer.teacher", "init_from")
 FREE_TO_CHANGE += ("defaults_version",)  # all that it stands for is in the other keys
@@ -58,6 +59,9 @@ DEFAULTS_VERSION = 5
 
 A run keeps the version that it began with, and so is continued as it began.
 """
+
+# What was done with images before these keys: Pillow's own limit, and 16 bits by their whole range.
+_DECODING_4 = {"data.max_pixels": 0, "data.max_value": 65535.0}
 
 EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType(
     {
@@ -104,7 +108,10 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
             "pretrain": {
                 "supervision.beta_step": 1.0,
                 "teacher.min_half_lives": 0.0,
-            }
+                **_DECODING_4,
+            },
+            "finetune": _DECODING_4,
+            "segment": _DECODING_4,
         },
     }
 )
@@ -333,6 +340,8 @@ def _of_every_job(job: str) -> ConfigDict:
     config.data.num_threads = 0  # in each process; 0 for what suits the images
     config.data.in_memory = False  # decode all images once; for small ones of one size
     config.data.max_corrupt_share = 0.01  # more unreadable images than this stop the run
+    config.data.max_pixels = 50_000_000  # an image of more is skipped; 0 for Pillow's own limit
+    config.data.max_value = 0.0  # what becomes white in images of more than 8 bits; 0: by each file
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices along each axis; -1 takes what the other leaves

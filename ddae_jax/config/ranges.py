@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import DEFAULTS_VERSION, TUPLES, defaults_by_key, flatten
 from ddae_jax.config.values import check_keys, on_command_line, type_in_words
+from ddae_jax.data.images import PILLOW_MAX_PIXELS
 from ddae_jax.hints import did_you_mean
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
@@ -119,6 +120,8 @@ RANGES = {
     "data.num_workers": (0, 1024),
     "data.num_threads": (0, 1024),
     "data.max_corrupt_share": (0, 1),
+    "data.max_pixels": (0, PILLOW_MAX_PIXELS),
+    "data.max_value": (0, 1e38),
     "checkpoint.every_epochs": (_ABOVE_0, math.inf),
     "checkpoint.keep_last": (1, _MANY),
     "checkpoint.keep_every": (0, _MANY),

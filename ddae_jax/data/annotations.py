@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from ddae_jax.data.images import LazyImage, naming_corruption
+from ddae_jax.data.images import PILLOW_FORMATS, LazyImage, naming_corruption
 
 IGNORED = 255
 """The label of pixels that no loss and no score counts, whatever the files say."""
@@ -130,7 +130,7 @@ class LazyAnnotation:
 
     @functools.cached_property
     def _file(self) -> Image.Image:
-        return Image.open(io.BytesIO(self._read()))
+        return Image.open(io.BytesIO(self._read()), formats=PILLOW_FORMATS)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -4,12 +4,19 @@ import contextlib
 import errno
 import functools
 import io
+import logging
+import os
+import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from jaxtyping import Float64, UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+_log = logging.getLogger(__name__)
+_told: set[str] = set()  # what is said once in a process
 
 Image.init()  # else Pillow knows the commonest formats only, and no others by their names
 
@@ -23,6 +30,9 @@ PILLOW_FORMATS = tuple(format for format in _WANTED_FORMATS if format in Image.O
 No other of Pillow's readers sees a file: some would start a program (EPS) or make sense of nearly
 any bytes.
 """
+
+PILLOW_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+"""The largest image that Pillow decodes at all."""
 
 # Exif orientation 2-8 -> what turns the stored image upright.
 _UPRIGHT = {
@@ -38,12 +48,69 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 # Errors of reading that say nothing of the machine, only of one file: gone, or not for us.
 _OF_THIS_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+_OF_THIS_FILE += (errno.ENXIO,)  # a socket
 
 Pixels = UInt8[np.ndarray, "height width channel"]
 
 
+CAUSES = (
+    "of unknown cause",
+    "damaged",
+    "truncated",
+    "no image",
+    "more pixels than data.max_pixels",
+    "more bytes than data.max_pixels allows",
+    "metadata too large",
+    "not readable",
+    "no regular file",
+)
+"""Why an image may be corrupt, in a few words; new ones go to the end."""
+
+
 class CorruptImage(ValueError):
-    """An image that cannot be read or decoded. The message names the image and the cause."""
+    """An image that cannot be read or decoded. The message names the image and the cause.
+
+    `kind` is one of `CAUSES`.
+    """
+
+    def __init__(self, message: str, kind: str = CAUSES[0]):
+        super().__init__(message, kind)
+        self.message = message
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _Refused(ValueError):
+    """A file that is not decoded, although it might be. `kind` is one of `CAUSES`."""
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels.
+
+    **Arguments:**
+
+    - `channels`: 1 (grey) or 3 (RGB).
+    - `max_pixels`: an image of more, by its header, is not decoded; 0 for Pillow's own limit.
+    - `max_value`: of images of more than 8 bits, the value that becomes 255. 0 takes each file's
+      own: all that its largest value's number of bits can hold, such as 4095 for 12 bits; and of
+      floats 1, or 255, if they lie between 0 and that, else the file's least and largest.
+    """
+
+    channels: int = 3
+    max_pixels: int = 50_000_000
+    max_value: float = 0.0
+
+    @property
+    def max_bytes(self) -> int:
+        """What the file of the largest image may have, uncompressed in 16 bits."""
+        return 8 * (self.max_pixels or PILLOW_MAX_PIXELS) + 2**20
 
 
 class Example(TypedDict):
@@ -76,18 +143,35 @@ class EncodedImage:
     Of one that holds several images the first is read.
     """
 
-    def __init__(self, read: Callable[[], bytes], name: str, channels: int):
+    def __init__(self, read: Callable[[], bytes], name: str, decoding: Decoding):
         self._read = read
         self._name = name
-        self._channels = channels
+        self._decoding = decoding
 
     @functools.cached_property
     def _file(self) -> Image.Image:
-        return Image.open(io.BytesIO(self._read()), formats=PILLOW_FORMATS)
+        encoded = self._read()
+        size = webp_size(encoded)  # whose reader takes the memory of the whole canvas at once
+        if size is not None:
+            self._check_pixels(size)
+        file = Image.open(io.BytesIO(encoded), formats=PILLOW_FORMATS)
+        self._check_pixels(file.size)
+        return file
+
+    def _check_pixels(self, size: tuple[int, int]) -> None:
+        limit = self._decoding.max_pixels or PILLOW_MAX_PIXELS
+        if size[0] * size[1] > limit:
+            raise _Refused(
+                f"it has {size[0]} x {size[1]} pixels, more than data.max_pixels={limit}",
+                "more pixels than data.max_pixels",
+            )
 
     @functools.cached_property
     def _orientation(self) -> int:
-        return self._file.getexif().get(ExifTags.Base.Orientation, 1)
+        try:
+            return self._file.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # of what is broken in the metadata the image need not suffer
+            return 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -99,10 +183,10 @@ class EncodedImage:
         with naming_corruption(self._name):
             file, orientation = self._file, self._orientation
             del self._file  # it remembers how it was decoded: the next decoding opens it anew
-            mode = "L" if self._channels == 1 else None
+            mode = "L" if self._decoding.channels == 1 else None
             # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
             file.draft(mode, tuple(max(side // reduction, 1) for side in file.size))
-            image = _to_channels(file, self._channels)
+            image = _to_channels(file, self._decoding, self._name)
             return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
     def pixels(self) -> Pixels:
@@ -131,18 +215,18 @@ class DecodedImage:
 class KnownCorruptImage:
     """An image of which one knows that it cannot be decoded."""
 
-    def __init__(self, error: str):
-        self._error = error
+    def __init__(self, error: CorruptImage):
+        self._message, self._kind = error.message, error.kind
 
     @property
     def size(self) -> tuple[int, int]:
-        raise CorruptImage(self._error)
+        raise CorruptImage(self._message, self._kind)
 
     def decode(self, reduction: int = 1) -> Image.Image:
-        raise CorruptImage(self._error)
+        raise CorruptImage(self._message, self._kind)
 
     def pixels(self) -> Pixels:
-        raise CorruptImage(self._error)
+        raise CorruptImage(self._message, self._kind)
 
 
 @contextlib.contextmanager
@@ -154,18 +238,73 @@ def naming_corruption(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THIS_FILE:
-            raise CorruptImage(f"{name} cannot be read: {error.strerror}") from error
+            message = f"{name} cannot be read: {error.strerror}"
+            raise CorruptImage(message, "not readable") from error
         # Any other errno comes from the disk or the network: the image may be fine, they are not.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise CorruptImage(f"{name} cannot be decoded: {error}") from error
+        kind = _kind(error)
+        raise CorruptImage(f"{name} cannot be decoded: {error}", kind) from error
 
 
-def _to_channels(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits a pixel, which Pillow would clip to 255 instead of scaling.
-        levels = np.asarray(image).astype(np.float32) / 257
-        image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+def _kind(error: Exception) -> str:
+    """An error of decoding in a few words, the same for all files that have it."""
+    text = str(error).lower()
+    if isinstance(error, _Refused):
+        return error.kind
+    if isinstance(error, Image.DecompressionBombError):
+        return "more pixels than data.max_pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "no image"
+    if "truncated" in text or "not enough" in text:
+        return "truncated"
+    if "too large" in text or "memory limit" in text:
+        return "metadata too large"
+    return "damaged"
+
+
+def webp_size(encoded: bytes) -> tuple[int, int] | None:
+    """(width, height) of a WebP file, pixels, by its header; None if it is none.
+
+    Source: RFC 9649, WebP Image Format, sections 2.5 to 2.7.
+    """
+    kind, data = encoded[12:16], encoded[20:30]
+    if encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP" or len(data) < 10:
+        return None
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        sides = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+        return sides[0] & 0x3FFF, sides[1] & 0x3FFF
+    return None
+
+
+def read_bytes(path: bytes, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes; of another one nothing is read.
+
+    Raises `ValueError` for what is no regular file, or too large, and `OSError`.
+    """
+    # A pipe that nobody writes to would be waited for: not so where it is opened like this.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _Refused("it is no regular file", "no regular file")
+        if status.st_size > most:
+            raise _Refused(
+                f"it has {status.st_size:,} bytes, and an image within data.max_pixels at most "
+                f"{most:,}",
+                "more bytes than data.max_pixels allows",
+            )
+        return file.read()
+
+
+def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Image:
+    channels = decoding.channels
+    if image.mode.startswith(("I", "F")):
+        image = _to_eight_bits(image, decoding.max_value, name)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -173,6 +312,47 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
     image.load()
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _to_eight_bits(image: Image.Image, max_value: float, name: str) -> Image.Image:
+    """An image of one channel of more than 8 bits, scaled to 0..255; white where transparent."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    least, largest = _range_of(values, image.mode.startswith("I"))
+    if max_value:
+        least, largest = 0.0, max_value
+    _warn_of_scaling(name, least, largest, bool(max_value))
+    scaled = (values - least) * (255 / (largest - least))
+    scaled = scaled.round().clip(0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled = np.where(values == transparent, np.uint8(255), scaled)
+    return Image.fromarray(scaled)
+
+
+def _range_of(values: Float64[np.ndarray, "height width"], are_whole: bool) -> tuple[float, float]:
+    """What becomes 0 and 255, from the values alone; see `Decoding`."""
+    least, largest = float(values.min()), float(values.max())
+    if least < 0:
+        return least, max(largest, least + 1)
+    if are_whole:
+        return 0.0, max(255.0, 2.0 ** int(largest).bit_length() - 1)
+    if largest <= 255:
+        return 0.0, 1.0 if largest <= 1 else 255.0
+    return least, max(largest, least + 1)
+
+
+def _warn_of_scaling(name: str, least: float, largest: float, is_given: bool) -> None:
+    """Says once in a process that values of more than 8 bits are scaled."""
+    if is_given or "scaling" in _told:
+        return
+    _told.add("scaling")
+    _log.warning(
+        "images of more than 8 bits are scaled to 8, each by the range of its own values: %s from "
+        "%g to %g. data.max_value sets what becomes white in all of them, such as 4095 for 12 bits",
+        name,
+        least,
+        largest,
+    )
 
 
 def to_pixels(image: Image.Image) -> Pixels:

@@ -8,6 +8,7 @@ other, are the global batch that one process would see.
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
@@ -20,6 +21,7 @@ from PIL import Image
 
 from ddae_jax.data import augment, workers
 from ddae_jax.data.images import (
+    CAUSES,
     NO_LABEL,
     CorruptImage,
     LazyImage,
@@ -31,6 +33,8 @@ from ddae_jax.data.sources import ExampleSource, Source, reading_threads
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100
+# Causes of corruption, in the numbers that tell of them.
+_MOST_CAUSES = 16
 # Examples; Grain's own endless repetition overflows in batches of one.
 _ENDLESS = 2**53
 
@@ -135,9 +139,9 @@ def batches_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 @functools.cache
-def log_corrupt(name: str) -> None:
+def log_corrupt(name: str, cause: str) -> None:
     """Warns of an image that cannot be decoded; the same one only once in a process."""
-    _logger.warning("skipped an image that cannot be decoded: %s", name)
+    _logger.warning("skipped an image that cannot be decoded: %s (%s)", name, cause)
 
 
 class TrainLoader:
@@ -210,7 +214,7 @@ class TrainLoader:
         self._max_corrupt_share = max_corrupt_share
         self._unite = unite
         self._step = 0
-        self._corrupt: set[int] = set()
+        self._corrupt: dict[int, int] = {}  # from the index to that of the cause
         self._batches: grain.DatasetIterator | None = None
         self._is_closed = False
 
@@ -243,20 +247,28 @@ class TrainLoader:
         """The number of different images met so far that cannot be decoded."""
         return len(self._corrupt)
 
+    @property
+    def corrupt_causes(self) -> dict[str, int]:
+        """How many of them there are by cause (`ddae_jax.data.images.CAUSES`)."""
+        counts = Counter(CAUSES[cause] for cause in self._corrupt.values())
+        return dict(sorted(counts.items()))
+
     def synchronize(self) -> None:
         """Shares what is corrupt with the other processes, all of which have to call it.
 
         Raises `TooManyCorruptImages` in all of them, or in none.
         """
-        own = np.array(sorted(self._corrupt), np.int64)
-        self._corrupt = set(self._unite(own).tolist())
+        own = np.array([_coded(*item) for item in sorted(self._corrupt.items())], np.int64)
+        self._corrupt = dict(divmod(code, _MOST_CAUSES) for code in self._unite(own).tolist())
         self._check_corrupt_share()
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` needs, fit for JSON: step, corrupt indices, the source's fingerprint."""
+        corrupt = sorted(self._corrupt)
         return {
             "step": self._step,
-            "corrupt": sorted(self._corrupt),
+            "corrupt": corrupt,
+            "causes": [CAUSES[self._corrupt[index]] for index in corrupt],
             "source": self._source.fingerprint,
         }
 
@@ -276,10 +288,14 @@ class TrainLoader:
                     "--allow_config_changes"
                 )
             _logger.warning("the training data has changed: %s", change)
-            state = state | {"corrupt": []}  # indices of other examples
+            state = state | {"corrupt": [], "causes": []}  # indices of other examples
         self._stop_reading()
         self._step = int(state["step"])
-        self._corrupt = {int(index) for index in state["corrupt"]}
+        causes = state.get("causes", [CAUSES[0]] * len(state["corrupt"]))
+        self._corrupt = {
+            int(index): CAUSES.index(cause)
+            for index, cause in zip(state["corrupt"], causes, strict=True)
+        }
 
     def close(self) -> None:
         """Stops threads and worker processes; the loader cannot be iterated any more."""
@@ -325,20 +341,23 @@ class TrainLoader:
             )
         return dataset
 
-    def _report_corrupt(self, indices: Int[np.ndarray, " corrupt"]) -> None:
-        for index in set(indices.tolist()) - self._corrupt:
-            log_corrupt(self._source.name(index))
-            self._corrupt.add(index)
+    def _report_corrupt(self, codes: Int[np.ndarray, " corrupt"]) -> None:
+        for index, cause in sorted(divmod(code, _MOST_CAUSES) for code in codes.tolist()):
+            if index not in self._corrupt:
+                log_corrupt(self._source.name(index), CAUSES[cause])
+                self._corrupt[index] = cause
         if self._process_count == 1:  # several would not stop together: see `synchronize`
             self._check_corrupt_share()
 
     def _check_corrupt_share(self) -> None:
         if len(self._corrupt) > self._max_corrupt:
             names = ", ".join(self._source.name(index) for index in sorted(self._corrupt)[:5])
+            causes = ", ".join(f"{count} {cause}" for cause, count in self.corrupt_causes.items())
             raise TooManyCorruptImages(
                 f"{len(self._corrupt)} of {len(self._source)} images cannot be decoded: a share of "
                 f"{len(self._corrupt) / len(self._source):.2%}, above the limit "
-                f"data.max_corrupt_share={self._max_corrupt_share:.2%}. Among them: {names}"
+                f"data.max_corrupt_share={self._max_corrupt_share:.2%} ({causes}). Among them: "
+                f"{names}"
             )
 
 
@@ -434,7 +453,7 @@ class _LoadTrainBatch:
             try:
                 example = self.augmentation(chosen, make_rng)
             except CorruptImage as error:
-                corrupt.append(candidate)
+                corrupt.append(_coded(candidate, CAUSES.index(error.kind)))
                 last_error = error
                 continue
             self._check_size(example["image"], candidate)
@@ -451,6 +470,11 @@ class _LoadTrainBatch:
                 f"{self.source.name(index)} is {pixels.shape[:2]}; choose augment_in='workers', "
                 "which makes them alike"
             )
+
+
+def _coded(index: int, cause: int) -> int:
+    """The index of a corrupt image and that of its cause, as one number, as workers hand it on."""
+    return index * _MOST_CAUSES + cause
 
 
 def _stream(seed: tuple[int, int], position: int) -> np.random.Generator:
@@ -478,8 +502,8 @@ class _LoadEvalBatch:
             try:
                 images[row] = augment.resize_and_center_crop(image, self.image_size)
                 valid[row] = True
-            except CorruptImage:
-                log_corrupt(self.source.name(indices[row]))
+            except CorruptImage as error:
+                log_corrupt(self.source.name(indices[row]), error.kind)
         padding = (0, self.batch_size - len(indices))
         padded = np.pad(indices, padding, constant_values=-1)
         return {"image": images, "label": labels, "index": padded, "valid": valid}

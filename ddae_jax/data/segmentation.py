@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypedDict
 
 from ddae_jax.data.annotations import LabelRule, Labels, LazyAnnotation, check_same_size
 from ddae_jax.data.folder import contents, scan
-from ddae_jax.data.images import EncodedImage, LazyImage, Pixels
-from ddae_jax.data.sources import ExampleSource, TfdsSource, nearest, read_bytes
+from ddae_jax.data.images import Decoding, EncodedImage, LazyImage, Pixels, read_bytes
+from ddae_jax.data.sources import ExampleSource, TfdsSource, nearest
 
 PAIR_SOURCE_KINDS = ("folder", "tfds")
 
@@ -61,6 +61,8 @@ def make_pair_source(
     data_dir: str = "",
     split: str = "training",
     channels: int = 3,
+    max_pixels: int = Decoding.max_pixels,
+    max_value: float = Decoding.max_value,
 ) -> PairSource:
     """Opens a source of images and their annotations.
 
@@ -73,6 +75,7 @@ def make_pair_source(
     - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder.
     - `split`: "training", "validation", ... as the source calls it.
     - `channels`: 1 (grey) or 3 (RGB) of every decoded image.
+    - `max_pixels`, `max_value`: see `ddae_jax.data.images.Decoding`.
 
     Raises `ValueError` for arguments that are unknown or contradict each other, and for images and
     annotations that do not belong to each other; `FileNotFoundError` for data that is not there.
@@ -83,11 +86,12 @@ def make_pair_source(
         raise ValueError(f"{len(class_names)} class_names, but num_classes={num_classes}")
     rule = LabelRule(num_classes, ignore_label, reduce_zero_label)
     names = None if class_names is None else tuple(class_names)
+    decoding = Decoding(channels, max_pixels, max_value)
     match source:
         case "folder":
-            return FolderPairs(data_dir, split, channels, rule, names)
+            return FolderPairs(data_dir, split, decoding, rule, names)
         case "tfds":
-            return TfdsPairs(name, data_dir, split, channels, rule, names)
+            return TfdsPairs(name, data_dir, split, decoding, rule, names)
     raise ValueError(
         f"source={source!r} is unknown{nearest(source, PAIR_SOURCE_KINDS)}; "
         f"known are {', '.join(PAIR_SOURCE_KINDS)}"
@@ -127,14 +131,15 @@ class FolderPairs(_IndexedPairs):
         self,
         data_dir: str,
         split: str,
-        channels: int,
+        decoding: Decoding,
         rule: LabelRule,
         class_names: tuple[str, ...] | None,
     ):
         self._images, self._annotations = _pair_folders(data_dir, split)
         self._paths = _paired_paths(self._images, self._annotations)
         self._rule = rule
-        self.channels = channels
+        self._decoding = decoding
+        self.channels = decoding.channels
         self.num_classes = rule.num_classes
         self.class_names = class_names
 
@@ -153,13 +158,14 @@ class FolderPairs(_IndexedPairs):
         return [(self._image(index), self._annotation(index)) for index in indices]
 
     def _image(self, index: int) -> LazyImage:
-        read = functools.partial(read_bytes, self._image_path(index))
-        return EncodedImage(read, self.name(index), self.channels)
+        read = functools.partial(read_bytes, self._image_path(index), self._decoding.max_bytes)
+        return EncodedImage(read, self.name(index), self._decoding)
 
     def _annotation(self, index: int) -> LazyAnnotation:
         stem = _stem(self._paths[index])
         path = os.path.join(os.fsencode(self._annotations), stem + _ANNOTATION_SUFFIX.encode())
-        return LazyAnnotation(functools.partial(read_bytes, path), os.fsdecode(path), self._rule)
+        read = functools.partial(read_bytes, path, self._decoding.max_bytes)
+        return LazyAnnotation(read, os.fsdecode(path), self._rule)
 
     def _image_path(self, index: int) -> bytes:
         return os.path.join(os.fsencode(self._images), self._paths[index])
@@ -233,7 +239,7 @@ class TfdsPairs(_IndexedPairs, TfdsSource):
         name: str,
         data_dir: str,
         split: str,
-        channels: int,
+        decoding: Decoding,
         rule: LabelRule,
         class_names: tuple[str, ...] | None,
     ):
@@ -244,7 +250,7 @@ class TfdsPairs(_IndexedPairs, TfdsSource):
                 "own, ADEChallengeData2016, in its folders, with data.source='folder' and "
                 "data.data_dir=FOLDER"
             )
-        super().__init__(name, data_dir, split, channels)
+        super().__init__(name, data_dir, split, decoding)
         found = [feature for feature in _ANNOTATION_FEATURES if feature in self.feature_names]
         if not found:
             raise ValueError(

@@ -25,10 +25,12 @@ from ddae_jax.data.images import (
     NO_LABEL,
     CorruptImage,
     DecodedImage,
+    Decoding,
     EncodedImage,
     Example,
     KnownCorruptImage,
     LazyImage,
+    read_bytes,
 )
 
 _log = logging.getLogger(__name__)
@@ -85,7 +87,14 @@ class Source(ExampleSource, Protocol):
 
 
 def make_source(
-    source: str, *, name: str = "", data_dir: str = "", split: str = "train", channels: int = 3
+    source: str,
+    *,
+    name: str = "",
+    data_dir: str = "",
+    split: str = "train",
+    channels: int = 3,
+    max_pixels: int = Decoding.max_pixels,
+    max_value: float = Decoding.max_value,
 ) -> Source:
     """Opens a source of images.
 
@@ -96,19 +105,21 @@ def make_source(
     - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder of images.
     - `split`: "train", "test", ...; for TFDS also a slice such as "train[:80%]".
     - `channels`: 1 (grey) or 3 (RGB) of every decoded image.
+    - `max_pixels`, `max_value`: see `ddae_jax.data.images.Decoding`.
 
     Raises `ValueError` for an unknown source, name or split, for other `channels`, and for a folder
     without images; `FileNotFoundError` for data that is not there and cannot be downloaded.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels")
+    decoding = Decoding(channels, max_pixels, max_value)
     match source:
         case "digits":
             return digits_source(split, channels)
         case "tfds":
-            return TfdsSource(name, data_dir, split, channels)
+            return TfdsSource(name, data_dir, split, decoding)
         case "folder":
-            return FolderSource(data_dir, split, channels)
+            return FolderSource(data_dir, split, decoding)
     raise ValueError(
         f"source={source!r} is unknown{nearest(source, SOURCE_KINDS)}; "
         f"known are {', '.join(SOURCE_KINDS)}"
@@ -146,7 +157,7 @@ class ArraySource(_IndexedSource):
         *,
         title: str = "array",
         class_names: tuple[str, ...] | None = None,
-        corrupt: dict[int, str] | None = None,
+        corrupt: Mapping[int, CorruptImage] | None = None,
         decoded_from: Source | None = None,
     ):
         if len(images) != len(labels):
@@ -211,7 +222,7 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
         )
     images = np.zeros((len(source), *source.image_size, source.channels), np.uint8)
     labels = np.full(len(source), NO_LABEL, np.int32)
-    corrupt: dict[int, str] = {}
+    corrupt: dict[int, CorruptImage] = {}
 
     def decode(indices: range) -> None:
         for index, (image, label) in zip(indices, source.open(indices), strict=True):
@@ -219,7 +230,7 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
             try:
                 pixels = image.pixels()
             except CorruptImage as error:
-                corrupt[index] = str(error)
+                corrupt[index] = error
                 continue
             if pixels.shape != images.shape[1:]:
                 raise ValueError(
@@ -274,7 +285,7 @@ class TfdsSource(_IndexedSource):
 
     has_labels_at_hand = False
 
-    def __init__(self, name: str, data_dir: str, split: str, channels: int):
+    def __init__(self, name: str, data_dir: str, split: str, decoding: Decoding):
         builder = _prepared_builder(name, data_dir)
         features = builder.info.features
         if "image" not in features:
@@ -285,7 +296,8 @@ class TfdsSource(_IndexedSource):
         label = dict(features.items()).get("label")
         names = getattr(label, "names", None)
         self._has_label = label is not None and hasattr(label, "num_classes")
-        self.channels = channels
+        self._decoding = decoding
+        self.channels = decoding.channels
         self.class_names = tuple(names) if names else None
         self.num_classes = label.num_classes if self._has_label else None
         height, width = features["image"].shape[:2]
@@ -319,7 +331,7 @@ class TfdsSource(_IndexedSource):
     def _parse(self, index: int, feature: Mapping[str, Any]) -> tuple[LazyImage, int]:
         encoded = feature["image"].bytes_list.value[0]
         label = feature["label"].int64_list.value[0] if self._has_label else NO_LABEL
-        return EncodedImage(lambda: encoded, self.name(index), self.channels), label
+        return EncodedImage(lambda: encoded, self.name(index), self._decoding), label
 
 
 def _prepared_builder(name: str, data_dir: str) -> Any:
@@ -407,7 +419,7 @@ class FolderSource(_IndexedSource):
 
     has_labels_at_hand = True
 
-    def __init__(self, data_dir: str, split: str, channels: int):
+    def __init__(self, data_dir: str, split: str, decoding: Decoding):
         root = split_folder(data_dir, split)
         paths, self._labels, self.class_names = scan(root)
         if not paths:
@@ -419,7 +431,8 @@ class FolderSource(_IndexedSource):
         self._paths = np.frombuffer(b"".join(paths), np.uint8)
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         self._root = os.fsencode(root)
-        self.channels = channels
+        self._decoding = decoding
+        self.channels = decoding.channels
         self.num_classes = None if self.class_names is None else len(self.class_names)
 
     def __len__(self) -> int:
@@ -457,18 +470,12 @@ class FolderSource(_IndexedSource):
         return self._labels
 
     def _image(self, index: int) -> LazyImage:
-        read = functools.partial(read_bytes, self._path(index))
-        return EncodedImage(read, self.name(index), self.channels)
+        read = functools.partial(read_bytes, self._path(index), self._decoding.max_bytes)
+        return EncodedImage(read, self.name(index), self._decoding)
 
     def _path(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0
         return os.path.join(self._root, self._paths[start : self._ends[index]].tobytes())
-
-
-def read_bytes(path: bytes) -> bytes:
-    """The content of a file."""
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

@@ -125,8 +125,8 @@ class _LoadPair:
     def __call__(self, index: int) -> Batch | None:
         try:
             pair = decode_pair(*self.source.open([index])[0])
-        except CorruptImage:
-            log_corrupt(self.source.name(index))
+        except CorruptImage as error:
+            log_corrupt(self.source.name(index), error.kind)
             return None
         return {**pair, "index": np.int32(index)}
 

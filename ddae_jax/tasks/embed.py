@@ -71,8 +71,8 @@ def embed(flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
 def _source(run: Run, flags: absl_flags.FlagValues) -> Source:
     if flags.images:
-        channels = run.config.data.channels
-        return make_source("folder", data_dir=flags.images, split="train", channels=channels)
+        options = build.decoding(run.config)
+        return make_source("folder", data_dir=flags.images, split="train", **options)
     split = flags.split or run.config.data.test_split
     return where_the_data_is(build.build_source, run.config, split)
 

@@ -32,6 +32,7 @@ class Batches(Protocol):
     """What the loop needs of a data loader (see :class:`ddae_jax.data.pipeline.TrainLoader`)."""
 
     corrupt_count: int
+    corrupt_causes: Mapping[str, int]
 
     def synchronize(self) -> None: ...
 
@@ -160,6 +161,8 @@ def train(
             batches.synchronize()
             values = watch.check() | meter.read() | plan.progress(step) | peak_memory()
             values["corrupt_images"] = float(batches.corrupt_count)
+            for cause, count in batches.corrupt_causes.items():
+                values[f"corrupt_images/{cause}"] = float(count)
         with meter.paused():
             # Saving comes first: what is saved is not lost while something else takes its time.
             if step % plan.save_every_steps == 0 or is_last or is_stopping:

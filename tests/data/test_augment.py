@@ -22,7 +22,7 @@ from ddae_jax.data.augment import (
     random_resized_crop,
     resize_and_center_crop,
 )
-from ddae_jax.data.images import EncodedImage
+from ddae_jax.data.images import Decoding, EncodedImage
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 sides = st.integers(1, 600)
@@ -126,7 +126,7 @@ class TestRandomResizedCrop:
         pixels = (smooth * 24 + 127).clip(0, 255).astype(np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
-        lazy = EncodedImage(buffer.getvalue, "smooth.jpg", 3)
+        lazy = EncodedImage(buffer.getvalue, "smooth.jpg", Decoding())
         reductions = []
         decode = lazy.decode
         lazy.decode = lambda reduction=1: reductions.append(reduction) or decode(reduction)

@@ -1,14 +1,20 @@
 """How any image file is decoded, and what is said where it cannot be."""
 
 import errno
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import sources
-from ddae_jax.data.images import CorruptImage
+from ddae_jax.data import images
+from ddae_jax.data.images import CAUSES, CorruptImage
 from ddae_jax.data.sources import make_source
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
@@ -125,12 +131,73 @@ class TestDecoding:
         save(Image.new("RGB", (2, 2)), tmp_path / "a.png")
         source = make_source("folder", data_dir=str(tmp_path))
 
-        def fail(path):
+        def fail(path, *_):
             raise OSError(errno.EIO, "Input/output error", path)
 
-        monkeypatch.setattr(sources, "read_bytes", fail)
+        monkeypatch.setattr(os, "open", fail)
         with pytest.raises(OSError, match=r"Input/output error.*a\.png"):
             source[0]
+
+    @pytest.mark.parametrize(
+        ("levels", "expected"),
+        [
+            ([0, 1024, 4095], [0, 64, 255]),  # 12 bits
+            ([0, 512, 1023], [0, 128, 255]),  # 10 bits
+            ([0, 100, 200], [0, 100, 200]),  # 8 bits that were written as 16
+            ([0, 4096, 40_000], [0, 16, 156]),  # 16 bits
+        ],
+    )
+    def test_sixteen_bits_are_scaled_by_the_bits_that_are_used(self, tmp_path, levels, expected):
+        save(Image.fromarray(np.array([levels], np.uint16)), tmp_path / "a.png")
+        found = decoded(tmp_path / "a.png", channels=1)[0, :, 0]
+        np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize(
+        ("values", "dtype", "expected"),
+        [
+            ([0.0, 0.5, 1.0], np.float32, [0, 128, 255]),
+            ([0.0, 51.0, 204.0], np.float32, [0, 51, 204]),
+            ([-1.0, 0.0, 1.0], np.float32, [0, 128, 255]),
+            ([0.0, 1000.0, 2000.0], np.float32, [0, 128, 255]),
+            ([0, 2**19, 2**20 - 1], np.int32, [0, 128, 255]),
+            ([-100, 10, 100], np.int32, [0, 140, 255]),
+            ([5.0, 5.0, 5.0], np.float32, [5, 5, 5]),
+            ([0.0, np.nan, 1.0], np.float32, [0, 0, 255]),
+        ],
+    )
+    def test_floats_and_whole_numbers_of_32_bits_are_scaled(
+        self, tmp_path, values, dtype, expected
+    ):
+        save(Image.fromarray(np.array([values], dtype)), tmp_path / "a.tiff")
+        found = decoded(tmp_path / "a.tiff", channels=1)[0, :, 0]
+        np.testing.assert_array_equal(found, expected)
+
+    def test_what_becomes_white_may_be_given_for_all(self, tmp_path):
+        for number, levels in enumerate([[0, 100, 1000], [0, 2000, 9000]]):
+            path = tmp_path / f"{number}.png"
+            save(Image.fromarray(np.array([levels], np.uint16)), path)
+        source = make_source("folder", data_dir=str(tmp_path), channels=1, max_value=4000)
+        assert source[0]["image"][0, :, 0].tolist() == [0, 6, 64]
+        assert source[1]["image"][0, :, 0].tolist() == [0, 128, 255]
+
+    def test_scaling_is_told_once(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(images, "_told", set())
+        path = tmp_path / "a.png"
+        save(Image.fromarray(np.array([[0, 4000]], np.uint16)), path)
+        decoded(path)
+        decoded(path)
+        (record,) = caplog.records
+        assert f"{path} from 0 to 4095. data.max_value sets" in record.message
+
+    def test_a_transparent_level_of_sixteen_bits_is_white(self, tmp_path):
+        image = Image.fromarray(np.array([[7, 1024, 4095]], np.uint16))
+        save(image, tmp_path / "a.png", transparency=7)
+        assert decoded(tmp_path / "a.png", channels=1)[0, :, 0].tolist() == [255, 64, 255]
+
+    def test_metadata_that_are_broken_do_not_cost_the_image(self, tmp_path):
+        path = tmp_path / "a.png"
+        save(Image.new("RGB", (3, 2), RED), path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff no tags")
+        assert tuple(decoded(path)[0, 0]) == RED
 
     @pytest.mark.parametrize("becomes", ["gone", "a folder", "a link to itself"])
     def test_file_that_alone_cannot_be_read_is_a_corrupt_image(self, tmp_path, becomes):
@@ -144,3 +211,99 @@ class TestDecoding:
             path.symlink_to(path)
         with pytest.raises(CorruptImage, match=r"a\.png cannot be read: "):
             source[0]
+
+
+def kind_of(path: Path, **options) -> str:
+    """Why the image in this folder cannot be decoded."""
+    with pytest.raises(CorruptImage) as caught:
+        make_source("folder", data_dir=str(path.parent), **options)[0]
+    assert str(path) in str(caught.value)
+    assert caught.value.kind in CAUSES
+    return caught.value.kind
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def huge_webp(side: int) -> bytes:
+    """A WebP file of a few bytes, whose canvas is as large as its header says."""
+    canvas = (side - 1).to_bytes(3, "little") * 2
+    chunk = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+class TestHostile:
+    """What a file may claim to be, and that its claims cost neither memory nor time."""
+
+    def test_more_pixels_than_the_limit_are_not_decoded(self, tmp_path):
+        save(Image.new("1", (300, 200)), tmp_path / "a.png")
+        kind = kind_of(tmp_path / "a.png", max_pixels=59_999)
+        assert kind == "more pixels than data.max_pixels"
+        make_source("folder", data_dir=str(tmp_path), max_pixels=60_000)[0]
+
+    @pytest.mark.parametrize(
+        ("options", "size"),
+        [({"lossless": True}, (301, 40)), ({"quality": 50}, (40, 301)), ({"exif": b"x"}, (17, 5))],
+    )
+    def test_the_size_of_a_webp_is_read_off_its_header(self, tmp_path, options, size):
+        save(Image.new("RGB", size, RED), tmp_path / "a.webp", **options)
+        assert images.webp_size((tmp_path / "a.webp").read_bytes()) == size
+        assert images.webp_size(b"RIFF") is None
+        assert images.webp_size(b"\x89PNG\r\n\x1a\n" + bytes(40)) is None
+
+    def test_a_canvas_of_a_few_bytes_takes_no_memory(self, tmp_path):
+        (tmp_path / "a.webp").write_bytes(huge_webp(16_383))
+        program = (
+            "import resource, sys; from ddae_jax.data.sources import make_source\n"
+            "source = make_source('folder', data_dir=sys.argv[1])\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "try: source[0]\n"
+            "except ValueError as error: print(error.kind)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        kind, more = done.stdout.splitlines()
+        assert kind == "more pixels than data.max_pixels"
+        assert int(more) < 50 * 1024  # KiB; the canvas has a GiB
+
+    def test_a_huge_file_is_not_read(self, tmp_path):
+        path = tmp_path / "a.jpg"
+        with open(path, "wb") as file:
+            file.truncate(2**31)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert kind_of(path) == "more bytes than data.max_pixels allows"
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
+        path = tmp_path / "a.png"
+        save(Image.new("RGB", (2, 2)), path)
+        source = make_source("folder", data_dir=str(tmp_path))
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(CorruptImage) as caught:
+            source[0]
+        assert caught.value.kind == "no regular file"
+
+    def test_the_cause_is_told_apart(self, tmp_path):
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+        whole = tmp_path / "whole.png"
+        save(noise, whole)
+        content = whole.read_bytes()
+        text = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(70 * 2**20)))
+        cases = {
+            "no image": b"<html>404</html>",
+            "truncated": content[: len(content) // 2],
+            "metadata too large": content[:33] + text + content[33:],
+        }
+        for number, (kind, damaged) in enumerate(cases.items()):
+            path = tmp_path / str(number) / "a.png"
+            path.parent.mkdir()
+            path.write_bytes(damaged)
+            assert kind_of(path) == kind

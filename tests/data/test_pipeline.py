@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ddae_jax.data.augment import resize_and_center_crop
+from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import (
     Augmentation,
     DataChanged,
@@ -32,7 +33,10 @@ AS_IS = Augmentation((8, 8), augment_in="device")
 def numbered_source(count: int, corrupt: tuple[int, ...] = ()) -> ArraySource:
     """Example i has label i, and an image in which no two crops are alike."""
     images = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
-    errors = {index: f"numbers[{index}] cannot be decoded: made so" for index in corrupt}
+    errors = {
+        index: CorruptImage(f"numbers[{index}] cannot be decoded: made so", "truncated")
+        for index in corrupt
+    }
     labels = np.arange(count, dtype=np.int32)
     return ArraySource(images, labels, title="numbers", corrupt=errors)
 
@@ -142,7 +146,8 @@ class TestSameBatchesWhoeverReads:
         with TrainLoader(numbered_source(20), CROP, batch_size=8, seed=3) as loader:
             take(loader, step)
             state = json.loads(json.dumps(loader.get_state()))
-        assert state == {"step": step, "corrupt": [], "source": "numbers, 20 examples"}
+        source = "numbers, 20 examples"
+        assert state == {"step": step, "corrupt": [], "causes": [], "source": source}
         with TrainLoader(numbered_source(20), CROP, batch_size=8, seed=3) as loader:
             loader.set_state(state)
             assert_same(take(loader, 6 - step), expected[step:])
@@ -233,6 +238,10 @@ class TestCorruptImages:
             assert set(batches[0]) == {"image", "label"}
             assert loader.corrupt_count == 2
             assert loader.get_state()["corrupt"] == [7, 8]
+            assert loader.get_state()["causes"] == ["truncated"] * 2
+            assert loader.corrupt_causes == {"truncated": 2}
+            loader.set_state(loader.get_state() | {"corrupt": [7], "causes": ["no image"]})
+            assert loader.corrupt_causes == {"no image": 1}
         named = [record.getMessage() for record in caplog.records]
         assert sum("numbers[7]" in message for message in named) == 1
         assert sum("numbers[8]" in message for message in named) == 1
