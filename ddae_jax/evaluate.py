@@ -25,13 +25,14 @@ import jax
 from absl import flags as absl_flags
 
 from ddae_jax import command, devices
-from ddae_jax.tasks import TASKS
+from ddae_jax.tasks import TASKS, check_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with command.bad_input_is_explained():
         flags = command.parse_flags(argv, "ddae_jax.evaluate " + __doc__, _define_flags)
+        check_options(flags)
         devices.start_devices(flags.distributed)
         table, result = TASKS[flags.task](flags)
     if jax.process_index() == 0:

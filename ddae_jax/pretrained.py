@@ -122,6 +122,8 @@ def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
         FileNotFoundError: if there is nothing.
         ValueError: if it is not known here, or no config can describe it.
     """
+    if encoder not in ("student", "teacher"):
+        raise ValueError(f"encoder={encoder!r}; it is 'student' or 'teacher'")
     place = pathlib.Path(path).expanduser()
     if not place.exists():
         raise FileNotFoundError(

@@ -346,7 +346,18 @@ def test_features_of_the_run_s_data_are_those_that_knn_sees(workdir, tmp_path, c
         (["--task=embed", "--out=a.txt"], "it is a file called *.npz or *.parquet"),
         (["--task=embed", "--out=a.npz", "--images=nowhere"], "no folder nowhere"),
         (["--task=classification"], "is a run of ddae_jax.pretrain; --task=classification is for"),
-        (["--task=few_shot", "--compare=x"], "--compare is for --task=attention_distance"),
+        (
+            ["--task=few_shot", "--compare=x"],
+            "--compare is for --task=attention_distance; --task=f",
+        ),
+        (["--task=knn", "--split=train"], "--split is for --task=embed, classification, segmen"),
+        (["--task=knn", "--images=x"], "--images is for --task=embed; --task=knn ignores it"),
+        (["--task=knn", "--out=a.npz"], "--out is for --task=embed; --task=knn ignores it"),
+        (["--task=knn", "--scales=1,2"], "--scales is for --task=segmentation; --task=knn ignores"),
+        (["--task=knn", "--flip"], "--flip is for --task=segmentation; --task=knn ignores it"),
+        (["--task=linear", "--k=3"], "--k is for --task=knn, depths; --task=linear ignores it"),
+        (["--task=depths", "--depth=2"], "--depth is for --task=knn, linear, few_shot, embed; --t"),
+        (["--task=classification", "--pool=mean"], "--pool is for --task=knn, linear, few_shot"),
     ],
 )
 def test_what_a_task_cannot_do_is_explained(arguments, message, workdir, capsys):

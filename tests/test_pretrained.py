@@ -16,7 +16,7 @@ from ddae_jax.command import CommandEnded
 from ddae_jax.config import from_plain
 from ddae_jax.models import vit
 from ddae_jax.networks import untrained_encoder_params
-from ddae_jax.pretrained import load_tokenizer
+from ddae_jax.pretrained import load_pretrained, load_tokenizer
 from undrawn import pictures_left_out
 
 pytestmark = pytest.mark.xdist_group("tokenizer and what predicts it")  # its runs are made once
@@ -203,3 +203,8 @@ def test_images_are_given_to_the_tokenizer_as_it_knows_them(runs):
         images = (pixels - np.float32(mean)) / np.float32(std)
         tokens.append(tokenizer.tokens(tokenizer.frozen, images))
     np.testing.assert_array_equal(*tokens)
+
+
+def test_an_encoder_of_another_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="encoder='teachr'; it is 'student' or 'teacher'"):
+        load_pretrained(str(tmp_path), "teachr")

@@ -55,8 +55,6 @@ class Frozen:
     @classmethod
     def of(cls, flags: absl_flags.FlagValues) -> "Frozen":
         """What the flags ask for. Raises ``ValueError`` or ``OSError`` for what is not there."""
-        if flags.compare:
-            raise ValueError(f"--compare is for --task=attention_distance, not --task={flags.task}")
         with all_or_none():
             run = open_run(flags.workdir, "workdir", flags)
         config = run.config
