@@ -62,7 +62,7 @@ def run_ends_are_explained() -> Iterator[None]:
     try:
         yield
     except _RUN_ENDERS as error:
-        _end(error, 1)
+        _end(error, getattr(error, "exit_status", 1))
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -129,7 +129,7 @@ def one_ends_all() -> Iterator[None]:
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(getattr(error, "exit_status", 1))
 
 
 def _is_of_others(error: Exception) -> bool:

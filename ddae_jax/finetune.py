@@ -98,6 +98,7 @@ def labelled_program(
         channels=config.data.channels,
         seed=config.seed,
         micro_batches=config.optimizer.micro_batches,
+        skips_nonfinite=config.optimizer.skip_nonfinite > 0,
     )
 
 

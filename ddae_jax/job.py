@@ -8,11 +8,12 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import pathlib
 import secrets
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -27,7 +28,7 @@ from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
 from ddae_jax.config.keys import FOLDERS, flatten
-from ddae_jax.config.values import contradictions, job_of, take_stored
+from ddae_jax.config.values import contradictions, is_free, job_of, take_stored
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation import curves
@@ -35,7 +36,14 @@ from ddae_jax.training.agreement import all_or_none, check_same_everywhere, from
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.interruption import Stopped, StopRequest
 from ddae_jax.training.logging import Recorder, read_metrics
-from ddae_jax.training.loop import Every, Plan, make_up, train
+from ddae_jax.training.loop import (
+    Every,
+    NonFiniteLoss,
+    Plan,
+    RecurringNonFiniteLoss,
+    make_up,
+    train,
+)
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import (
     AXES,
@@ -274,7 +282,7 @@ def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> N
 def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
     """Trains from the latest checkpoint, or from the start, to the end of the schedule."""
     config, parts = run.config, run.parts
-    with open_checkpoints(run) as checkpoints, command.one_ends_all():
+    with open_checkpoints(run) as checkpoints, command.one_ends_all(), noticing_repetition(run):
         with may_stop_at_once(stop):
             state, stored_record = start_or_continue(run, checkpoints)
             start_step = int(state.step)
@@ -306,6 +314,32 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
             )
         parts.watch.finish(state, int(state.step))
     return state
+
+
+@contextlib.contextmanager
+def noticing_repetition(run: Run) -> Iterator[None]:
+    """Raises ``RecurringNonFiniteLoss`` if a loss is no number at the same step as the last time.
+
+    That is, with the same config, data and code: then it will be so again.
+    """
+    before = run.workdir.read_failure()
+    try:
+        yield
+    except NonFiniteLoss as error:
+        plain = flatten(to_plain(run.config))
+        told = {key: value for key, value in plain.items() if not is_free(key)}
+        told |= code_version() | {"source": run.parts.source.fingerprint}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        failure = {"step": error.step, "of": digest}
+        if before == failure:
+            raise RecurringNonFiniteLoss(
+                f"{error}\nIt went wrong at this step the last time too, with the same config, "
+                "data and code: started again, it will once more. Change something first",
+                error.step,
+            ) from error
+        if jax.process_index() == 0:
+            run.workdir.write_failure(failure)
+        raise
 
 
 def may_stop_at_once(stop: StopRequest) -> contextlib.AbstractContextManager:
@@ -342,6 +376,7 @@ def make_plan(run: Run, record: Recorder) -> Plan:
         actions=watch.actions(),
         on_record=on_record,
         on_step=record.advance,
+        most_skipped=config.optimizer.skip_nonfinite,
     )
 
 

@@ -71,6 +71,7 @@ def program_of(config: ConfigDict, method: Trainable, schedule: build.Schedule) 
         channels=config.data.channels,
         seed=config.seed,
         micro_batches=config.optimizer.micro_batches,
+        skips_nonfinite=config.optimizer.skip_nonfinite > 0,
         total_steps=schedule.total_steps,
     )
 

@@ -75,6 +75,11 @@ spec:
   failurePolicy:
     maxRestarts: ${option[max-restarts]}
     rules:
+    # Needs JobSet 0.11: started again, such a run would go wrong once more.
+    - name: recurring
+      action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
+      onJobFailureMessagePatterns: [".*exit code $recurring_status matching.*"]
     - name: stopped
       action: RestartJobSetAndIgnoreMaxRestarts
       onJobFailureReasons: [PodFailurePolicy]
@@ -94,7 +99,7 @@ spec:
             onPodConditions:
             - {type: DisruptionTarget, status: "True"}
           - action: FailJob
-            onExitCodes: {containerName: train, operator: In, values: [$stopped_status]}
+            onExitCodes: {containerName: train, operator: In, values: [$stopped_status, $recurring_status]}
         template:
           metadata:
             annotations: $(annotations)

@@ -15,6 +15,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 shared=/mnt/shared
 # What a run ends with when a signal stopped it before its end (docs/scaling.md).
 stopped_status=75
+# Of one that went wrong as it did the time before: started again, it would once more.
+recurring_status=70
 
 fail() {
   printf 'error: %s\n' "$*" >&2

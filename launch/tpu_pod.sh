@@ -175,7 +175,8 @@ asked() {
   return 1
 }
 
-# The run on all hosts together: unknown, running, bare, idle, stopped, refused, failed or complete.
+# The run on all hosts together: unknown, running, bare, idle, stopped, refused, recurring,
+# failed or complete.
 run_state() {
   if ! on_hosts "bash $worker_script state 2>/dev/null || echo ddae_jax: bare" \
     >"$messages/hosts" 2>"$messages/errors"; then
@@ -187,6 +188,7 @@ run_state() {
   elif on_some_host idle; then echo idle
   elif on_some_host "ended $stopped_status"; then echo stopped
   elif on_some_host 'ended 2'; then echo refused
+  elif on_some_host "ended $recurring_status"; then echo recurring
   elif on_some_host 'ended [1-9].*'; then echo failed
   else echo complete
   fi
@@ -224,6 +226,7 @@ watch() {
         try run
         ;;
       *refused) run_failed "its input is not right" ;;
+      *recurring) run_failed "it went wrong as it did the time before, and would again" ;;
       *complete)
         echo "the run is complete; bash launch/tpu_pod.sh delete gives the slice back"
         return

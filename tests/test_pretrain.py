@@ -556,8 +556,14 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(config, tmp_p
     assert f"the last good checkpoint is that of step {good}" in told
     for leaf in jax.tree.leaves(stored_state(workdir, good)["params"]):
         assert np.isfinite(leaf).all()
-    assert status(arguments) == 1
-    assert f"continuing from the checkpoint of step {good}" in capsys.readouterr().err
+    for _ in range(2):  # nothing has changed
+        assert status(arguments) == 70
+        told = capsys.readouterr().err
+        assert f"continuing from the checkpoint of step {good}" in told
+        assert "It went wrong at this step the last time too" in told
+        assert "started again, it will once more. Change something first" in told
+    assert status([*arguments, "--config.optimizer.b2=0.9", "--allow_config_changes"]) == 1
+    assert "the last time too" not in capsys.readouterr().err
 
 
 def status(arguments):

@@ -1,5 +1,6 @@
 """The grid of methods and supervisions: each cell is a config, and trains."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -9,7 +10,7 @@ import pytest
 
 import stand_ins
 import tiny
-from ddae_jax import build, command
+from ddae_jax import build, command, pretrain
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.keys import flatten
@@ -150,6 +151,32 @@ def test_beta_descends_the_loss_or_its_logarithm(small):
     absolute, losses = first_moves("absolute")
     assert np.all(relative > 0.01)
     np.testing.assert_allclose(absolute, relative * losses * [0.5, 1.0], rtol=1e-4)
+
+
+def test_a_step_that_went_wrong_may_leave_everything_as_it_was(small, monkeypatch):
+    """All but the step's number: parameters, optimizer and teacher, also where others see NaN."""
+    mesh = make_mesh(1, 1, jax.devices()[:1])
+    config = small(config_of("ddae,deep_dynamic"))
+    config.optimizer.skip_nonfinite = 1
+    program = pretrain.program_of(config, build.build_trainable(config), build.Schedule(30, 30))
+    state = program.fresh_state(mesh)
+    before = jax.device_get(state)
+    prepare = program.prepare
+
+    def with_a_hole(key, batch):
+        return prepare(key, batch).at[0].set(np.nan)
+
+    broken = dataclasses.replace(program, prepare=with_a_hole)
+    take = jit_train_step(broken.step(), mesh, state)
+    state, metrics = take(state, put_batch({"image": eight_images()}, mesh))
+    assert np.isnan(metrics["loss"])
+    assert (metrics["skipped"], int(state.step)) == (1, 1)
+    for name in ("params", "teacher", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
+    take = jit_train_step(program.step(), mesh, state)
+    state, metrics = take(state, put_batch({"image": eight_images()}, mesh))
+    assert metrics["skipped"] == 0
+    assert np.any(state.params["head"]["kernel"] != before.params["head"]["kernel"])
 
 
 def test_weights_by_neighbourhood_learn_no_beta(small):

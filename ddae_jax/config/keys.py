@@ -60,8 +60,8 @@ DEFAULTS_VERSION = 5
 A run keeps the version that it began with, and so is continued as it began.
 """
 
-# What was done with images before these keys: Pillow's own limit, and 16 bits by their whole range.
-_DECODING_4 = {"data.max_pixels": 0, "data.max_value": 65535.0}
+# What was done before these keys: Pillow's own limit, 16 bits by their range, nothing skipped.
+_ALL_JOBS_4 = {"data.max_pixels": 0, "data.max_value": 65535.0, "optimizer.skip_nonfinite": 0}
 
 EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType(
     {
@@ -108,10 +108,10 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
             "pretrain": {
                 "supervision.beta_step": 1.0,
                 "teacher.min_half_lives": 0.0,
-                **_DECODING_4,
+                **_ALL_JOBS_4,
             },
-            "finetune": _DECODING_4,
-            "segment": _DECODING_4,
+            "finetune": _ALL_JOBS_4,
+            "segment": _ALL_JOBS_4,
         },
     }
 )
@@ -325,6 +325,7 @@ def _of_every_job(job: str) -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.clip_norm = 3.0  # largest gradient norm; 0 for no clipping
     config.optimizer.micro_batches = 1  # parts of a batch, one after the other, to save memory
+    config.optimizer.skip_nonfinite = 0  # so many NaN steps in a row are left out
 
     config.data = ConfigDict()
     config.data.source = "folder"

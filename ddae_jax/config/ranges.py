@@ -100,6 +100,7 @@ RANGES = {
     "optimizer.clip_norm": (0, 10**6),
     "optimizer.layer_decay": (_ABOVE_0, 1),
     "optimizer.micro_batches": (1, 10**6),
+    "optimizer.skip_nonfinite": (0, 10**6),
     "model.norm_epsilon": (1e-12, 0.1),
     "head.init_deviation": (0, 10),
     "head.width": (1, 2**14),

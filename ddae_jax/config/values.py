@@ -124,7 +124,7 @@ def take_stored(
         for key, value in now.items()
         if was[key] != value
         and key not in given
-        and not _is_free(key)
+        and not is_free(key)
         and (key in changed or not only_defaults)
     }
     config.update_from_flattened_dict({key: was[key] for key in replaced})
@@ -146,7 +146,7 @@ def contradictions(
     return [
         f"{key}: {stored[key]!r} in the workdir, {value!r} given"
         for key, value in given.items()
-        if stored[key] != value and not _is_free(key)
+        if stored[key] != value and not is_free(key)
     ]
 
 
@@ -288,5 +288,5 @@ def on_command_line(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)

@@ -25,7 +25,22 @@ _MAX_STEPS_IN_FLIGHT = 2
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is no longer a number; the run stopped before saving it."""
+    """The loss or its gradient is no longer a number; the run stopped before saving it.
+
+    ``step`` is the first one that went wrong; ``exit_status`` that of the command.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, step: int = 0):
+        super().__init__(message)
+        self.step = step
+
+
+class RecurringNonFiniteLoss(NonFiniteLoss):
+    """It went wrong at the same step as the time before, and nothing has changed since."""
+
+    exit_status = 70  # what the scripts in launch/ do not start again
 
 
 class Batches(Protocol):
@@ -71,6 +86,8 @@ class Plan:
         actions: further things to do.
         on_record: takes ``(step, metrics)`` of each record.
         on_step: takes each step that was taken.
+        most_skipped: steps in a row that may be left out because they went wrong, as their metric
+            ``skipped`` says.
     """
 
     total_steps: int
@@ -81,6 +98,7 @@ class Plan:
     actions: Sequence[Every] = ()
     on_record: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
     on_step: Callable[[int], None] = lambda step: None
+    most_skipped: int = 0
 
     def progress(self, step: int) -> dict[str, float]:
         """How far a step is: ``epoch``, and ``progress`` from 0 to 1."""
@@ -131,7 +149,7 @@ def train(
     """
     step = saved_step = int(state.step)
     meter = _Meter(plan.batch_size)
-    watch = _HealthWatch(checkpoints)
+    watch = _HealthWatch(checkpoints, plan.most_skipped)
     any_process = AnyProcess(put, delay=_MAX_STEPS_IN_FLIGHT)
     in_flight = collections.deque()
     is_stopping = any_process(bool(stop))
@@ -297,8 +315,10 @@ class _HealthWatch:
 
     _WATCHED = ("loss", "gradient_norm", "parameter_norm")
 
-    def __init__(self, checkpoints: Checkpoints):
+    def __init__(self, checkpoints: Checkpoints, most_skipped: int = 0):
         self._checkpoints = checkpoints
+        self._most_skipped = most_skipped
+        self._num_skipped = self._num_in_a_row = 0
         self._unchecked: list[tuple[int, tuple[Any, ...]]] = []
         self._latest: tuple[int, Mapping[str, Any]] = (0, {})
 
@@ -307,20 +327,40 @@ class _HealthWatch:
         self._latest = (step, metrics)
 
     def check(self) -> dict[str, float]:
-        """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong."""
+        """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong.
+
+        Steps that were left out may go wrong, so many in a row; they are counted.
+        """
         fetched, (last_step, latest) = jax.device_get((self._unchecked, self._latest))
         self._unchecked = []
         for step, values in fetched:
-            if not np.all(np.isfinite(values)):
-                shown = _shown(dict(zip(self._WATCHED, values, strict=True)))
-                raise NonFiniteLoss(
-                    f"step {step}: {shown}. Nothing of it was saved; "
-                    f"{self._last_good()}; the same command continues from there. A lower "
-                    "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
-                    "optimizer.clip_norm usually helps (with --allow_config_changes). Metrics of "
-                    f"step {last_step}: {_shown(latest)}"
+            if np.all(np.isfinite(values)):
+                self._num_in_a_row = 0
+                continue
+            shown = _shown(dict(zip(self._WATCHED, values, strict=True)))
+            self._num_in_a_row += 1
+            if self._num_in_a_row <= self._most_skipped and np.isfinite(values[-1]):
+                self._num_skipped += 1
+                _log.warning(
+                    "step %d: %s. It is left out, as number %d in a row, of at most %d "
+                    "(optimizer.skip_nonfinite)",
+                    step,
+                    shown,
+                    self._num_in_a_row,
+                    self._most_skipped,
                 )
-        return {name: float(value) for name, value in latest.items()}
+                continue
+            raise NonFiniteLoss(
+                f"step {step}: {shown}. Nothing of it was saved; "
+                f"{self._last_good()}; the same command continues from there. A lower "
+                "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
+                "optimizer.clip_norm usually helps, and optimizer.skip_nonfinite=5 leaves out up "
+                "to five such steps in a row (with --allow_config_changes). Metrics of "
+                f"step {last_step}: {_shown(latest)}",
+                step,
+            )
+        values = {name: float(value) for name, value in latest.items() if name != "skipped"}
+        return values | ({"skipped_steps": float(self._num_skipped)} if self._most_skipped else {})
 
     def _last_good(self) -> str:
         try:

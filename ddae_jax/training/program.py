@@ -27,6 +27,7 @@ class Program:
         seed: of the run.
         micro_batches: parts of a batch.
         total_steps: of the run.
+        skips_nonfinite: whether steps that went wrong are left out.
     """
 
     method: Trainable
@@ -38,6 +39,7 @@ class Program:
     seed: int
     micro_batches: int = 1
     total_steps: int | None = None
+    skips_nonfinite: bool = False
 
     def step(self) -> TrainStep:
         """The step, as a pure function of state and batch."""
@@ -50,6 +52,7 @@ class Program:
             seed=self.seed,
             micro_batches=self.micro_batches,
             total_steps=self.total_steps,
+            skips_nonfinite=self.skips_nonfinite,
         )
 
     def fresh_state(self, mesh: Mesh) -> TrainState:

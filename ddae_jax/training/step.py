@@ -31,6 +31,7 @@ def make_train_step(
     seed: int,
     micro_batches: int = 1,
     total_steps: int | None = None,
+    skips_nonfinite: bool = False,
 ) -> TrainStep:
     """The step ``(state, batch) -> (state, metrics)``.
 
@@ -48,6 +49,8 @@ def make_train_step(
             other, which takes less memory; loss and gradient are their means. Each image has the
             mask that it has in the whole batch; only stochastic depth is drawn anew in each part.
         total_steps: of the run; a method whose loss changes on its way needs it.
+        skips_nonfinite: whether a step whose loss or gradient is no number leaves parameters,
+            optimizer and teacher as they were; the metric ``skipped`` is 1 then.
     """
     differentiate = jax.value_and_grad(method.loss, has_aux=True)
     if micro_batches > 1:
@@ -66,10 +69,20 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         rate = momentum(state.step)
         teacher = method.follow(state.teacher, params, outcome, rate)
-        metrics = {
+        gradient_norm = optax.global_norm(gradient)
+        metrics = {}
+        if skips_nonfinite:
+            is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+            params, teacher, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(is_finite, new, old),
+                (params, teacher, opt_state),
+                (state.params, state.teacher, state.opt_state),
+            )
+            metrics["skipped"] = 1 - is_finite
+        metrics |= {
             "loss": loss,
             **method.metrics(outcome),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": gradient_norm,
             "parameter_norm": optax.global_norm(params),
             "learning_rate": learning_rate(state.step),
         }

@@ -27,7 +27,8 @@ class Workdir:
     ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``report.html``,
     ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``,
     ``baselines.json`` (what k-NN reaches without training), ``scores.json`` (what a fine-tuned
-    network reaches), ``classes.json`` (the names of its classes), ``lock``.
+    network reaches), ``classes.json`` (the names of its classes), ``failure.json``
+    (where its loss was no number the last time), ``lock``.
 
     Raises ``ValueError`` for an address such as ``gs://bucket/run``.
     """
@@ -50,6 +51,7 @@ class Workdir:
         self.baselines = self.path / "baselines.json"
         self.scores = self.path / "scores.json"
         self.classes = self.path / "classes.json"
+        self.failure = self.path / "failure.json"
         self._lock_path = self.path / "lock"
         self._lock = None
 
@@ -140,6 +142,17 @@ class Workdir:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Stores the config of the run; whole or not at all."""
         write_json(self.config, config)
+
+    def read_failure(self) -> dict[str, Any] | None:
+        """What :meth:`write_failure` stored last, or None; of a damaged file nothing counts."""
+        try:
+            return read_json(self.failure) if self.failure.exists() else None
+        except ValueError:
+            return None
+
+    def write_failure(self, failure: Mapping[str, Any]) -> None:
+        """Stores at which step, and with what, a run went wrong."""
+        write_json(self.failure, failure)
 
     def read_classes(self) -> tuple[str, ...] | None:
         """Names of the classes that a network tells apart, in the order of their numbers.

@@ -1,9 +1,12 @@
 """The manifest of a JobSet, as YAML reads it."""
 
+import re
+
 import pytest
 import yaml
 
 import scripts
+from ddae_jax.training.loop import RecurringNonFiniteLoss
 
 JOB = (
     *("--name=mine", "--image=registry/ddae_jax:1", "--workdir=/mnt/shared/runs/mine"),
@@ -83,7 +86,15 @@ def test_what_was_stopped_or_taken_away_starts_again_and_what_fails_only_so_ofte
     manifest, job, pod, container = render(tools, *BUCKET, SMALL, "--max-restarts=7")
     policy = manifest["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 7
-    [rule] = policy["rules"]
+    recurring, rule = policy["rules"]
+    assert recurring["action"] == "FailJobSet"
+    assert recurring["onJobFailureReasons"] == ["PodFailurePolicy"]
+    [pattern] = recurring["onJobFailureMessagePatterns"]
+    message = (
+        "Container train for pod x/y failed with exit code {} matching FailJob rule at index 1"
+    )
+    assert re.fullmatch(pattern, message.format(RecurringNonFiniteLoss.exit_status))
+    assert not re.fullmatch(pattern, message.format(75))
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
     taken_away, stopped = job["podFailurePolicy"]["rules"]
@@ -93,7 +104,7 @@ def test_what_was_stopped_or_taken_away_starts_again_and_what_fails_only_so_ofte
     assert variable["name"] == "DDAE_JAX_STOPPED_STATUS"
     codes = stopped["onExitCodes"]
     assert (codes["operator"], codes["containerName"]) == ("In", container["name"])
-    assert codes["values"] == [int(variable["value"])]
+    assert codes["values"] == [int(variable["value"]), RecurringNonFiniteLoss.exit_status]
     assert job["backoffLimit"] == 0
     assert pod["restartPolicy"] == "Never"
     assert pod["terminationGracePeriodSeconds"] >= 120

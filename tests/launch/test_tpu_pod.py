@@ -9,6 +9,7 @@ import time
 import pytest
 
 import scripts
+from ddae_jax.training.loop import RecurringNonFiniteLoss
 
 SLICE = ("--name=mine", "--zone=us-west4-a")
 CREATED = (*SLICE, "--accelerator=v5litepod-64")
@@ -251,6 +252,15 @@ def test_watch_does_not_start_again_what_was_refused(cloud):
     done = watch(cloud, ["READY"], ["ended 2,ended 2"])
     assert done.returncode == 1
     assert "its input is not right" in done.stderr
+    assert deeds(cloud) == ["tail"]
+
+
+def test_watch_does_not_start_again_what_would_go_wrong_again(cloud):
+    (cloud.folder / "queue").write_text("ACTIVE\n")
+    status = RecurringNonFiniteLoss.exit_status
+    done = watch(cloud, ["READY"], [f"ended {status},ended {status}"])
+    assert done.returncode == 1
+    assert "it went wrong as it did the time before, and would again" in done.stderr
     assert deeds(cloud) == ["tail"]
 
 

@@ -43,6 +43,7 @@ class Images:
     """Batches that hold their own number, counted from 1, or what is given for that number."""
 
     corrupt_count = 3
+    corrupt_causes = {"truncated": 3}  # noqa: RUF012 - nobody changes it
 
     def __init__(self, given=None, before=lambda number: None):
         self.number = 0
@@ -107,6 +108,7 @@ def run(
     actions=(),
     step=add_up,
     stop=None,
+    **options,
 ):
     checkpoints = Recorder() if checkpoints is None else checkpoints
     came = Run(checkpoints, {})
@@ -122,6 +124,7 @@ def run(
         log_every_steps=log,
         save_every_steps=save,
         actions=actions,
+        **options,
         on_record=on_record,
     )
     try:
@@ -283,6 +286,39 @@ def test_a_non_finite_last_step_is_not_saved():
     came = run(5, log=100, images=Images({5: np.nan}))
     assert str(came.error).startswith("step 5: ")
     assert came.checkpoints.saved == {}
+
+
+@jax.jit
+def add_up_but_skip(state, batch):
+    """:func:`add_up`, which leaves its state as it was where the loss is no number."""
+    after, metrics = add_up(state, batch)
+    is_finite = jnp.isfinite(metrics["loss"])
+    total = jnp.where(is_finite, after.params["sum"], state.params["sum"])
+    metrics |= {"parameter_norm": jnp.abs(total), "skipped": 1 - is_finite}
+    return TrainState(after.step, {"sum": total}, {}, ()), metrics
+
+
+def test_so_many_steps_in_a_row_may_be_left_out_and_are_counted(caplog):
+    wrong = Images({3: np.nan, 4: np.nan, 6: np.inf})
+    came = run(8, log=8, images=wrong, step=add_up_but_skip, most_skipped=2)
+    assert came.error is None
+    assert float(came.state.params["sum"]) == 1 + 2 + 5 + 7 + 8
+    assert came.records[8]["skipped_steps"] == 3
+    assert "skipped" not in came.records[8]
+    assert "step 3: loss=nan" in caplog.text
+    assert "left out, as number 2 in a row, of at most 2 (optimizer.skip_nonfinite)" in caplog.text
+
+
+def test_more_in_a_row_stop_the_run():
+    wrong = Images(dict.fromkeys((3, 4, 5), np.nan))
+    came = run(8, log=8, images=wrong, step=add_up_but_skip, most_skipped=2)
+    assert isinstance(came.error, NonFiniteLoss)
+    assert (came.error.step, came.error.exit_status) == (5, 1)
+
+
+def test_parameters_that_are_no_numbers_are_not_skipped():
+    came = run(8, log=8, images=Images({3: np.nan}), most_skipped=2)
+    assert came.error.step == 3
 
 
 def test_after_a_non_finite_loss_the_last_good_checkpoint_restores(tmp_path):
