@@ -46,8 +46,9 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     train, test = (
         build_pairs(config, split) for split in (config.data.train_split, config.data.test_split)
     )
-    check_pairs(train, num_decoded=NUM_DECODED)
-    check_pairs(test)
+    what = f"the {config.data.train_split!r} split"
+    check_pairs(train, num_decoded=NUM_DECODED, what=what, must_differ=True)
+    check_pairs(test, what=f"the {config.data.test_split!r} split")
     schedule = build.build_schedule(config, len(train))
     program = build_program(config, schedule, job.Data())
     params = None if workdir.has_checkpoint() else start_params(config)

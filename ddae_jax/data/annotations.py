@@ -166,6 +166,10 @@ def check_same_size(image: LazyImage, annotation: LazyAnnotation) -> None:
     """
     (width, height), (its_width, its_height) = image.size, annotation.size
     if (width, height) != (its_width, its_height):
+        hint = ""
+        if image.is_turned:
+            hint = ", turned upright as its Exif orientation says, which annotations are not"
         raise BadAnnotation(
             f"{annotation.name} is {its_height} x {its_width} pixels, its image {height} x {width}"
+            f"{hint}"
         )

@@ -136,6 +136,10 @@ class LazyImage(Protocol):
     def pixels(self) -> Pixels:
         """The whole image as an array. Raises `CorruptImage`."""
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether it is stored otherwise than upright. Raises `CorruptImage`."""
+
 
 class EncodedImage:
     """A file in one of `PILLOW_FORMATS`: upright by its Exif orientation, transparency on white.
@@ -179,6 +183,11 @@ class EncodedImage:
             width, height = self._file.size
             return (height, width) if self._orientation in _SIDEWAYS else (width, height)
 
+    @property
+    def is_turned(self) -> bool:
+        with naming_corruption(self._name):
+            return self._orientation in _UPRIGHT
+
     def decode(self, reduction: int = 1) -> Image.Image:
         with naming_corruption(self._name):
             file, orientation = self._file, self._orientation
@@ -195,6 +204,8 @@ class EncodedImage:
 
 class DecodedImage:
     """An image that already is an array."""
+
+    is_turned = False
 
     def __init__(self, pixels: Pixels):
         self._pixels = pixels
@@ -220,6 +231,10 @@ class KnownCorruptImage:
 
     @property
     def size(self) -> tuple[int, int]:
+        raise CorruptImage(self._message, self._kind)
+
+    @property
+    def is_turned(self) -> bool:
         raise CorruptImage(self._message, self._kind)
 
     def decode(self, reduction: int = 1) -> Image.Image:

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from ddae_jax.data.annotations import BadAnnotation, check_same_size
+from ddae_jax.data.annotations import IGNORED, BadAnnotation, check_same_size
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import Batch, log_corrupt
 from ddae_jax.data.segmentation import PairSource, decode_pair
@@ -26,17 +26,49 @@ _SOME = 5
 _TELL_EVERY_S = 10.0
 
 
+@dataclass(frozen=True)
+class Held:
+    """What annotations were found to hold.
+
+    Attributes:
+        pixels: of each class, and last of those that are ignored.
+        num_images: annotations that were decoded.
+        turned: names of images that their Exif orientation turns, which annotations are not.
+    """
+
+    pixels: Int[np.ndarray, " classes_and_ignored"]
+    num_images: int
+    turned: list[str]
+
+    @property
+    def ignored_share(self) -> float:
+        """The share of all pixels that is ignored; 0 of no pixels."""
+        return float(self.pixels[-1] / max(self.pixels.sum(), 1))
+
+    @property
+    def missing(self) -> list[int]:
+        """The classes that no pixel has."""
+        return np.flatnonzero(self.pixels[:-1] == 0).tolist()
+
+
 def check_pairs(
-    source: PairSource, *, num_decoded: int | None = None, num_threads: int = 8
-) -> None:
+    source: PairSource,
+    *,
+    num_decoded: int | None = None,
+    num_threads: int = 8,
+    what: str = "the data",
+    must_differ: bool = False,
+) -> Held:
     """Looks for annotations that are none of their images, before a run trains on them.
 
     The sizes of all pairs are compared, by their headers. Of `num_decoded` pairs, spread evenly, or
-    of all, the labels are looked at too. What cannot be read or decoded is left to the loader,
-    which counts it. How far this is, is told every ten seconds.
+    of all, the labels are looked at too, and what they hold is logged: the share that is ignored,
+    classes that never occur, images that are turned. What cannot be read or decoded is left to the
+    loader, which counts it. How far this is, is told every ten seconds. `what` names the source.
 
     Raises `BadAnnotation` that counts and names the annotations of another size than their images,
-    or tells the first labels of no class.
+    or tells the first labels of no class; if no pixel has a class; and, where they `must_differ`,
+    if all have the same one.
     """
 
     def complaint(index: int) -> str | None:
@@ -56,9 +88,76 @@ def check_pairs(
                 f"{'; '.join(bad[:_SOME])}{'; ...' if len(bad) > _SOME else ''}"
             )
         count = len(source) if num_decoded is None else num_decoded
-        check = functools.partial(_check_labels, source)
-        for _ in _with_progress("looked at the labels of", pool, check, _spread(source, count)):
-            pass
+        look = functools.partial(_look_at_labels, source)
+        told = _with_progress("looked at the labels of", pool, look, _spread(source, count))
+        looked = [found for found in told if found is not None]
+    pixels = np.zeros(source.num_classes + 1, np.int64)
+    for counts, _ in looked:
+        pixels += counts
+    held = Held(pixels, len(looked), [name for _, name in looked if name])
+    _tell(held, what)
+    _check_is_something(held, what, must_differ)
+    return held
+
+
+def _tell(held: Held, what: str) -> None:
+    """Logs what annotations hold, and warns of what may not be meant."""
+    if not held.num_images:
+        return
+    _log.info(
+        "%s: %s annotations looked at: %d of %d classes occur, %.1f %% of the pixels are ignored",
+        what,
+        f"{held.num_images:,}",
+        len(held.pixels) - 1 - len(held.missing),
+        len(held.pixels) - 1,
+        100 * held.ignored_share,
+    )
+    if held.missing:
+        names = ", ".join(map(str, held.missing[:_SOME]))
+        _log.warning(
+            "%s: no pixel of %s annotations has one of %d of the %d classes (%s%s). Is "
+            "data.num_classes too large, or data.reduce_zero_label not as the files are?",
+            what,
+            f"{held.num_images:,}",
+            len(held.missing),
+            len(held.pixels) - 1,
+            names,
+            ", ..." if len(held.missing) > _SOME else "",
+        )
+    if held.ignored_share > 0.5:
+        _log.warning(
+            "%s: %.1f %% of the pixels are ignored. data.ignore_label or data.reduce_zero_label, "
+            "which ignores 0, may take a class for what it is not",
+            what,
+            100 * held.ignored_share,
+        )
+    if held.turned:
+        _log.warning(
+            "%s: %d images are turned upright, as their Exif orientation says, and annotations are "
+            "taken as they are stored: they fit only if they were drawn on the upright image. Of "
+            "them: %s",
+            what,
+            len(held.turned),
+            ", ".join(held.turned[:_SOME]),
+        )
+
+
+def _check_is_something(held: Held, what: str, must_differ: bool) -> None:
+    """Raises `BadAnnotation` if no pixel has a class, or all have one where they must differ."""
+    occurring = np.flatnonzero(held.pixels[:-1])
+    if not held.num_images or len(occurring) > 1 or (len(occurring) and not must_differ):
+        return
+    ignored = f"{100 * held.ignored_share:.1f} % of the pixels are ignored"
+    if not len(occurring):
+        raise BadAnnotation(
+            f"{what}: no pixel of {held.num_images:,} annotations has a class: {ignored}, by "
+            "data.ignore_label and data.reduce_zero_label"
+        )
+    raise BadAnnotation(
+        f"{what}: all pixels of {held.num_images:,} annotations that count have the same class, "
+        f"{occurring[0]}; {ignored}. Masks of 0 and 255, say, have to be written as 0 and 1, since "
+        "255 is data.ignore_label by default"
+    )
 
 
 def _with_progress(
@@ -73,12 +172,15 @@ def _with_progress(
             _log.info("%s %s of %s annotations", done, f"{number:,}", f"{len(indices):,}")
 
 
-def _check_labels(source: PairSource, index: int) -> None:
-    (_, annotation) = source.open([index])[0]
+def _look_at_labels(source: PairSource, index: int) -> tuple[np.ndarray, str | None] | None:
+    """Pixels of each class and ignored ones, and the image's name if it is turned."""
+    image, annotation = source.open([index])[0]
     try:
-        annotation.labels()
+        counts = np.bincount(annotation.labels().ravel(), minlength=IGNORED + 1)
+        name = source.name(index) if image.is_turned else None
     except CorruptImage:
-        return
+        return None
+    return np.append(counts[: source.num_classes], counts[IGNORED]), name
 
 
 def eval_pairs(

@@ -207,6 +207,57 @@ class TestCheck:
         with pytest.raises(BadAnnotation, match=r"077\.png has the label 9 on 4 pixels"):
             check_pairs(source)
 
+    def test_what_annotations_hold_is_told(self, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "ddae_jax")
+        for name, row in (("a", [0, 1, 255, 255]), ("b", [0, 0, 0, 255])):
+            write_pair(tmp_path, name, np.zeros((1, 4, 3)), np.array([row]))
+        held = check_pairs(folder(tmp_path), what="the 'training' split")
+        assert held.pixels.tolist() == [4, 1, 0, 0, 0, 3]
+        assert (held.num_images, held.ignored_share, held.missing) == (2, 3 / 8, [2, 3, 4])
+        assert (
+            "the 'training' split: 2 annotations looked at: 2 of 5 classes occur, 37.5 % of the "
+            "pixels are ignored" in caplog.text
+        )
+        assert "3 of the 5 classes (2, 3, 4). Is data.num_classes too large" in caplog.text
+
+    def test_masks_of_0_and_255_are_no_two_classes(self, tmp_path):
+        write_pair(tmp_path, "a", np.zeros((1, 4, 3)), np.array([[0, 255, 255, 255]]))
+        source = folder(tmp_path, num_classes=2)
+        check_pairs(source)
+        message = r"count have the same class, 0; 75\.0 % .*0 and 255, say, have to be written as 0"
+        with pytest.raises(BadAnnotation, match=message):
+            check_pairs(source, must_differ=True)
+
+    def test_a_split_in_which_all_is_ignored_is_refused(self, tmp_path):
+        write_pair(tmp_path, "a", np.zeros((1, 4, 3)), np.full((1, 4), 255))
+        with pytest.raises(BadAnnotation, match=r"no pixel of 1 annotations has a class: 100\.0 %"):
+            check_pairs(folder(tmp_path))
+
+    def test_a_zero_that_is_a_class_shows_by_what_is_ignored(self, tmp_path, caplog):
+        write_pair(tmp_path, "a", np.zeros((1, 4, 3)), np.array([[0, 0, 0, 1]]))
+        check_pairs(folder(tmp_path, reduce_zero_label=True))
+        assert "75.0 % of the pixels are ignored. data.ignore_label or" in caplog.text
+
+    @pytest.mark.parametrize(("orientation", "is_turned"), [(1, False), (3, True), (6, True)])
+    def test_images_that_are_turned_are_named(self, tmp_path, caplog, orientation, is_turned):
+        write_pair(tmp_path, "a", np.zeros((4, 4, 3)), np.eye(4))
+        path = tmp_path / "images" / "training" / "a.png"
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.open(path).save(path, exif=exif)
+        held = check_pairs(folder(tmp_path))
+        assert held.turned == ([str(path)] if is_turned else [])
+        assert ("1 images are turned upright" in caplog.text) == is_turned
+
+    def test_a_turned_image_of_another_size_is_told_why(self, tmp_path):
+        write_pair(tmp_path, "a", np.zeros((2, 4, 3)), np.zeros((2, 4)))
+        path = tmp_path / "images" / "training" / "a.png"
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(path).save(path, exif=exif)
+        with pytest.raises(BadAnnotation, match="2 x 4 pixels, its image 4 x 2, turned upright as"):
+            check_pairs(folder(tmp_path))
+
     def test_what_takes_long_is_told(self, tmp_path, monkeypatch, caplog):
         caplog.set_level(logging.INFO, "ddae_jax")
         monkeypatch.setattr(whole_pairs, "_TELL_EVERY_S", -1)
