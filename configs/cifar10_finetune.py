@@ -15,12 +15,14 @@ from ddae_jax.config import finetune_defaults
 
 
 def get_config() -> ConfigDict:
-    """MAE's recipe, for images of 32 pixels: smaller batches, no random erasing."""
+    """MAE's recipe, for images of 32 pixels: smaller batches, no random erasing.
+
+    Images are enlarged to the size that the encoder was trained on, if that is another one.
+    """
     config = finetune_defaults()
     config.batch_size = 128
     config.epochs = 50.0
     config.model.size = "Ti"
-    config.model.image_size = (32, 32)
     config.model.patch_size = 4
     config.model.dtype = "float32"
     config.augment.erasing_probability = 0.0

@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
     config.batch_size = 50
     config.epochs = 200.0
     config.model.size = "micro"
-    config.model.image_size = (24, 24)
     config.model.patch_size = 4
     config.model.dtype = "float32"
     config.model.drop_path_rate = 0.0

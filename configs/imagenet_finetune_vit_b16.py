@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.optimizer.end_learning_rate = 2.5e-7  # 1e-6 for 1024 images
     config.optimizer.layer_decay = 0.65
     config.optimizer.warmup_epochs = 5.0
+    config.model.image_size = (224, 224)
     config.model.drop_path_rate = 0.1
     config.data.source = "folder"
     config.data.num_workers = 16

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config = finetune_defaults()
     config.batch_size = 16384
     config.epochs = 90.0
+    config.model.image_size = (224, 224)
     config.model.is_frozen = True
     config.model.pool = "class_token"
     config.model.drop_path_rate = 0.0

@@ -43,6 +43,8 @@ def take_over(
         config.update_from_flattened_dict(
             {key: typed(key, told[key], config.job) for key in TOLD_BY_INIT_FROM}
         )
+        if not any(config.model.image_size):
+            config.model.image_size = tuple(told["model.image_size"])
     else:
         _adopt(config, learns_positions)
     check_config(config)
@@ -51,6 +53,8 @@ def take_over(
 def _adopt(config: ConfigDict, learns_positions: bool) -> None:
     found = load_pretrained(config.init_from, config.get("init_encoder", "student"))
     config.model.update(found.model)
+    if not any(config.model.image_size):
+        config.model.image_size = found.module.image_size
     if learns_positions and config.model.positions == "sincos":
         config.model.positions = "learned"
     if found.mean is None:

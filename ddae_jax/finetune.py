@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
 from ddae_jax.beginning import begin, start_params, take_over
-from ddae_jax.config.downstream import check_architecture
+from ddae_jax.config.downstream import check_architecture, check_size_is_known
 from ddae_jax.data.labelled import checked, labelled, with_classes
 from ddae_jax.data.rand_augment import rand_augment
 from ddae_jax.finetuning_watch import ClassificationWatch
@@ -27,6 +27,7 @@ from ddae_jax.methods.labelled import LabelledTask, classification_error
 from ddae_jax.mixing import mixup_or_cutmix, random_erasing, smoothed_one_hot
 from ddae_jax.models.classifier import Classifier
 from ddae_jax.networks import build_encoder, build_normalize
+from ddae_jax.patches import patch_grid
 from ddae_jax.training.optimizer import make_finetuning_optimizer
 from ddae_jax.training.program import Program
 from ddae_jax.training.step import Prepare
@@ -45,6 +46,7 @@ def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
     what the encoder does not have.
     """
     take_over(config, stored, learns_positions=True)
+    check_size_is_known(config)
     check_architecture(config)
 
 
@@ -176,8 +178,12 @@ def describe(config: ConfigDict, num_classes: int) -> str:
     """One line on what is trained."""
     what = "a linear probe on" if config.model.is_frozen else "fine-tuning of"
     size, patch_size = config.model.size, config.model.patch_size
-    start = starting_point(config)
-    return f"{what} a ViT-{size}/{patch_size} to {num_classes} classes, {start}"
+    height, width = config.model.image_size
+    h, w = patch_grid((height, width), patch_size)
+    return (
+        f"{what} a ViT-{size}/{patch_size} to {num_classes} classes, at {height} x {width} pixels "
+        f"({h} x {w} patches), {starting_point(config)}"
+    )
 
 
 def starting_point(config: ConfigDict) -> str:

@@ -353,6 +353,24 @@ def mislabelled(monkeypatch):
     return mislabel
 
 
+def test_images_have_the_size_that_the_encoder_was_trained_on(runs, tmp_path, capsys):
+    text = CONFIG.replace("    config.model.image_size = (16, 16)\n", "")
+    (tmp_path / "finetune.py").write_text(text)
+    source = f"--config.init_from={runs / 'pretrained'}"
+    for epochs in (0.2, 0.3):  # the second one is continued
+        options = ("--allow_config_changes", f"--config.epochs={epochs}")
+        assert run(tmp_path, "run", source, *options) == 0
+        told = capsys.readouterr().err
+        assert "to 10 classes, at 16 x 16 pixels (4 x 4 patches), from " in told
+        stored = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert stored["model"]["image_size"] == [16, 16]
+    assert status(tmp_path, "none") == 2
+    told = capsys.readouterr().err
+    assert "model.image_size=(0, 0) is that of the encoder in init_from, which is empty" in told
+    assert status(tmp_path, "half", source, "--config.model.image_size=0,16") == 2
+    assert "model.image_size=(0, 16); both sides are at least 1" in capsys.readouterr().err
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Three classes of one colour each, in two splits, and a config that learns them."""

@@ -30,6 +30,12 @@ def check_config(config: ConfigDict) -> None:
     Nothing is built, read or compiled.
     """
     check_each_key(config)
+    size = tuple(config.model.image_size)
+    if 0 in size and (size != (0, 0) or config.job != "finetune"):
+        raise ValueError(
+            f"model.image_size={size}; both sides are at least 1, or both 0 in fine-tuning, for "
+            "those of the encoder in init_from"
+        )
     if config.batch_size % config.optimizer.micro_batches:
         raise ValueError(
             f"optimizer.micro_batches={config.optimizer.micro_batches} does not divide "

@@ -67,8 +67,9 @@ def check_architecture(config: ConfigDict) -> None:
     Only where that is known: with ``init_from``, after its architecture was taken over.
     """
     model = config.model
-    with named_by_key(image_size="model.image_size", patch_size="model.patch_size"):
-        patch_grid(model.image_size, model.patch_size)
+    if any(model.image_size):
+        with named_by_key(image_size="model.image_size", patch_size="model.patch_size"):
+            patch_grid(model.image_size, model.patch_size)
     theirs = f"the encoder of init_from={config.init_from!r}" if config.init_from else ""
     if config.job == "finetune" and model.pool == "class_token" and not model.use_class_token:
         cure = f"set model.pool='mean', as {theirs} has none" if theirs else "set it to True"
@@ -77,6 +78,15 @@ def check_architecture(config: ConfigDict) -> None:
     if max(depths, default=0) > depth:
         whose = theirs or f"model.size={model.size!r}"
         raise ValueError(f"head.depths={tuple(depths)}; {whose} has {depth} blocks")
+
+
+def check_size_is_known(config: ConfigDict) -> None:
+    """Raises ``ValueError`` if the size of images is that of an encoder which is not given."""
+    if not any(config.model.image_size):
+        raise ValueError(
+            "model.image_size=(0, 0) is that of the encoder in init_from, which is empty: give "
+            "--config.init_from=RUN_OR_WEIGHTS, or --config.model.image_size=HEIGHT,WIDTH"
+        )
 
 
 def _check_downstream(config: ConfigDict) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 TUPLES = {
-    "model.image_size": (2, int, (1, 2**14)),
+    "model.image_size": (2, int, (0, 2**14)),
     "supervision.depths": (None, int, (-math.inf, math.inf)),  # but see supervised_depths
     "supervision.depth_weights": (None, float, (0, 10**6)),
     "supervision.beta_range": (2, float, (-10, 10)),
@@ -110,7 +110,7 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
                 "teacher.min_half_lives": 0.0,
                 **_ALL_JOBS_4,
             },
-            "finetune": _ALL_JOBS_4,
+            "finetune": {"model.image_size": (224, 224), **_ALL_JOBS_4},
             "segment": _ALL_JOBS_4,
         },
     }
@@ -215,6 +215,7 @@ def finetune_defaults() -> ConfigDict:
     config = _of_every_job("finetune")
     _downstream(config)
     config.batch_size = 1024
+    config.model.image_size = (0, 0)  # that of the encoder in init_from
     config.model.pool = "mean"  # or "class_token"
     config.model.drop_path_rate = 0.1
     config.model.is_frozen = False  # True trains the head alone, a linear probe
