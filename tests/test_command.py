@@ -27,7 +27,12 @@ from ddae_jax.training.workdir import WorkdirInUse
 from tiny import write_config
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
-JOB_OF_WORD = {"finetune": "finetune", "linear": "finetune", "upernet": "segment"}
+JOB_OF_WORD = {
+    "finetune": "finetune",
+    "linear": "finetune",
+    "upernet": "segment",
+    "segment": "segment",
+}
 DOWNSTREAM = [path for path in CONFIGS if set(path.stem.split("_")) & JOB_OF_WORD.keys()]
 USAGE = "ddae_jax.test Does this and that."
 
@@ -614,7 +619,9 @@ def test_memory_that_is_not_there_is_explained(capsys):
     with pytest.raises(CommandEnded) as ended, run_ends_are_explained():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     assert ended.value.code == 1
-    assert "allocating 9 bytes. A smaller batch_size" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "allocating 9 bytes. Less memory is needed with optimizer.micro_batches=2" in told
+    assert "A smaller batch_size or model.size takes a new --workdir" in told
 
 
 COMPILATION_CACHE_SETTINGS = [

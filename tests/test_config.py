@@ -248,7 +248,7 @@ def test_last_supervision_takes_a_config_made_for_several_depths():
         ("data.std", [(58.4, 57.1, 57.4), (1e-9, 1, 1)]),
         ("supervision.beta_range", [(-100, 0), (0, 1e300)]),
         ("supervision.depth_weights", [(1, 1, 1, -1), (1, 1, 1, 1e300)]),
-        ("model.image_size", [(0, 16), (2**40, 16)]),
+        ("model.image_size", [(-1, 16), (2**40, 16)]),
     ],
 )
 def test_extreme_values_of_a_tuple_are_refused(key, values):
@@ -257,6 +257,16 @@ def test_extreme_values_of_a_tuple_are_refused(key, values):
         config.update_from_flattened_dict({key: value})
         with pytest.raises(ValueError, match=re.escape(f"{key}={value}; each is in [")):
             check_config(config)
+
+
+@pytest.mark.parametrize("size", [(0, 16), (16, 0), (0, 0)])
+def test_images_of_no_size_are_refused_but_for_that_of_an_encoder(size):
+    with pytest.raises(ValueError, match=re.escape(f"model.image_size={size}; both sides are at")):
+        check_config(changed(model__image_size=size))
+    config = JOBS["finetune"]()
+    config.init_from = "runs/pretrained"
+    config.model.image_size = (0, 0)
+    assert check_config(config) is None
 
 
 @pytest.mark.parametrize("beta_init", [-2.1, 2.1])

@@ -356,7 +356,8 @@ def test_where_one_process_cannot_start_the_other_ends_too_and_each_says_why(con
     options = [f"--config={config}", "--config.data.source=folder", "--config.data.channels=1"]
     images = tmp_path / "images"
     images.mkdir()
-    tiny.write_image(images / "one.png")
+    for number in range(16):
+        tiny.write_image(images / f"{number}.png")
     data = ([f"--config.data.data_dir={images}"], ["--config.data.data_dir=/no/such"])
     processes = start(*options, f"--workdir={tmp_path / 'run'}", of_process=data)
     logs = [process.communicate(timeout=120)[1] for process in processes]

@@ -107,7 +107,8 @@ def assert_bit_identical(one, other):
 @pytest.mark.xdist_group("undisturbed run")
 def test_a_run_leaves_what_the_readme_promises(finished):
     records = tiny.records(finished)
-    assert [r["step"] for r in records] == list(range(2, 45, 2))
+    assert [r["step"] for r in records] == list(range(0, 45, 2))
+    assert "rank/student" in records.pop(0)
     # The loss itself rises as features' weight does.
     assert records[-1]["plain_loss"] < records[0]["plain_loss"]
     places = [f"{o}/depth_{d}" for o in ("pixels", "features") for d in (1, 2)]
@@ -154,7 +155,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
     assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
     numbers, undisturbed = tiny.records(workdir), tiny.records(finished)
     assert [r["step"] for r in numbers] == [r["step"] for r in undisturbed]
-    assert [r["loss"] for r in numbers] == [r["loss"] for r in undisturbed]
+    assert [r.get("loss") for r in numbers] == [r.get("loss") for r in undisturbed]
 
 
 @pytest.mark.xdist_group("undisturbed run")
@@ -442,7 +443,8 @@ def test_a_run_that_was_stored_by_earlier_code_goes_on_as_it_did_then(tmp_path):
     then = tiny.records(workdir)
     assert checkpoint_steps(workdir) == [4]
     assert status([f"--config={stored.with_suffix('.py')}", f"--workdir={workdir}"]) == 0
-    now = tiny.records(workdir)
+    # Of step 4, which had no measure of collapse then, there is another record.
+    now = [record for record in tiny.records(workdir) if "loss" in record]
     assert [record["step"] for record in now] == [record["step"] for record in then]
     unlike = {"images_per_s", "data_wait_share", "peak_host_gib"}
     compared = 0

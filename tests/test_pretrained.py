@@ -106,7 +106,7 @@ def test_its_tokens_are_what_another_run_predicts(runs):
     assert_same_arrays(state["teacher"]["codes"], tokenizer["teacher"]["codebook"]["codes"])
     for name, part in state["teacher"]["params"].items():
         assert_same_arrays(part, tokenizer["params"][name])
-    records = tiny.records(runs / "beit2")
+    records = [record for record in tiny.records(runs / "beit2") if "loss" in record]
     assert records[-1]["loss"] < records[0]["loss"]
     assert {"loss/tokens/depth_1", "beta/tokens/depth_2", "loss/tokens/depth_4"} <= records[
         0

@@ -44,8 +44,7 @@ RETIRED = frozenset({"tokenizer.min_perplexity"})
 """Keys that stored configs may have, and that are no more; none of them changed what is learned."""
 
 FREE_TO_CHANGE = ("checkpoint", "log", "evaluation", "mesh", "data.data_dir", "data.num_workers")
-FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "data.max_pixels")
-FREE_TO_CHANGE += ("tokenizer.min_perplexity_share",)
+FREE_TO_CHANGE += ("data.num_threads", "data.max_corrupt_share", "tokenizer.min_perplexity_share")
 # Where it is; not what.
 FREE_TO_CHANGE += ("targets.tokenizer", "tokenizer.teacher", "init_from")
 FREE_TO_CHANGE += ("defaults_version",)  # all that it stands for is in the other keys

@@ -289,4 +289,5 @@ def on_command_line(value: Any) -> str:
 
 
 def is_free(key: str) -> bool:
+    """Tells whether a key may differ when a run is continued (``FREE_TO_CHANGE``)."""
     return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)

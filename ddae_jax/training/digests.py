@@ -26,7 +26,9 @@ def array_digests(tree: PyTree) -> dict[str, str]:
         TypeError: for arrays of complex numbers or of random keys.
     """
     leaves = {name: jnp.asarray(leaf) for name, leaf in leaves_by_name(tree).items()}
-    words = jax.device_get({name: _digest(leaf) for name, leaf in leaves.items()})
+    # One after the other: on CPUs, sums over devices that are under way together may wait for each
+    # other for ever.
+    words = {name: jax.device_get(_digest(leaf)) for name, leaf in leaves.items()}
     return {
         name: f"{leaf.dtype}{list(leaf.shape)} {words[name][0]:08x}{words[name][1]:08x}"
         for name, leaf in leaves.items()

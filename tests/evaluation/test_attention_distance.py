@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import ArraySource
 from ddae_jax.evaluation.attention_distance import (
@@ -168,7 +169,8 @@ def weights(images, params):
 
 def batches(images, batch_size, corrupt=None):
     labels = np.full(COUNT, -1, np.int32)
-    return eval_batches(ArraySource(images, labels, corrupt=corrupt), (8, 12), batch_size)
+    errors = {index: CorruptImage(error) for index, error in (corrupt or {}).items()}
+    return eval_batches(ArraySource(images, labels, corrupt=errors), (8, 12), batch_size)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import ArraySource
 from ddae_jax.evaluation import features
@@ -151,7 +152,9 @@ def test_raw_pixels_are_the_pixels(images):
 
 
 def test_images_that_cannot_be_read_are_left_out(images):
-    source_batches = batches(images, 16, corrupt={0: "broken", 20: "broken"})
+    source_batches = batches(
+        images, 16, corrupt={index: CorruptImage("broken") for index in (0, 20)}
+    )
     features, found = raw_pixels(source_batches, make_mesh())
     kept = np.delete(np.arange(COUNT), [0, 20])
     np.testing.assert_array_equal(found, labels()[kept])
