@@ -59,6 +59,7 @@ def test_fine_tuning_is_compiled_too(tmp_path, capsys):
     out = tmp_path / "found.json"
     config = tiny.ROOT / "configs" / "cifar10_finetune.py"
     small = ("--config.model.size=micro", "--config.batch_size=8", "--config.augment.mixup=0")
+    small += ("--config.model.image_size=32,32",)
     assert status(f"--config={config}", *small, "--num_classes=10", f"--out={out}") == 0
     assert json.loads(out.read_text())["config"]["job"] == "finetune"
 
