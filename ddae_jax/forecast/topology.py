@@ -1,6 +1,7 @@
 """TPU slices and GPUs that are not there, as devices that the compiler compiles for."""
 
 import ctypes.util
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from packaging.requirements import Requirement
 
 from ddae_jax.forecast.gpus import GPUS, target_config
 from ddae_jax.hints import did_you_mean
@@ -42,11 +44,14 @@ def topology_devices(name: str) -> list[jax.Device]:
     kind, sides = _parse(name)
     if kind in GPUS:
         return _gpus(name, kind, sides)
+    bring = f'`pip install "jax[tpu]=={jax.__version__}"`'
     if not _is_installed("libtpu"):
         raise FileNotFoundError(
-            f"--topology={name}: the TPU compiler is not installed; on x86-64 Linux, "
-            "`pip install libtpu` (or ddae-jax[tpu]) brings it, and no TPU is needed"
+            f"--topology={name}: the TPU compiler is not installed; on x86-64 Linux, {bring} "
+            "brings it, and no TPU is needed"
         )
+    if misfit := _misfit("libtpu"):
+        raise ValueError(f"--topology={name}: {misfit}; {bring} brings the one that fits")
     for variable, value in _WITHOUT_A_TPU.items():
         os.environ.setdefault(variable, value)
     host = tuple(math.gcd(side, most) for side, most in zip((*sides, 1), _HOST, strict=False))
@@ -71,6 +76,25 @@ def _gpus(name: str, kind: str, sides: tuple[int, ...]) -> list[jax.Device]:
         target_config=target_config(GPUS[kind]),
         topology=f"1x{machines}x{each}",
     )
+
+
+def _misfit(package: str) -> str | None:
+    """What is wrong with the version of a package that JAX has as an extra; None if nothing is.
+
+    A compiler of another version compiles for minutes, and then ends with a stack trace.
+    """
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # there, but not by pip
+        return None
+    wanted = [
+        requirement.specifier
+        for requirement in map(Requirement, importlib.metadata.requires("jax") or [])
+        if requirement.name == package
+    ]
+    if not wanted or any(specifier.contains(found, prereleases=True) for specifier in wanted):
+        return None
+    return f"{package} {found} does not fit jax {jax.__version__}, which asks for {wanted[0]}"
 
 
 def _missing_for_gpus() -> str:

@@ -1,5 +1,6 @@
 """The step of any config, compiled for the devices of this machine, as people ask for it."""
 
+import importlib.metadata
 import json
 import math
 import sys
@@ -109,7 +110,22 @@ def test_bad_input_is_explained(arguments, message, tmp_path, capsys):
 def test_without_the_tpu_compiler_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     assert status(f"--config={tiny.write_config(tmp_path)}", "--topology=v5e:4x4") == 2
-    assert "`pip install libtpu`" in capsys.readouterr().err
+    bring = f'`pip install "jax[tpu]=={jax.__version__}"` brings it, and no TPU is needed'
+    assert bring in capsys.readouterr().err
+
+
+def test_a_tpu_compiler_of_another_version_is_refused_before_it_compiles(monkeypatch, capsys):
+    version = importlib.metadata.version
+    monkeypatch.setattr(topology, "_is_installed", lambda name: True)
+    monkeypatch.setattr(
+        importlib.metadata,
+        "version",
+        lambda name: "0.0.1" if name == "libtpu" else version(name),
+    )
+    assert status("--config=configs/digits.py", "--topology=v5e:2x2") == 2
+    told = capsys.readouterr().err
+    assert f"libtpu 0.0.1 does not fit jax {jax.__version__}, which asks for ==" in told
+    assert f'`pip install "jax[tpu]=={jax.__version__}"` brings the one that fits' in told
 
 
 @pytest.mark.parametrize(
