@@ -7,8 +7,10 @@ from collections.abc import Iterable
 def did_you_mean(word: object, known: Iterable[object]) -> str:
     """``; did you mean 'mae'?`` for a slip of a known word, or nothing.
 
-    Capitals, and a hyphen for an underscore, are such slips.
+    Capitals, and a hyphen for an underscore, are such slips; a number is no slip of another one.
     """
+    if not isinstance(word, str):
+        return ""
     plain = {_plain(candidate): candidate for candidate in known}
     near = difflib.get_close_matches(_plain(word), plain, n=1)
     return f"; did you mean {plain[near[0]]!r}?" if near else ""

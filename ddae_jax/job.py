@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import secrets
+import signal
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -173,28 +174,35 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
     with StopRequest() as stop:
         try:
             with command.bad_input_is_explained():
-                stopped_status = status_when_stopped()
+                check_stopped_status()
                 run = prepare(job, argv, stop)
             with command.run_ends_are_explained(), run:
                 devices.use_compilation_cache(run.workdir.compilation_cache)
                 state = train_to_the_end(run, stop)
                 is_complete = int(state.step) >= run.parts.schedule.total_steps
-                return 0 if is_complete else stopped_status
+                return 0 if is_complete else stopped_status(stop)
         except Stopped:
             _log.info("stopped before the first step; there was nothing to save")
-    return stopped_status
+    return stopped_status(stop)
 
 
-def status_when_stopped() -> int:
-    """The exit status of a run that a signal stops before its end: 0, or what the environment says.
-
-    A scheduler that starts stopped runs again must tell them from complete ones. All processes of a
-    run end with it, whichever of them got the signal. Raises ``ValueError`` for no exit status.
-    """
+def check_stopped_status() -> None:
+    """Raises ``ValueError`` if the environment's :data:`STOPPED_STATUS` is no exit status."""
     text = os.environ.get(STOPPED_STATUS, "0")
     if not (text.isascii() and text.isdigit() and int(text) < 256):
         raise ValueError(f"{STOPPED_STATUS}={text}; an exit status is a whole number in [0, 255]")
-    return int(text)
+
+
+def stopped_status(stop: StopRequest) -> int:
+    """The exit status of a run that a signal stops before its end.
+
+    That is what the environment says: a scheduler that starts stopped runs again must tell them
+    from complete ones, and all processes of a run end with it, whichever of them got the signal.
+    By default it is 130 for Ctrl-C, as of any command, and else 0.
+    """
+    if STOPPED_STATUS in os.environ:
+        return int(os.environ[STOPPED_STATUS])
+    return 128 + signal.SIGINT if stop.received == signal.SIGINT else 0
 
 
 def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:

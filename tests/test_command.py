@@ -216,6 +216,12 @@ def test_a_config_file_that_does_not_exist_is_named():
         ("--noconfig.data.flop", "config.data.flip"),
         ("--config.evaluation.max_train_examples=3", "config.evaluation.max_examples"),
         ("--config.epochs.a=3", "config.epochs"),
+        ("--config.optimizer.lr=1e-3", "config.optimizer.learning_rate"),
+        ("--config.wd=0.05", "config.optimizer.weight_decay"),
+        ("--config.input_size=224,224", "config.model.image_size"),
+        ("--config.accum-iter=2", "config.optimizer.micro_batches"),
+        ("--config.mask_ratio=0.75", "config.mask.ratio"),
+        ("--config.resume=x", "config.init_from"),
     ],
 )
 def test_an_unknown_key_on_the_command_line_names_the_nearest(file, given, near):

@@ -226,8 +226,42 @@ def _version_of(plain: Mapping[str, Any], job: str) -> int:
     return version
 
 
+_CALLED_ELSEWHERE = {
+    "lr": "learning_rate",
+    "blr": "learning_rate",
+    "base_lr": "learning_rate",
+    "min_lr": "end_learning_rate",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "accum_iter": "micro_batches",
+    "grad_accum": "micro_batches",
+    "gradient_accumulation_steps": "micro_batches",
+    "clip_grad": "clip_norm",
+    "num_epochs": "epochs",
+    "input_size": "image_size",
+    "img_size": "image_size",
+    "resolution": "image_size",
+    "mask_ratio": "mask.ratio",
+    "norm_pix_loss": "normalize_pixels",
+    "workers": "num_workers",
+    "data_path": "data_dir",
+    "resume": "init_from",
+    "finetune": "init_from",
+    "pretrained": "init_from",
+    "ema_decay": "momentum_start",
+    "drop_path": "drop_path_rate",
+    "nb_classes": "num_classes",
+}
+"""What keys are called in other packages, by their last name, and by which name they are here."""
+
+
 def _nearest_keys(key: str, known: list[str]) -> list[str]:
     """The key that is meant; several if that is undecided, none if there is no such key."""
+    elsewhere = _CALLED_ELSEWHERE.get(key.rpartition(".")[2].lower().replace("-", "_"))
+    if elsewhere:
+        found = [name for name in known if f".{name}".endswith(f".{elsewhere}")]
+        if found:
+            return found
     renamed = {older: name for older, name in RENAMED.items() if name in known}
     if key in renamed:
         return [renamed[key]]

@@ -30,10 +30,14 @@ class Workdir:
     network reaches), ``classes.json`` (the names of its classes), ``failure.json``
     (where its loss was no number the last time), ``lock``.
 
-    Raises ``ValueError`` for an address such as ``gs://bucket/run``.
+    Raises ``ValueError`` for an address such as ``gs://bucket/run``, and for no name at all.
     """
 
     def __init__(self, path: str | os.PathLike):
+        if str(path) in ("", "None", "null"):
+            raise ValueError(
+                f"--workdir={path} is no folder; a script may have a variable that is not set"
+            )
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
             raise ValueError(
                 f"--workdir={path} is an address, not a folder; mount the bucket (gcsfuse, "

@@ -37,6 +37,12 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.parametrize("name", ["", "None", "null"])
+def test_a_variable_that_is_not_set_is_no_folder(name):
+    with pytest.raises(ValueError, match=f"--workdir={name} is no folder; a script may have a"):
+        Workdir(name)
+
+
 def test_a_second_run_in_a_workdir_is_refused_naming_the_first(holder, tmp_path):
     workdir = Workdir(tmp_path / "run")
     for _ in range(2):  # also after a refusal
