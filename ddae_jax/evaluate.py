@@ -25,6 +25,7 @@ import jax
 from absl import flags as absl_flags
 
 from ddae_jax import command, devices
+from ddae_jax.hints import printable
 from ddae_jax.tasks import TASKS, check_options
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         devices.start_devices(flags.distributed)
         table, result = TASKS[flags.task](flags)
     if jax.process_index() == 0:
-        print(table)
+        print(printable(table))
         print(json.dumps(result))
     return 0
 

@@ -16,5 +16,10 @@ def did_you_mean(word: object, known: Iterable[object]) -> str:
     return f"; did you mean {plain[near[0]]!r}?" if near else ""
 
 
+def printable(text: str) -> str:
+    """The text in characters that every file takes: bytes that are no UTF-8 as ``\\xff``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _plain(word: object) -> str:
     return str(word).lower().replace("-", "_")

@@ -37,6 +37,7 @@ def confusion_figure(
     count = len(confusion)
     if len(names) != count:
         raise ValueError(f"{len(names)} names; the confusion is of {count} classes")
+    names = [drawing.label(name) for name in names]
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     is_named = count <= _MOST_NAMED
     height = 2.6 + 0.26 * count if is_named else 5.2

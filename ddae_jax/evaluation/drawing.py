@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ddae_jax.hints import printable
 from ddae_jax.training.workdir import written_atomically
 
 Colour = str | tuple[float, ...]
@@ -60,6 +61,8 @@ _STYLE = {
 @contextmanager
 def figure(path: Path, height_inches: float) -> Iterator[Figure]:
     """An empty figure in the common style, written to ``path`` when the block ends well."""
+    for left_over in path.parent.glob(f".{path.stem}.*{path.suffix}"):  # by a kill amid writing
+        left_over.unlink(missing_ok=True)
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         yield drawn
@@ -67,6 +70,11 @@ def figure(path: Path, height_inches: float) -> Iterator[Figure]:
             drawn.savefig(
                 half_written, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12
             )
+
+
+def label(name: str) -> str:
+    """Somebody's name for something as a figure can show it: no ``$`` begins a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def panel_rows(count: int) -> int:

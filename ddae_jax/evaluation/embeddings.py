@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from ddae_jax.hints import printable
 from ddae_jax.training.workdir import written_atomically
 
 
@@ -70,7 +71,7 @@ def _write_parquet(path: pathlib.Path, batches: Iterable[Embedded]) -> tuple[int
             values = arrow.array(batch.features.ravel(), arrow.float32())
             table = arrow.table(
                 {
-                    "name": arrow.array(list(batch.names), arrow.string()),
+                    "name": arrow.array(list(map(printable, batch.names)), arrow.string()),
                     "label": arrow.array(batch.labels, arrow.int32()),
                     "features": arrow.FixedSizeListArray.from_arrays(values, width),
                 }

@@ -171,7 +171,7 @@ def _legend(
 
 
 def _name(label: int, class_names: Sequence[str] | None) -> str:
-    return f"class {label}" if class_names is None else class_names[label]
+    return f"class {label}" if class_names is None else drawing.label(class_names[label])
 
 
 def _draw_legend(figure: Figure, patches: Sequence[Patch]) -> None:

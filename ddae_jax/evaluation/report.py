@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from ddae_jax.hints import printable
 from ddae_jax.training.workdir import write_atomically
 
 
@@ -83,7 +84,7 @@ def write_report(
         environment=environment,
         notes=notes,
     )
-    write_atomically(path, page)
+    write_atomically(path, printable(page))
 
 
 def _sections(figures: Sequence[Captioned]) -> list[tuple[str, list[tuple[str, str]]]]:
