@@ -26,13 +26,22 @@ def array_digests(tree: PyTree) -> dict[str, str]:
         TypeError: for arrays of complex numbers or of random keys.
     """
     leaves = {name: jnp.asarray(leaf) for name, leaf in leaves_by_name(tree).items()}
-    # One after the other: on CPUs, sums over devices that are under way together may wait for each
-    # other for ever.
-    words = {name: jax.device_get(_digest(leaf)) for name, leaf in leaves.items()}
+    words = dict(zip(leaves, _digests(list(leaves.values())), strict=True))
     return {
         name: f"{leaf.dtype}{list(leaf.shape)} {words[name][0]:08x}{words[name][1]:08x}"
         for name, leaf in leaves.items()
     }
+
+
+def _digests(arrays: list[Array]) -> list[tuple[np.uint32, np.uint32]]:
+    """The two words of each array."""
+    found = []
+    for array in arrays:
+        found.append(_digest(array))
+        if len(array.sharding.device_set) > 1:
+            # On CPUs, sums over devices that are under way together may wait for each other.
+            jax.block_until_ready(found)
+    return jax.device_get(found)
 
 
 @jax.jit
@@ -48,6 +57,7 @@ def _digest(array: Array) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
         words = jnp.sum(words * _odd(words, 2), axis=0, dtype=jnp.uint32)
     words = words.reshape(-1)  # of a scalar, one
     second = _mixed(words * np.uint32(0x85EBCA6B)) * _odd(words, 0x9E3779B2)
+    # Scalars, since whatever the devices of an array are, each of them has those whole.
     return jnp.sum(words * _odd(words, 2), dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)
 
 
