@@ -40,7 +40,7 @@ def _digests(arrays: list[Array]) -> list[tuple[np.uint32, np.uint32]]:
         found.append(_digest(array))
         if len(array.sharding.device_set) > 1:
             # On CPUs, sums over devices that are under way together may wait for each other.
-            jax.block_until_ready(found)
+            jax.block_until_ready(found[-1])
     return jax.device_get(found)
 
 
