@@ -92,7 +92,7 @@ class _LeftOut:
             (self.runs, "folders of runs, whose pictures are no examples"),
         ):
             if names:
-                _log.warning("%s: left out %d %s: %s", root, len(names), what, _some(names))
+                _log.warning("%s: left out %d %s: %s", root, len(names), what, some_of(names))
         if self.num_twice:
             _log.warning(
                 "%s: left out %d links to images that are there already", root, self.num_twice
@@ -147,7 +147,7 @@ def _warn_of_ignored_folders(root: Path, split: str) -> None:
             "only the images in %s are read, not those in the folders beside it (%s); if %r is one "
             "of your classes, put all of them into a folder called 'train'",
             root / split,
-            _some(beside),
+            some_of(beside),
             split,
         )
 
@@ -163,7 +163,7 @@ def _warn_of_split_names(root: Path) -> None:
     _log.warning(
         "the folders %s in %s are called as parts of a data set are, and all of them are trained "
         "on, each as a class. If they are parts, set %s",
-        _some(splits),
+        some_of(splits),
         root,
         " and ".join(f"data.{key}={name!r}" for key, name in proposed if name),
     )
@@ -250,8 +250,7 @@ def _add_images_below(
     except OSError:
         left_out.unreadable.append(folder.path)
         return
-    names = {entry.name for entry in entries}
-    if _OF_A_RUN in names and names & _OF_A_RUN_TOO:
+    if _is_run(folder.path):
         left_out.runs.append(folder.path)
         return
     prefix = above + os.fsencode(folder.name) + b"/"
@@ -294,7 +293,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _is_run(folder: Path) -> bool:
+def _is_run(folder: Path | str) -> bool:
+    folder = Path(folder)
     return (folder / _OF_A_RUN).exists() and any((folder / n).exists() for n in _OF_A_RUN_TOO)
 
 
@@ -310,13 +310,14 @@ def contents(folder: Path) -> str:
     suffixes = Counter(Path(e.name).suffix or e.name for e in entries if not _is_folder(e))
     parts = []
     if folders:
-        parts.append(f"{len(folders)} folders ({_some(folders)})")
+        parts.append(f"{len(folders)} folders ({some_of(folders)})")
     if suffixes:
-        parts.append(f"{suffixes.total()} other files ({_some(list(suffixes))})")
+        parts.append(f"{suffixes.total()} other files ({some_of(list(suffixes))})")
     return " and ".join(parts) or "nothing"
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Lists the first few names, and says by dots that there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 

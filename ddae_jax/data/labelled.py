@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from ddae_jax.data.folder import some_of
 from ddae_jax.data.images import NO_LABEL, Example, LazyImage
 from ddae_jax.data.sources import Source, nearest
 
@@ -161,7 +162,7 @@ def with_classes(
     unknown = [name for name in ours if name not in set(class_names)]
     if unknown:
         raise ValueError(
-            f"{what} has classes that {of} does not have: {_listed(unknown)}"
+            f"{what} has classes that {of} does not have: {some_of(unknown)}"
             f"{nearest(unknown[0], class_names)}. Labels are matched by the names of classes"
         )
     missing = [name for name in class_names if name not in set(ours)]
@@ -172,13 +173,9 @@ def with_classes(
             len(missing),
             num_classes,
             of,
-            _listed(missing),
+            some_of(missing),
         )
     return source if ours == class_names else _Renumbered(source, class_names)
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def checked(source: Source) -> Source:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 from ddae_jax.data.annotations import LabelRule, Labels, LazyAnnotation, check_same_size
-from ddae_jax.data.folder import contents, scan
+from ddae_jax.data.folder import contents, scan, some_of
 from ddae_jax.data.images import Decoding, EncodedImage, LazyImage, Pixels, read_bytes
 from ddae_jax.data.sources import ExampleSource, TfdsSource, nearest
 
@@ -24,7 +24,6 @@ _ANNOTATION_SUFFIX = ".png"
 _ANNOTATION_FEATURES = ("annotation", "segmentation_mask", "segmentation_label")
 # TFDS datasets whose annotations number the instances of objects, and no classes.
 _OF_INSTANCES = ("scene_parse150",)
-_SOME = 5
 
 
 class Pair(TypedDict):
@@ -221,8 +220,7 @@ def _stem(path: bytes) -> bytes:
 
 
 def _some(paths: Iterable[bytes]) -> str:
-    names = [os.fsdecode(path) for path in paths]
-    return ", ".join(names[:_SOME]) + (", ..." if len(names) > _SOME else "")
+    return some_of([os.fsdecode(path) for path in paths])
 
 
 class TfdsPairs(_IndexedPairs, TfdsSource):

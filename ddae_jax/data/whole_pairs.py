@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ddae_jax.data.annotations import IGNORED, BadAnnotation, check_same_size
+from ddae_jax.data.folder import some_of
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import Batch, log_corrupt
 from ddae_jax.data.segmentation import PairSource, decode_pair
@@ -113,16 +114,14 @@ def _tell(held: Held, what: str) -> None:
         100 * held.ignored_share,
     )
     if held.missing:
-        names = ", ".join(map(str, held.missing[:_SOME]))
         _log.warning(
-            "%s: no pixel of %s annotations has one of %d of the %d classes (%s%s). Is "
+            "%s: no pixel of %s annotations has one of %d of the %d classes (%s). Is "
             "data.num_classes too large, or data.reduce_zero_label not as the files are?",
             what,
             f"{held.num_images:,}",
             len(held.missing),
             len(held.pixels) - 1,
-            names,
-            ", ..." if len(held.missing) > _SOME else "",
+            some_of(list(map(str, held.missing))),
         )
     if held.ignored_share > 0.5:
         _log.warning(
