@@ -3,7 +3,8 @@
     python -m benchmarks.supervision_cost [REPEATS [METHOD:SIZE ...]]
 
 1. Operations of a whole step (student, teacher or tokenizer, loss, gradient, optimizer) of ViT-B/16
-   at 224 pixels, as XLA counts them: they need no such machine.
+   at 224 pixels, as XLA counts them, and operations of products by the model's own count: neither
+   needs such a machine. With REPEATS 0, nothing else is done.
 2. Seconds of a step at 224 pixels on this machine, ``last`` and ``deep_dynamic`` in turn: of every
    method with ViT-Ti/16, and with ViT-B/16 where much lies outside the encoder: in the decoders of
    MAE and DDAE, and in BEiT's 8192 codes.
@@ -25,7 +26,9 @@ from jaxtyping import PyTree
 from benchmarks.environment import RESULTS, store, time_in_turn
 from ddae_jax import build, recipes
 from ddae_jax.config import pretrain_defaults
+from ddae_jax.forecast.flops import model_flops
 from ddae_jax.methods import METHODS
+from ddae_jax.methods.method import Method
 from ddae_jax.pretrained import shapes_of_missing
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import make_train_step
@@ -39,41 +42,93 @@ CELLS = {
 }
 """What is compared, where that is more than two modes; the first one is what others are over."""
 
+CHANGES = {
+    WHOLE: {"intermediate_blocks": 0, "intermediate_share": 1.0},
+    "mae,last, cross-attention": {"kind": "cross"},
+    "mae,deep_dynamic, cross-attention": {"kind": "cross"},
+    "ddae,deep_dynamic, 8 blocks, a quarter of the hidden patches": {
+        "depth": 8,
+        "intermediate_share": 0.25,
+    },
+    "ddae,deep_dynamic, 8 blocks": {"depth": 8},
+    "ddae,deep_dynamic, 2 blocks of self-attention": {"kind": "self", "depth": 2},
+    "ddae,deep_dynamic, full input": {},
+}
+"""What a cell's name adds to method and supervision, as changes of keys of ``decoder``."""
+
+FULL = "ddae,deep_dynamic, full input"
+
 
 def main(repeats: str = "5", *methods_and_sizes: str) -> None:
     """Counts, times, stores and prints."""
     path = RESULTS / "supervision_cost.json"
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    counted, timed = (stored.get(key, {}) for key in ("operations_of_a_step", "seconds_of_a_step"))
-    for name in methods_and_sizes or DEFAULT:
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    by_xla, by_model, timed = (
+        found.get(key, {})
+        for key in ("operations_of_a_step", "model_operations_of_an_image", "seconds_of_a_step")
+    )
+
+    def keep() -> None:
+        parts = {"operations_of_a_step": by_xla, "model_operations_of_an_image": by_model}
+        store("supervision_cost", {"batch": BATCH, **parts, "seconds_of_a_step": timed})
+
+    names = methods_and_sizes or DEFAULT
+    cells_of = {name.split(":")[0]: cells(name.split(":")[0]) for name in names}
+    counted = dict.fromkeys(cell for of_method in cells_of.values() for cell in of_method)
+    counted |= dict.fromkeys(cell for cell in CHANGES if cell.split(",")[0] in cells_of)
+    for cell in counted:
+        by_xla[cell], by_model[cell] = operations(cell), model_operations(cell)
+        over = [count[cell] / count[first(cell)] for count in (by_xla, by_model)]
+        shown = f"{by_model[cell] / 1e9:6.1f} GFLOP an image, {over[1]:.2f}x; XLA's {over[0]:.2f}x"
+        print(f"{cell:80s} {shown}", flush=True)
+        keep()
+    for name in names if int(repeats) else ():
         method, size = name.split(":")
-        cells = CELLS.get(method, (f"{method},last", f"{method},deep_dynamic"))
-        counted |= {cell: operations(cell) for cell in cells}
-        found = time_in_turn({cell: runnable(cell, size) for cell in cells}, int(repeats))
-        for cell in cells:
-            more = counted[cell] / counted[cells[0]]
-            seconds = found[cell]["median"] / found[cells[0]]["median"]
-            print(f"{size:3s}{cell:80s} operations of ViT-B {more:.2f}x  seconds {seconds:.2f}x")
-        timed[size] = timed.get(size, {}) | found
-        store(
-            "supervision_cost",
-            {"batch": BATCH, "operations_of_a_step": counted, "seconds_of_a_step": timed},
-        )
+        runs = {cell: runnable(cell, size) for cell in cells_of[method]}
+        seconds = time_in_turn(runs, int(repeats))
+        for cell in runs:
+            ratio = seconds[cell]["median"] / seconds[first(cell)]["median"]
+            print(f"{size:3s}{cell:80s} seconds {ratio:.2f}x", flush=True)
+        timed[size] = timed.get(size, {}) | seconds
+        keep()
+
+
+def cells(method: str) -> tuple[str, ...]:
+    """Names what is timed of a method; the first one is what others are over."""
+    return CELLS.get(method, (f"{method},last", f"{method},deep_dynamic"))
+
+
+def first(cell: str) -> str:
+    """Names the cell that this one is over."""
+    return cells(cell.split(",")[0])[0]
 
 
 def operations(cell: str) -> float:
-    """Floating-point operations of a step of ViT-B, before XLA optimises it."""
-    step, initialize, frozen = step_of(cell, "B")
-    state = jax.eval_shape(initialize, jax.random.key(0), frozen=frozen)
+    """Counts floating-point operations of a step of ViT-B, before XLA optimises it."""
+    step, initialize, method = step_of(cell, "B")
+    state = jax.eval_shape(initialize, jax.random.key(0), frozen=method.frozen)
     images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.uint8)
     return step.lower(state, {"image": images}).cost_analysis()["flops"]
 
 
+def model_operations(cell: str) -> float:
+    """Counts operations an image of a ViT-B's products, by its own definition."""
+    _, _, method = step_of(cell, "B")
+    params = jax.eval_shape(lambda: method.init(jax.random.key(0), 3))
+    teacher = jax.eval_shape(method.teacher_of, params, method.frozen)
+    images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32)
+
+    def loss(params: PyTree, teacher: PyTree, images: jax.Array) -> PyTree:
+        return method.loss(params, teacher, images, jax.random.key(0), progress=0.5)
+
+    return model_flops(loss, params, teacher, images) / BATCH
+
+
 def runnable(cell: str, size: str) -> Callable[[], None]:
-    """Takes a step and waits for it."""
-    step, initialize, shapes = step_of(cell, size)
+    """Makes what takes a step and waits for it."""
+    step, initialize, method = step_of(cell, size)
     draw = np.random.default_rng(0).normal
-    frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), shapes)
+    frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), method.frozen)
     held = {"state": jax.jit(initialize)(jax.random.key(0), frozen=frozen)}
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), np.uint8)
 
@@ -84,16 +139,17 @@ def runnable(cell: str, size: str) -> Callable[[], None]:
     return run
 
 
-def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
-    """The step of a cell, what makes its first state, and shapes of what is frozen."""
+def step_of(cell: str, size: str) -> tuple[Callable, Callable, Method]:
+    """Builds the step of a cell, what makes its first state, and its method, nothing loaded."""
     config = pretrain_defaults()
     recipes.use_recipe(config, ",".join(cell.split(",")[:2]))
     config.model.size = size
     config.model.dtype = "float32"
     if size == "Ti":  # a decoder as small against the encoder as ViT-B's
         config.decoder.width, config.decoder.num_heads = 128, 4
-    if cell == WHOLE:
-        config.decoder.intermediate_blocks, config.decoder.intermediate_share = 0, 1.0
+    if cell == FULL:
+        config.model.encoder_input = "full"
+    config.decoder.update(CHANGES.get(cell, {}))
     with shapes_of_missing():
         method = build.build_method(config)
     schedule = build.Schedule(steps_per_epoch=100, total_steps=1000)
@@ -110,7 +166,7 @@ def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
     initialize = functools.partial(
         init_state, method=method, optimizer=optimizer, channels=config.data.channels
     )
-    return jax.jit(step, donate_argnums=0), initialize, method.frozen
+    return jax.jit(step, donate_argnums=0), initialize, method
 
 
 if __name__ == "__main__":
