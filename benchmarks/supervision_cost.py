@@ -69,9 +69,9 @@ def operations(cell: str) -> float:
     return step.lower(state, {"image": images}).cost_analysis()["flops"]
 
 
-def runnable(cell: str, size: str) -> Callable[[], None]:
-    """Takes a step and waits for it."""
-    step, initialize, shapes = step_of(cell, size)
+def runnable(cell: str, size: str, **changes: str) -> Callable[[], None]:
+    """Takes a step and waits for it; for ``changes`` see :func:`step_of`."""
+    step, initialize, shapes = step_of(cell, size, **changes)
     draw = np.random.default_rng(0).normal
     frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), shapes)
     held = {"state": jax.jit(initialize)(jax.random.key(0), frozen=frozen)}
@@ -84,12 +84,16 @@ def runnable(cell: str, size: str) -> Callable[[], None]:
     return run
 
 
-def step_of(cell: str, size: str) -> tuple[Callable, Callable, PyTree]:
-    """The step of a cell, what makes its first state, and shapes of what is frozen."""
+def step_of(cell: str, size: str, **changes: str) -> tuple[Callable, Callable, PyTree]:
+    """The step of a cell, what makes its first state, and shapes of what is frozen.
+
+    ``changes`` are of ``config.model``, whose dtype is float32 otherwise.
+    """
     config = pretrain_defaults()
     recipes.use_recipe(config, ",".join(cell.split(",")[:2]))
     config.model.size = size
     config.model.dtype = "float32"
+    config.model.update(changes)
     if size == "Ti":  # a decoder as small against the encoder as ViT-B's
         config.decoder.width, config.decoder.num_heads = 128, 4
     if cell == WHOLE:
