@@ -124,9 +124,9 @@ def model_operations(cell: str) -> float:
     return model_flops(loss, params, teacher, images) / BATCH
 
 
-def runnable(cell: str, size: str) -> Callable[[], None]:
-    """Makes what takes a step and waits for it."""
-    step, initialize, method = step_of(cell, size)
+def runnable(cell: str, size: str, **changes: str) -> Callable[[], None]:
+    """Makes what takes a step and waits for it; for ``changes`` see :func:`step_of`."""
+    step, initialize, method = step_of(cell, size, **changes)
     draw = np.random.default_rng(0).normal
     frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), method.frozen)
     held = {"state": jax.jit(initialize)(jax.random.key(0), frozen=frozen)}
@@ -139,12 +139,16 @@ def runnable(cell: str, size: str) -> Callable[[], None]:
     return run
 
 
-def step_of(cell: str, size: str) -> tuple[Callable, Callable, Method]:
-    """Builds the step of a cell, what makes its first state, and its method, nothing loaded."""
+def step_of(cell: str, size: str, **changes: str) -> tuple[Callable, Callable, Method]:
+    """Builds the step of a cell, what makes its first state, and its method, nothing loaded.
+
+    ``changes`` are of ``config.model``, whose dtype is float32 otherwise.
+    """
     config = pretrain_defaults()
     recipes.use_recipe(config, ",".join(cell.split(",")[:2]))
     config.model.size = size
     config.model.dtype = "float32"
+    config.model.update(changes)
     if size == "Ti":  # a decoder as small against the encoder as ViT-B's
         config.decoder.width, config.decoder.num_heads = 128, 4
     if cell == FULL:

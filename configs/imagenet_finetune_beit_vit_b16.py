@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
 
     It lies within the paper's recipe (Bao et al. 2021, table 13 of the version of 2022), but for
     repeated augmentation, which the released code has not either. The released code gives each
-    block a table of relative positions of its own, which begins as the shared one, and decays it;
-    here it stays shared, without weight decay.
+    block a table of relative positions of its own, which begins as the shared one; here it stays
+    shared. It is decayed, as there.
     """
     config = imagenet_finetune_vit_b16.get_config()
     config.model.positions = "none"
@@ -33,4 +33,5 @@ def get_config() -> ConfigDict:
     config.model.has_key_bias = False
     config.optimizer.learning_rate = 1e-3  # 4e-3 for 1024 images
     config.optimizer.warmup_epochs = 20.0
+    config.optimizer.decay_also = "relative_positions"
     return config

@@ -27,7 +27,7 @@ from ddae_jax.evaluation.classify import LabelledImages, Predict
 from ddae_jax.evaluation.features import Encode, make_encode
 from ddae_jax.evaluation.knn import knn_predict
 from ddae_jax.evaluation.linear_probe import linear_predict
-from ddae_jax.masking import block_mask, num_masked_patches, random_mask
+from ddae_jax.masking import block_mask, num_masked_patches, random_mask, smallest_block
 from ddae_jax.methods import Method, find_method, options_of
 from ddae_jax.methods.supervision import supervised_depths
 from ddae_jax.methods.trainable import Trainable
@@ -99,7 +99,9 @@ def build_method(config: ConfigDict) -> Method:
     num_masked = num_masked_patches(encoder.grid, config.mask.ratio, mask_unit(config))
     masks = {
         "random": functools.partial(random_mask, unit=config.mask.unit),
-        "block": block_mask,
+        "block": functools.partial(
+            block_mask, min_block=smallest_block(num_masked, config.mask.min_block_share)
+        ),
     }
     supervision = config.supervision
     is_last = supervision.mode == "last"
@@ -158,6 +160,7 @@ def build_optimizer(
         learning_rate,
         total_steps=schedule.total_steps,
         weight_decay=options.weight_decay,
+        decay_also=options.decay_also,
         b1=options.b1,
         b2=options.b2,
         clip_norm=options.clip_norm or None,

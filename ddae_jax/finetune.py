@@ -166,6 +166,7 @@ def build_optimizer(
         depth=depth,
         kind=options.get("kind", "adamw"),
         weight_decay=options.weight_decay,
+        decay_also=options.decay_also,
         b1=options.b1,
         b2=options.b2,
         clip_norm=options.clip_norm or None,

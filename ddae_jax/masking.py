@@ -130,6 +130,14 @@ def block_mask(
     return jax.vmap(one)(jax.random.split(key, batch))
 
 
+def smallest_block(num_masked: int, share: float) -> int | None:
+    """The ``min_block`` of :func:`block_mask` that is a share of the hidden patches, rounded down.
+
+    None for a share of 0, which leaves it to that function.
+    """
+    return max(1, math.floor(share * num_masked + 1e-9)) if share else None
+
+
 def visible_indices(
     mask: Bool[Array, "batch patches"], num_visible: int
 ) -> Int[Array, "batch visible"]:

@@ -205,6 +205,7 @@ class ReportWriter:
                 mask=seen["mask"],
                 histograms=seen["histograms"],
                 predicted=seen["predicted_histograms"],
+                directions=seen["directions"],
                 depths=depths,
             )
         if "tokens" in seen:

@@ -160,7 +160,7 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
         ValueError: if it is not known here, or for images of other channels.
     """
     if _takes_shapes("tokenizer.teacher", path):
-        module = build_encoder(config).clone(drop_path_rate=0.0)
+        module = build_encoder(_as_frozen(config, config)).clone(drop_path_rate=0.0)
         return DistilledTeacher(module, _shapes_of(module, config))
     if pathlib.Path(path).expanduser().is_file():
         raise ValueError(
@@ -173,7 +173,7 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
     folder = _folder(path, "tokenizer.teacher", "a workdir, or a folder with model.safetensors")
     if find_weights(folder).is_file():
         found = read_backbone(folder)
-        module = ViT(**found.options, dtype=jnp.dtype(config.model.dtype))
+        module = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
         params, mean, std = (
             _only(found.params, module, len(found.mean), folder),
             found.mean,
@@ -183,7 +183,7 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
         workdir, theirs = _read_run(folder, "tokenizer.teacher")
         if theirs.method == "vqkd":
             _log.warning("tokenizer.teacher=%r is a tokenizer itself", path)
-        module = build_encoder(theirs).clone(drop_path_rate=0.0)
+        module = build_encoder(_as_frozen(theirs, config)).clone(drop_path_rate=0.0)
         params = _encoder_of(_restore_part(workdir, _encoder_part(theirs))[0])
         mean, std = theirs.data.mean, theirs.data.std
     _check_channels("tokenizer.teacher", path, mean, config)
@@ -204,7 +204,7 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
         ValueError: if it is no tokenizer, or for images of other channels.
     """
     if _takes_shapes("targets.tokenizer", path):
-        return TrainedTokenizer(*_untrained_tokenizer(config))
+        return TrainedTokenizer(*_untrained_tokenizer(_as_frozen(config, config)))
     what = (
         "the workdir of a run with method='vqkd', as configs/cifar10_tokenizer.py has it, or a "
         "folder with the model.safetensors of one"
@@ -212,14 +212,14 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
     folder = _folder(path, "targets.tokenizer", what)
     if find_weights(folder).is_file():
         found = read_tokenizer(folder)
-        encoder = ViT(**found.options, dtype=jnp.dtype(config.model.dtype))
+        encoder = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
         params = dict(found.params)
         params["encoder"] = _only(params["encoder"], encoder, len(found.mean), folder)
         module = tokenizer_around(encoder, config.tokenizer.decoder_depth, found.codes.shape[1])
         frozen = {"params": params, "codes": found.codes}
         mean, std = found.mean, found.std
     else:
-        module, frozen, theirs = _restore_tokenizer(folder, path)
+        module, frozen, theirs = _restore_tokenizer(folder, path, config)
         mean, std = theirs.data.mean, theirs.data.std
     _check_channels("targets.tokenizer", path, mean, config)
     return TrainedTokenizer(
@@ -234,6 +234,21 @@ def _takes_shapes(key: str, path: str) -> bool:
     return True
 
 
+def _as_frozen(theirs: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """The config of a tokenizer or teacher, with the dtype in which this run lets it compute.
+
+    Where the student computes in bfloat16, rounding would change what it is to predict.
+    """
+    dtype = config.model.frozen_dtype
+    if dtype in ("as_trained", theirs.model.dtype):
+        return theirs
+    theirs = theirs.copy_and_resolve_references()
+    theirs.model.dtype = dtype
+    if theirs.model.attention_form == "cudnn" and dtype == "float32":
+        theirs.model.attention_form = "auto"  # cuDNN's computes in 16 bits
+    return theirs
+
+
 def _shapes_of(module: ViT | Tokenizer, config: ConfigDict) -> PyTree:
     """Of the parameters of a network for the config's images."""
     size = module.image_size if isinstance(module, ViT) else module.encoder.image_size
@@ -241,14 +256,16 @@ def _shapes_of(module: ViT | Tokenizer, config: ConfigDict) -> PyTree:
     return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
 
 
-def _restore_tokenizer(folder: pathlib.Path, path: str) -> tuple[Tokenizer, PyTree, ConfigDict]:
+def _restore_tokenizer(
+    folder: pathlib.Path, path: str, config: ConfigDict
+) -> tuple[Tokenizer, PyTree, ConfigDict]:
     workdir, theirs = _read_run(folder, "targets.tokenizer")
     if theirs.method != "vqkd":
         raise ValueError(
             f"targets.tokenizer={path!r} is a run of method={theirs.method!r}; a tokenizer is "
             "trained by method='vqkd', as in configs/cifar10_tokenizer.py"
         )
-    module, shapes = _untrained_tokenizer(theirs)
+    module, shapes = _untrained_tokenizer(_as_frozen(theirs, config))
     restored, _ = _restore_part(
         workdir,
         {"params": shapes["params"], "teacher": {"codebook": {"codes": shapes["codes"]}}},

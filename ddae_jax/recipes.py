@@ -16,11 +16,15 @@ _RELATIVE_POSITIONS = {
     "model.layer_scale": 0.1,
     "model.has_key_bias": False,
 }
+# The authors decay all that is learned and has more than one axis in their code, as their tokens
+# have; of this, SimMIM's, BEiT's and BEiT v2's leave out class token and positions.
+_DECAYED_BY_BEIT = "mask_token,relative_positions"
 _BEIT = {
     "model.encoder_input": "full",
     **_RELATIVE_POSITIONS,
     "mask.kind": "block",
     "mask.ratio": 0.4,
+    "optimizer.decay_also": _DECAYED_BY_BEIT,
 }
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -36,6 +40,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "mask.kind": "random",
             "mask.ratio": 0.75,
             "targets.normalize_pixels": True,
+            "optimizer.decay_also": "class_token,mask_token",
         },
         "simmim": {
             "model.encoder_input": "full",
@@ -43,6 +48,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "mask.ratio": 0.6,
             "mask.unit": 2,  # 32 pixels, for patches of 16
             "targets.normalize_pixels": False,
+            "optimizer.decay_also": _DECAYED_BY_BEIT,
             **_RELATIVE_POSITIONS,
         },
         "maskfeat": {
@@ -50,6 +56,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "model.positions": "learned",
             "mask.kind": "block",
             "mask.ratio": 0.4,
+            "mask.min_block_share": 0.2,
+            "targets.hog_form": "sobel",
+            "optimizer.decay_also": "class_token,mask_token,positions",
         },
         "beit": _BEIT,
         "beit2": _BEIT,

@@ -318,6 +318,19 @@ def test_a_config_without_a_key_or_with_another_is_refused():
         check_config(config)
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_weight_decay_of_what_is_nowhere_is_refused_naming_what_may_be(job):
+    config = JOBS[job]()
+    config.optimizer.decay_also = "mask_token, relative-positions"
+    told = (
+        "optimizer.decay_also='mask_token, relative-positions': 'relative-positions' is nothing "
+        "that weight decay may include beside kernels; known, separated by commas: 'class_token', "
+        "'mask_token', 'positions', 'relative_positions'; did you mean 'relative_positions'?"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        check_config(config)
+
+
 # ---- what is set and has no effect
 
 FULL = {"model.encoder_input": "full"}
@@ -389,6 +402,17 @@ def test_switching_off_what_is_at_its_default_ignores_nothing():
             ["targets.hog_cell", "targets.tokenizer"],
         ),
         ({"method": "maskfeat", "targets.hog_cell": 4}, []),
+        ({"method": "maskfeat", "targets.hog_form": "differences"}, []),
+        ({"method": "mae", "targets.hog_form": "differences"}, ["targets.hog_form"]),
+        ({"mask.min_block_share": 0.2}, ["mask.min_block_share"]),
+        ({"mask.min_block_share": 0.2, "mask.kind": "block"}, []),
+        ({"method": "mae", "model.frozen_dtype": "bfloat16"}, ["model.frozen_dtype"]),
+        ({"method": "vqkd", "model.frozen_dtype": "bfloat16"}, []),
+        (
+            {"optimizer.decay_also": "class_token", "optimizer.weight_decay": 0.0},
+            ["optimizer.decay_also"],
+        ),
+        ({"optimizer.decay_also": "class_token"}, []),
         (
             {"method": "maskfeat", "targets.normalize_pixels": False},
             ["targets.normalize_pixels"],

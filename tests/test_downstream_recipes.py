@@ -28,6 +28,7 @@ class Recipe(NamedTuple):
     weight_decay: float
     clip_norm: float
     crop_scale: tuple[float, float]
+    decay_also: str = ""  # beside kernels
 
 
 FINE_TUNING = {
@@ -68,6 +69,7 @@ PUBLISHED = {
         learning_rate=4e-3,
         layer_decay=0.65,
         drop_path_rate=0.1,
+        decay_also="relative_positions",  # --disable_weight_decay_on_rel_pos_bias is off
     ),
     # facebookresearch/mae, FINETUNE.md, and defaults of main_linprobe.py; He et al. 2022, table 10.
     "imagenet_linear_vit_b16": Recipe(
@@ -132,6 +134,7 @@ def test_each_recipe_is_the_published_one(name):
         weight_decay=options.weight_decay,
         clip_norm=options.clip_norm,
         crop_scale=tuple(scale),
+        decay_also=options.decay_also,
     )
     assert found._asdict() == wanted._asdict()
 

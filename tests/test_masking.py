@@ -16,6 +16,7 @@ from ddae_jax.masking import (
     hidden_indices,
     num_masked_patches,
     random_mask,
+    smallest_block,
     spread_hidden,
     visible_indices,
 )
@@ -151,6 +152,14 @@ def test_the_smallest_block_is_free():
     masks = np.asarray(block_mask(key(), 50, (14, 14), 9, min_block=9, min_aspect=1.0))
     for mask in masks.reshape(-1, 14, 14):
         assert (np.ptp(np.argwhere(mask), axis=0) == 2).all()
+
+
+def test_the_smallest_block_may_be_a_share_of_the_hidden_patches():
+    assert smallest_block(78, 0.2) == 15  # MaskFeat's authors': 78 // 5, of 14 x 14 patches
+    assert smallest_block(80, 0.2) == 16
+    assert smallest_block(3, 0.2) == 1
+    assert smallest_block(78, 1.0) == 78
+    assert smallest_block(78, 0.0) is None
 
 
 def test_trimming_prefers_neither_the_top_nor_the_bottom():

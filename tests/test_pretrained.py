@@ -16,7 +16,7 @@ from ddae_jax.command import CommandEnded
 from ddae_jax.config import from_plain
 from ddae_jax.models import vit
 from ddae_jax.networks import untrained_encoder_params
-from ddae_jax.pretrained import load_pretrained, load_tokenizer
+from ddae_jax.pretrained import load_pretrained, load_teacher, load_tokenizer
 from undrawn import pictures_left_out
 
 pytestmark = pytest.mark.xdist_group("tokenizer and what predicts it")  # its runs are made once
@@ -203,6 +203,17 @@ def test_images_are_given_to_the_tokenizer_as_it_knows_them(runs):
         images = (pixels - np.float32(mean)) / np.float32(std)
         tokens.append(tokenizer.tokens(tokenizer.frozen, images))
     np.testing.assert_array_equal(*tokens)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "dtype"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("as_trained", "float32")],
+)
+def test_tokenizers_and_teachers_have_a_dtype_of_their_own(frozen, dtype, runs):
+    config = from_plain(json.loads((runs / "beit2" / "config.json").read_text()))
+    config.model.dtype, config.model.frozen_dtype = "bfloat16", frozen
+    assert load_tokenizer(str(runs / "tokenizer"), config).module.encoder.dtype == dtype
+    assert load_teacher(str(runs / "teacher"), config).module.dtype == dtype
 
 
 def test_an_encoder_of_another_name_is_refused(tmp_path):

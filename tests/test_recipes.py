@@ -11,13 +11,15 @@ import pytest
 import stand_ins
 import tiny
 from ddae_jax import build, command, pretrain
-from ddae_jax.config import pretrain_defaults
+from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.config.keys import flatten
+from ddae_jax.config.keys import EARLIER_DEFAULTS, flatten
+from ddae_jax.config.values import contradictions, take_stored
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
+from ddae_jax.methods.targets import hog_targets
 from ddae_jax.models import vit
 from ddae_jax.recipes import RECIPES, departures, use_recipe
 from ddae_jax.training.program import Program
@@ -213,6 +215,65 @@ def test_over_four_devices_it_learns_what_it_learns_on_one(small):
     assert len(split) > 10
 
 
+# By the authors' code: all that has a gradient and more than one axis, but for what their models
+# name as no_weight_decay: nothing in MAE and MaskFeat, class token and positions in the others.
+DECAYED = {
+    "ddae": {"kernel"},
+    "mae": {"kernel", "class_token", "mask_token"},
+    "simmim": {"kernel", "mask_token", "table"},
+    "maskfeat": {"kernel", "class_token", "mask_token", "positions"},
+    "beit": {"kernel", "mask_token", "table"},
+    "beit2": {"kernel", "mask_token", "table"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_recipe_decays_what_its_authors_do(method, small):
+    """What nothing pulls at shrinks by its share of the learning rate, or stays."""
+    config = small(config_of(f"{method},last"))
+    shapes = jax.eval_shape(
+        functools.partial(build.build_trainable(config).init, channels=3), jax.random.key(0)
+    )
+    optimizer, learning_rate, _ = build.build_optimizer(config, build.Schedule(30, 30))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    state, nothing = optimizer.init(params), jax.tree.map(np.zeros_like, params)
+    updates = jax.tree.leaves_with_path(optimizer.update(nothing, state, params)[0])
+    expected = -float(learning_rate(0)) * config.optimizer.weight_decay
+    assert expected < 0
+    moved = {path[-1].key for path, leaf in updates if np.any(leaf)}
+    for path, leaf in updates:
+        np.testing.assert_allclose(leaf, expected if path[-1].key in moved else 0, rtol=1e-5)
+    assert moved == DECAYED[method]
+
+
+def test_maskfeat_s_blocks_and_histograms_are_its_authors(small):
+    config = command.load_config(str(tiny.ROOT / "configs" / "imagenet_maskfeat_vit_b16.py"))
+    method = build.build_method(config)
+    assert method.sample_mask.keywords["min_block"] == 15
+    images = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
+    expected = hog_targets(images, 16, 8, "sobel")
+    np.testing.assert_array_equal(method.targets({}, images)["hog"][0], expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_began_before_goes_on_with_what_it_did(method):
+    """The same config file now says more, of which it had none: see EARLIER_DEFAULTS."""
+    config = config_of(method)
+    stored = to_plain(config) | {"defaults_version": 5}
+    section_and_name = [key.split(".") for key in EARLIER_DEFAULTS[5]["pretrain"]]
+    for section, name in section_and_name:
+        del stored[section][name]
+    replaced = take_stored(config, stored, ())
+    assert "model.frozen_dtype" in replaced
+    assert ("mask.min_block_share" in replaced) == (method == "maskfeat")
+    assert ("optimizer.decay_also" in replaced) == (method != "ddae")
+    assert config.optimizer.decay_also == ""
+    assert config.mask.min_block_share == 0
+    assert config.targets.hog_form == "differences"
+    assert config.model.frozen_dtype == "as_trained"
+    assert contradictions(stored, to_plain(config)) == []
+
+
 def test_recipes_hold_keys_that_exist():
     assert RECIPES.keys() == METHODS.keys()
     for recipe in RECIPES.values():
@@ -247,7 +308,10 @@ def test_a_method_without_its_recipe_is_told_apart_from_the_published_one(method
     found = departures(other)
     assert bool(found) == (method in ("mae", "simmim", "maskfeat", "beit", "beit2"))
     if method == "mae":
-        assert found == ["decoder.kind='cross', not 'self'"]
+        assert found == [
+            "decoder.kind='cross', not 'self'",
+            "optimizer.decay_also='', not 'class_token,mask_token'",
+        ]
     if method == "simmim":
         assert "targets.normalize_pixels=True, not False" in found
 

@@ -2,7 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.ranges import Ignored, ignored_of_data, named_by_key
+from ddae_jax.config.ranges import (
+    Ignored,
+    ignored_of_data,
+    ignored_of_weight_decay,
+    named_by_key,
+)
 from ddae_jax.models.vit import SIZES
 from ddae_jax.patches import patch_grid
 
@@ -106,6 +111,7 @@ def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:
         (is_lars, ("optimizer.b",), "optimizer.kind='lars' has no such option"),
         (config.model.is_frozen, ("optimizer.layer_decay",), "model.is_frozen=True"),
         *ignored_of_data(config),
+        *ignored_of_weight_decay(config),
     ]
 
 
@@ -120,4 +126,5 @@ def ignored_in_segmentation(config: ConfigDict) -> list[Ignored]:
             "head.kind='linear' reads the last block alone",
         ),
         *ignored_of_data(config),
+        *ignored_of_weight_decay(config),
     ]

@@ -34,6 +34,7 @@ EXAMPLES = {
     "tokenizer.teacher": "runs/teacher",
     "init_from": "runs/pretrained",
     "head.depths": (4, 6, 8, 12),
+    "optimizer.decay_also": "class_token,mask_token",
 }
 """Values to show where the default is empty, and so says little."""
 
@@ -53,7 +54,7 @@ FREE_TO_CHANGE += ("defaults_version",)  # all that it stands for is in the othe
 FOLDERS = frozenset({"data.data_dir", "targets.tokenizer", "tokenizer.teacher", "init_from"})
 """Keys that name folders; they are stored so that these can be found from elsewhere."""
 
-DEFAULTS_VERSION = 5
+DEFAULTS_VERSION = 6
 """Of the defaults below. It rises with every release that changes one, or adds a key.
 
 A run keeps the version that it began with, and so is continued as it began.
@@ -61,6 +62,7 @@ A run keeps the version that it began with, and so is continued as it began.
 
 # What was done before these keys: Pillow's own limit, 16 bits by their range, nothing skipped.
 _ALL_JOBS_4 = {"data.max_pixels": 0, "data.max_value": 65535.0, "optimizer.skip_nonfinite": 0}
+_ALL_JOBS_5 = {"optimizer.decay_also": ""}
 
 EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType(
     {
@@ -112,6 +114,16 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
             "finetune": {"model.image_size": (224, 224), **_ALL_JOBS_4},
             "segment": _ALL_JOBS_4,
         },
+        5: {
+            "pretrain": {
+                "mask.min_block_share": 0.0,
+                "model.frozen_dtype": "as_trained",
+                "targets.hog_form": "differences",
+                **_ALL_JOBS_5,
+            },
+            "finetune": _ALL_JOBS_5,
+            "segment": _ALL_JOBS_5,
+        },
     }
 )
 """By version and job: what keys had as their defaults that have others, or are new, in the next.
@@ -129,6 +141,8 @@ def pretrain_defaults() -> ConfigDict:
     config.method = "ddae"
     config.batch_size = 256
     config.model.encoder_input = "visible"  # with the decoder; or "full", with mask tokens
+    # Of a given tokenizer or teacher; or "bfloat16", or "as_trained", that of its own run.
+    config.model.frozen_dtype = "float32"
     config.data.augment_in = "workers"  # or "device", for images of one size
     config.data.crop_scale = (0.2, 1.0)  # area of a random crop, 0.001 to 1 of the image's
     config.data.crop_ratio = (3 / 4, 4 / 3)  # its width over its height; 0.01 to 100
@@ -146,6 +160,7 @@ def pretrain_defaults() -> ConfigDict:
     config.mask.kind = "random"
     config.mask.ratio = 0.75  # hidden share of patches
     config.mask.unit = 1  # side of the squares that a random mask hides as a whole, patches
+    config.mask.min_block_share = 0.0  # of the hidden patches, in a block; 0 for 16/196 of all
 
     config.targets = ConfigDict()
     config.targets.normalize_pixels = True
@@ -158,6 +173,7 @@ def pretrain_defaults() -> ConfigDict:
     config.targets.feature_places = "hidden"  # or "visible", "both"
     config.targets.normalize_predictions = False  # of features, as targets are
     config.targets.hog_cell = 8  # side of the cells of gradient histograms, pixels
+    config.targets.hog_form = "sobel"  # or "differences": see ddae_jax/hog.py
     config.targets.tokenizer = ""  # workdir of a run with method="vqkd"
     config.targets.aggregation_blocks = 2  # of BEiT v2's patch-aggregation head
     config.targets.aggregated_patches_from = 0  # the block they come from; 0 for that at 3/4
@@ -320,7 +336,9 @@ def _of_every_job(job: str) -> ConfigDict:
     config.optimizer.learning_rate = 1.5e-4  # for 256 images; scaled by batch_size / 256
     config.optimizer.end_learning_rate = 0.0  # scaled likewise
     config.optimizer.warmup_epochs = 10.0  # cut to the run's length
-    config.optimizer.weight_decay = 0.05
+    config.optimizer.weight_decay = 0.05  # of kernels
+    # And of these, separated by commas: class_token, mask_token, positions, relative_positions.
+    config.optimizer.decay_also = ""
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.clip_norm = 3.0  # largest gradient norm; 0 for no clipping

@@ -6,7 +6,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import flatten
-from ddae_jax.config.ranges import Ignored, ignored_of_data, named_by_key
+from ddae_jax.config.ranges import (
+    Ignored,
+    ignored_of_data,
+    ignored_of_weight_decay,
+    named_by_key,
+)
 from ddae_jax.masking import num_masked_patches
 from ddae_jax.methods import METHODS, options_of
 from ddae_jax.methods.ddae import check_feature_places
@@ -51,6 +56,7 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
     """Which keys have no effect under which condition, and why."""
     flat = flatten(config)
     mode, method = flat["supervision.mode"], flat["method"]
+    learns_alone = method != "vqkd" and "tokenizer" not in _options(config)
     return [
         (
             mode == "last",
@@ -106,13 +112,23 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
         ),
         *_ignored_of_features(config),
         *_ignored_of_teacher(config),
-        (flat["mask.kind"] == "block", ("mask.unit",), "mask.kind='block' hides blocks of patches"),
+        *_ignored_of_mask(config),
+        (learns_alone, ("model.frozen_dtype",), f"method={method!r} is given no trained network"),
+        *ignored_of_weight_decay(config),
         *ignored_of_data(config),
         (
             flat["evaluation.knn_every_epochs"] == 0,
             ("evaluation.max_examples",),
             "evaluation.knn_every_epochs=0 leaves out k-NN during training",
         ),
+    ]
+
+
+def _ignored_of_mask(config: ConfigDict) -> list[Ignored]:
+    kind = config.mask.kind
+    return [
+        (kind == "block", ("mask.unit",), "mask.kind='block' hides blocks of patches"),
+        (kind == "random", ("mask.min_block_share",), "mask.kind='random' hides no blocks"),
     ]
 
 

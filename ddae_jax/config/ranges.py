@@ -11,9 +11,11 @@ from ddae_jax.config.keys import DEFAULTS_VERSION, TUPLES, defaults_by_key, flat
 from ddae_jax.config.values import check_keys, on_command_line, type_in_words
 from ddae_jax.data.images import PILLOW_MAX_PIXELS
 from ddae_jax.hints import did_you_mean
+from ddae_jax.hog import FORMS
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models.vit import SIZES
+from ddae_jax.training.optimizer import check_decay_also
 
 CHOICES = {
     "method": (*METHODS, "vqkd"),
@@ -22,6 +24,7 @@ CHOICES = {
     "model.positions": ("sincos", "learned", "none"),
     "model.relative_positions": ("none", "shared", "per_block"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.frozen_dtype": ("float32", "bfloat16", "as_trained"),
     "model.rematerialization": ("none", "dots", "full"),
     "model.attention_form": ("auto", "batched_matmul", "dot_product", "cudnn", "einsum"),
     "mask.kind": ("random", "block"),
@@ -29,6 +32,7 @@ CHOICES = {
     "supervision.weighting": ("power", "normalised", "neighbourhood"),
     "supervision.beta_gradient": ("relative", "absolute"),
     "decoder.kind": ("self", "cross"),
+    "targets.hog_form": FORMS,
     "targets.feature_normalization": ("layer", "batch", "position", "instance"),
     "targets.feature_places": ("hidden", "visible", "both"),
     "data.source": ("digits", "tfds", "folder"),
@@ -61,6 +65,7 @@ RANGES = {
     "model.drop_path_rate": (0, 0.99),
     "model.layer_scale": (0, 10),
     "mask.unit": (1, 2**14),
+    "mask.min_block_share": (0, 1),
     "decoder.width": (1, 2**16),
     "decoder.depth": (0, 1000),
     "decoder.num_heads": (1, 2**16),
@@ -165,6 +170,8 @@ def check_each_key(config: ConfigDict) -> None:
         _check_length(key, flat, length)
         for value in flat[key]:
             _check_number(key, value, least, most, shown=flat[key])
+    with named_by_key(decay_also="optimizer.decay_also"):
+        check_decay_also(config.optimizer.decay_also)
     for key in _ASCENDING:
         if key in flat and flat[key][0] > flat[key][1]:
             raise ValueError(f"{key}={flat[key]}; its start must not exceed its end")
@@ -184,6 +191,12 @@ def ignored_of_data(config: ConfigDict) -> list[Ignored]:
         (source != "tfds", ("data.name",), f"data.source={source!r} reads no dataset by name"),
         (source == "digits", ("data.data_dir",), "data.source='digits' comes with scikit-learn"),
     ]
+
+
+def ignored_of_weight_decay(config: ConfigDict) -> list[Ignored]:
+    """What is to be decayed, where nothing is."""
+    is_none = config.optimizer.weight_decay == 0
+    return [(is_none, ("optimizer.decay_also",), "optimizer.weight_decay=0 decays nothing")]
 
 
 def _check_number(key: str, value: float, least: float, most: float, shown: Any = None) -> None:

@@ -145,6 +145,7 @@ def histograms_figure(
     grid: tuple[int, int],
     histograms: Float[np.ndarray, "batch cell_rows cell_columns orientations"],
     predicted: Float[np.ndarray, "depths batch cell_rows cell_columns orientations"],
+    directions: Float[np.ndarray, " orientations"],
     depths: Sequence[int],
 ) -> None:
     """Draws images, their gradient histograms, and the predicted ones at each depth.
@@ -159,6 +160,7 @@ def histograms_figure(
         grid: ``(h, w)`` patches.
         histograms: of each cell of each image.
         predicted: histograms, as read out at each depth.
+        directions: of the orientations, radians from the right, turning downwards.
         depths: the block after which each was read out.
 
     Raises:
@@ -169,10 +171,10 @@ def histograms_figure(
     columns = {
         "original": to_rgb_images(images),
         "hidden": hide_patches(images, mask, grid),
-        "histograms": stars(histograms),
+        "histograms": stars(histograms, directions),
     }
     for depth, found in zip(depths, predicted, strict=True):
-        columns[f"depth {depth}"] = stars(np.where(is_hidden, found, histograms))
+        columns[f"depth {depth}"] = stars(np.where(is_hidden, found, histograms), directions)
     _draw_rows(path, columns)
 
 
@@ -187,16 +189,17 @@ def code_colours(codes: Float[np.ndarray, "codes width"]) -> Float[np.ndarray, "
 
 
 def stars(
-    histograms: Float[np.ndarray, "batch cell_rows cell_columns orientations"], side: int = 16
+    histograms: Float[np.ndarray, "batch cell_rows cell_columns orientations"],
+    directions: Float[np.ndarray, " orientations"],
+    side: int = 16,
 ) -> Float[np.ndarray, "batch height width 3"]:
     """Each cell as a picture of ``side`` pixels: a line along the edges of each orientation.
 
     An edge runs across the direction in which the image rises. The strongest line is white.
     """
-    orientations = histograms.shape[-1]
     middle = (np.arange(side) - (side - 1) / 2) / (side / 2)
     down, right = np.meshgrid(middle, middle, indexing="ij")
-    angle = (np.arange(orientations)[:, None, None] + 0.5) * np.pi / orientations
+    angle = np.asarray(directions)[:, None, None]
     along_gradient = right * np.cos(angle) + down * np.sin(angle)
     is_line = (np.abs(along_gradient) < 1.2 / side) & (down**2 + right**2 <= 0.9)
     values = np.clip(histograms, 0, None)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from ddae_jax.hog import HogForm, check_form, directions
 from ddae_jax.methods.method import Method, Objective, make_method
 from ddae_jax.methods.targets import check_cells, hog_targets, squared_error
 from ddae_jax.models.decoder import Decoder
@@ -16,28 +17,31 @@ def maskfeat(
     *,
     channels: int = 3,
     hog_cell: int = 8,
+    hog_form: HogForm = "sobel",
     **options,
 ) -> Method:
     """Every supervised depth predicts the HOG of hidden patches, by its mean squared error.
 
-    With ``full`` input, block-wise masks of 40 %, learned positions and the mode ``last`` this is
-    MaskFeat for images. Histograms are normalised cell by cell, and each channel by itself.
+    With ``full`` input, block-wise masks of 40 %, learned positions, gradients by Sobel's filters
+    and the mode ``last`` this is MaskFeat for images. Histograms are normalised cell by cell, and
+    each channel by itself.
 
     Args:
         encoder: the vision transformer.
         decoder: None for ``full`` input.
         channels: of the images, each of which has its own histograms.
         hog_cell: side of a cell, pixels; divides the patch's.
+        hog_form: ``sobel``, the authors', or ``differences``; see :func:`ddae_jax.hog.hog`.
         options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
 
     Raises:
-        ValueError: if a patch is not made of whole cells.
+        ValueError: if a patch is not made of whole cells, or there is no such form.
 
     Source: Wei et al. 2022, "Masked Feature Prediction for Self-Supervised Visual Pre-Training".
     """
 
     def targets(teacher, images):
-        return {"hog": hog_targets(images, encoder.patch_size, hog_cell)[None]}
+        return {"hog": hog_targets(images, encoder.patch_size, hog_cell, hog_form)[None]}
 
     def show(predictions, targets, teacher, images):
         on_grid = (*encoder.grid, cells, cells, channels, _NUM_ORIENTATIONS)
@@ -51,9 +55,11 @@ def maskfeat(
         return {
             "histograms": histograms(targets["hog"])[0],
             "predicted_histograms": histograms(predictions["hog"]),
+            "directions": jnp.asarray(directions(_NUM_ORIENTATIONS, hog_form)),
         }
 
     check_cells(encoder.patch_size, hog_cell)
+    check_form(hog_form)
     cells = encoder.patch_size // hog_cell
     width = cells**2 * channels * _NUM_ORIENTATIONS
     return make_method(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ddae_jax.hog import hog
+from ddae_jax.hog import HogForm, hog
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import normalize_patches, patch_statistics, patchify, unpatchify
 
@@ -41,17 +41,20 @@ def show_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Ar
 
 
 def hog_targets(
-    images: Float[Array, "batch height width channels"], patch_size: int, cell_size: int
+    images: Float[Array, "batch height width channels"],
+    patch_size: int,
+    cell_size: int,
+    form: HogForm = "sobel",
 ) -> Float[Array, "batch patches values"]:
     """The histograms of oriented gradients of each patch's cells, float32.
 
-    Values of a patch: row of cells, column, channel, orientation. Raises ``ValueError`` if a patch
-    is not made of whole cells.
+    Values of a patch: row of cells, column, channel, orientation. For ``form`` see
+    :func:`ddae_jax.hog.hog`. Raises ``ValueError`` if a patch is not made of whole cells.
 
     Source: Wei et al. 2022, MaskFeat, section 3.
     """
     check_cells(patch_size, cell_size)
-    cells = hog(images, cell_size)
+    cells = hog(images, cell_size, form=form)
     return patchify(cells.reshape(*cells.shape[:3], -1), patch_size // cell_size)
 
 

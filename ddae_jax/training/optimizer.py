@@ -1,5 +1,6 @@
 """Optimizers: of pretraining, with a group of its own for beta, and of what comes after."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Literal
@@ -9,7 +10,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from ddae_jax.hints import did_you_mean
+
 _EMBEDDING = {"patch_embedding", "class_token", "mask_token", "positions", "embedding_norm"}
+
+DECAYED_ON_DEMAND = {
+    "class_token": "class_token",
+    "mask_token": "mask_token",
+    "positions": "positions",
+    "relative_positions": "table",
+}
+"""What weight decay may include beside kernels, and what such parameters are called."""
 
 
 def make_optimizer(
@@ -17,6 +28,7 @@ def make_optimizer(
     *,
     total_steps: int,
     weight_decay: float = 0.05,
+    decay_also: str = "",
     b1: float = 0.9,
     b2: float = 0.95,
     clip_norm: float | None = None,
@@ -25,16 +37,17 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW, and plain gradient descent for every parameter called ``beta``.
 
-    Only kernels are decayed: no biases, norms, tokens, position embeddings, and no beta. Gradients
-    of all but beta are clipped together, to a global norm. Beta descends by ``beta_step /
-    total_steps`` times its gradient, so that its path over a run's progress does not depend on the
-    run's length, and stays in its range; Adam would move it by a whole learning rate a step
-    whatever the gradient.
+    Kernels are decayed, and tokens and positions where that is asked for: no biases, no norms, no
+    factors of branches, and no beta. Gradients of all but beta are clipped together, to a global
+    norm. Beta descends by ``beta_step / total_steps`` times its gradient, so that its path over a
+    run's progress does not depend on the run's length, and stays in its range; Adam would move it
+    by a whole learning rate a step whatever the gradient.
 
     Args:
         learning_rate: schedule over steps.
         total_steps: of the run.
-        weight_decay: of kernels.
+        weight_decay: of kernels, and of what ``decay_also`` names.
+        decay_also: words of :data:`DECAYED_ON_DEMAND`, separated by commas.
         b1, b2: AdamW's.
         clip_norm: largest global norm of the gradient; None for no clipping.
         beta_step: beta's whole way in a run in which what it descends stayed at -1.
@@ -46,8 +59,9 @@ def make_optimizer(
         raise ValueError(f"beta_range={beta_range}; its start must not exceed its end")
     # Something always stands first: the state has the same shape with clipping and without.
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    decayed = functools.partial(is_decayed, also=decay_also)
     network = optax.chain(
-        clip, optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_decayed)
+        clip, optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=decayed)
     )
     beta = optax.chain(optax.sgd(beta_step / total_steps), keep_in_range(*beta_range))
     return optax.partition({"network": network, "beta": beta}, parameter_groups)
@@ -59,6 +73,7 @@ def make_finetuning_optimizer(
     depth: int,
     kind: Literal["adamw", "lars"] = "adamw",
     weight_decay: float = 0.05,
+    decay_also: str = "",
     b1: float = 0.9,
     b2: float = 0.999,
     clip_norm: float | None = None,
@@ -67,15 +82,16 @@ def make_finetuning_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW with layer-wise learning rates, or LARS, for ``encoder`` and what stands on it.
 
-    Only kernels are decayed. The learning rate of block k of an encoder of L is ``layer_decay **
-    (L + 1 - k)`` times that of the head; its embedding counts as block 0, its shared relative
-    positions and its final norm go with the head. LARS adapts the rates of kernels alone.
+    Kernels are decayed, and what ``decay_also`` names. The learning rate of block k of an encoder
+    of L is ``layer_decay ** (L + 1 - k)`` times that of the head; its embedding counts as block 0,
+    its shared relative positions and its final norm go with the head. LARS adapts the rates of
+    kernels alone.
 
     Args:
         learning_rate: schedule over steps, of the head.
         depth: L.
         kind: ``adamw`` or ``lars``, the latter with a momentum of 0.9.
-        weight_decay: of kernels.
+        weight_decay, decay_also: as of :func:`make_optimizer`.
         b1, b2: AdamW's.
         clip_norm: largest global norm of the gradient; None for no clipping.
         layer_decay: see above; 1 for one rate.
@@ -85,17 +101,18 @@ def make_finetuning_optimizer(
     2017 (LARS).
     """
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    decayed = functools.partial(is_decayed, also=decay_also)
     if kind == "lars":
         inner = optax.lars(
             learning_rate,
             weight_decay,
-            weight_decay_mask=is_decayed,
+            weight_decay_mask=decayed,
             trust_coefficient=0.001,
             trust_ratio_mask=is_decayed,
             momentum=0.9,
         )
     else:
-        inner = optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=is_decayed)
+        inner = optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=decayed)
     trained = optax.chain(clip, inner, scale_by_layer(layer_decay, depth))
     if not is_frozen:
         return trained
@@ -137,9 +154,22 @@ def parameter_groups(params: PyTree) -> PyTree:
     return _by_name(params, lambda name: "beta" if name == "beta" else "network")
 
 
-def is_decayed(params: PyTree) -> PyTree:
-    """True for kernels."""
-    return _by_name(params, lambda name: name == "kernel")
+def is_decayed(params: PyTree, also: str = "") -> PyTree:
+    """True for kernels, and for what is named (see :data:`DECAYED_ON_DEMAND`)."""
+    names = {"kernel", *(DECAYED_ON_DEMAND[word] for word in _words(also))}
+    return _by_name(params, lambda name: name in names)
+
+
+def check_decay_also(decay_also: str) -> None:
+    """Raises ``ValueError`` unless all words, separated by commas, are known ones."""
+    for word in _words(decay_also):
+        if word not in DECAYED_ON_DEMAND:
+            known = ", ".join(map(repr, DECAYED_ON_DEMAND))
+            raise ValueError(
+                f"decay_also={decay_also!r}: {word!r} is nothing that weight decay may include "
+                f"beside kernels; known, separated by commas: {known}"
+                f"{did_you_mean(word, DECAYED_ON_DEMAND)}"
+            )
 
 
 def keep_in_range(lowest: float, highest: float) -> optax.GradientTransformation:
@@ -152,6 +182,10 @@ def keep_in_range(lowest: float, highest: float) -> optax.GradientTransformation
         return jax.tree.map(shorten, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _by_name(params: PyTree, label: Callable) -> PyTree:

@@ -156,10 +156,14 @@ def test_a_star_s_line_runs_along_the_edge():
     histograms = np.zeros((1, 1, 2, 9), np.float32)
     histograms[0, 0, 0, 0] = 1.0  # rises to the right: the edge is upright
     histograms[0, 0, 1, 4] = 1.0  # rises downwards: it lies
-    upright, lying = np.split(pictures.stars(histograms, side=17)[0, :, :, 0], 2, axis=1)
+    directions = np.arange(9) * np.pi / 8
+    drawn = pictures.stars(histograms, directions, side=17)
+    upright, lying = np.split(drawn[0, :, :, 0], 2, axis=1)
     for star, axis in ((upright, 0), (lying, 1)):
         extent = [np.ptp(np.nonzero(star)[a]) for a in (0, 1)]
         assert extent[axis] > 4 * extent[1 - axis]
+    np.testing.assert_array_equal(upright, upright[:, ::-1])
+    np.testing.assert_array_equal(lying, lying[::-1])
     assert upright.max() == 1
 
 
@@ -169,10 +173,11 @@ def test_histograms_are_drawn_where_they_are_predicted(tmp_path):
     histograms = rng.uniform(size=(2, 4, 4, 9)).astype(np.float32)
     path = tmp_path / "a.png"
     predicted = np.stack([histograms, 0 * histograms])
-    pictures.histograms_figure(path, images, mask, (2, 2), histograms, predicted, (1, 2))
+    of_both = {"histograms": histograms, "predicted": predicted, "directions": np.arange(9) / 3}
+    pictures.histograms_figure(path, images, mask, (2, 2), **of_both, depths=(1, 2))
     assert has_colour(picture(path), GREY)
     with pytest.raises(ValueError, match="predicted holds 2 entries"):
-        pictures.histograms_figure(path, images, mask, (2, 2), histograms, predicted, (1,))
+        pictures.histograms_figure(path, images, mask, (2, 2), **of_both, depths=(1,))
 
 
 def test_every_figure_has_a_caption():

@@ -13,7 +13,7 @@ from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop.encoders import UnknownWeights
 from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.models import vit
-from ddae_jax.pretrained import load_tokenizer
+from ddae_jax.pretrained import load_teacher, load_tokenizer, shapes_of_missing
 
 FOLDER = golden_arrays.FOLDER / "tokenizer"
 
@@ -45,6 +45,44 @@ def test_its_tokens_are_those_of_the_reference():
     images = (pixels - np.float32(config.data.mean)) / np.float32(config.data.std)
     np.testing.assert_array_equal(jax.jit(tokenizer.tokens)(tokenizer.frozen, images), tokens)
     assert tokenizer.num_codes == 24
+
+
+def tokens_of_many_codes(folder, **options):
+    """Of 1024 patches, with 500 random codes, by a run with these options."""
+    rng = np.random.default_rng(0)
+    tokenizer = load_tokenizer(str(folder), config_of(**options))
+    codes = rng.normal(size=(500, tokenizer.frozen["codes"].shape[1]))
+    codes = (codes / np.linalg.norm(codes, axis=1, keepdims=True)).astype(np.float32)
+    images = rng.normal(size=(64, 16, 16, 3)).astype(np.float32)
+    return np.asarray(jax.jit(tokenizer.tokens)(tokenizer.frozen | {"codes": codes}, images))
+
+
+def test_a_student_s_rounding_changes_none_of_its_tokens():
+    expected = tokens_of_many_codes(FOLDER, **{"model.dtype": "float32"})
+    student = {"model.dtype": "bfloat16"}
+    found = tokens_of_many_codes(FOLDER, **student)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(expected)) > 20
+    rounded = tokens_of_many_codes(FOLDER, **student, **{"model.frozen_dtype": "bfloat16"})
+    assert 0.002 < (rounded != expected).mean() < 0.1
+    as_before = tokens_of_many_codes(FOLDER, **student, **{"model.frozen_dtype": "as_trained"})
+    np.testing.assert_array_equal(as_before, rounded)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "asked", "dtype", "form"),
+    [("float32", "cudnn", "float32", "auto"), ("as_trained", "einsum", "bfloat16", "einsum")],
+)
+def test_what_stands_in_for_a_missing_one_computes_alike(frozen, asked, dtype, form):
+    """So that memory and time are told for what will run; cuDNN's attention knows no float32."""
+    config = config_of(**{"model.dtype": "bfloat16", "model.frozen_dtype": frozen})
+    config.model.size, config.model.attention_form = "Ti", asked
+    with shapes_of_missing():
+        tokenizer, teacher = load_tokenizer("", config), load_teacher("", config)
+    for encoder in (tokenizer.module.encoder, teacher.module):
+        assert (encoder.dtype, encoder.attention_form) == (dtype, form)
+    assert tokenizer.module.decoder.dtype == dtype
+    assert (config.model.dtype, config.model.attention_form) == ("bfloat16", asked)
 
 
 def test_beit_predicts_its_tokens(monkeypatch):

@@ -43,8 +43,9 @@ def test_people_see_the_mean_histogram_of_each_cell():
     ours = method(depths=(1, 2), mode="deep")
     params = golden_arrays.initialize(ours)
     seen = jax.jit(ours.look)(params, {}, images_of(), jax.random.key(0))
-    expected = np.asarray(hog(images_of(), 4)).mean(axis=-2)
+    expected = np.asarray(hog(images_of(), 4, form="sobel")).mean(axis=-2)
     np.testing.assert_allclose(seen["histograms"], expected, atol=1e-5)
+    np.testing.assert_allclose(seen["directions"], np.radians(20 * np.arange(9)), rtol=1e-6)
     assert seen["predicted_histograms"].shape == (2, *expected.shape)
     predicted = golden_arrays.predict(ours, params, images_of(), MASK)
     # Patch 6 is at row 1, column 2; its second cell right of its first.
@@ -53,7 +54,19 @@ def test_people_see_the_mean_histogram_of_each_cell():
 
 
 def test_its_own_options_are_told_by_name():
-    assert options_of("maskfeat") == {"channels", "hog_cell"}
+    assert options_of("maskfeat") == {"channels", "hog_cell", "hog_form"}
+
+
+def test_histograms_may_be_of_differences():
+    ours = method(depths=(1, 2), mode="deep", hog_form="differences")
+    targets = ours.targets({}, images_of())["hog"][0]
+    np.testing.assert_array_equal(targets, hog_targets(images_of(), 8, 4, "differences"))
+    assert np.abs(targets - hog_targets(images_of(), 8, 4, "sobel")).max() > 0.1
+
+
+def test_a_form_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="hog_form='scharr'; known: 'differences', 'sobel'"):
+        method(hog_form="scharr")
 
 
 @pytest.mark.parametrize("cell", [3, 16, 0])

@@ -78,8 +78,9 @@ def test_a_frozen_encoder_does_not_move(kind):
 
 
 def test_lars_by_hand():
-    found = first_update(kind="lars", weight_decay=0.5)
+    found = first_update(kind="lars", weight_decay=0.5, decay_also="class_token")
     # trust = 0.001 |w| / |g + decay * w|, of kernels; biases take the plain gradient.
     trust = 0.001 * 2 / (1.5 * 2)
+    np.testing.assert_allclose(found["encoder"]["class_token"], -0.1 * 1.5, rtol=1e-4)
     np.testing.assert_allclose(found["classifier"]["kernel"], -0.1 * trust * 1.5, rtol=1e-4)
     np.testing.assert_allclose(found["classifier"]["bias"], -0.1, rtol=1e-4)

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from ddae_jax.masking import random_mask
 from ddae_jax.methods.ddae import ddae
-from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 from ddae_jax.training.optimizer import (
+    DECAYED_ON_DEMAND,
+    check_decay_also,
     is_decayed,
     keep_in_range,
+    make_finetuning_optimizer,
     make_optimizer,
     parameter_groups,
 )
@@ -126,10 +129,21 @@ def test_without_a_clipping_norm_nothing_is_clipped():
 @pytest.fixture(scope="module")
 def model_params():
     """Shapes of a model with every kind of parameter."""
-    encoder = ViT((8, 8), 4, width=8, depth=1, num_heads=1, positions="learned")
+    encoder = ViT(
+        (8, 8),
+        4,
+        width=8,
+        depth=1,
+        num_heads=1,
+        positions="learned",
+        relative_positions="per_block",
+        layer_scale=0.1,
+        has_key_bias=False,
+        norms_embedding=True,
+    )
     method = ddae(
         encoder,
-        Decoder(encoder.grid, width=8, depth=1, num_heads=1),
+        None,
         sample_mask=functools.partial(random_mask, grid=(2, 2), num_masked=2),
         num_masked=2,
         depths=(1,),
@@ -142,7 +156,44 @@ def test_only_kernels_decay(model_params):
     decayed = {path[-1].key for path, flag in flags if flag}
     spared = {path[-1].key for path, flag in flags if not flag}
     assert decayed == {"kernel"}
-    assert spared == {"bias", "scale", "beta", "class_token", "mask_token", "positions"}
+    branches = {"query_bias", "value_bias", "attention_scale", "mlp_scale"}
+    assert spared == {"bias", "scale", "beta", *branches, *DECAYED_ON_DEMAND.values()}
+
+
+@pytest.mark.parametrize(
+    ("also", "names"),
+    [
+        ("class_token,mask_token", {"class_token", "mask_token"}),
+        (" relative_positions , mask_token,", {"table", "mask_token"}),
+        (",".join(DECAYED_ON_DEMAND), set(DECAYED_ON_DEMAND.values())),
+    ],
+)
+def test_tokens_and_positions_decay_where_they_are_named(model_params, also, names):
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), model_params)
+    gradient = jax.tree.map(jnp.zeros_like, params)
+    options = {"weight_decay": 0.25, "decay_also": also}
+    optimizers = (
+        make_optimizer(lambda step: 0.5, total_steps=10, **options),
+        make_finetuning_optimizer(optax.constant_schedule(0.5), depth=1, **options),
+    )
+    for optimizer in optimizers:
+        after = jax.tree.leaves_with_path(take_steps(optimizer, params, [gradient]))
+        shrunk = {path[-1].key for path, leaf in after if np.all(leaf == 1 - 0.5 * 0.25)}
+        kept = {path[-1].key for path, leaf in after if np.all(leaf == 1)}
+        assert shrunk == {"kernel", *names}
+        assert shrunk | kept == {path[-1].key for path, _ in after}
+        assert not shrunk & kept
+
+
+def test_what_weight_decay_cannot_include_is_told_with_what_it_can():
+    told = (
+        "decay_also='mask_token,cls_token': 'cls_token' is nothing that weight decay may include "
+        "beside kernels; known, separated by commas: 'class_token', 'mask_token', 'positions', "
+        "'relative_positions'; did you mean 'class_token'?"
+    )
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_decay_also("mask_token,cls_token")
+    check_decay_also("")
 
 
 def test_without_a_gradient_only_kernels_shrink(model_params):
