@@ -13,15 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.interop.backbones import describe_encoder
-from ddae_jax.interop.encoders import (
-    Rule,
-    Tree,
-    UnknownWeights,
-    convert,
-    layer,
-    timm_encoder,
-)
+from ddae_jax.interop.described import describe_encoder
+from ddae_jax.interop.encoders import Tree, UnknownWeights, convert, timm_encoder
+from ddae_jax.interop.tables import Rule, layer
 from ddae_jax.interop.weights import find_weights, read_weights
 
 _HEAD_WIDTH = 64  # of every vision transformer that these tokenizers have

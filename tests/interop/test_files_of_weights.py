@@ -251,7 +251,11 @@ def test_as_a_teacher_a_file_is_refused_for_what_it_does_not_tell():
 def test_beside_its_statistics_a_torch_file_is_a_teacher(tmp_path):
     shutil.copy(FOLDER / "mae.pth", tmp_path / "pytorch_model.bin")
     cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.3], "input_size": [3, 8, 8]}
-    config = {"architecture": "mae", "model_args": {"num_heads": 2}, "pretrained_cfg": cfg}
+    config = {
+        "architecture": "mae",
+        "model_args": {"num_heads": 2, "act_layer": "gelu"},
+        "pretrained_cfg": cfg,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     config = pretrain_defaults()
     config.model.dtype, config.data.mean, config.data.std = "float32", (0.4,) * 3, (0.2,) * 3
