@@ -33,6 +33,8 @@ EXAMPLES = {
     "targets.tokenizer": "runs/tokenizer",
     "tokenizer.teacher": "runs/teacher",
     "init_from": "runs/pretrained",
+    "init_part": "teacher",
+    "init_activation": "gelu",
     "head.depths": (4, 6, 8, 12),
 }
 """Values to show where the default is empty, and so says little."""
@@ -61,6 +63,7 @@ A run keeps the version that it began with, and so is continued as it began.
 
 # What was done before these keys: Pillow's own limit, 16 bits by their range, nothing skipped.
 _ALL_JOBS_4 = {"data.max_pixels": 0, "data.max_value": 65535.0, "optimizer.skip_nonfinite": 0}
+_ALL_JOBS_4 |= {"init_heads": 0, "init_activation": "", "init_part": ""}
 
 EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType(
     {
@@ -107,6 +110,7 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
             "pretrain": {
                 "supervision.beta_step": 1.0,
                 "teacher.min_half_lives": 0.0,
+                "init_decoder": False,
                 **_ALL_JOBS_4,
             },
             "finetune": {"model.image_size": (224, 224), **_ALL_JOBS_4},
@@ -128,6 +132,7 @@ def pretrain_defaults() -> ConfigDict:
     config = _of_every_job("pretrain")
     config.method = "ddae"
     config.batch_size = 256
+    config.init_decoder = False  # whether a decoder of MAE in init_from is taken too
     config.model.encoder_input = "visible"  # with the decoder; or "full", with mask tokens
     config.data.augment_in = "workers"  # or "device", for images of one size
     config.data.crop_scale = (0.2, 1.0)  # area of a random crop, 0.001 to 1 of the image's
@@ -295,6 +300,9 @@ def _of_every_job(job: str) -> ConfigDict:
     config.job = job  # whose config this is: python -m ddae_jax.JOB
     config.defaults_version = DEFAULTS_VERSION  # that the run began with; not to be set
     config.init_from = ""  # workdir of a pretraining run, or weights of others; "" for none
+    config.init_heads = 0  # of the encoder there, where its file does not tell; 0 where it does
+    config.init_activation = ""  # likewise; or "gelu", "quick_gelu", "gelu_tanh"
+    config.init_part = ""  # of a file with several networks, such as "teacher"; "" for the usual
     config.seed = 0  # 0 to 2**32 - 1
     config.batch_size = 256  # images a step, over all devices
     config.epochs = 100.0  # of fewer than 2**31 steps
