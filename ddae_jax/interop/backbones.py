@@ -172,14 +172,12 @@ def _activation(
     epsilon = _EPSILON_OF_CLIP if is_of_clip else _EPSILON
     if told.activation or is_of_google:
         return told.activation or "gelu_tanh", epsilon, ()
-    return (
-        "gelu",
-        epsilon,
-        (
-            f"{path} does not tell its activation: gelu is taken, which is that of MAE, BEiT, "
-            "DINO, DeiT and MoCo v3; --config.init_activation says otherwise",
-        ),
+    note = (
+        f"{path} does not tell its activation: gelu is taken, which is that of MAE, BEiT, DINO, "
+        "DeiT and MoCo v3; --config.init_activation says otherwise. Nor does it tell of rotary "
+        "positions, or of norms that follow each layer: an encoder with either is another one here"
     )
+    return "gelu", epsilon, (note,)
 
 
 def _are_fixed(positions: np.ndarray | None) -> bool:

@@ -77,6 +77,7 @@ def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
             f"patches have {values} values, which are no square of pixels of {channels} channels"
         )
     params["patch_embedding"].setdefault("bias", np.zeros(width, np.float32))
+    _check_mlp(blocks[0])
     relative = "per_block" if "relative_positions_01" in params else "none"
     return {
         "patch_size": side,
@@ -90,6 +91,16 @@ def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
         "norms_embedding": "embedding_norm" in params,
         "use_class_token": "class_token" in params,
     }
+
+
+def _check_mlp(block: Tree) -> None:
+    """Raises :class:`UnknownWeights` if half of what goes in is a gate of the other half."""
+    hidden, taken = block["mlp_in"]["kernel"].shape[1], block.get("mlp_out", {}).get("kernel")
+    if taken is not None and hidden == 2 * taken.shape[0]:
+        raise UnknownWeights(
+            f"its MLPs make {hidden} values and take {taken.shape[0]}: the network has gated MLPs "
+            "(SwiGLU), which an encoder here has not"
+        )
 
 
 def relative_table(params: Tree) -> np.ndarray | None:

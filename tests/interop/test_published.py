@@ -253,6 +253,12 @@ def test_what_an_encoder_here_has_not_is_named(name, has, tmp_path):
         read_backbone(path, HEADS)
 
 
+def test_packed_gates_are_named(tmp_path):
+    arrays = arrays_of(**{"blocks.0.mlp.fc2.weight": np.zeros((16, 32))})
+    with pytest.raises(UnknownWeights, match=r"make 64 values and take 32: .*gated MLPs"):
+        read_backbone(write(tmp_path, arrays), HEADS)
+
+
 # ---- timm's names
 
 
