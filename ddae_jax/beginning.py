@@ -17,7 +17,7 @@ from ddae_jax.interop.described import Told
 from ddae_jax.methods.trainable import Trainable
 from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.networks import build_encoder
-from ddae_jax.pretrained import check_fits, load_decoder, load_pretrained
+from ddae_jax.pretrained import Pretrained, check_fits, load_decoder, load_pretrained
 from ddae_jax.training.checkpoint import differences
 from ddae_jax.training.state import TrainState
 
@@ -60,6 +60,7 @@ def _adopt(config: ConfigDict, learns_positions: bool) -> None:
     if learns_positions and config.model.positions == "sincos":
         config.model.positions = "learned"
     if found.mean is None:
+        _check_channels(config, found)
         _log.warning(
             "%s does not say which pixel values it was trained on; data.mean=%s and data.std=%s "
             "are taken",
@@ -70,6 +71,18 @@ def _adopt(config: ConfigDict, learns_positions: bool) -> None:
     else:
         config.data.channels = len(found.mean)
         config.data.mean, config.data.std = found.mean, found.std
+
+
+def _check_channels(config: ConfigDict, found: Pretrained) -> None:
+    """Raises ``ValueError`` if an encoder is for images of other channels than the config's."""
+    values = found.params["patch_embedding"]["kernel"].shape[0]
+    channels = values // found.module.patch_size**2
+    if channels != config.data.channels:
+        raise ValueError(
+            f"init_from={config.init_from!r} is an encoder for images of {channels} channels, but "
+            f"data.channels={config.data.channels}: set --config.data.channels={channels}, with as "
+            "many values in data.mean and data.std"
+        )
 
 
 def _told(config: ConfigDict) -> Told:

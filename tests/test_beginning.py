@@ -155,6 +155,17 @@ def test_what_is_taken_for_granted_is_said_once(monkeypatch, caplog):
     assert "--config.init_activation says otherwise" in said[0]
 
 
+def test_images_of_other_channels_are_named_for_what_they_are(monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
+    config = finetune_defaults()
+    config.init_from, config.init_heads = str(MAE_FILE), 2
+    config.data.channels, config.data.mean, config.data.std = 1, (0.5,), (0.5,)
+    with pytest.raises(
+        ValueError, match=r"of 3 channels, but data\.channels=1: set --config\.data"
+    ):
+        take_over(config, None)
+
+
 def test_a_part_of_a_file_is_what_is_read(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     found = [

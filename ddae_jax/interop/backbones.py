@@ -18,6 +18,7 @@ from ddae_jax.interop.described import (
     Told,
     check_heads,
     describe_encoder,
+    notes_on_place,
     read_json,
     relative_table,
 )
@@ -30,7 +31,6 @@ from ddae_jax.interop.encoders import (
     timm_encoder,
 )
 from ddae_jax.interop.folders import read_folder
-from ddae_jax.interop.places import Network
 from ddae_jax.interop.weights import find_weights, read_network
 
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # Ti, S, B, L, H
@@ -99,7 +99,7 @@ def _from_file(path: pathlib.Path, told: Told) -> Backbone:
         options = describe_encoder(params, kernel.shape[2 if is_of_google else 1])
     except UnknownWeights as error:
         raise UnknownWeights(f"{path}: {error}") from error
-    notes = _notes_on_place(path, network)
+    notes = () if told.part else notes_on_place(path, network)
     heads, of_heads = _heads(path, params, heads, told)
     activation, epsilon, of_activation = _activation(path, params, is_of_google, told)
     side = _grid_side(path, params) * options["patch_size"]
@@ -115,16 +115,6 @@ def _check_is_no_folder(path: pathlib.Path, weights: Weights) -> None:
         raise ValueError(
             f"{path} is of transformers, and does not tell all of its architecture; {_IN_A_FOLDER}"
         )
-
-
-def _notes_on_place(path: pathlib.Path, network: Network) -> tuple[str, ...]:
-    if not network.others:
-        return ()
-    others = ", ".join(repr(place) for place in network.others)
-    return (
-        f"{path}: the encoder at {network.place!r} is taken; there is also one at {others}, which "
-        "--config.init_part takes",
-    )
 
 
 def _heads(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddae_jax.interop.encoders import Tree, UnknownWeights
+from ddae_jax.interop.places import Network
 
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 """That an encoder here may have."""
@@ -117,6 +118,17 @@ def check_heads(where: object, heads: int, params: Tree) -> None:
         raise ValueError(
             f"{where}: {heads} heads, but the relative positions are those of {table.shape[1]}"
         )
+
+
+def notes_on_place(path: pathlib.Path, network: Network) -> tuple[str, ...]:
+    """What to say of a file that has other encoders beside the one that is taken."""
+    if not network.others:
+        return ()
+    others = ", ".join(repr(place) for place in network.others)
+    return (
+        f"{path}: the encoder at {network.place!r} is taken; there is also one at {others}: "
+        f"--config.init_part={network.others[0]} takes that one",
+    )
 
 
 def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ddae_jax.interop.described import (
     Told,
     check_heads,
     describe_encoder,
+    notes_on_place,
     read_json,
 )
 from ddae_jax.interop.encoders import (
@@ -132,6 +133,8 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> B
     }
     where = f"{file}: pretrained_cfg"
     mean, std = (_statistics(trained_on, key, where) for key in ("mean", "std"))
+    if not told.part:
+        notes += notes_on_place(find_weights(folder), network)
     return _finish(options, params, mean, std, file)._replace(notes=notes)
 
 

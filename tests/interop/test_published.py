@@ -106,7 +106,10 @@ def test_what_a_config_of_transformers_leaves_out_is_the_default(kind, key, tmp_
 def test_of_several_networks_the_others_are_named(name, told, place, others):
     note = read_backbone(FOLDER / name, told).notes[0]
     assert f"{place}' is taken; there is also one at '" in note
-    assert f"{others}', which --config.init_part takes" in note
+    asked = note.rpartition("--config.init_part=")[2].removesuffix(" takes that one")
+    assert asked.endswith(others)
+    notes = read_backbone(FOLDER / name, told._replace(part=asked)).notes
+    assert not [note for note in notes if "there is also one" in note]
 
 
 @pytest.mark.parametrize("part", ["teacher", "base", "state_dict.base_encoder.blocks"])
@@ -306,6 +309,13 @@ def test_a_network_of_timm_that_an_encoder_cannot_be_is_refused_by_name(
     message = rf"architecture '{architecture}' has {has}, which an encoder here has not"
     with pytest.raises(UnknownWeights, match=message):
         read_backbone(folder)
+
+
+def test_the_docs_count_the_names_of_timm_that_are_read():
+    names = architectures()["timm"].values()
+    docs = (golden_arrays.FOLDER.parents[1] / "docs" / "finetuning.md").read_text()
+    known = sum(isinstance(entry, list) for entry in names)
+    assert f"{known} of {len(names)} names of\n  timm {architectures()['timm_version']}" in docs
 
 
 def test_a_name_that_timm_has_not_is_asked_about(tmp_path):
