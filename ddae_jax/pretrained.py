@@ -23,7 +23,7 @@ from ddae_jax.interop.backbones import is_of_others, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.described import Backbone, Told
 from ddae_jax.interop.tokenizers import read_tokenizer
-from ddae_jax.interop.weights import find_weights
+from ddae_jax.interop.weights import files_beside, find_weights
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import SIZES, ViT
@@ -391,7 +391,7 @@ def _read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
     if stored is None:
         raise FileNotFoundError(
             f"{key}={str(folder)!r} holds neither a run nor weights: there is no "
-            f"{workdir.config.name} and no model.safetensors in it"
+            f"{workdir.config.name} and no model.safetensors in it{files_beside(folder)}"
         )
     config = from_plain(stored, workdir.config)
     if config.job != "pretrain":

@@ -211,7 +211,11 @@ def test_a_folder_that_lacks_its_weights_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"ijepa/model\.safetensors is missing"):
         load_teacher(str(folder), config)
     save_file(weights, folder / "encoder.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"has encoder\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"There is encoder\.safetensors in it"):
+        load_pretrained(str(folder))
+    (folder / "config.json").unlink()
+    message = r"neither a run nor weights: .*There is encoder\.safetensors in it: .*the file itself"
+    with pytest.raises(FileNotFoundError, match=message):
         load_pretrained(str(folder))
 
 

@@ -58,13 +58,19 @@ def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone
     weights, width, heads, pixel statistics, each by name with what to do.
     """
     place, told = pathlib.Path(path), told or Told()
-    return _from_file(place, told) if place.is_file() else read_folder(place, told)
+    if not place.is_file():
+        return read_folder(place, told)
+    if place == find_weights(place.parent) and _has_config_of_others(place.parent):
+        return read_folder(place.parent, told)  # which tells more than the file alone
+    return _from_file(place, told)
 
 
 def is_of_others(folder: pathlib.Path) -> bool:
     """Whether a folder is meant to hold an encoder of timm or transformers."""
-    if find_weights(folder).is_file():
-        return True
+    return find_weights(folder).is_file() or _has_config_of_others(folder)
+
+
+def _has_config_of_others(folder: pathlib.Path) -> bool:
     file = folder / "config.json"
     if not file.is_file():
         return False

@@ -319,6 +319,7 @@ _SETTINGS = {
     "addict.addict": ("Dict",),
     "mmcv.utils.config": ("ConfigDict",),
     "mmengine.config.config": ("ConfigDict",),
+    "mmengine.logging.history_buffer": ("HistoryBuffer",),
     "ml_collections.config_dict.config_dict": ("ConfigDict",),
     "omegaconf.dictconfig": ("DictConfig",),
     "omegaconf.listconfig": ("ListConfig",),

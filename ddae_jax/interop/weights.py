@@ -97,20 +97,22 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
 
 def _content(path: pathlib.Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the encoder's weights{_beside(path)}")
+        raise FileNotFoundError(
+            f"{path} is missing: the encoder's weights{files_beside(path.parent)}"
+        )
     return _READERS[_kind(path)](path)
 
 
-def _beside(path: pathlib.Path) -> str:
-    """Which files in its folder may be meant."""
+def files_beside(folder: pathlib.Path) -> str:
+    """A sentence on the files in a folder that may be meant; empty if there are none."""
     suffixes = {".safetensors", ".pth", ".pt", ".bin", ".npz", ".h5", ".msgpack", ".ckpt", ".tar"}
-    files = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [file.name for file in files if file.suffix in suffixes]
     if not found:
         return ""
     return (
-        f". The folder has {', '.join(found[:5])}: call the right one {path.name}, or give that "
-        "file itself"
+        f". There {'is' if len(found) == 1 else 'are'} {', '.join(found[:5])} in it: if that is "
+        f"what is meant, give the file itself, or call it {NAMES[0]}"
     )
 
 

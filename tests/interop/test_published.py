@@ -419,9 +419,17 @@ def test_arrays_that_no_part_has_are_named(tmp_path):
         read_backbone(folder)
 
 
+def test_the_file_in_a_folder_is_read_with_what_the_folder_tells():
+    whole = read_backbone(FOLDER / "transformers_vit_msn")
+    found = read_backbone(FOLDER / "transformers_vit_msn" / "model.safetensors")
+    assert (found.options, found.mean) == (whole.options, whole.mean)
+    timm = read_backbone(FOLDER / "timm" / "model.safetensors")
+    assert (timm.options["num_heads"], timm.mean, timm.notes) == (2, MEAN, ())
+
+
 def test_a_folder_without_weights_says_which_files_may_be_meant(tmp_path):
     folder = copy_of("timm", tmp_path)
     (folder / "model.safetensors").rename(folder / "open_clip_model.safetensors")
-    message = r"model\.safetensors is missing.*The folder has open_clip_model\.safetensors"
+    message = r"model\.safetensors is missing.*There is open_clip_model\.safetensors in it: .*give"
     with pytest.raises(FileNotFoundError, match=message):
         read_backbone(folder)
