@@ -13,10 +13,12 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
 from ddae_jax.config.keys import flatten
 from ddae_jax.config.values import typed
+from ddae_jax.interop.described import Told
 from ddae_jax.methods.trainable import Trainable
 from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.networks import build_encoder
-from ddae_jax.pretrained import check_fits, load_pretrained
+from ddae_jax.pretrained import Pretrained, check_fits, load_decoder, load_pretrained
+from ddae_jax.training.checkpoint import differences
 from ddae_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -51,13 +53,14 @@ def take_over(
 
 
 def _adopt(config: ConfigDict, learns_positions: bool) -> None:
-    found = load_pretrained(config.init_from, config.get("init_encoder", "student"))
+    found = load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
     config.model.update(found.model)
     if not any(config.model.image_size):
         config.model.image_size = found.module.image_size
     if learns_positions and config.model.positions == "sincos":
         config.model.positions = "learned"
     if found.mean is None:
+        _check_channels(config, found)
         _log.warning(
             "%s does not say which pixel values it was trained on; data.mean=%s and data.std=%s "
             "are taken",
@@ -70,6 +73,22 @@ def _adopt(config: ConfigDict, learns_positions: bool) -> None:
         config.data.mean, config.data.std = found.mean, found.std
 
 
+def _check_channels(config: ConfigDict, found: Pretrained) -> None:
+    """Raises ``ValueError`` if an encoder is for images of other channels than the config's."""
+    values = found.params["patch_embedding"]["kernel"].shape[0]
+    channels = values // found.module.patch_size**2
+    if channels != config.data.channels:
+        raise ValueError(
+            f"init_from={config.init_from!r} is an encoder for images of {channels} channels, but "
+            f"data.channels={config.data.channels}: set --config.data.channels={channels}, with as "
+            "many values in data.mean and data.std"
+        )
+
+
+def _told(config: ConfigDict) -> Told:
+    return Told(config.init_heads, config.init_activation, config.init_part)
+
+
 def start_params(config: ConfigDict) -> PyTree | None:
     """The encoder's parameters that training begins with; None for fresh ones.
 
@@ -77,23 +96,60 @@ def start_params(config: ConfigDict) -> PyTree | None:
     """
     if not config.init_from or config.get("from_scratch", False):
         return None
-    found = load_pretrained(config.init_from, config.get("init_encoder", "student"))
+    found = load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
     encoder = build_encoder(config)
     params = adapt_encoder(found.params, found.module, encoder)
     check_fits(params, encoder, config.data.channels, config.init_from)
     return params
 
 
-def begin(state: TrainState, method: Trainable, params: PyTree | None) -> TrainState:
+def start_decoder(config: ConfigDict, method: Trainable) -> PyTree | None:
+    """The parameters of decoder and head that pretraining begins with; None for fresh ones.
+
+    Raises ``ValueError``, naming the first differences, for what does not fit the method's.
+    """
+    if not (config.init_from and config.init_decoder):
+        return None
+    found, heads = load_decoder(config.init_from, _told(config))
+    wanted = jax.eval_shape(lambda key: method.init(key, config.data.channels), jax.random.key(0))
+    wanted = {name: wanted[name] for name in found}
+    width = found["decoder"]["embedding"]["kernel"].shape[1]
+    depth = sum(name.startswith("block_") for name in found["decoder"])
+    told = differences(found, wanted, "there")
+    if told or heads not in (None, config.decoder.num_heads):
+        raise ValueError(
+            f"init_decoder=True: the decoder in {config.init_from} is not this run's; set "
+            f"method='mae', decoder.width={width}, decoder.depth={depth}, decoder.num_heads="
+            f"{heads or config.decoder.num_heads}, or init_decoder=False. {told}"
+        )
+    if heads is None:
+        _log.warning(
+            "%s does not tell the heads of its decoder; decoder.num_heads=%d are taken",
+            config.init_from,
+            config.decoder.num_heads,
+        )
+    return found
+
+
+def begin(
+    state: TrainState, method: Trainable, params: PyTree | None, beside: PyTree | None = None
+) -> TrainState:
     """A fresh state whose encoder has these parameters, and so has what follows it.
 
     What the parameters lack, such as a mask token, stays fresh.
+
+    Args:
+        state: the fresh one.
+        method: that trains it.
+        params: of the encoder; None leaves all as it is.
+        beside: of what else is taken over, by name.
     """
     if params is None:
         return state
 
     def put(state: TrainState, encoder: PyTree) -> TrainState:
-        params = state.params | {"encoder": state.params["encoder"] | encoder}
+        params = state.params | (beside or {})
+        params |= {"encoder": state.params["encoder"] | encoder}
         teacher = method.teacher_of(params, method.frozen_of(state.teacher))
         # A copy of each: steps give both back to the device, and what was loaded stays.
         copied = jax.tree.map(jnp.array, {"params": params, "teacher": teacher})

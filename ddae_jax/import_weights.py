@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         devices.start_devices(is_distributed=False)
         if not config.init_from:
             raise ValueError("--config.init_from=WEIGHTS is missing; it says what to import")
+        if config.init_decoder:
+            raise ValueError(
+                "init_decoder=True is for ddae_jax.pretrain; what is imported is an encoder alone"
+            )
         for key in ("data.data_dir", "init_from"):
             config.update_from_flattened_dict({key: job.absolute(flatten(config)[key])})
         workdir = Workdir(flags.workdir)

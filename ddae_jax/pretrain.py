@@ -17,7 +17,7 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command, job
-from ddae_jax.beginning import begin, start_params, take_over
+from ddae_jax.beginning import begin, start_decoder, start_params, take_over
 from ddae_jax.config.pretraining import check_images_of_statistics
 from ddae_jax.methods.trainable import Trainable
 from ddae_jax.monitor import PretrainingWatch
@@ -39,10 +39,14 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     source = build.build_source(config, config.data.train_split)  # may take long
     schedule = build.build_schedule(config, len(source))
     check_images_of_statistics(config, len(source))
+    is_fresh = not workdir.has_checkpoint()
     return job.Parts(
         program=program_of(config, method, schedule),
         begin=functools.partial(
-            begin, method=method, params=None if workdir.has_checkpoint() else start_params(config)
+            begin,
+            method=method,
+            params=start_params(config) if is_fresh else None,
+            beside=start_decoder(config, method) if is_fresh else None,
         ),
         source=source,
         loader=build.build_loader(config, source),

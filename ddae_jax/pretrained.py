@@ -19,9 +19,11 @@ from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
-from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.interop.backbones import is_of_others, read_backbone
+from ddae_jax.interop.decoders import read_mae_decoder
+from ddae_jax.interop.described import Backbone, Told
 from ddae_jax.interop.tokenizers import read_tokenizer
-from ddae_jax.interop.weights import find_weights
+from ddae_jax.interop.weights import files_beside, find_weights
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import SIZES, ViT
@@ -111,12 +113,13 @@ class Pretrained(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
+def load_pretrained(path: str, encoder: str = "student", told: Told | None = None) -> Pretrained:
     """The encoder in a workdir, or in somebody else's weights.
 
     Args:
         path: a workdir, or what :func:`ddae_jax.interop.backbones.read_backbone` reads.
         encoder: ``student`` or ``teacher``, of a workdir.
+        told: what somebody says of somebody else's weights.
 
     Raises:
         FileNotFoundError: if there is nothing.
@@ -130,12 +133,23 @@ def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
             f"init_from={path!r} is not there; it is the workdir of a run, or a file or folder "
             "with somebody's weights"
         )
-    if place.is_file() or find_weights(place).is_file():
-        found = read_backbone(place)
+    if place.is_file() or is_of_others(place):
+        if encoder == "teacher":
+            raise ValueError(
+                f"init_encoder='teacher' is for runs, and {path} holds somebody's weights; of a "
+                "file with several networks, --config.init_part=teacher takes that one"
+            )
+        found = read_backbone(place, told)
+        _say_notes(found)
         module = ViT(**found.options)
         channels = found.params["patch_embedding"]["kernel"].shape[0] // module.patch_size**2
         params = _only(found.params, module, channels, place)
         return Pretrained(_describe(module, place), module, params, found.mean, found.std)
+    if told and told != Told():
+        raise ValueError(
+            f"init_heads, init_activation and init_part are for somebody's weights; {path} is a "
+            "run, which tells all of it: leave them as they are by default"
+        )
     workdir, theirs = _read_run(place, "init_from")
     theirs.evaluation.encoder = encoder
     if encoder == "teacher" and not has_momentum_encoder(theirs):
@@ -145,6 +159,24 @@ def load_pretrained(path: str, encoder: str = "student") -> Pretrained:
     return Pretrained(
         model, build_encoder(theirs), params, tuple(theirs.data.mean), tuple(theirs.data.std)
     )
+
+
+def load_decoder(path: str, told: Told) -> tuple[PyTree, int | None]:
+    """The decoder and head of somebody's MAE, and the decoder's heads if they are known.
+
+    Args:
+        path: of a file of MAE's authors, or of a folder of transformers.
+        told: what somebody says of it.
+
+    Raises ``ValueError`` for a run, and for weights without a decoder.
+    """
+    place = pathlib.Path(path).expanduser()
+    if place.is_dir() and not is_of_others(place):
+        raise ValueError(
+            f"init_decoder=True is for an MAE that was published, and {path} is a run: to go on "
+            "with all of it, give its own folder as --workdir"
+        )
+    return read_mae_decoder(place, told.part)
 
 
 def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
@@ -171,8 +203,9 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
             "(image_mean, image_std) beside its config.json"
         )
     folder = _folder(path, "tokenizer.teacher", "a workdir, or a folder with model.safetensors")
-    if find_weights(folder).is_file():
+    if is_of_others(folder):
         found = read_backbone(folder)
+        _say_notes(found)
         module = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
         params, mean, std = (
             _only(found.params, module, len(found.mean), folder),
@@ -195,7 +228,7 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
     """The tokenizer in a folder: what a run has trained, or the authors of BEiT v2.
 
     Args:
-        path: a workdir, or a folder with ``model.safetensors`` (see
+        path: a workdir; or a file, or a folder with ``model.safetensors`` (see
             :mod:`ddae_jax.interop.tokenizers`).
         config: of the run that predicts its tokens, for its pixel statistics.
 
@@ -206,11 +239,13 @@ def load_tokenizer(path: str, config: ConfigDict) -> TrainedTokenizer:
     if _takes_shapes("targets.tokenizer", path):
         return TrainedTokenizer(*_untrained_tokenizer(_as_frozen(config, config)))
     what = (
-        "the workdir of a run with method='vqkd', as configs/cifar10_tokenizer.py has it, or a "
-        "folder with the model.safetensors of one"
+        "the workdir of a run with method='vqkd', as configs/cifar10_tokenizer.py has it, or the "
+        ".pth of one that was published, or a folder with its model.safetensors"
     )
-    folder = _folder(path, "targets.tokenizer", what)
-    if find_weights(folder).is_file():
+    folder = pathlib.Path(path).expanduser()
+    if not (path and folder.is_file()):
+        folder = _folder(path, "targets.tokenizer", what)
+    if folder.is_file() or find_weights(folder).is_file():
         found = read_tokenizer(folder)
         encoder = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
         params = dict(found.params)
@@ -299,6 +334,11 @@ def _describe(module: ViT, place: pathlib.Path) -> dict[str, Any]:
     return told | {"size": names[0], "layer_scale": module.layer_scale or 0.0}
 
 
+def _say_notes(found: Backbone) -> None:
+    for note in found.notes:
+        _log.warning("%s", note)
+
+
 def _check_channels(key: str, path: str, mean: Sequence[float], config: ConfigDict) -> None:
     if len(mean) != config.data.channels:
         raise ValueError(
@@ -358,7 +398,7 @@ def _folder(path: str, key: str, what: str) -> pathlib.Path:
         raise ValueError(f"{key} is empty; this method needs {what}")
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{key}={path!r} is no folder; --config.{key}=FOLDER gives {what}")
+        raise FileNotFoundError(f"{key}={path!r} is no folder; --config.{key}=PATH gives {what}")
     return folder
 
 
@@ -368,7 +408,7 @@ def _read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
     if stored is None:
         raise FileNotFoundError(
             f"{key}={str(folder)!r} holds neither a run nor weights: there is no "
-            f"{workdir.config.name} and no model.safetensors in it"
+            f"{workdir.config.name} and no model.safetensors in it{files_beside(folder)}"
         )
     config = from_plain(stored, workdir.config)
     if config.job != "pretrain":

@@ -50,6 +50,20 @@ def write_zip(path, body, count=6, **records):
     return path
 
 
+def write_arrays(path, arrays, key=None):
+    """A state_dict of float32 arrays as torch saves it, under a key if there is one."""
+    items, records = b"", {}
+    for index, (key_of_array, array) in enumerate(arrays.items()):
+        shape, steps = array.shape, [step // 4 for step in np.ascontiguousarray(array).strides]
+        items += text(key_of_array)
+        items += tensor(storage(array.size, key=str(index)), 0, shape, steps)
+        records[f"data/{index}"] = np.float32(array).tobytes()
+    body = b"}(" + items + b"u"
+    if key is not None:
+        body = b"}(" + text(key) + body + b"u"
+    return write_zip(path, program(body), **records)
+
+
 def write_legacy(path, body, count=6, system=SYSTEM, keys=("0",)):
     parts = [pickle.dumps(part, protocol=2) for part in (MAGIC, PROTOCOL, system)]
     values = struct.pack("<q", count) + np.arange(count, dtype=np.float32).tobytes()

@@ -5,6 +5,7 @@ Read from the source with ``ast``, so that imports inside functions count too.
 
 import ast
 import functools
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,12 @@ def test_every_public_name_is_documented(module):
     tree = tree_of(MODULES[module])
     assert ast.get_docstring(tree), f"{module} does not say what it is"
     assert list(undocumented(tree)) == []
+
+
+def test_what_is_no_module_is_packaged_too():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = told["tool"]["setuptools"]["package-data"][PACKAGE]
+    folder = ROOT / PACKAGE
+    packaged = {path for pattern in patterns for path in folder.glob(pattern)}
+    there = {path for path in folder.rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert there == packaged

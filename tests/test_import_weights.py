@@ -11,6 +11,7 @@ import tiny
 from ddae_jax import evaluate, export, import_weights, pretrain
 from ddae_jax.command import CommandEnded
 from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.interop.described import Told
 from ddae_jax.models import vit
 from ddae_jax.pretrained import load_pretrained
 from undrawn import pictures_left_out
@@ -96,6 +97,34 @@ def test_pretraining_goes_on_from_it(size, tmp_path):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[name], wanted[name]
             )
+
+
+def test_a_file_is_imported_with_what_is_told_of_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
+    config = tiny.write_config(tmp_path, depth=2)
+    file = golden_arrays.FOLDER / "published" / "ijepa.tar"
+    given = (
+        f"--config={config}",
+        f"--config.init_from={file}",
+        "--config.init_part=encoder",
+        "--config.model.image_size=8,8",
+        "--config.mask.ratio=0.5",
+        "--config.data.channels=3",
+        "--config.data.mean=0.5,0.5,0.5",
+        "--config.data.std=0.5,0.5,0.5",
+    )
+    workdir = tmp_path / "imported"
+    assert status(import_weights.main, *given, f"--workdir={workdir}") == 2
+    assert not workdir.exists()
+    heads = "--config.init_heads=2"
+    assert status(import_weights.main, *given, heads, f"--workdir={workdir}") == 0
+    assert f"{workdir}: an encoder of" in capsys.readouterr().err
+    wanted = read_backbone(file, Told(2, "gelu", "encoder")).params
+    found = load_pretrained.__wrapped__(str(workdir)).params
+    for name in wanted:
+        jax.tree.map(np.testing.assert_array_equal, found[name], wanted[name])
+    decoder = (*given, heads, "--config.init_decoder=True", f"--workdir={tmp_path / 'new'}")
+    assert status(import_weights.main, *decoder) == 2
 
 
 def test_what_cannot_be_imported_is_explained(imported, size, tmp_path, capsys):

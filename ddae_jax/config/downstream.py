@@ -29,6 +29,9 @@ TOLD_BY_INIT_FROM = frozenset(f"model.{name}" for name in ARCHITECTURE)
 TOLD_BY_INIT_FROM |= {"data.channels", "data.mean", "data.std"}
 """All keys that it tells."""
 
+OF_INIT_FROM = ("init_heads", "init_activation", "init_part")
+"""Keys that say of ``init_from`` what its weights do not."""
+
 
 def check_finetuning(config: ConfigDict) -> None:
     """Raises ``ValueError`` for keys of a fine-tuning config that contradict each other."""
@@ -105,7 +108,11 @@ def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:
     of_rand_augment = ("augment.num_operations", "augment.magnitude")
     mixes = augment.mixup > 0 or augment.cutmix > 0
     return [
-        (not config.init_from, ("init_encoder", "from_scratch"), "init_from is empty"),
+        (
+            not config.init_from,
+            ("init_encoder", "from_scratch", *OF_INIT_FROM),
+            "init_from is empty",
+        ),
         (not augment.rand_augment, of_rand_augment, "augment.rand_augment=False"),
         (not mixes, ("augment.mix_probability",), "augment.mixup=0 and augment.cutmix=0"),
         (is_lars, ("optimizer.b",), "optimizer.kind='lars' has no such option"),
@@ -119,7 +126,11 @@ def ignored_in_segmentation(config: ConfigDict) -> list[Ignored]:
     """Which keys have no effect under which condition, and why."""
     is_linear = config.head.kind == "linear"
     return [
-        (not config.init_from, ("init_encoder", "from_scratch"), "init_from is empty"),
+        (
+            not config.init_from,
+            ("init_encoder", "from_scratch", *OF_INIT_FROM),
+            "init_from is empty",
+        ),
         (
             is_linear,
             ("head.width", "head.depths", "head.auxiliary_weight"),

@@ -33,6 +33,8 @@ EXAMPLES = {
     "targets.tokenizer": "runs/tokenizer",
     "tokenizer.teacher": "runs/teacher",
     "init_from": "runs/pretrained",
+    "init_part": "teacher",
+    "init_activation": "gelu",
     "head.depths": (4, 6, 8, 12),
     "optimizer.decay_also": "class_token,mask_token",
 }
@@ -62,7 +64,13 @@ A run keeps the version that it began with, and so is continued as it began.
 
 # What was done before these keys: Pillow's own limit, 16 bits by their range, nothing skipped.
 _ALL_JOBS_4 = {"data.max_pixels": 0, "data.max_value": 65535.0, "optimizer.skip_nonfinite": 0}
-_ALL_JOBS_5 = {"optimizer.decay_also": ""}
+# Weights were read by what their arrays tell, and nothing but kernels was decayed.
+_ALL_JOBS_5 = {
+    "optimizer.decay_also": "",
+    "init_heads": 0,
+    "init_activation": "",
+    "init_part": "",
+}
 
 EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType(
     {
@@ -116,6 +124,7 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
         },
         5: {
             "pretrain": {
+                "init_decoder": False,
                 "mask.min_block_share": 0.0,
                 "model.frozen_dtype": "as_trained",
                 "targets.hog_form": "differences",
@@ -140,6 +149,7 @@ def pretrain_defaults() -> ConfigDict:
     config = _of_every_job("pretrain")
     config.method = "ddae"
     config.batch_size = 256
+    config.init_decoder = False  # whether a decoder of MAE in init_from is taken too
     config.model.encoder_input = "visible"  # with the decoder; or "full", with mask tokens
     # Of a given tokenizer or teacher; or "bfloat16", or "as_trained", that of its own run.
     config.model.frozen_dtype = "float32"
@@ -311,6 +321,9 @@ def _of_every_job(job: str) -> ConfigDict:
     config.job = job  # whose config this is: python -m ddae_jax.JOB
     config.defaults_version = DEFAULTS_VERSION  # that the run began with; not to be set
     config.init_from = ""  # workdir of a pretraining run, or weights of others; "" for none
+    config.init_heads = 0  # of the encoder there, where its file does not tell; 0 where it does
+    config.init_activation = ""  # likewise; or "gelu", "quick_gelu", "gelu_tanh"
+    config.init_part = ""  # of a file with several networks, such as "teacher"; "" for the usual
     config.seed = 0  # 0 to 2**32 - 1
     config.batch_size = 256  # images a step, over all devices
     config.epochs = 100.0  # of fewer than 2**31 steps

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddae_jax.config.downstream import OF_INIT_FROM
 from ddae_jax.config.keys import flatten
 from ddae_jax.config.ranges import (
     Ignored,
@@ -45,6 +46,7 @@ _MIN_PLACES = 8
 def check_pretraining(config: ConfigDict) -> None:
     """Raises ``ValueError`` for keys that contradict each other."""
     _check_model(config)
+    _check_decoder(config)
     _check_method(config)
     _check_features(config)
     _check_teacher(config)
@@ -58,6 +60,7 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
     mode, method = flat["supervision.mode"], flat["method"]
     learns_alone = method != "vqkd" and "tokenizer" not in _options(config)
     return [
+        (not flat["init_from"], (*OF_INIT_FROM, "init_decoder"), "init_from is empty"),
         (
             mode == "last",
             (
@@ -239,6 +242,23 @@ def _check_model(config: ConfigDict) -> None:
         )
 
 
+def _check_decoder(config: ConfigDict) -> None:
+    """Raises ``ValueError`` if a decoder that is to be taken over has no place in the run."""
+    if not (config.init_from and config.init_decoder):
+        return
+    is_shared = config.decoder.is_shared or config.supervision.mode == "last"
+    asked = {
+        "model.encoder_input": (config.model.encoder_input, "visible"),
+        "decoder.kind": (config.decoder.kind, "self"),
+        "decoder.is_shared": (is_shared, True),
+    }
+    for key, (value, wanted) in asked.items():
+        if value != wanted:
+            raise ValueError(
+                f"init_decoder=True, {key}={value!r}: the decoder of an MAE is for {key}={wanted!r}"
+            )
+
+
 def _check_method(config: ConfigDict) -> None:
     model, targets = config.model, config.targets
     if model.encoder_input == "visible" and config.method in ("beit2", "vqkd"):
@@ -252,8 +272,8 @@ def _check_method(config: ConfigDict) -> None:
     if "tokenizer" in _options(config) and not targets.tokenizer:
         raise ValueError(
             f"method={config.method!r} predicts the tokens of a trained tokenizer: give the "
-            "workdir of a run with method='vqkd', or a folder with the model.safetensors of one, "
-            "as targets.tokenizer"
+            "workdir of a run with method='vqkd', or the .pth of one that was published, or a "
+            "folder with its model.safetensors, as targets.tokenizer"
         )
     if config.method == "vqkd" and not config.tokenizer.teacher:
         raise ValueError(

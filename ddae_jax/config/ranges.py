@@ -41,6 +41,7 @@ CHOICES = {
     "evaluation.pool": ("mean", "class_token"),
     "evaluation.encoder": ("student", "teacher"),
     "init_encoder": ("student", "teacher"),
+    "init_activation": ("", "gelu", "quick_gelu", "gelu_tanh"),
     "model.pool": ("mean", "class_token"),
     "model.activation": ("gelu", "quick_gelu", "gelu_tanh"),
     "head.normalization": ("layer", "batch"),
@@ -59,6 +60,7 @@ _MANY = 10**9  # of whatever is counted: more can only be a slip of the keyboard
 RANGES = {
     "defaults_version": (1, DEFAULTS_VERSION),
     "seed": (0, 2**32 - 1),
+    "init_heads": (0, 1024),
     "batch_size": (1, 10**6),
     "epochs": (_ABOVE_0, math.inf),  # but see build.build_schedule
     "model.patch_size": (1, 2**14),

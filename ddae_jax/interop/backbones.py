@@ -1,94 +1,94 @@
 """Somebody's vision transformer: weights, architecture and pixel statistics.
 
-A folder is as timm and transformers save it: ``model.safetensors`` (or ``pytorch_model.bin``) with
-``config.json``, and for transformers ``preprocessor_config.json``. A file has weights alone, as the
-authors of MAE, BEiT and AugReg publish them: its arrays tell the architecture. Nothing in either is
-executed.
+A folder is as timm and transformers save it: ``model.safetensors`` (or ``pytorch_model.bin``),
+whole or in parts, with ``config.json``, and for transformers ``preprocessor_config.json``. A file
+has weights alone, as authors publish them: its arrays tell most of the architecture, and somebody
+has to tell the rest. Nothing in either is executed.
 """
 
-import json
 import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddae_jax.interop.described import (
+    Backbone,
+    Told,
+    check_heads,
+    describe_encoder,
+    notes_on_place,
+    read_json,
+    relative_table,
+)
 from ddae_jax.interop.encoders import (
     Tree,
     UnknownWeights,
     Weights,
     augreg_encoder,
+    clip_encoder,
     timm_encoder,
-    transformers_encoder,
 )
-from ddae_jax.interop.weights import find_weights, read_weights
+from ddae_jax.interop.folders import read_folder
+from ddae_jax.interop.weights import find_weights, read_network
 
-
-class Backbone(NamedTuple):
-    """An encoder that was trained elsewhere.
-
-    Attributes:
-        options: arguments of :class:`ddae_jax.models.vit.ViT`, but for its computation.
-        params: of that encoder.
-        mean, std: of each channel, of pixel values in [0, 1], that it was trained on; None if
-            not known, as of a file of weights alone.
-    """
-
-    options: dict[str, Any]
-    params: Tree
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-
-_HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # Ti, S, B, L, H
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-"""Those of transformers, and their names here."""
+_WIDTH_OF_MOCO = 384  # whose heads are 12 in MoCo v3, with fixed positions, and 6 in all others
+_EPSILON, _EPSILON_OF_CLIP = 1e-6, 1e-5
 _IN_A_FOLDER = (
     "give a folder that holds the weights as model.safetensors or pytorch_model.bin, with the "
     "config.json of timm, or the config.json and preprocessor_config.json of transformers"
 )
-_PREFIXES = {"vit_mae": "vit.", "beit": "beit.", "vit": "vit."}
 
 
-def read_backbone(path: str | os.PathLike) -> Backbone:
-    """The encoder in a folder, or in a file (see :func:`ddae_jax.interop.weights.read_weights`).
+def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone:
+    """The encoder in a folder, or in a file (see :func:`ddae_jax.interop.weights.read_network`).
 
-    A file does not tell activation, epsilon and pixel statistics: ``gelu`` and 1e-6 are those of
-    MAE, BEiT and of timm's own; Google's have the approximate ``gelu``, and see pixels in [-1, 1].
+    A file does not tell heads, activation, epsilon and pixel statistics. Heads are those of the
+    width, where all that are published agree; ``gelu`` and 1e-6 are those of MAE, BEiT, DINO and of
+    timm's own; Google's have the approximate ``gelu``, and see pixels in [-1, 1]. What was so taken
+    for granted is in the backbone's notes.
+
+    Args:
+        path: of the folder or file.
+        told: what somebody says of it. A folder has to agree.
 
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for what is not known here:
     weights, width, heads, pixel statistics, each by name with what to do.
     """
-    folder = pathlib.Path(path)
-    if folder.is_file():
-        return _from_file(folder)
-    weights = read_weights(find_weights(folder))
-    config = _read_json(folder / "config.json", "it says the architecture")
-    if "architecture" in config:
-        return _from_timm(folder, config, weights)
-    if config.get("model_type") in _PREFIXES:
-        return _from_transformers(folder, config, weights)
-    found = config.get("model_type", "none")
-    raise ValueError(
-        f"{folder / 'config.json'}: known are timm's (with 'architecture') and transformers' with "
-        f"model_type {', '.join(map(repr, _PREFIXES))}; found model_type {found!r}"
-    )
+    place, told = pathlib.Path(path), told or Told()
+    if not place.is_file():
+        return read_folder(place, told)
+    if place == find_weights(place.parent) and _has_config_of_others(place.parent):
+        return read_folder(place.parent, told)  # which tells more than the file alone
+    return _from_file(place, told)
 
 
-def _from_file(path: pathlib.Path) -> Backbone:
-    weights = read_weights(path)
+def is_of_others(folder: pathlib.Path) -> bool:
+    """Whether a folder is meant to hold an encoder of timm or transformers."""
+    return find_weights(folder).is_file() or _has_config_of_others(folder)
+
+
+def _has_config_of_others(folder: pathlib.Path) -> bool:
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    try:
+        config = read_json(file, "")
+    except (ValueError, OSError):
+        return False
+    return bool(config.keys() & {"architecture", "architectures", "model_type"})
+
+
+def _from_file(path: pathlib.Path, told: Told) -> Backbone:
+    network = read_network(path, told.part)
+    weights = network.weights
     is_of_google = "embedding/kernel" in weights
-    kernel = weights.get("embedding/kernel" if is_of_google else "patch_embed.proj.weight")
-    _check_tells_all(path, weights)
+    is_of_openai = "class_embedding" in weights and "conv1.weight" in weights
+    name = "embedding/kernel" if is_of_google else "patch_embed.proj.weight"
+    kernel = weights.get("conv1.weight" if is_of_openai else name)
+    _check_is_no_folder(path, weights)
     if kernel is None or kernel.ndim != 4:
         raise UnknownWeights(
             f"{path} is of no encoder known here: it has no patch_embed.proj.weight, as timm, MAE "
@@ -96,32 +96,101 @@ def _from_file(path: pathlib.Path) -> Backbone:
             f"{', '.join([*weights][:5])}"
         )
     try:
-        params, num_heads = augreg_encoder(weights) if is_of_google else (timm_encoder(weights), 0)
+        if is_of_google:
+            params, heads = augreg_encoder(weights)
+        elif is_of_openai:
+            params, heads = clip_encoder(weights)
+        else:
+            params, heads = timm_encoder(weights, _patches_alone(weights)), None
         options = describe_encoder(params, kernel.shape[2 if is_of_google else 1])
     except UnknownWeights as error:
         raise UnknownWeights(f"{path}: {error}") from error
-    num_heads = num_heads or _HEADS_OF_WIDTH.get(options["width"])
-    if num_heads is None:
-        known = ", ".join(f"{width}: {heads}" for width, heads in _HEADS_OF_WIDTH.items())
-        raise ValueError(
-            f"{path} does not tell the heads of an encoder of width {options['width']} (known are "
-            f"those of published widths, {known}); {_IN_A_FOLDER}"
-        )
+    notes = () if told.part else notes_on_place(path, network)
+    heads, of_heads = _heads(path, params, heads, told)
+    activation, epsilon, of_activation = _activation(path, params, is_of_google, told)
     side = _grid_side(path, params) * options["patch_size"]
-    options |= {"num_heads": num_heads, "image_size": (side, side)}
-    options |= {"activation": "gelu_tanh" if is_of_google else "gelu", "norm_epsilon": 1e-6}
+    options |= {"num_heads": heads, "image_size": (side, side)}
+    options |= {"activation": activation, "norm_epsilon": epsilon}
     half = (0.5,) * kernel.shape[2] if is_of_google else None
-    return Backbone(options, params, mean=half, std=half)
+    return Backbone(options, params, half, half, (*notes, *of_heads, *of_activation))
 
 
-def _check_tells_all(path: pathlib.Path, weights: Weights) -> None:
-    """Raises ``ValueError`` for encoders whose activation or epsilon vary."""
-    of = {"CLIP": r"norm_pre\.", "transformers": r"((vit|beit)\.)?embeddings\."}
-    for whose, pattern in of.items():
-        if any(re.match(pattern, name) for name in weights):
-            raise ValueError(
-                f"{path} is of {whose}, and does not tell all of its architecture; {_IN_A_FOLDER}"
-            )
+def _check_is_no_folder(path: pathlib.Path, weights: Weights) -> None:
+    """Raises ``ValueError`` for encoders of transformers, which vary in more than can be told."""
+    if any(re.match(r"((vit|beit)\.)?embeddings\.", name) for name in weights):
+        raise ValueError(
+            f"{path} is of transformers, and does not tell all of its architecture; {_IN_A_FOLDER}"
+        )
+
+
+def _heads(
+    path: pathlib.Path, params: Tree, heads: int | None, told: Told
+) -> tuple[int, tuple[str, ...]]:
+    """The heads, and a note where they are taken for granted."""
+    table, width = relative_table(params), params["patch_embedding"]["kernel"].shape[1]
+    heads = heads or (None if table is None else table.shape[1])
+    told.check(path, heads, None)
+    known = heads or told.heads
+    if known:
+        check_heads(path, known, params)
+        return known, ()
+    if width not in _HEADS_OF_WIDTH:
+        published = ", ".join(f"{width}: {heads}" for width, heads in _HEADS_OF_WIDTH.items())
+        raise ValueError(
+            f"{path} does not tell the heads of an encoder of width {width} (known are those of "
+            f"published widths, {published}); say them as --config.init_heads=HEADS, or "
+            f"{_IN_A_FOLDER}"
+        )
+    heads = _HEADS_OF_WIDTH[width]
+    if width == _WIDTH_OF_MOCO and _are_fixed(params.get("positions")):
+        raise ValueError(
+            f"{path} does not tell its heads: encoders of width {width} with sine-cosine positions "
+            "have 12 if they are of MoCo v3, and 6 by the architecture of others; say which by "
+            f"--config.init_heads=12 or --config.init_heads={heads}"
+        )
+    return heads, (
+        f"{path} does not tell its heads: {heads} are taken, as published encoders of width "
+        f"{width} have; --config.init_heads says otherwise",
+    )
+
+
+def _activation(
+    path: pathlib.Path, params: Tree, is_of_google: bool, told: Told
+) -> tuple[str, float, tuple[str, ...]]:
+    """Activation and epsilon, and a note where they are taken for granted."""
+    is_of_clip = "embedding_norm" in params
+    if is_of_clip and not told.activation:
+        raise ValueError(
+            f"{path} is of CLIP, and does not tell its activation: say it as "
+            "--config.init_activation=quick_gelu, which is that of OpenAI's and of some others, or "
+            f"as --config.init_activation=gelu; or {_IN_A_FOLDER}"
+        )
+    epsilon = _EPSILON_OF_CLIP if is_of_clip else _EPSILON
+    if told.activation or is_of_google:
+        return told.activation or "gelu_tanh", epsilon, ()
+    note = (
+        f"{path} does not tell its activation: gelu is taken, which is that of MAE, BEiT, DINO, "
+        "DeiT and MoCo v3; --config.init_activation says otherwise. Nor does it tell of rotary "
+        "positions, or of norms that follow each layer: an encoder with either is another one here"
+    )
+    return "gelu", epsilon, (note,)
+
+
+def _are_fixed(positions: np.ndarray | None) -> bool:
+    """Whether they look like sine-cosine positions: sines of 0 and cosines of 0 come first."""
+    if positions is None:
+        return False
+    first = np.sort(np.round(positions[0], 5))
+    half = len(first) // 2
+    return bool((first[:half] == 0).all() and (first[half:] == 1).all())
+
+
+def _patches_alone(weights: Weights) -> int | None:
+    """How many positions there are, if they are those of the patches of a square grid alone."""
+    positions = weights.get("pos_embed")
+    count = positions.shape[1] if positions is not None and positions.ndim == 3 else 0
+    is_square = [math.isqrt(n) ** 2 == n for n in (count, count - 1) if n >= 0]
+    return count if is_square == [True, False] else None
 
 
 def _grid_side(path: pathlib.Path, params: Tree) -> int:
@@ -129,7 +198,7 @@ def _grid_side(path: pathlib.Path, params: Tree) -> int:
 
     Of the latter there are ``(2h - 1)^2``, and three more of the class token.
     """
-    table = params.get("shared_bias", params.get("relative_positions_01", {})).get("table")
+    table = relative_table(params)
     if "positions" in params:
         count = len(params["positions"])
         side = math.isqrt(count)
@@ -147,138 +216,3 @@ def _grid_side(path: pathlib.Path, params: Tree) -> int:
             f"{path} has {count} positions, which are of no square grid of patches; {_IN_A_FOLDER}"
         )
     return side
-
-
-def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], weights: Weights) -> Backbone:
-    arguments = config.get("model_args", {})
-    architecture = config["architecture"]
-    trained_on = config.get("pretrained_cfg", {})
-    sizes = re.findall("|".join(_HEADS_OF_TIMM), architecture)
-    num_heads = arguments.get("num_heads") or (_HEADS_OF_TIMM[sizes[0]] if sizes else None)
-    if num_heads is None:
-        raise ValueError(
-            f"{folder / 'config.json'}: the heads of architecture {architecture!r} are not known; "
-            'give them as "model_args": {"num_heads": 12}'
-        )
-    params = timm_encoder(weights)
-    size = arguments.get("img_size") or trained_on.get("input_size", [None])[-2:]
-    options = {
-        "num_heads": num_heads,
-        "image_size": _pair(size, folder / "config.json", "pretrained_cfg.input_size"),
-        "activation": _activation_of_timm(arguments, architecture, folder),
-        "norm_epsilon": 1e-5 if "clip" in architecture else 1e-6,
-        "layer_scale": arguments.get("init_values"),
-    }
-    where = f"{folder / 'config.json'}: pretrained_cfg"
-    return _finish(
-        options,
-        params,
-        _statistics(trained_on, "mean", where),
-        _statistics(trained_on, "std", where),
-    )
-
-
-def _activation_of_timm(
-    arguments: Mapping[str, Any], architecture: str, folder: pathlib.Path
-) -> str:
-    told = arguments.get("act_layer", "quick_gelu" if "quickgelu" in architecture else "gelu")
-    if told not in _ACTIVATIONS.values():
-        raise ValueError(
-            f"{folder / 'config.json'}: act_layer={told!r}; known activations are "
-            f"{', '.join(map(repr, dict.fromkeys(_ACTIVATIONS.values())))}"
-        )
-    return told
-
-
-def _from_transformers(
-    folder: pathlib.Path, config: Mapping[str, Any], weights: Weights
-) -> Backbone:
-    prefix = _PREFIXES[config["model_type"]]
-    if not any(name.startswith(prefix) for name in weights):
-        weights = {prefix + name: array for name, array in weights.items()}  # saved without a head
-    params = transformers_encoder(weights, prefix)
-    file = folder / "preprocessor_config.json"
-    seen = _read_json(file, "it says which pixel statistics the encoder was trained on")
-    num_heads, activation = config.get("num_attention_heads"), config.get("hidden_act", "gelu")
-    if not num_heads or activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"{folder / 'config.json'}: num_attention_heads={num_heads!r}, hidden_act="
-            f"{activation!r}; the heads must be told, and known activations are "
-            f"{', '.join(map(repr, _ACTIVATIONS))}"
-        )
-    options = {
-        "num_heads": num_heads,
-        "activation": _ACTIVATIONS[activation],
-        "image_size": _pair(config.get("image_size"), folder / "config.json", "image_size"),
-        "norm_epsilon": config.get("layer_norm_eps", 1e-12),
-        "layer_scale": config.get("layer_scale_init_value"),
-    }
-    return _finish(
-        options, params, _statistics(seen, "image_mean", file), _statistics(seen, "image_std", file)
-    )
-
-
-def _finish(
-    options: dict[str, Any], params: Tree, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Backbone:
-    told = describe_encoder(params, len(mean))
-    if told["layer_scale"] is None or not options["layer_scale"]:
-        del options["layer_scale"]
-    return Backbone(told | options, params, mean, std)
-
-
-def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
-    """The arguments of ``ViT`` that its parameters tell; a bias that is not there becomes 0.
-
-    Raises :class:`UnknownWeights` for parameters of no such encoder.
-    """
-    blocks = [params[name] for name in params if re.fullmatch(r"block_\d+", name)]
-    needed = {"patch_embedding/kernel": params.get("patch_embedding", {}).get("kernel")}
-    needed["block_01/mlp_in/kernel"] = params.get("block_01", {}).get("mlp_in", {}).get("kernel")
-    lost = [name for name, array in needed.items() if array is None]
-    if lost:
-        raise UnknownWeights(f"the weights lack what is here called {', '.join(lost)}")
-    values, width = params["patch_embedding"]["kernel"].shape
-    params["patch_embedding"].setdefault("bias", np.zeros(width, np.float32))
-    relative = "per_block" if "relative_positions_01" in params else "none"
-    return {
-        "patch_size": math.isqrt(values // channels),
-        "width": width,
-        "depth": len(blocks),
-        "mlp_ratio": blocks[0]["mlp_in"]["kernel"].shape[1] / width,
-        "positions": "learned" if "positions" in params else "none",
-        "relative_positions": "shared" if "shared_bias" in params else relative,
-        "has_key_bias": "query_bias" not in blocks[0].get("attention", {}),
-        "layer_scale": 1.0 if "attention_scale" in blocks[0] else None,
-        "norms_embedding": "embedding_norm" in params,
-        "use_class_token": "class_token" in params,
-    }
-
-
-def _read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {what}")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds {found!r}; it must hold keys and values, in {{}}")
-    return found
-
-
-def _statistics(config: Mapping[str, Any], key: str, where: object) -> tuple[float, ...]:
-    if not config.get(key):
-        raise ValueError(
-            f"{where} has no {key!r}: the pixel statistics that the encoder was trained on are not "
-            "known. Add them, one value a channel, such as [0.5, 0.5, 0.5]"
-        )
-    return tuple(float(value) for value in config[key])
-
-
-def _pair(size: Any, where: object, key: str) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list | tuple) and len(size) == 2 and None not in size:
-        return tuple(size)
-    raise ValueError(f"{where} has no {key!r}: the size of the images is not known")

@@ -20,6 +20,8 @@ import numpy as np
 # 200,000; a tensor is made of four.
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
 _MOST_TUPLES = 50_000
+_MOST_STEPS = 500_000  # which take a second; a network of a thousand tensors has some 30,000
+_LARGE, _MOST_LARGE = 2**64, 16  # numbers that are larger can all have one hash, as keys of a dict
 
 
 class Refused(ValueError):
@@ -51,7 +53,24 @@ def storage_of(kind: StorageType, raw: bytes) -> Storage:
     return Storage(values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values)
 
 
-def unpickle(stream: BinaryIO, find_storage: Callable[[Any], Storage | None], room: int) -> Any:
+class Module(dict):
+    """A module of TorchScript: what it holds, by name, and none of its code."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        if not isinstance(state, dict):
+            raise Refused("a module in it has no attributes by name")
+        self.update(state)
+
+
+def unpickle(
+    stream: BinaryIO,
+    find_storage: Callable[[Any], Storage | None],
+    room: int,
+    *,
+    is_program: bool = False,
+) -> Any:
     """What the pickle that begins here holds; the stream is left behind its end.
 
     Args:
@@ -59,19 +78,25 @@ def unpickle(stream: BinaryIO, find_storage: Callable[[Any], Storage | None], ro
         find_storage: the storage that a persistent id names. None makes tensors of it None too,
             for whoever only wants to know which storages there are.
         room: bytes that all arrays together may take. Many of them may view one storage.
+        is_program: whether it is of TorchScript, and may have modules of its own.
 
     Raises:
         Refused: naming what it asks for.
         Exception: of any kind, if it is damaged.
     """
     _check_opcodes(stream)
-    return _Unpickler(stream, find_storage, room).load()
+    return _Unpickler(stream, find_storage, room, is_program).load()
 
 
 def _check_opcodes(stream: BinaryIO) -> None:
     """Raises :class:`Refused` for what would harm the unpickler before it asks for a name."""
-    start, num_tuples = stream.tell(), 0
+    start, num_tuples, num_large = stream.tell(), 0, 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count >= _MOST_STEPS:
+            raise Refused(
+                f"its pickle takes more than {_MOST_STEPS:,} steps, which no file of weights "
+                f"needs; {_SAVE_AGAIN}"
+            )
         if opcode.name.startswith("EXT"):
             raise Refused("it asks for an extension of pickle, which no file of weights needs")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
@@ -79,6 +104,9 @@ def _check_opcodes(stream: BinaryIO) -> None:
         num_tuples += opcode.name in _TUPLES
         if num_tuples > _MOST_TUPLES:
             raise Refused(f"its pickle makes more than {_MOST_TUPLES} tuples")
+        num_large += isinstance(argument, int) and abs(argument) >= _LARGE
+        if num_large > _MOST_LARGE:
+            raise Refused(f"its pickle has more than {_MOST_LARGE} numbers of more than 64 bits")
     stream.seek(start)
 
 
@@ -100,6 +128,31 @@ class _Namespace(dict):
         if not isinstance(state, dict):
             raise Refused("a namespace in it has no attributes by name")
         self.update(state)
+
+
+class _Record(dict):
+    """Settings that training code keeps: their items and attributes, by name."""
+
+    __slots__ = ()
+
+    def __init__(self, *_):
+        super().__init__()  # such as a factory of items
+
+    def __setstate__(self, state):
+        if isinstance(state, dict):
+            self.update(state)
+
+
+class _Row(list):
+    """A deque, or what else grows by items in a row."""
+
+    __slots__ = ()
+
+    def __init__(self, *_):
+        super().__init__()
+
+    def __setstate__(self, state):
+        pass
 
 
 class _Dtype(NamedTuple):
@@ -132,8 +185,9 @@ class _Function(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream, find_storage, room):
+    def __init__(self, stream, find_storage, room, is_program):
         super().__init__(stream)
+        self._is_program = is_program
         self._find_storage = find_storage
         self._room = room
         self._of_file = {
@@ -146,9 +200,12 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         found = _KNOWN.get((module, name)) or self._of_file.get((module, name))
+        if found is None and self._is_program:
+            found = Module if module.startswith("__torch__") else _OF_PROGRAMS.get((module, name))
         if found is None:
             raise Refused(
-                f"it asks for {_shown(module)}.{_shown(name)}, which no file of weights needs"
+                f"it asks for {_shown(module)}.{_shown(name)}, which no file of weights needs; "
+                f"{_SAVE_AGAIN}"
             )
         return found
 
@@ -204,6 +261,22 @@ def _numpy_scalar(dtype, raw):
     return value
 
 
+def _path(*parts):
+    return "/".join(map(str, parts)).replace("//", "/")
+
+
+def _device(kind="", index=None, *_):
+    return str(kind) if index is None else f"{kind}:{index}"
+
+
+def _listed(values=(), *_):
+    return list(values) if isinstance(values, list | tuple) else []
+
+
+def _nothing(*_):
+    return None
+
+
 def _empty_array(*_):
     return _Array.__new__(_Array, (0,), np.uint8)
 
@@ -223,6 +296,8 @@ def _shown(name) -> str:
     return ascii(str(name)[:80])[1:-1]  # it may hold control characters
 
 
+_SAVE_AGAIN = "if you trust it, load it in torch, and save the model's state_dict() alone"
+
 _STORAGES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
@@ -236,11 +311,57 @@ _STORAGES = {
     "BoolStorage": "bool",
 }
 
+_SETTINGS = {
+    "types": ("SimpleNamespace",),
+    "collections": ("defaultdict", "Counter"),
+    "yacs.config": ("CfgNode",),
+    "easydict": ("EasyDict",),
+    "addict.addict": ("Dict",),
+    "mmcv.utils.config": ("ConfigDict",),
+    "mmengine.config.config": ("ConfigDict",),
+    "mmengine.logging.history_buffer": ("HistoryBuffer",),
+    "ml_collections.config_dict.config_dict": ("ConfigDict",),
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "omegaconf.base": ("ContainerMetadata", "Metadata"),
+    "omegaconf.nodes": tuple(
+        f"{kind}Node"
+        for kind in ("Any", "String", "Integer", "Float", "Boolean", "Enum", "Path", "Bytes")
+    ),
+    "pytorch_lightning.utilities.parsing": ("AttributeDict",),
+    "lightning_fabric.utilities.data": ("AttributeDict",),
+    "lightning.fabric.utilities.data": ("AttributeDict",),
+}
+"""Classes by module whose objects hold settings, and are often saved beside weights."""
+
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+
 _KNOWN = {
     ("collections", "OrderedDict"): _Dict,
+    ("collections", "deque"): _Row,
+    **{(module, name): _Record for module, names in _SETTINGS.items() for name in names},
+    **{
+        (module, name): _Function(_path)
+        for module in ("pathlib", "pathlib._local")
+        for name in _PATHS
+    },
+    ("torch", "device"): _Function(_device),
+    ("typing", "Any"): "typing.Any",
+    **{
+        (module, name): _Function(_listed)
+        for module in ("builtins", "__builtin__")
+        for name in ("set", "frozenset", "list", "tuple")
+    },
+    **{
+        (module, name): f"builtins.{name}"  # as settings name a type
+        for module in ("builtins", "__builtin__")
+        for name in ("dict", "int", "float", "str", "bool")
+    },
+    **{("datetime", name): _Function(_nothing) for name in ("datetime", "date", "timedelta")},
     ("argparse", "Namespace"): _Namespace,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
     ("numpy", "dtype"): _Function(_dtype),
     ("numpy", "ndarray"): _Function(_not_to_be_called),
     **{
@@ -251,3 +372,12 @@ _KNOWN = {
     **{("torch", name): StorageType(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", dtype): f"torch.{dtype}" for dtype in _STORAGES.values()},
 }
+
+_OF_PROGRAMS = {
+    **{
+        ("torch.jit._pickle", f"build_{kind}list"): _Function(_listed)
+        for kind in ("int", "double", "bool", "tensor")
+    },
+    ("torch.jit._pickle", "restore_type_tag"): _Function(_parameter),
+}
+"""What TorchScript calls beside its own modules."""

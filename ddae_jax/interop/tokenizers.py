@@ -1,8 +1,8 @@
 """VQ-KD tokenizers that the authors of BEiT v2, or their code, have trained.
 
-A folder holds their weights as ``model.safetensors`` or ``pytorch_model.bin``: of an encoder, of
-the layers that project its patches to codes, and of the codebook. What belongs to decoder and
-teacher is left out.
+A file, such as the published ``vqkd_encoder_*.pth``, or a folder with ``model.safetensors`` or
+``pytorch_model.bin``, holds their weights: of an encoder, of the layers that project its patches to
+codes, and of the codebook. What belongs to decoder and teacher is left out.
 """
 
 import math
@@ -13,15 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.interop.backbones import describe_encoder
-from ddae_jax.interop.encoders import (
-    Rule,
-    Tree,
-    UnknownWeights,
-    convert,
-    layer,
-    timm_encoder,
-)
+from ddae_jax.interop.described import describe_encoder
+from ddae_jax.interop.encoders import Tree, UnknownWeights, convert, timm_encoder
+from ddae_jax.interop.tables import Rule, layer
 from ddae_jax.interop.weights import find_weights, read_weights
 
 _HEAD_WIDTH = 64  # of every vision transformer that these tokenizers have
@@ -44,12 +38,13 @@ class ForeignTokenizer(NamedTuple):
     std: tuple[float, ...]
 
 
-def read_tokenizer(folder: str | os.PathLike) -> ForeignTokenizer:
-    """The tokenizer in a folder.
+def read_tokenizer(place: str | os.PathLike) -> ForeignTokenizer:
+    """The tokenizer in a file or folder.
 
     Raises ``FileNotFoundError`` if there is none, ``ValueError`` if its weights are not known here.
     """
-    path = find_weights(pathlib.Path(folder))
+    path = pathlib.Path(place)
+    path = path if path.is_file() else find_weights(path)
     weights = read_weights(path)
     of_encoder = {
         name.removeprefix("encoder."): array

@@ -9,9 +9,13 @@ import pathlib
 import pickle
 import struct
 import zipfile
+from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from ddae_jax.interop.restricted_pickle import (
+    Module,
     Refused,
     Storage,
     StorageType,
@@ -20,6 +24,7 @@ from ddae_jax.interop.restricted_pickle import (
 )
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
+_MOST_MODULES = 10_000
 _MOST_VIEWS = 16  # arrays may take so many times the size of the file: tensors may share values
 
 
@@ -27,7 +32,8 @@ def read_torch_file(path: str | os.PathLike) -> Any:
     """What a ``.pth``, ``.pt`` or ``.bin`` file of torch holds.
 
     Tensors become arrays of numpy, those of bfloat16 in float32; an ``argparse.Namespace`` becomes
-    a dict, a dtype of torch its name.
+    a dict, as other kinds of settings do, a path or a dtype of torch its name. Of a program of
+    TorchScript the arrays are read, by name.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -70,16 +76,12 @@ def _read_zip(file: BinaryIO) -> Any:
     size = _size(file)
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info for info in archive.infolist()}
-        if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
-            raise Refused("its records are compressed, which those of torch are not")
-        if sum(info.file_size for info in records.values()) > size:
-            raise Refused("its records claim to be larger than the file")
         pickles = [n for n in records if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("a zip archive with no data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in records:
-            raise Refused("it is a program of TorchScript; save the model's state_dict instead")
+        is_program = f"{folder}constants.pkl" in records  # whose code, compressed, is left alone
+        _check_records([i for n, i in records.items() if not n.startswith(f"{folder}code/")], size)
         if f"{folder}byteorder" in records and archive.read(f"{folder}byteorder") != b"little":
             raise Refused("it is big-endian; save it again on a little-endian machine")
         storages: dict[_Claim, Storage] = {}
@@ -98,7 +100,32 @@ def _read_zip(file: BinaryIO) -> Any:
             return storages[claim]
 
         with archive.open(pickles[0]) as stream:
-            return unpickle(stream, find_storage, _MOST_VIEWS * size)
+            room = _MOST_VIEWS * size
+            found = unpickle(stream, find_storage, room, is_program=is_program)
+    return _arrays_of(found) if isinstance(found, Module) else found
+
+
+def _check_records(records: Iterable[zipfile.ZipInfo], size: int) -> None:
+    if any(info.compress_type != zipfile.ZIP_STORED for info in records):
+        raise Refused("its records are compressed, which those of torch are not")
+    if sum(info.file_size for info in records) > size:
+        raise Refused("its records claim to be larger than the file")
+
+
+def _arrays_of(program: Module) -> dict[str, np.ndarray]:
+    """The arrays of a module and of those within it, as its state_dict names them."""
+    arrays, waiting, num_modules = {}, [("", program)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        num_modules += 1
+        if num_modules > _MOST_MODULES:  # as where each lies in the next one twice
+            raise Refused(f"it has more than {_MOST_MODULES} modules")
+        for name, value in module.items():
+            if isinstance(value, Module):
+                waiting.append((f"{prefix}{name}.", value))
+            elif isinstance(value, np.ndarray):
+                arrays[f"{prefix}{name}"] = value
+    return arrays
 
 
 def _read_legacy(file: BinaryIO) -> Any:

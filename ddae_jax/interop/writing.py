@@ -1,6 +1,6 @@
 """Parameters of :class:`ddae_jax.models.vit.ViT` as other libraries name and lay out arrays.
 
-The inverse of :mod:`ddae_jax.interop.encoders`, by its tables.
+The inverse of :mod:`ddae_jax.interop.encoders`, by the tables of :mod:`ddae_jax.interop.tables`.
 """
 
 import math
@@ -10,16 +10,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ddae_jax.interop.encoders import (
+from ddae_jax.interop.encoders import Tree, UnknownWeights, Weights
+from ddae_jax.interop.tables import (
     MAE_DECODER,
     SCALES_OF_TIMM_BEIT,
     SCALES_OF_TIMM_VIT,
     TIMM,
     TRANSFORMERS,
     Rule,
-    Tree,
-    UnknownWeights,
-    Weights,
     flat,
     from_convolution,
     transposed,

@@ -42,7 +42,8 @@ def set_up_logging(is_primary: bool = True) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each thing that it does
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks of a restore that has failed
-    logging.getLogger("ddae_jax").setLevel(logging.INFO if is_primary else logging.WARNING)
+    for name in ("ddae_jax", "__main__"):  # as which python -m ddae_jax.COMMAND runs it
+        logging.getLogger(name).setLevel(logging.INFO if is_primary else logging.WARNING)
 
 
 class MetricsWriter:

@@ -13,6 +13,7 @@ import golden_arrays
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop import backbones
 from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.encoders import (
     UnknownWeights,
     augreg_encoder,
@@ -97,7 +98,7 @@ def test_google_s_attention_without_a_part_is_refused(lost):
         augreg_encoder({k: v for k, v in weights.items() if k != f"{attention}/{lost}"})
 
 
-def test_all_that_the_authors_of_mae_trained_is_what_transformers_makes_of_it():
+def test_all_that_the_authors_of_mae_trained_is_what_transformers_makes_of_it(tmp_path):
     _, weights = golden_arrays.load("mae")
     expected = transformers_mae(weights)
     of_block = {
@@ -129,6 +130,11 @@ def test_all_that_the_authors_of_mae_trained_is_what_transformers_makes_of_it():
     assert len(official) == len(weights) - 2 * 2 * 3  # queries, keys and values are one
     jax.tree.map(np.testing.assert_array_equal, official_mae(official), expected)
     jax.tree.map(np.testing.assert_array_equal, timm_encoder(official), expected["encoder"])
+    decoder, heads = read_mae_decoder(write(tmp_path, official))
+    assert heads is None
+    jax.tree.map(
+        np.testing.assert_array_equal, decoder, {n: expected[n] for n in ("decoder", "head")}
+    )
 
 
 def test_a_decoder_that_is_not_there_is_not_made_up():
@@ -251,7 +257,11 @@ def test_as_a_teacher_a_file_is_refused_for_what_it_does_not_tell():
 def test_beside_its_statistics_a_torch_file_is_a_teacher(tmp_path):
     shutil.copy(FOLDER / "mae.pth", tmp_path / "pytorch_model.bin")
     cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.3], "input_size": [3, 8, 8]}
-    config = {"architecture": "mae", "model_args": {"num_heads": 2}, "pretrained_cfg": cfg}
+    config = {
+        "architecture": "mae",
+        "model_args": {"num_heads": 2, "act_layer": "gelu"},
+        "pretrained_cfg": cfg,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     config = pretrain_defaults()
     config.model.dtype, config.data.mean, config.data.std = "float32", (0.4,) * 3, (0.2,) * 3

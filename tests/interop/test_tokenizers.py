@@ -14,6 +14,7 @@ from ddae_jax.interop.encoders import UnknownWeights
 from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.models import vit
 from ddae_jax.pretrained import load_teacher, load_tokenizer, shapes_of_missing
+from pickled import write_arrays
 
 FOLDER = golden_arrays.FOLDER / "tokenizer"
 
@@ -83,6 +84,18 @@ def test_what_stands_in_for_a_missing_one_computes_alike(frozen, asked, dtype, f
         assert (encoder.dtype, encoder.attention_form) == (dtype, form)
     assert tokenizer.module.decoder.dtype == dtype
     assert (config.model.dtype, config.model.attention_form) == ("bfloat16", asked)
+
+
+@pytest.mark.parametrize("is_within_more", [False, True])
+def test_a_file_of_its_authors_is_the_tokenizer(is_within_more, tmp_path):
+    pixels, tokens = golden()
+    weights = load_file(FOLDER / "model.safetensors")
+    path = tmp_path / "vqkd_encoder.pth"
+    write_arrays(path, weights, "model" if is_within_more else None)
+    config = config_of()
+    tokenizer = load_tokenizer(str(path), config)
+    images = (pixels - np.float32(config.data.mean)) / np.float32(config.data.std)
+    np.testing.assert_array_equal(jax.jit(tokenizer.tokens)(tokenizer.frozen, images), tokens)
 
 
 def test_beit_predicts_its_tokens(monkeypatch):

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import re
 import shutil
 import struct
@@ -218,7 +219,6 @@ def test_records_that_lie_on_each_other_are_refused(tmp_path):
     ("records", "message"),
     [
         ({"byteorder": b"big"}, "it is big-endian"),
-        ({"constants.pkl": b""}, "a program of TorchScript"),
         ({"data/data.pkl": b""}, None),
     ],
 )
@@ -253,6 +253,89 @@ def test_a_legacy_storage_of_two_sizes_is_refused(tmp_path):
     two = [tensor(storage(n, more=(b"N",)), 0, (1,), (1,)) for n in (6, 7)]
     path = write_legacy(tmp_path / "a.pth", program(tuple_of(*two)))
     with pytest.raises(ValueError, match="several dtypes or sizes"):
+        read_torch_file(path)
+
+
+def call_of(module, function, *arguments):
+    return name(module, function) + tuple_of(*arguments) + b"R"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (call_of("pathlib", "PosixPath", text("/"), text("out"), text("a")), "/out/a"),
+        (call_of("pathlib._local", "PosixPath", text("a"), text("b")), "a/b"),
+        (call_of("torch", "device", text("cuda"), number(1)), "cuda:1"),
+        (call_of("torch", "device", text("cpu")), "cpu"),
+        (call_of("__builtin__", "set", b"](K\x01K\x02e"), [1, 2]),
+        (name("yacs.config", "CfgNode") + b")\x81" + text("lr") + b"K\x02s", {"lr": 2}),
+        (
+            name("omegaconf.dictconfig", "DictConfig") + b")\x81}" + text("_content") + b"}sb",
+            {"_content": {}},
+        ),
+        (call_of("collections", "defaultdict", name("__builtin__", "list")), {}),
+        (name("types", "SimpleNamespace") + b")R}" + text("a") + b"K\x01sb", {"a": 1}),
+        (call_of("collections", "deque", b"]", number(3)) + b"K\x07a", [7]),
+        (call_of("datetime", "datetime", b"C\x02ab"), None),
+    ],
+)
+def test_settings_paths_and_devices_beside_weights_are_plain(body, expected, tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(body))
+    assert read_torch_file(path) == expected
+
+
+@pytest.mark.parametrize("step", [b"(", b"N", b"]", b"K\x01"])
+def test_a_pickle_of_endless_steps_is_refused_before_they_are_taken(step, tmp_path, monkeypatch):
+    taken = 0
+    steps = pickletools.genops
+
+    def counted(stream):
+        nonlocal taken
+        for item in steps(stream):
+            taken += 1
+            yield item
+
+    monkeypatch.setattr(pickletools, "genops", counted)
+    path = write_zip(tmp_path / "a.pth", program(step * 3_000_000))
+    with pytest.raises(ValueError, match="takes more than 500,000 steps, which no file of weights"):
+        read_torch_file(path)
+    assert taken == 500_001
+
+
+def test_numbers_that_could_all_have_one_hash_are_refused(tmp_path):
+    keys = b"".join(
+        b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(99)
+    )
+    path = write_zip(tmp_path / "a.pth", program(b"}(" + keys + b"u"))
+    with pytest.raises(ValueError, match="more than 16 numbers of more than 64 bits"):
+        read_torch_file(path)
+
+
+def module_of(**items):
+    state = b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+    return name("__torch__.torch.nn", "Module") + b")\x81" + state + b"b"
+
+
+def test_a_program_of_torchscript_is_read_for_its_arrays(tmp_path):
+    inner = module_of(weight=tensor(storage(6), 0, (6,), (1,)), training=b"\x89")
+    body = program(module_of(conv=inner, scale=tensor(storage(6), 2, (), ())))
+    found = read_torch_file(write_zip(tmp_path / "a.pth", body, **{"constants.pkl": b""}))
+    assert found.keys() == {"conv.weight", "scale"}
+    np.testing.assert_array_equal(found["conv.weight"], np.arange(6))
+
+
+def test_modules_are_for_programs_alone(tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(module_of()))
+    with pytest.raises(ValueError, match=r"asks for __torch__\.torch\.nn\.Module"):
+        read_torch_file(path)
+
+
+def test_a_program_whose_modules_multiply_is_refused(tmp_path):
+    twice = module_of(**{f"m{n}": b"N" for n in range(2)})
+    for _ in range(40):  # each holds the one before twice, by the memo
+        twice = twice + b"q\x01" + b"0" + module_of(a=b"h\x01", b=b"h\x01")
+    path = write_zip(tmp_path / "a.pth", program(twice), **{"constants.pkl": b""})
+    with pytest.raises(ValueError, match="it has more than 10000 modules"):
         read_torch_file(path)
 
 

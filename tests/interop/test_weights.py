@@ -1,6 +1,7 @@
 """Whatever wrote a file of weights, its arrays are read by name, float32."""
 
 import re
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -124,10 +125,58 @@ def test_a_broken_file_is_named(suffix, tmp_path):
         read_weights(path)
 
 
-def test_an_unknown_suffix_names_the_known_ones(tmp_path):
-    (tmp_path / "a.ckpt").touch()
-    with pytest.raises(ValueError, match=r"\.safetensors, \.pth, \.pt, \.bin, \.npz"):
-        read_weights(tmp_path / "a.ckpt")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html>\n<html>", "a web page, not the file"),
+        (b"\n  <HTML><head>", "a web page, not the file"),
+        (b"<?xml version='1.0'?><Error>", "a message of a server"),
+        (b"\x1f\x8b\x08\x00", "packed by gzip; unpack it"),
+        (b"\x89HDF\r\n\x1a\n", "a file of HDF5, as Keras"),
+        (b"\x93NUMPY\x01\x00", "one array without a name"),
+        (bytes(257) + b"ustar" + bytes(300), "a tar archive; unpack it"),
+        (b"not weights", r"no file of safetensors, torch \(\.pth, \.pt, \.bin\) or numpy"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt"])
+def test_what_is_no_file_of_weights_is_named_for_what_it_is(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is {message}"):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pth.tar", "a.ckpt", "a", "a.safetensors", "a.npz"])
+def test_a_file_is_what_it_holds_whatever_it_is_called(name, tmp_path):
+    found = read_weights(write(tmp_path / name, w=array()))
+    np.testing.assert_array_equal(found["w"], [[0, 1, 2], [3, 4, 5]])
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / name)
+    assert read_weights(tmp_path / name).keys() == {"a"}
+    with (tmp_path / name).open("wb") as file:
+        np.savez(file, b=np.ones(2))
+    assert read_weights(tmp_path / name).keys() == {"b"}
+
+
+@pytest.mark.parametrize("length", [0x20, 0x80, 0x8B1F, 0x5A42])
+def test_the_length_of_a_header_is_taken_for_nothing_else(length, tmp_path):
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
+    raw = (tmp_path / "a.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    if length < size:
+        length += 0x10000
+    header = raw[8 : 8 + size].ljust(length)
+    (tmp_path / "a.safetensors").write_bytes(
+        length.to_bytes(8, "little") + header + raw[8 + size :]
+    )
+    assert read_weights(tmp_path / "a.safetensors").keys() == {"a"}
+
+
+def test_an_archive_of_other_files_says_what_is_in_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("folder/mae.pth", b"")
+    with pytest.raises(ValueError, match=r"a\.zip is an archive, .*unpack it.*folder/mae\.pth"):
+        read_weights(tmp_path / "a.zip")
 
 
 def test_a_missing_file_is_named(tmp_path):

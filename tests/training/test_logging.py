@@ -173,7 +173,7 @@ def test_without_tensorboard_no_events_are_written(tmp_path):
 @pytest.fixture
 def restored_logging():
     """Puts handlers and levels back that a test changes."""
-    loggers = [logging.getLogger(name) for name in (None, "absl", "ddae_jax")]
+    loggers = [logging.getLogger(name) for name in (None, "absl", "ddae_jax", "__main__")]
     before = [(logger.level, logger.handlers[:]) for logger in loggers]
     yield
     for logger, (level, handlers) in zip(loggers, before, strict=True):
@@ -181,24 +181,26 @@ def restored_logging():
         logger.handlers[:] = handlers
 
 
-def messages(is_primary):
+def messages(is_primary, logger):
     set_up_logging(is_primary)
-    log = logging.getLogger("ddae_jax.anything")
+    log = logging.getLogger(logger)
     log.info("progress made")
     log.warning("something odd")
     logging.getLogger("absl").warning("Orbax talks")
     logging.getLogger("other").info("other talks")
 
 
+# A command that is run by python -m is a module of the name __main__.
+@pytest.mark.parametrize("logger", ["ddae_jax.anything", "__main__"])
 @pytest.mark.parametrize(
     ("is_primary", "expected"),
     [(True, ["progress made", "something odd"]), (False, ["something odd"])],
 )
 def test_the_log_goes_to_stderr_in_plain_lines_and_only_the_first_process_tells_all(
-    is_primary, expected, restored_logging, monkeypatch, capsys
+    is_primary, expected, logger, restored_logging, monkeypatch, capsys
 ):
     monkeypatch.setattr(training_logging, "_console", Console(file=io.StringIO()))
-    messages(is_primary)
+    messages(is_primary, logger)
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = shown.err.splitlines()
@@ -210,7 +212,7 @@ def test_the_log_is_rich_on_a_terminal(restored_logging, monkeypatch):
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
     monkeypatch.setattr(training_logging, "_console", console)
-    messages(is_primary=True)
+    messages(is_primary=True, logger="ddae_jax.anything")
     assert "progress made" in text.getvalue()
     assert "\x1b[" in text.getvalue()
 

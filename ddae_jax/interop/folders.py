@@ -1,0 +1,270 @@
+"""Encoders in folders that timm or transformers saved: their config.json tells what arrays do not.
+
+Where it tells a name alone, as timm's does, or leaves out what is the default, as that of
+transformers, ``architectures.json`` has the rest; tests/golden/make_architectures.py made it, from
+these libraries.
+"""
+
+import difflib
+import functools
+import importlib.resources
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ddae_jax.interop.described import (
+    ACTIVATIONS,
+    Backbone,
+    Told,
+    check_heads,
+    describe_encoder,
+    notes_on_place,
+    read_json,
+)
+from ddae_jax.interop.encoders import (
+    Tree,
+    UnknownWeights,
+    Weights,
+    timm_encoder,
+    transformers_encoder,
+)
+from ddae_jax.interop.weights import find_weights, read_network, read_weights
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""Those of transformers, and their names here."""
+
+_PREFIXES = {
+    "vit": "vit.",
+    "vit_mae": "vit.",
+    "vit_msn": "vit.",
+    "ijepa": "ijepa.",
+    "beit": "beit.",
+    "dinov2": "dinov2.",
+    "clip_vision_model": "vision_model.",
+    "siglip_vision_model": "vision_model.",
+}
+"""By kind of transformers, what is before the names of an encoder that lies below a head."""
+
+_WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+"""Models of images and texts, whose ``vision_config`` is that of the former."""
+
+_FOREIGN = {
+    "deit": "a distillation token",
+    "dinov2_with_registers": "register tokens",
+    "dinov3_vit": "rotary positions and register tokens",
+    "eva": "rotary positions",
+    "siglip2": "images of any shape, and positions for each",
+    "data2vec-vision": "a kind of its own, model_type 'data2vec-vision'",
+    "swin": "windows of attention",
+    "swinv2": "windows of attention",
+    "hiera": "windows of attention",
+}
+"""What kinds of transformers have that an encoder here has not."""
+
+_UNTOLD = ("norm_layer", "mlp_layer", "block_fn", "attn_layer", "embed_layer", "embed_norm_layer")
+_UNTOLD += ("qk_norm", "swiglu_mlp", "use_rot_pos_emb", "rope_type", "rope_mixed_mode")
+_UNTOLD += ("scale_attn_norm", "scale_mlp_norm", "scale_mlp", "use_post_norm", "dynamic_img_pad")
+"""Arguments of timm's networks that change what is computed, and that no array tells of."""
+
+
+def read_folder(folder: pathlib.Path, told: Told) -> Backbone:
+    """The encoder in a folder; for what is raised, see :func:`backbones.read_backbone`."""
+    file = folder / "config.json"
+    weights_file = find_weights(folder)
+    if not weights_file.is_file():
+        read_network(weights_file)  # which says what is missing
+    config = read_json(file, "it says the architecture")
+    if "architecture" in config:
+        return _from_timm(folder, config, told)
+    kind = config.get("model_type")
+    if kind in _WHOLE:
+        inner = config.get("vision_config") or {}
+        config = {**inner, "model_type": _WHOLE[kind]}
+    if config.get("model_type") in _PREFIXES:
+        return _from_transformers(folder, config, told)
+    if kind in _FOREIGN:
+        raise UnknownWeights(
+            f"{file}: model_type {kind!r} has {_FOREIGN[kind]}, which an encoder here has not"
+        )
+    known = ", ".join(map(repr, (*_PREFIXES, *_WHOLE)))
+    raise ValueError(
+        f"{file}: known are timm's (with 'architecture') and transformers' with model_type "
+        f"{known}; found model_type {kind or 'none'!r}"
+    )
+
+
+@functools.cache
+def architectures() -> Mapping[str, Any]:
+    """What names of timm stand for, and what is the default in transformers."""
+    file = importlib.resources.files("ddae_jax.interop") / "architectures.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> Backbone:
+    file, arguments = folder / "config.json", config.get("model_args") or {}
+    trained_on = config.get("pretrained_cfg") or {}
+    heads, activation, epsilon, notes = _named_by_timm(file, str(config["architecture"]), told)
+    untold = [name for name in _UNTOLD if arguments.get(name)]
+    if untold:
+        raise UnknownWeights(
+            f"{file}: model_args has {untold[0]}={arguments[untold[0]]!r}, which is not known here"
+        )
+    heads = arguments.get("num_heads") or heads
+    activation = _activation_of_timm(file, arguments.get("act_layer") or activation)
+    told.check(file, heads, activation)
+    size = arguments.get("img_size") or trained_on.get("input_size", [None])[-2:]
+    size = _pair(size, file, "pretrained_cfg.input_size")
+    network = read_network(find_weights(folder), told.part)
+    kernel = network.weights.get("patch_embed.proj.weight")
+    params = timm_encoder(network.weights, None if kernel is None else _count(size, kernel.shape))
+    options = {
+        "num_heads": heads,
+        "image_size": size,
+        "activation": activation,
+        "norm_epsilon": epsilon,
+        "layer_scale": arguments.get("init_values"),
+    }
+    where = f"{file}: pretrained_cfg"
+    mean, std = (_statistics(trained_on, key, where) for key in ("mean", "std"))
+    if not told.part:
+        notes += notes_on_place(find_weights(folder), network)
+    return _finish(options, params, mean, std, file)._replace(notes=notes)
+
+
+def _named_by_timm(
+    file: pathlib.Path, name: str, told: Told
+) -> tuple[int, str, float, tuple[str, ...]]:
+    """Heads, activation and epsilon of an architecture, and what is taken for granted of them."""
+    known = architectures()["timm"]
+    name = name.partition(".")[0]
+    entry = known.get(name)
+    if isinstance(entry, str):
+        raise UnknownWeights(
+            f"{file}: architecture {name!r} has {entry}, which an encoder here has not"
+        )
+    if entry is not None:
+        return *entry, ()
+    arguments = read_json(file, "").get("model_args") or {}
+    heads = told.heads or arguments.get("num_heads")
+    activation = told.activation or arguments.get("act_layer")
+    if not heads or not activation:
+        near = difflib.get_close_matches(name, known, n=1)
+        nearest = f" (near is {near[0]!r})" if near else ""
+        raise ValueError(
+            f"{file}: architecture {name!r} is none of the {len(known)} vision transformers of "
+            f"timm {architectures()['timm_version']}{nearest}. If it is a plain one, "
+            'say its heads and activation: as "model_args": {"num_heads": 12, "act_layer": '
+            '"gelu"} in that file, or, for init_from, as --config.init_heads=12 '
+            "--config.init_activation=gelu"
+        )
+    note = f"architecture {name!r} is not known: its norms are taken to have an epsilon of 1e-06"
+    return heads, activation, 1e-6, (note,)
+
+
+def _activation_of_timm(file: pathlib.Path, told: str) -> str:
+    if told not in ACTIVATIONS:
+        raise ValueError(
+            f"{file}: act_layer={told!r}; known activations are {', '.join(map(repr, ACTIVATIONS))}"
+        )
+    return told
+
+
+def _from_transformers(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> Backbone:
+    file, kind = folder / "config.json", config["model_type"]
+    if told.part:
+        raise ValueError(
+            f"init_part={told.part!r} is for files with several networks; {folder} is a folder of "
+            f"transformers, of the kind {kind!r}, which has one encoder: leave it empty"
+        )
+    config = architectures()["transformers"][kind] | config
+    weights, prefix = read_weights(find_weights(folder)), _PREFIXES[kind]
+    if not any(name.startswith(prefix) for name in weights):
+        weights = {prefix + name: array for name, array in weights.items()}  # saved without a head
+    num_heads, activation = config["num_attention_heads"], config["hidden_act"]
+    if not num_heads or activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"{file}: num_attention_heads={num_heads!r}, hidden_act={activation!r}; the heads must "
+            f"be told, and known activations are {', '.join(map(repr, _ACTIVATIONS))}"
+        )
+    told.check(file, num_heads, _ACTIVATIONS[activation])
+    size = _pair(config["image_size"], file, "image_size")
+    kernel = _patch_kernel(weights)
+    params = transformers_encoder(weights, prefix, None if kernel is None else _count(size, kernel))
+    options = {
+        "num_heads": num_heads,
+        "activation": _ACTIVATIONS[activation],
+        "image_size": size,
+        "norm_epsilon": config["layer_norm_eps"],
+        "layer_scale": config.get("layer_scale_init_value") or config.get("layerscale_value"),
+    }
+    mean, std = _statistics_of_processor(folder, 3 if kernel is None else kernel[1])
+    return _finish(options, params, mean, std, file)
+
+
+def _statistics_of_processor(
+    folder: pathlib.Path, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of pixel values in [0, 1]: what its image processor does to them."""
+    file = folder / "preprocessor_config.json"
+    whole = folder / "processor_config.json"  # of a model of images and texts
+    if not file.is_file() and whole.is_file():
+        file, seen = whole, read_json(whole, "").get("image_processor") or {}
+    else:
+        seen = read_json(file, "it says which pixel statistics the encoder was trained on")
+    scale = 255 * (seen.get("rescale_factor", 1 / 255) if seen.get("do_rescale", True) else 1)
+    if seen.get("do_normalize", True):
+        mean, std = (_statistics(seen, f"image_{key}", file) for key in ("mean", "std"))
+    else:
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    scale = 1.0 if math.isclose(scale, 1) else scale
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
+
+
+def _patch_kernel(weights: Weights) -> tuple[int, ...] | None:
+    """The shape of the kernel (width, channels, rows, columns) that embeds each patch."""
+    names = ("patch_embeddings.projection.weight", "patch_embedding.weight")
+    shapes = (a.shape for name, a in weights.items() if a.ndim == 4 and name.endswith(names))
+    return next(shapes, None)
+
+
+def _count(size: tuple[int, int], kernel: tuple[int, ...]) -> int | None:
+    """The patches of an image, by that shape."""
+    return None if len(kernel) != 4 else (size[0] // kernel[2]) * (size[1] // kernel[3])
+
+
+def _finish(
+    options: dict[str, Any],
+    params: Tree,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    file: pathlib.Path,
+) -> Backbone:
+    described = describe_encoder(params, len(mean))
+    check_heads(file, options["num_heads"], params)
+    if described["layer_scale"] is None or not options["layer_scale"]:
+        del options["layer_scale"]
+    return Backbone(described | options, params, mean, std)
+
+
+def _statistics(config: Mapping[str, Any], key: str, where: object) -> tuple[float, ...]:
+    if not config.get(key):
+        raise ValueError(
+            f"{where} has no {key!r}: the pixel statistics that the encoder was trained on are not "
+            "known. Add them, one value a channel, such as [0.5, 0.5, 0.5]"
+        )
+    return tuple(float(value) for value in config[key])
+
+
+def _pair(size: Any, where: object, key: str) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, list | tuple) and len(size) == 2 and None not in size:
+        return tuple(size)
+    raise ValueError(f"{where} has no {key!r}: the size of the images is not known")
