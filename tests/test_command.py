@@ -328,8 +328,14 @@ def test_a_file_that_is_no_config_is_refused_naming_it(tmp_path, body, message):
         ("--config.supervision.depths=(1.5,3)", r"supervision.depths="),
         ("--config.data.flip=perhaps", r"config.data.flip='perhaps' .* True or False"),
         ("--config.batch_size=2.5", r"config.batch_size='2.5' .* whole number"),
-        ("--config.mask=0.5", r"config.mask is a section; its keys are mask.kind, mask.ratio"),
-        ("--config.mask", r"config.mask is a section; its keys are mask.kind, mask.ratio"),
+        (
+            "--config.mask=0.5",
+            r"config.mask is a section; its keys are mask.kind, mask.min_block_share, mask.ratio",
+        ),
+        (
+            "--config.mask",
+            r"config.mask is a section; its keys are mask.kind, mask.min_block_share, mask.ratio",
+        ),
         ("--config.epochs", r"--config.epochs has no value; .* is a number, such as 100.0"),
         ("--config.epochs=", r"config.epochs='' is of the wrong type; it is a number"),
         ("--config.epochs=True", r"config.epochs='True' is of the wrong type; it is a number"),
