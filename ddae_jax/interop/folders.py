@@ -5,13 +5,14 @@ transformers, ``architectures.json`` has the rest; tests/golden/make_architectur
 these libraries.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib.resources
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ddae_jax.interop.described import (
@@ -110,7 +111,8 @@ def architectures() -> Mapping[str, Any]:
 def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> Backbone:
     file, arguments = folder / "config.json", config.get("model_args") or {}
     trained_on = config.get("pretrained_cfg") or {}
-    heads, activation, epsilon, notes = _named_by_timm(file, str(config["architecture"]), told)
+    architecture = str(config["architecture"]).partition(".")[0]
+    heads, activation, epsilon, notes = _named_by_timm(file, architecture, arguments, told)
     untold = [name for name in _UNTOLD if arguments.get(name)]
     if untold:
         raise UnknownWeights(
@@ -123,7 +125,9 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> B
     size = _pair(size, file, "pretrained_cfg.input_size")
     network = read_network(find_weights(folder), told.part)
     kernel = network.weights.get("patch_embed.proj.weight")
-    params = timm_encoder(network.weights, None if kernel is None else _count(size, kernel.shape))
+    num_patches = None if kernel is None else _count(size, kernel.shape)
+    with _of(folder):
+        params = timm_encoder(network.weights, num_patches)
     options = {
         "num_heads": heads,
         "image_size": size,
@@ -139,11 +143,10 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> B
 
 
 def _named_by_timm(
-    file: pathlib.Path, name: str, told: Told
+    file: pathlib.Path, name: str, arguments: Mapping[str, Any], told: Told
 ) -> tuple[int, str, float, tuple[str, ...]]:
     """Heads, activation and epsilon of an architecture, and what is taken for granted of them."""
     known = architectures()["timm"]
-    name = name.partition(".")[0]
     entry = known.get(name)
     if isinstance(entry, str):
         raise UnknownWeights(
@@ -151,7 +154,6 @@ def _named_by_timm(
         )
     if entry is not None:
         return *entry, ()
-    arguments = read_json(file, "").get("model_args") or {}
     heads = told.heads or arguments.get("num_heads")
     activation = told.activation or arguments.get("act_layer")
     if not heads or not activation:
@@ -166,6 +168,15 @@ def _named_by_timm(
         )
     note = f"architecture {name!r} is not known: its norms are taken to have an epsilon of 1e-06"
     return heads, activation, 1e-6, (note,)
+
+
+@contextlib.contextmanager
+def _of(folder: pathlib.Path) -> Iterator[None]:
+    """Lets an error about arrays say where they are from."""
+    try:
+        yield
+    except UnknownWeights as error:
+        raise UnknownWeights(f"{folder}: {error}") from error
 
 
 def _activation_of_timm(file: pathlib.Path, told: str) -> str:
@@ -196,7 +207,9 @@ def _from_transformers(folder: pathlib.Path, config: Mapping[str, Any], told: To
     told.check(file, num_heads, _ACTIVATIONS[activation])
     size = _pair(config["image_size"], file, "image_size")
     kernel = _patch_kernel(weights)
-    params = transformers_encoder(weights, prefix, None if kernel is None else _count(size, kernel))
+    with _of(folder):
+        num_patches = None if kernel is None else _count(size, kernel)
+        params = transformers_encoder(weights, prefix, num_patches)
     options = {
         "num_heads": num_heads,
         "activation": _ACTIVATIONS[activation],
@@ -246,7 +259,8 @@ def _finish(
     std: tuple[float, ...],
     file: pathlib.Path,
 ) -> Backbone:
-    described = describe_encoder(params, len(mean))
+    with _of(file.parent):
+        described = describe_encoder(params, len(mean))
     check_heads(file, options["num_heads"], params)
     if described["layer_scale"] is None or not options["layer_scale"]:
         del options["layer_scale"]

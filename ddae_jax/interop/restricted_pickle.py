@@ -6,11 +6,13 @@ others share, such as a function, a class that can be changed or a dtype of nump
 it.
 """
 
+import collections
 import math
 import pickle
 import pickletools
 import re
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
@@ -21,6 +23,9 @@ import numpy as np
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
 _MOST_TUPLES = 50_000
 _MOST_STEPS = 500_000  # which take a second; a network of a thousand tensors has some 30,000
+_MOST_AXES = 64
+_LONGEST_PATH = 10_000
+_BYTES_OF_AN_ITEM = 100
 _LARGE, _MOST_LARGE = 2**64, 16  # numbers that are larger can all have one hash, as keys of a dict
 
 
@@ -53,15 +58,19 @@ def storage_of(kind: StorageType, raw: bytes) -> Storage:
     return Storage(values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values)
 
 
-class Module(dict):
-    """A module of TorchScript: what it holds, by name, and none of its code."""
+class Module:
+    """A module of TorchScript: what it holds, by name, and none of its code.
 
-    __slots__ = ()
+    Attributes:
+        held: arrays, modules and whatever else, by name.
+    """
+
+    held: Mapping[str, Any] = types.MappingProxyType({})
 
     def __setstate__(self, state):
         if not isinstance(state, dict):
             raise Refused("a module in it has no attributes by name")
-        self.update(state)
+        self.held = state
 
 
 def unpickle(
@@ -119,28 +128,32 @@ class _Dict(dict):
         pass
 
 
-class _Namespace(dict):
-    """The attributes of an ``argparse.Namespace``."""
+class _Settings(collections.UserDict):
+    """Settings that training code keeps: their items, or their attributes, by name.
 
-    __slots__ = ()
+    What a pickle holds once it may name any number of times, so nothing of it is ever copied.
+    """
+
+    def __new__(cls, *_):
+        settings = super().__new__(cls)
+        settings.data = {}
+        return settings
+
+    def __init__(self, *_):
+        pass  # such as a factory of items
+
+    def __setstate__(self, state):
+        if isinstance(state, dict) and not self.data:
+            self.data = state
+
+
+class _Namespace(_Settings):
+    """The attributes of an ``argparse.Namespace``."""
 
     def __setstate__(self, state):
         if not isinstance(state, dict):
             raise Refused("a namespace in it has no attributes by name")
-        self.update(state)
-
-
-class _Record(dict):
-    """Settings that training code keeps: their items and attributes, by name."""
-
-    __slots__ = ()
-
-    def __init__(self, *_):
-        super().__init__()  # such as a factory of items
-
-    def __setstate__(self, state):
-        if isinstance(state, dict):
-            self.update(state)
+        super().__setstate__(state)
 
 
 class _Row(list):
@@ -193,6 +206,7 @@ class _Unpickler(pickle.Unpickler):
         self._of_file = {
             ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
             ("_codecs", "encode"): _Function(self._bytes),
+            ("collections", "OrderedDict"): _Function(self._ordered),
         }
 
     def persistent_load(self, pid):
@@ -238,6 +252,11 @@ class _Unpickler(pickle.Unpickler):
         self._take(len(text))
         return text.encode("latin1")
 
+    def _ordered(self, items=()):
+        """A dict, of pairs as old versions of Python give them."""
+        self._take(_BYTES_OF_AN_ITEM * len(items))
+        return _Dict(items)
+
     def _take(self, num_bytes):
         self._room -= num_bytes
         if self._room < 0:
@@ -261,16 +280,26 @@ def _numpy_scalar(dtype, raw):
     return value
 
 
+def _size(counts=(), *_):
+    if not isinstance(counts, list | tuple) or len(counts) > _MOST_AXES:
+        raise Refused(f"a size in it is no row of at most {_MOST_AXES} numbers")
+    return tuple(counts)
+
+
 def _path(*parts):
-    return "/".join(map(str, parts)).replace("//", "/")
+    if any(type(part) is not str for part in parts) or sum(map(len, parts)) > _LONGEST_PATH:
+        raise Refused("a path in it is not made of a few names")
+    return "/".join(parts).replace("//", "/")
 
 
 def _device(kind="", index=None, *_):
-    return str(kind) if index is None else f"{kind}:{index}"
+    if type(kind) is not str or len(kind) > _LONGEST_PATH or type(index) not in (int, type(None)):
+        raise Refused("a device in it has no name and number")
+    return kind if index is None else f"{kind}:{index}"
 
 
 def _listed(values=(), *_):
-    return list(values) if isinstance(values, list | tuple) else []
+    return values if isinstance(values, list | tuple) else []
 
 
 def _nothing(*_):
@@ -337,9 +366,8 @@ _SETTINGS = {
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 
 _KNOWN = {
-    ("collections", "OrderedDict"): _Dict,
     ("collections", "deque"): _Row,
-    **{(module, name): _Record for module, names in _SETTINGS.items() for name in names},
+    **{(module, name): _Settings for module, names in _SETTINGS.items() for name in names},
     **{
         (module, name): _Function(_path)
         for module in ("pathlib", "pathlib._local")
@@ -359,7 +387,7 @@ _KNOWN = {
     },
     **{("datetime", name): _Function(_nothing) for name in ("datetime", "date", "timedelta")},
     ("argparse", "Namespace"): _Namespace,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _Function(_size),
     ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
     ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
     ("numpy", "dtype"): _Function(_dtype),

@@ -24,7 +24,7 @@ from ddae_jax.interop.restricted_pickle import (
 )
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
-_MOST_MODULES = 10_000
+_MOST_PARTS = 100_000  # of all modules together
 _MOST_VIEWS = 16  # arrays may take so many times the size of the file: tensors may share values
 
 
@@ -114,13 +114,13 @@ def _check_records(records: Iterable[zipfile.ZipInfo], size: int) -> None:
 
 def _arrays_of(program: Module) -> dict[str, np.ndarray]:
     """The arrays of a module and of those within it, as its state_dict names them."""
-    arrays, waiting, num_modules = {}, [("", program)], 0
+    arrays, waiting, num_parts = {}, [("", program)], 0
     while waiting:
         prefix, module = waiting.pop()
-        num_modules += 1
-        if num_modules > _MOST_MODULES:  # as where each lies in the next one twice
-            raise Refused(f"it has more than {_MOST_MODULES} modules")
-        for name, value in module.items():
+        num_parts += 1 + len(module.held)
+        if num_parts > _MOST_PARTS:  # as where each module lies in the next one twice
+            raise Refused(f"its modules have more than {_MOST_PARTS:,} parts")
+        for name, value in module.held.items():
             if isinstance(value, Module):
                 waiting.append((f"{prefix}{name}.", value))
             elif isinstance(value, np.ndarray):

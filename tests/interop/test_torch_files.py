@@ -311,6 +311,28 @@ def test_numbers_that_could_all_have_one_hash_are_refused(tmp_path):
         read_torch_file(path)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        # each list holds the one before twice: as text they would fill any memory
+        (
+            b"]q\x00" + b"](h\x00h\x00eq\x00" * 60 + b"0" + name("pathlib", "Path") + b"h\x00\x85R",
+            "path",
+        ),
+        (
+            b"]q\x00" + b"](h\x00h\x00eq\x00" * 60 + b"0" + name("torch", "device") + b"h\x00\x85R",
+            "dev",
+        ),
+        (name("torch", "Size") + b"](" + b"K\x01" * 99 + b"e\x85R", "no row of at most 64 numbers"),
+        (name("collections", "OrderedDict") + b"](" + b"N" * 9999 + b"e\x85R", "many times larger"),
+    ],
+)
+def test_what_a_pickle_names_often_is_not_copied_often(body, message, tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(body))
+    with pytest.raises(ValueError, match=f"is refused: .*{message}"):
+        read_torch_file(path)
+
+
 def module_of(**items):
     state = b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
     return name("__torch__.torch.nn", "Module") + b")\x81" + state + b"b"
@@ -335,7 +357,7 @@ def test_a_program_whose_modules_multiply_is_refused(tmp_path):
     for _ in range(40):  # each holds the one before twice, by the memo
         twice = twice + b"q\x01" + b"0" + module_of(a=b"h\x01", b=b"h\x01")
     path = write_zip(tmp_path / "a.pth", program(twice), **{"constants.pkl": b""})
-    with pytest.raises(ValueError, match="it has more than 10000 modules"):
+    with pytest.raises(ValueError, match="its modules have more than 100,000 parts"):
         read_torch_file(path)
 
 
