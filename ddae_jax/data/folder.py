@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
+from ddae_jax.data.files import ReadFailed, patiently
 from ddae_jax.data.images import NO_LABEL, PILLOW_FORMATS
 
 _log = logging.getLogger(__name__)
@@ -243,10 +244,12 @@ def _add_images_below(
     if folder.name.lower() in SYSTEM_FOLDERS:
         return
     try:
-        identity = _identity(folder)
+        identity = patiently(folder.path, lambda: _identity(folder))
         if identity in ancestors:
             return  # a link to a folder above: following it would never end
         entries = _sorted_entries(folder)
+    except ReadFailed:
+        raise
     except OSError:
         left_out.unreadable.append(folder.path)
         return
@@ -264,18 +267,22 @@ def _add_images_below(
 
 
 def _sorted_entries(folder: Path | os.DirEntry) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
+    def visible() -> list[os.DirEntry]:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+
+    return sorted(patiently(os.fspath(folder), visible), key=lambda entry: entry.name)
 
 
 def _is_image(entry: os.DirEntry, left_out: _LeftOut) -> bool:
     """Whether an entry is an image file by its name; tallies what else it is, if it is a file."""
     try:
-        if not entry.is_file():
-            if entry.is_symlink() and not entry.is_dir():
+        if not patiently(entry.path, entry.is_file):
+            if entry.is_symlink() and not patiently(entry.path, entry.is_dir):
                 left_out.dangling.append(entry.path)
             return False
+    except ReadFailed:
+        raise
     except OSError:  # a link to itself
         left_out.dangling.append(entry.path)
         return False
@@ -288,7 +295,9 @@ def _is_image(entry: os.DirEntry, left_out: _LeftOut) -> bool:
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
-        return entry.is_dir()
+        return patiently(entry.path, entry.is_dir)
+    except ReadFailed:
+        raise
     except OSError:  # a link to itself
         return False
 

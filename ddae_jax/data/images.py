@@ -1,12 +1,9 @@
 """Images that are decoded when asked: upright, in one of two colour modes, or corrupt by name."""
 
 import contextlib
-import errno
 import functools
 import io
 import logging
-import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
@@ -14,6 +11,8 @@ from typing import Protocol, TypedDict
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ddae_jax.data.files import ReadFailed, Refused, is_of_one_file
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()  # what is said once in a process
@@ -46,10 +45,6 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
-# Errors of reading that say nothing of the machine, only of one file: gone, or not for us.
-_OF_THIS_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
-_OF_THIS_FILE += (errno.ENXIO,)  # a socket
-
 Pixels = UInt8[np.ndarray, "height width channel"]
 
 
@@ -80,14 +75,6 @@ class CorruptImage(ValueError):
 
     def __str__(self) -> str:
         return self.message
-
-
-class _Refused(ValueError):
-    """A file that is not decoded, although it might be. `kind` is one of `CAUSES`."""
-
-    def __init__(self, message: str, kind: str):
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -165,7 +152,7 @@ class EncodedImage:
     def _check_pixels(self, size: tuple[int, int]) -> None:
         limit = self._decoding.max_pixels or PILLOW_MAX_PIXELS
         if size[0] * size[1] > limit:
-            raise _Refused(
+            raise Refused(
                 f"it has {size[0]} x {size[1]} pixels, more than data.max_pixels={limit}",
                 "more pixels than data.max_pixels",
             )
@@ -252,11 +239,11 @@ def naming_corruption(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_THIS_FILE:
+        if isinstance(error, OSError) and is_of_one_file(error):
             message = f"{name} cannot be read: {error.strerror}"
             raise CorruptImage(message, "not readable") from error
         # Any other errno comes from the disk or the network: the image may be fine, they are not.
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, ReadFailed) or getattr(error, "errno", None) is not None:
             raise
         kind = _kind(error)
         raise CorruptImage(f"{name} cannot be decoded: {error}", kind) from error
@@ -265,7 +252,7 @@ def naming_corruption(name: str) -> Iterator[None]:
 def _kind(error: Exception) -> str:
     """An error of decoding in a few words, the same for all files that have it."""
     text = str(error).lower()
-    if isinstance(error, _Refused):
+    if isinstance(error, Refused):
         return error.kind
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than data.max_pixels"
@@ -295,25 +282,6 @@ def webp_size(encoded: bytes) -> tuple[int, int] | None:
         sides = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
         return sides[0] & 0x3FFF, sides[1] & 0x3FFF
     return None
-
-
-def read_bytes(path: bytes, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes; of another one nothing is read.
-
-    Raises `ValueError` for what is no regular file, or too large, and `OSError`.
-    """
-    # A pipe that nobody writes to would be waited for: not so where it is opened like this.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _Refused("it is no regular file", "no regular file")
-        if status.st_size > most:
-            raise _Refused(
-                f"it has {status.st_size:,} bytes, and an image within data.max_pixels at most "
-                f"{most:,}",
-                "more bytes than data.max_pixels allows",
-            )
-        return file.read()
 
 
 def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Image:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from ddae_jax.data.files import patiently, read_bytes
 from ddae_jax.data.folder import contents, image_suffixes, scan, split_folder
 from ddae_jax.data.images import (
     NO_LABEL,
@@ -30,7 +31,6 @@ from ddae_jax.data.images import (
     Example,
     KnownCorruptImage,
     LazyImage,
-    read_bytes,
 )
 
 _log = logging.getLogger(__name__)
@@ -207,6 +207,16 @@ def reading_threads(source: ExampleSource) -> int:
     return 1 if is_small else 4
 
 
+@contextlib.contextmanager
+def all_cancelled_after(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """Ends a pool with the body: what it has not begun by then, after an error too, is left out."""
+    with pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
     """Decodes a whole source once: worth it where the images are small and epochs are many.
 
@@ -242,7 +252,7 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
 
     chunks = [range(start, min(start + 1024, len(source))) for start in range(0, len(source), 1024)]
     told = time.monotonic()
-    with ThreadPoolExecutor(num_threads or reading_threads(source)) as pool:
+    with all_cancelled_after(ThreadPoolExecutor(num_threads or reading_threads(source))) as pool:
         for chunk, _ in zip(chunks, pool.map(decode, chunks), strict=True):
             if time.monotonic() > told + _TELL_EVERY_S:
                 told = time.monotonic()
@@ -318,7 +328,12 @@ class TfdsSource(_IndexedSource):
         from tensorflow_datasets.proto import tf_example_pb2
 
         parse = tf_example_pb2.Example.FromString
-        records = self._records.__getitems__([int(index) for index in indices])
+        wanted = [int(index) for index in indices]
+        records = patiently(
+            f"{self._full_name}, {self._title}{wanted[:5]}",
+            lambda: self._records.__getitems__(wanted),
+            (OSError, RuntimeError),  # the latter from what reads ArrayRecord
+        )
         return [
             self._parse(index, parse(record).features.feature)
             for index, record in zip(indices, records, strict=True)
