@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ddae_jax.data.channels import Channels
 from ddae_jax.data.files import ReadFailed, Refused, is_of_one_file
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ CAUSES = (
     "metadata too large",
     "not readable",
     "no regular file",
+    "of other channels than data.channels",
 )
 """Why an image may be corrupt, in a few words; new ones go to the end."""
 
@@ -83,7 +85,7 @@ class Decoding:
 
     **Arguments:**
 
-    - `channels`: 1 (grey) or 3 (RGB).
+    - `channels`: 1 (grey), 3 (RGB), or of arrays any other number.
     - `max_pixels`: an image of more, by its header, is not decoded; 0 for Pillow's own limit.
     - `max_value`: of images of more than 8 bits, the value that becomes 255. 0 takes each file's
       own: all that its largest value's number of bits can hold, such as 4095 for 12 bits; and of
@@ -96,8 +98,17 @@ class Decoding:
 
     @property
     def max_bytes(self) -> int:
-        """What the file of the largest image may have, uncompressed in 16 bits."""
-        return 8 * (self.max_pixels or PILLOW_MAX_PIXELS) + 2**20
+        """What the file of the largest image may have, uncompressed: 8 bytes a pixel.
+
+        Of images of other than 1 or 3 channels, so much for each channel.
+        """
+        pixel = 8 * (self.channels if self.holds_arrays else 1)
+        return pixel * (self.max_pixels or PILLOW_MAX_PIXELS) + 2**20
+
+    @property
+    def holds_arrays(self) -> bool:
+        """Whether images have other channels than Pillow makes of any file, and lie in arrays."""
+        return self.channels not in (1, 3)
 
 
 class Example(TypedDict):
@@ -108,13 +119,13 @@ class Example(TypedDict):
 
 
 class LazyImage(Protocol):
-    """An upright image of 1 (`L`) or 3 (`RGB`) channels that is decoded when asked."""
+    """An upright image of 1 (`L`), 3 (`RGB`) or other channels that is decoded when asked."""
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, as in `PIL.Image`. Raises `CorruptImage`."""
 
-    def decode(self, reduction: int = 1) -> Image.Image:
+    def decode(self, reduction: int = 1) -> Image.Image | Channels:
         """The image, its sides divided by up to `reduction` where its format makes that cheaper.
 
         Raises `CorruptImage`.
@@ -202,7 +213,7 @@ class DecodedImage:
         height, width, _ = self._pixels.shape
         return width, height
 
-    def decode(self, reduction: int = 1) -> Image.Image:
+    def decode(self, reduction: int = 1) -> Image.Image | Channels:
         del reduction  # nothing is cheaper than what is decoded
         return to_image(self._pixels)
 
@@ -300,19 +311,32 @@ def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Ima
 def _to_eight_bits(image: Image.Image, max_value: float, name: str) -> Image.Image:
     """An image of one channel of more than 8 bits, scaled to 0..255; white where transparent."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    least, largest = _range_of(values, image.mode.startswith("I"))
-    if max_value:
-        least, largest = 0.0, max_value
-    _warn_of_scaling(name, least, largest, bool(max_value))
-    scaled = (values - least) * (255 / (largest - least))
-    scaled = scaled.round().clip(0, 255).astype(np.uint8)
+    scaled = scaled_to_eight_bits(values, image.mode.startswith("I"), max_value, name)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         scaled = np.where(values == transparent, np.uint8(255), scaled)
     return Image.fromarray(scaled)
 
 
-def _range_of(values: Float64[np.ndarray, "height width"], are_whole: bool) -> tuple[float, float]:
+def scaled_to_eight_bits(
+    values: Float64[np.ndarray, "*shape"], are_whole: bool, max_value: float, name: str
+) -> UInt8[np.ndarray, "*shape"]:
+    """Values scaled to 0..255; see `Decoding.max_value`.
+
+    **Arguments:**
+
+    - `values`: of one image, all of them finite.
+    - `are_whole`: whether they were whole numbers in its file.
+    - `max_value`: what becomes 255, or 0 to go by the values.
+    - `name`: of the image, for a warning.
+    """
+    least, largest = (0.0, max_value) if max_value else _range_of(values, are_whole)
+    _warn_of_scaling(name, least, largest, bool(max_value))
+    scaled = (values - least) * (255 / (largest - least))
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def _range_of(values: Float64[np.ndarray, "*shape"], are_whole: bool) -> tuple[float, float]:
     """What becomes 0 and 255, from the values alone; see `Decoding`."""
     least, largest = float(values.min()), float(values.max())
     if least < 0:
@@ -338,12 +362,14 @@ def _warn_of_scaling(name: str, least: float, largest: float, is_given: bool) ->
     )
 
 
-def to_pixels(image: Image.Image) -> Pixels:
-    """The values of an image of mode `L` or `RGB`, with one or three channels."""
+def to_pixels(image: Image.Image | Channels) -> Pixels:
+    """The values of an image of mode `L` or `RGB`, or of several channels."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def to_image(pixels: Pixels) -> Image.Image:
-    """The image that has these values, of mode `L` or `RGB`."""
+def to_image(pixels: Pixels) -> Image.Image | Channels:
+    """The image that has these values, of mode `L` or `RGB`, or of several channels."""
+    if pixels.shape[-1] not in (1, 3):
+        return Channels.from_pixels(pixels)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
