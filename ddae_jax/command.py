@@ -27,17 +27,21 @@ from ddae_jax.config.values import (
     unknown_key,
 )
 from ddae_jax.data.annotations import BadAnnotation
+from ddae_jax.data.files import ReadFailed
 from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
+from ddae_jax.data.sizes import OddSize
+from ddae_jax.data.workers import WorkerLost
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.loop import NonFiniteLoss
+from ddae_jax.training.loop import NonFiniteLoss, ReadingHangs
 from ddae_jax.training.workdir import DISK_FULL, WorkdirInUse
 
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
 _BAD_INPUT += (OtherProcessFailed,)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 _RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel)
+_RUN_ENDERS += (OddSize, ReadFailed, ReadingHangs, WorkerLost)
 
 
 _PACKAGE = pathlib.Path(__file__).parent

@@ -7,20 +7,26 @@ import glob
 import os
 import pathlib
 import re
+import sys
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from absl import flags as absl_flags
 
 from ddae_jax.training.logging import set_up_logging
+from ddae_jax.training.peers import watch_each_other
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 """Files of GPUs and TPUs, as their drivers make them."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 """Numbers of glibc's ``mallopt``."""
 _HEARTBEAT_TIMEOUT_S = 60
-"""After so many seconds without a sign of a process the others end, even where all are waiting."""
+"""After so many seconds without a sign of a process JAX ends the others, if nothing else has."""
+_JOIN_TIMEOUT_S = 300.0
+_TELL_AFTER_S = 10.0
+"""So long processes wait for others that start later, and until they say so."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +78,31 @@ def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
     if is_distributed or cluster:
         # JAX's own answer to SIGTERM would take the place of StopRequest's, and end nothing.
         jax.config.update("jax_enable_preemption_service", False)
-        options = {}
-        if cluster:
-            options = {f.name: getattr(cluster, f.name) for f in dataclasses.fields(Cluster)}
-            options["coordinator_address"] = options.pop("coordinator")
-        options["heartbeat_timeout_seconds"] = _HEARTBEAT_TIMEOUT_S
+        join(cluster)
+        watch_each_other(cluster and cluster.coordinator.rpartition(":")[0].strip("[]"))
+    is_primary = jax.process_index() == 0
+    set_up_logging(is_primary)
+    return is_primary
+
+
+def join(cluster: Cluster | None, patience_s: float = _JOIN_TIMEOUT_S) -> None:
+    """Joins the other processes, for which it waits; ends this one if they do not come.
+
+    Args:
+        cluster: where they are; None where the environment tells.
+        patience_s: how long to wait, seconds.
+
+    Raises ``ValueError`` if the environment does not tell where they are.
+    """
+    options, where = {}, ""
+    if cluster:
+        options = {f.name: getattr(cluster, f.name) for f in dataclasses.fields(Cluster)}
+        where = f" at {options.pop('coordinator')}"
+        options["coordinator_address"] = cluster.coordinator
+    options["heartbeat_timeout_seconds"] = _HEARTBEAT_TIMEOUT_S
+    # Longer than the patience here: at the end of its own JAX aborts amid its code.
+    options["initialization_timeout"] = int(patience_s) + 60
+    with telling_of_a_long_wait(where, patience_s):
         try:
             jax.distributed.initialize(**options)
         except ValueError as error:
@@ -85,9 +111,40 @@ def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
                 "machine, start the job on all of them, as SLURM, GKE and TPU pods do, or give "
                 "--coordinator, --num_processes and --process_id"
             ) from error
-    is_primary = jax.process_index() == 0
-    set_up_logging(is_primary)
-    return is_primary
+
+
+@contextlib.contextmanager
+def telling_of_a_long_wait(where: str, patience_s: float) -> Iterator[None]:
+    """Says that the body waits for other processes, and ends this one if it does so for too long.
+
+    A thread does, as JAX would not return from its wait.
+    """
+    is_over = threading.Event()
+
+    def tell() -> None:
+        if is_over.wait(min(_TELL_AFTER_S, patience_s)):
+            return
+        print(
+            f"waiting for the other processes of this run{where}, for up to {patience_s:g} s",
+            file=sys.stderr,
+            flush=True,
+        )
+        if is_over.wait(max(patience_s - _TELL_AFTER_S, 0)):
+            return
+        print(
+            f"error: not all processes of this run have come together{where} within "
+            f"{patience_s:g} s. Start the same command on all of them, with the same coordinator, "
+            "and let the network pass its port",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def computes_on_cpu(

@@ -73,6 +73,31 @@ tokens = model(**images).last_hidden_state
 features = {features}""",
     }
 )
+_ARRAYS = """
+# An array of shape ({channels}, {sides}), its values from 0 to 1, of an image that has this size.
+mean, std = (torch.tensor(values)[:, None, None] for values in ({mean}, {std}))
+images = (torch.from_numpy(numpy.load("image.npy")).float()[None] - mean) / std
+"""
+_HOW_TO_LOAD_ARRAYS = MappingProxyType(
+    {
+        "timm": f"""import numpy
+import timm
+import torch
+
+model = timm.create_model("local-dir:{{folder}}", pretrained=True).eval()
+{_ARRAYS.strip()}
+features = model(images)
+tokens = model.forward_features(images)""",
+        "transformers": f"""import numpy
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{{folder}}"{{options}}).eval()
+{_ARRAYS.strip()}
+tokens = model(pixel_values=images).last_hidden_state
+features = {{features}}""",
+    }
+)
 _OPTIONS = MappingProxyType(
     {"ViTModel": ", add_pooling_layer=False", "ViTMAEForPreTraining": ", mask_ratio=0.0"}
 )
@@ -242,6 +267,16 @@ def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
 
 def _how_to_load(subject: Subject, config: ConfigDict) -> str:
     mean = config.evaluation.pool == "mean"
+    if config.data.channels not in (1, 3):
+        return _HOW_TO_LOAD_ARRAYS[subject.library].format(
+            folder=subject.folder,
+            channels=config.data.channels,
+            sides=", ".join(map(str, config.model.image_size)),
+            mean=tuple(config.data.mean),
+            std=tuple(config.data.std),
+            options=_OPTIONS.get(subject.network, ""),
+            features="tokens[:, 1:].mean(dim=1)" if mean else "tokens[:, 0]",
+        )
     return _HOW_TO_LOAD[subject.library].format(
         folder=subject.folder,
         mode="RGB" if config.data.channels == 3 else "L",

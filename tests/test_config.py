@@ -183,6 +183,8 @@ def test_what_could_only_fail_later_is_refused_at_once(changes):
         ("supervision.beta_range", (0.0,), r"supervision.beta_range=.*; it is 2 numbers, such as"),
         ("data.mean", (0.5,), r"data.mean=\(0.5,\); data.channels=3 asks for 3 values"),
         ("data.std", (0.5, 0.5), r"data.std=.*0.5\); data.channels=3 asks for 3 values"),
+        ("data.channels", 12, r"12 values in each of data.mean.*python -m ddae_jax.pixel_stat"),
+        ("data.channels", 0, r"data.channels=0; it is in \[1, 1000\]"),
         ("data.channels", 1, r"data.mean=.*1 value in each of data.mean and data.std: .*=0.5$"),
         (
             "model.image_size",
@@ -1148,3 +1150,28 @@ def test_a_run_of_before_ignores_what_differs_from_its_own_defaults(other_defaul
     assert ignored_keys(config) == []  # decoder.width is not today's, but nobody set it
     config.decoder.width = 64
     assert [line.partition("=")[0] for line in ignored_keys(config)] == ["decoder.width"]
+
+
+@pytest.mark.parametrize(
+    ("job", "changes", "message"),
+    [
+        ("pretrain", {"data.source": "digits"}, "data.channels=12; images are grey"),
+        ("finetune", {"data.source": "tfds", "data.name": "a"}, "data.channels=12; images are gre"),
+        ("finetune", {"augment.rand_augment": True}, "augment.rand_augment=True changes the col"),
+        ("segment", {}, "are read in pretraining and fine-tuning from a folder of .npy, .npz or"),
+    ],
+)
+def test_images_of_other_channels_come_from_arrays_and_have_no_colours(job, changes, message):
+    config = JOBS[job]()
+    twelve = {"data.channels": 12, "data.mean": (0.5,) * 12, "data.std": (0.5,) * 12}
+    config.update_from_flattened_dict(twelve | changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_config(config)
+
+
+def test_a_folder_of_twelve_channels_is_sound():
+    config = pretrain_defaults()
+    config.update_from_flattened_dict(
+        {"data.channels": 12, "data.mean": (0.5,) * 12, "data.std": (0.5,) * 12}
+    )
+    check_config(config)

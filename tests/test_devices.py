@@ -3,9 +3,12 @@
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
 
+import tiny
+from ddae_jax import devices
 from ddae_jax.devices import computes_on_cpu
 
 # Prints how many pages of 4 KiB each of sixty runs takes anew, with intermediate values of 64 MiB.
@@ -55,3 +58,33 @@ def test_a_cpu_computes_where_it_is_told_or_alone(platforms, files, expected, tm
     if files:
         (tmp_path / "nvidia0").touch()
     assert computes_on_cpu(platforms, [str(tmp_path / "nvidia[0-9]*")]) == expected
+
+
+def test_a_process_whose_others_do_not_come_says_so_and_ends():
+    program = (
+        "from ddae_jax import devices; "
+        "devices.join(devices.Cluster('127.0.0.1:29517', 2, 1), patience_s=1.5)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "waiting for the other processes of this run at 127.0.0.1:29517, for up to 1.5 s" in (
+        done.stderr
+    )
+    assert done.stderr.endswith(
+        "error: not all processes of this run have come together at 127.0.0.1:29517 within 1.5 s. "
+        "Start the same command on all of them, with the same coordinator, and let the network "
+        "pass its port\n"
+    )
+
+
+def test_where_the_others_come_nothing_is_said(capsys):
+    with devices.telling_of_a_long_wait("", patience_s=0.1):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""

@@ -265,27 +265,20 @@ def test_continued_by_other_processes_devices_and_shares_it_is_as_if_never_stopp
             np.testing.assert_array_equal(np.concatenate(parts), expected, err_msg=f"step {step}")
 
 
-# The other is missed after some seconds, where a run of users waits a minute.
-SOON_MISSED = """
-from ddae_jax import devices
-assert devices._HEARTBEAT_TIMEOUT_S == 60
-devices._HEARTBEAT_TIMEOUT_S = 15
-"""
-
-
 @pytest.mark.xdist_group("undisturbed pair")
 def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical(
     undisturbed, tmp_path
 ):
     workdir, options = undisturbed
     run = (*options, f"--workdir={tmp_path / 'killed'}")
-    processes = start(*run, patch=SOON_MISSED)
+    processes = start(*run)
     wait_for_step(tmp_path / "killed", 8, processes)
     processes[1].kill()  # the first one alone writes compiled programs, of which none is left half
-    _, log = processes[0].communicate(timeout=45)  # which ends too, and says why
-    assert processes[0].returncode != 0
-    # Whichever comes first: JAX misses the other process, or an operation with it fails.
-    assert "another task died" in log or "another process of this run is gone" in log
+    # JAX would miss it after a minute, and abort.
+    _, log = processes[0].communicate(timeout=30)
+    assert processes[0].returncode == 1, log
+    said = log.splitlines()[-1]
+    assert said.startswith(("error: process 1 of this run, on ", "The same command, started on"))
     _, logs = finish(start(*run))
     assert "continuing from the checkpoint of step" in logs[0]
     one, other = (
@@ -294,6 +287,36 @@ def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical
     )
     assert max(other) == 15
     assert other == {step: one[step] for step in other}
+
+
+def test_where_the_first_one_is_killed_the_other_says_so_though_jax_aborts(tmp_path):
+    program = """
+import sys, time
+from ddae_jax import devices
+devices.start_devices(False, devices.Cluster(sys.argv[1], 2, int(sys.argv[2])))
+print("together", flush=True)
+time.sleep(120)
+"""
+    address = free_address()
+    environment = tiny.environment() | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, address, index],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in ("0", "1")
+    ]
+    for process in processes:
+        assert any(line == "together\n" for line in process.stdout)
+    processes[0].kill()
+    _, log = processes[1].communicate(timeout=30)
+    assert processes[1].returncode == 1, log
+    assert "error: process 0 of this run, on " in log.splitlines()[-1]
+    assert log.endswith("a run continues from its latest checkpoint\n")
+    processes[0].communicate()
 
 
 def test_an_error_in_one_process_ends_both_and_is_told(shallow, tmp_path):

@@ -1,6 +1,7 @@
 """The command that exports a run's encoder, knowing only the workdir."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import stand_ins
 import tiny
-from ddae_jax import export
+from ddae_jax import export, model_card
 from ddae_jax.build import build_method
 from ddae_jax.command import CommandEnded, parse_config_flags
 from ddae_jax.config import finetune_defaults, from_plain, pretrain_defaults, to_plain
@@ -254,3 +255,15 @@ def test_a_whole_mae_is_exported_where_a_decoder_of_its_kind_predicts_pixels_to_
     config.update_from_flattened_dict({"decoder.kind": "self", **changes})
     assert export._is_whole_mae(config, "transformers") == is_whole
     assert not export._is_whole_mae(config, "timm")
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_the_card_of_other_channels_loads_arrays(library):
+    config = pretrain_defaults()
+    config.data.channels, config.data.mean, config.data.std = 2, (0.5, 0.25), (0.1, 0.2)
+    subject = types.SimpleNamespace(library=library, folder="exported", network="ViTModel")
+    told = model_card._how_to_load(subject, config)
+    compile(told, "card", "exec")
+    assert "# An array of shape (2, 224, 224)" in told
+    assert "in ((0.5, 0.25), (0.1, 0.2)))" in told
+    assert ".convert(" not in told

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -21,6 +22,8 @@ import tiny
 from ddae_jax import build, job, pretrain
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.keys import EARLIER_DEFAULTS, defaults_of, flatten
+from ddae_jax.data import pipeline
+from ddae_jax.data.files import ReadFailed
 from ddae_jax.monitor import KnnMonitor
 from ddae_jax.training.sharding import make_mesh
 from undrawn import pictures_left_out
@@ -696,6 +699,45 @@ def test_too_many_corrupt_images_stop_the_run(config, photos, tmp_path, capsys):
     assert "1 of 40 images cannot be decoded" in told
     assert "a/0.png" in told
     assert "Traceback" not in told
+
+
+def test_a_stop_while_reading_hangs_and_a_disk_that_fails_lose_no_finished_step(
+    config, tmp_path, monkeypatch, capsys
+):
+    workdir, over = tmp_path / "run", threading.Event()
+    arguments = [f"--config={config}", f"--workdir={workdir}", *tiny.SIMPLEST]
+    arguments.append("--config.checkpoint.every_epochs=1")
+    read = pipeline._LoadTrainBatch.__call__
+
+    def hang(self, number, indices):
+        if number == 10:
+            while (
+                not (workdir / "metrics.jsonl").exists() or tiny.records(workdir)[-1]["step"] < 10
+            ):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            over.wait(60)
+        return read(self, number, indices)
+
+    monkeypatch.setattr(pipeline._LoadTrainBatch, "__call__", hang)
+    try:
+        assert status(arguments) == 0
+    finally:
+        over.set()
+    assert checkpoint_steps(workdir) == [10]
+
+    def fail(self, number, indices):
+        if number == 13:
+            raise ReadFailed("/mnt/7.png cannot be read: Input/output error")
+        return read(self, number, indices)
+
+    monkeypatch.setattr(pipeline._LoadTrainBatch, "__call__", fail)
+    assert status(arguments) == 1
+    told = capsys.readouterr().err
+    assert "continuing from the checkpoint of step 10" in told
+    assert "no batch can be read after step 13, which is saved" in told
+    assert told.endswith("error: /mnt/7.png cannot be read: Input/output error\n")
+    assert checkpoint_steps(workdir) == [10, 13]
 
 
 @pytest.mark.skipif(

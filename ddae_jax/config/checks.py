@@ -41,7 +41,25 @@ def check_config(config: ConfigDict) -> None:
             f"optimizer.micro_batches={config.optimizer.micro_batches} does not divide "
             f"batch_size={config.batch_size}"
         )
+    _check_channels(config)
     _CHECKS[config.job](config)
+
+
+def _check_channels(config: ConfigDict) -> None:
+    channels = config.data.channels
+    if channels in (1, 3):
+        return
+    if config.data.source != "folder" or config.job == "segment":
+        raise ValueError(
+            f"data.channels={channels}; images are grey (1) or RGB (3), and those of other "
+            "channels are read in pretraining and fine-tuning from a folder of .npy, .npz or TIFF "
+            "files, by data.source='folder'"
+        )
+    if config.job == "finetune" and config.augment.rand_augment:
+        raise ValueError(
+            f"augment.rand_augment=True changes the colours of grey or RGB images, and "
+            f"data.channels={channels}; set it to False"
+        )
 
 
 def ignored_keys(config: ConfigDict) -> list[str]:

@@ -364,7 +364,7 @@ def _of_every_job(job: str) -> ConfigDict:
     config.data.data_dir = ""
     config.data.train_split = "train"
     config.data.test_split = "validation"  # for evaluation; not needed for pretraining
-    config.data.channels = 3
+    config.data.channels = 3  # 1 is grey, 3 RGB; others come from .npy, .npz and TIFF files
     config.data.mean = (0.485, 0.456, 0.406)  # of each channel, of values in [0, 1]
     config.data.std = (0.229, 0.224, 0.225)
     config.data.flip = True

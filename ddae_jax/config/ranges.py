@@ -37,7 +37,6 @@ CHOICES = {
     "targets.feature_places": ("hidden", "visible", "both"),
     "data.source": ("digits", "tfds", "folder"),
     "data.augment_in": ("workers", "device"),
-    "data.channels": (1, 3),
     "evaluation.pool": ("mean", "class_token"),
     "evaluation.encoder": ("student", "teacher"),
     "init_encoder": ("student", "teacher"),
@@ -114,6 +113,7 @@ RANGES = {
     "head.auxiliary_weight": (0, 1000),
     "augment.max_class_share": (0.01, 1),
     "data.num_classes": (2, 255),
+    "data.channels": (1, 1000),
     "data.ignore_label": (-1, 2**16),
     "augment.num_operations": (1, 100),
     "augment.magnitude": (0, 10),
@@ -223,10 +223,18 @@ def _check_length(key: str, flat: Mapping[str, Any], length: int | str | None) -
     if isinstance(length, str):
         wanted = flat[length]
         if len(values) != wanted:
+            message = (
+                f"{key}={values}; {length}={wanted} asks for {_count(wanted, 'value')} in each of "
+                "data.mean and data.std: set both"
+            )
+            if wanted not in (1, 3):
+                raise ValueError(
+                    f"{message}; python -m ddae_jax.pixel_statistics, with the same --config "
+                    "arguments, computes them of the images"
+                )
             such_as = (0.5,) if wanted == 1 else defaults_by_key(flat["job"])[key]
             raise ValueError(
-                f"{key}={values}; {length}={wanted} asks for {_count(wanted, 'value')} in each of "
-                f"data.mean and data.std: set both, such as {key}={such_as} in the config file, or "
+                f"{message}, such as {key}={such_as} in the config file, or "
                 f"--config.{key}={on_command_line(such_as)}"
             )
     elif length is not None and len(values) != length:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from PIL import Image
 
+from ddae_jax.data.channels import Channels
 from ddae_jax.data.images import LazyImage, Pixels, to_pixels
 
 # As everywhere in the field: evaluation sees the central 87.5 % (224 of 256) of the shorter side.
@@ -65,7 +66,7 @@ def _central_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
 
 
 def random_resized_crop(
-    image: Image.Image | LazyImage,
+    image: Image.Image | Channels | LazyImage,
     rng: np.random.Generator,
     size: tuple[int, int],
     scale: tuple[float, float] = (0.2, 1.0),
@@ -79,7 +80,7 @@ def random_resized_crop(
 
     **Arguments:**
 
-    - `image`: of mode `L` or `RGB`.
+    - `image`: of mode `L` or `RGB`, or of several channels.
     - `size`: (height, width) of the result, pixels.
     - `scale`, `ratio`: see `random_box`.
 
@@ -95,7 +96,7 @@ def random_resized_crop(
 
 
 def crop_and_resize(
-    image: Image.Image | LazyImage,
+    image: Image.Image | Channels | LazyImage,
     bounds: tuple[float, float, float, float],
     size: tuple[int, int],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
@@ -104,7 +105,7 @@ def crop_and_resize(
 
     **Arguments:**
 
-    - `image`: of mode `L` or `RGB`.
+    - `image`: of mode `L` or `RGB`, or of several channels.
     - `bounds`: left, top, right and bottom, in pixels of the whole image.
     - `size`: (height, width) of the result, pixels.
     - `resampling`: the kernel, widened when shrinking.
@@ -127,11 +128,11 @@ def decoding_reduction(bounds: tuple[float, float, float, float], size: tuple[in
 
 
 def _crop_and_resize(
-    image: Image.Image | LazyImage,
+    image: Image.Image | Channels | LazyImage,
     bounds: tuple[float, float, float, float],
     size: tuple[int, int],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
+) -> Image.Image | Channels:
     width, _ = image.size
     decoded = _decode(image, decoding_reduction(bounds, size))
     # JPEG shrinks by a power of two and rounds the sides up: the last pixel may be a partial one.
@@ -140,14 +141,16 @@ def _crop_and_resize(
     return decoded.resize(size_in_pillow, resampling, box=tuple(edge / shrunk for edge in bounds))
 
 
-def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]) -> Pixels:
+def resize_and_center_crop(
+    image: Image.Image | Channels | LazyImage, size: tuple[int, int]
+) -> Pixels:
     """The view of an image that evaluation sees: the central 87.5 %, in the aspect of `size`.
 
     An image that has the wanted size already is returned as it is.
 
     **Arguments:**
 
-    - `image`: of mode `L` or `RGB`.
+    - `image`: of mode `L` or `RGB`, or of several channels.
     - `size`: (height, width) of the result, pixels.
 
     Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
@@ -168,8 +171,10 @@ def resize_and_center_crop(image: Image.Image | LazyImage, size: tuple[int, int]
     return to_pixels(decoded.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=bounds))
 
 
-def _decode(image: Image.Image | LazyImage, reduction: int = 1) -> Image.Image:
-    return image if isinstance(image, Image.Image) else image.decode(reduction)
+def _decode(
+    image: Image.Image | Channels | LazyImage, reduction: int = 1
+) -> Image.Image | Channels:
+    return image if isinstance(image, Image.Image | Channels) else image.decode(reduction)
 
 
 # ---- on the device

@@ -6,13 +6,14 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
+from ddae_jax.data.files import ReadFailed, patiently
 from ddae_jax.data.images import NO_LABEL, PILLOW_FORMATS
 
 _log = logging.getLogger(__name__)
@@ -61,8 +62,9 @@ def image_suffixes() -> tuple[str, ...]:
 
 @dataclasses.dataclass
 class _LeftOut:
-    """What a scan does not take, by the reason for that."""
+    """What a scan does not take, by the reason for that; `wanted` are suffixes that it takes."""
 
+    wanted: frozenset[str]
     suffixes: Counter = dataclasses.field(default_factory=Counter)
     dangling: list[str] = dataclasses.field(default_factory=list)
     unreadable: list[str] = dataclasses.field(default_factory=list)
@@ -170,16 +172,19 @@ def _warn_of_split_names(root: Path) -> None:
 
 
 def scan(
-    root: Path,
+    root: Path, suffixes: Collection[str] | None = None
 ) -> tuple[list[bytes], Int32[np.ndarray, " example"], tuple[str, ...] | None]:
     """Image paths relative to `root`, labels, and the class names (None for a flat folder).
+
+    Files count as images by their `suffixes`, in lower case; by default by `image_suffixes`.
 
     The label is the index of the sub-folder of the first level, in sorted order; images beside
     these have -1. Linked folders are followed, but not in circles, and an image that is reached by
     a link too counts once. Left out are hidden files, folders of the system (`SYSTEM_FOLDERS`) and
     of runs of this package, and what cannot be read; the log counts and names what may be missed.
     """
-    found, left_out = _Found(), _LeftOut()
+    wanted = _SUFFIXES if suffixes is None else frozenset(suffixes)
+    found, left_out = _Found(), _LeftOut(wanted)
     ancestors = frozenset({_identity(root)})
     device = _identity(root)[0]
     for entry in _sorted_entries(root):
@@ -193,7 +198,8 @@ def scan(
     class_names = tuple(sorted(set(tops) - {""}))
     number = {name: index for index, name in enumerate(class_names)}
     labels = np.array([number.get(top, NO_LABEL) for top in tops], np.int32)
-    left_out.tell(root, len(kept))
+    if kept:
+        left_out.tell(root, len(kept))
     return [found.paths[index] for index in kept], labels, class_names or None
 
 
@@ -243,10 +249,12 @@ def _add_images_below(
     if folder.name.lower() in SYSTEM_FOLDERS:
         return
     try:
-        identity = _identity(folder)
+        identity = patiently(folder.path, lambda: _identity(folder))
         if identity in ancestors:
             return  # a link to a folder above: following it would never end
         entries = _sorted_entries(folder)
+    except ReadFailed:
+        raise
     except OSError:
         left_out.unreadable.append(folder.path)
         return
@@ -264,23 +272,27 @@ def _add_images_below(
 
 
 def _sorted_entries(folder: Path | os.DirEntry) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
+    def visible() -> list[os.DirEntry]:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+
+    return sorted(patiently(os.fspath(folder), visible), key=lambda entry: entry.name)
 
 
 def _is_image(entry: os.DirEntry, left_out: _LeftOut) -> bool:
     """Whether an entry is an image file by its name; tallies what else it is, if it is a file."""
     try:
-        if not entry.is_file():
-            if entry.is_symlink() and not entry.is_dir():
+        if not patiently(entry.path, entry.is_file):
+            if entry.is_symlink() and not patiently(entry.path, entry.is_dir):
                 left_out.dangling.append(entry.path)
             return False
+    except ReadFailed:
+        raise
     except OSError:  # a link to itself
         left_out.dangling.append(entry.path)
         return False
     suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in _SUFFIXES:
+    if suffix in left_out.wanted:
         return True
     left_out.suffixes[suffix] += 1
     return False
@@ -288,7 +300,9 @@ def _is_image(entry: os.DirEntry, left_out: _LeftOut) -> bool:
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
-        return entry.is_dir()
+        return patiently(entry.path, entry.is_dir)
+    except ReadFailed:
+        raise
     except OSError:  # a link to itself
         return False
 

@@ -1,12 +1,9 @@
 """Images that are decoded when asked: upright, in one of two colour modes, or corrupt by name."""
 
 import contextlib
-import errno
 import functools
 import io
 import logging
-import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
@@ -14,6 +11,9 @@ from typing import Protocol, TypedDict
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ddae_jax.data.channels import Channels
+from ddae_jax.data.files import ReadFailed, Refused, is_of_one_file
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()  # what is said once in a process
@@ -46,10 +46,6 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
-# Errors of reading that say nothing of the machine, only of one file: gone, or not for us.
-_OF_THIS_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
-_OF_THIS_FILE += (errno.ENXIO,)  # a socket
-
 Pixels = UInt8[np.ndarray, "height width channel"]
 
 
@@ -63,6 +59,7 @@ CAUSES = (
     "metadata too large",
     "not readable",
     "no regular file",
+    "of other channels than data.channels",
 )
 """Why an image may be corrupt, in a few words; new ones go to the end."""
 
@@ -82,21 +79,13 @@ class CorruptImage(ValueError):
         return self.message
 
 
-class _Refused(ValueError):
-    """A file that is not decoded, although it might be. `kind` is one of `CAUSES`."""
-
-    def __init__(self, message: str, kind: str):
-        super().__init__(message)
-        self.kind = kind
-
-
 @dataclass(frozen=True)
 class Decoding:
     """How files become pixels.
 
     **Arguments:**
 
-    - `channels`: 1 (grey) or 3 (RGB).
+    - `channels`: 1 (grey), 3 (RGB), or of arrays any other number.
     - `max_pixels`: an image of more, by its header, is not decoded; 0 for Pillow's own limit.
     - `max_value`: of images of more than 8 bits, the value that becomes 255. 0 takes each file's
       own: all that its largest value's number of bits can hold, such as 4095 for 12 bits; and of
@@ -109,8 +98,17 @@ class Decoding:
 
     @property
     def max_bytes(self) -> int:
-        """What the file of the largest image may have, uncompressed in 16 bits."""
-        return 8 * (self.max_pixels or PILLOW_MAX_PIXELS) + 2**20
+        """What the file of the largest image may have, uncompressed: 8 bytes a pixel.
+
+        Of images of other than 1 or 3 channels, so much for each channel.
+        """
+        pixel = 8 * (self.channels if self.holds_arrays else 1)
+        return pixel * (self.max_pixels or PILLOW_MAX_PIXELS) + 2**20
+
+    @property
+    def holds_arrays(self) -> bool:
+        """Whether images have other channels than Pillow makes of any file, and lie in arrays."""
+        return self.channels not in (1, 3)
 
 
 class Example(TypedDict):
@@ -121,13 +119,13 @@ class Example(TypedDict):
 
 
 class LazyImage(Protocol):
-    """An upright image of 1 (`L`) or 3 (`RGB`) channels that is decoded when asked."""
+    """An upright image of 1 (`L`), 3 (`RGB`) or other channels that is decoded when asked."""
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, as in `PIL.Image`. Raises `CorruptImage`."""
 
-    def decode(self, reduction: int = 1) -> Image.Image:
+    def decode(self, reduction: int = 1) -> Image.Image | Channels:
         """The image, its sides divided by up to `reduction` where its format makes that cheaper.
 
         Raises `CorruptImage`.
@@ -165,7 +163,7 @@ class EncodedImage:
     def _check_pixels(self, size: tuple[int, int]) -> None:
         limit = self._decoding.max_pixels or PILLOW_MAX_PIXELS
         if size[0] * size[1] > limit:
-            raise _Refused(
+            raise Refused(
                 f"it has {size[0]} x {size[1]} pixels, more than data.max_pixels={limit}",
                 "more pixels than data.max_pixels",
             )
@@ -215,7 +213,7 @@ class DecodedImage:
         height, width, _ = self._pixels.shape
         return width, height
 
-    def decode(self, reduction: int = 1) -> Image.Image:
+    def decode(self, reduction: int = 1) -> Image.Image | Channels:
         del reduction  # nothing is cheaper than what is decoded
         return to_image(self._pixels)
 
@@ -252,11 +250,11 @@ def naming_corruption(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_THIS_FILE:
+        if isinstance(error, OSError) and is_of_one_file(error):
             message = f"{name} cannot be read: {error.strerror}"
             raise CorruptImage(message, "not readable") from error
         # Any other errno comes from the disk or the network: the image may be fine, they are not.
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, ReadFailed) or getattr(error, "errno", None) is not None:
             raise
         kind = _kind(error)
         raise CorruptImage(f"{name} cannot be decoded: {error}", kind) from error
@@ -265,7 +263,7 @@ def naming_corruption(name: str) -> Iterator[None]:
 def _kind(error: Exception) -> str:
     """An error of decoding in a few words, the same for all files that have it."""
     text = str(error).lower()
-    if isinstance(error, _Refused):
+    if isinstance(error, Refused):
         return error.kind
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than data.max_pixels"
@@ -297,25 +295,6 @@ def webp_size(encoded: bytes) -> tuple[int, int] | None:
     return None
 
 
-def read_bytes(path: bytes, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes; of another one nothing is read.
-
-    Raises `ValueError` for what is no regular file, or too large, and `OSError`.
-    """
-    # A pipe that nobody writes to would be waited for: not so where it is opened like this.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise _Refused("it is no regular file", "no regular file")
-        if status.st_size > most:
-            raise _Refused(
-                f"it has {status.st_size:,} bytes, and an image within data.max_pixels at most "
-                f"{most:,}",
-                "more bytes than data.max_pixels allows",
-            )
-        return file.read()
-
-
 def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Image:
     channels = decoding.channels
     if image.mode.startswith(("I", "F")):
@@ -332,19 +311,32 @@ def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Ima
 def _to_eight_bits(image: Image.Image, max_value: float, name: str) -> Image.Image:
     """An image of one channel of more than 8 bits, scaled to 0..255; white where transparent."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    least, largest = _range_of(values, image.mode.startswith("I"))
-    if max_value:
-        least, largest = 0.0, max_value
-    _warn_of_scaling(name, least, largest, bool(max_value))
-    scaled = (values - least) * (255 / (largest - least))
-    scaled = scaled.round().clip(0, 255).astype(np.uint8)
+    scaled = scaled_to_eight_bits(values, image.mode.startswith("I"), max_value, name)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         scaled = np.where(values == transparent, np.uint8(255), scaled)
     return Image.fromarray(scaled)
 
 
-def _range_of(values: Float64[np.ndarray, "height width"], are_whole: bool) -> tuple[float, float]:
+def scaled_to_eight_bits(
+    values: Float64[np.ndarray, "*shape"], are_whole: bool, max_value: float, name: str
+) -> UInt8[np.ndarray, "*shape"]:
+    """Values scaled to 0..255; see `Decoding.max_value`.
+
+    **Arguments:**
+
+    - `values`: of one image, all of them finite.
+    - `are_whole`: whether they were whole numbers in its file.
+    - `max_value`: what becomes 255, or 0 to go by the values.
+    - `name`: of the image, for a warning.
+    """
+    least, largest = (0.0, max_value) if max_value else _range_of(values, are_whole)
+    _warn_of_scaling(name, least, largest, bool(max_value))
+    scaled = (values - least) * (255 / (largest - least))
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def _range_of(values: Float64[np.ndarray, "*shape"], are_whole: bool) -> tuple[float, float]:
     """What becomes 0 and 255, from the values alone; see `Decoding`."""
     least, largest = float(values.min()), float(values.max())
     if least < 0:
@@ -370,12 +362,14 @@ def _warn_of_scaling(name: str, least: float, largest: float, is_given: bool) ->
     )
 
 
-def to_pixels(image: Image.Image) -> Pixels:
-    """The values of an image of mode `L` or `RGB`, with one or three channels."""
+def to_pixels(image: Image.Image | Channels) -> Pixels:
+    """The values of an image of mode `L` or `RGB`, or of several channels."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def to_image(pixels: Pixels) -> Image.Image:
-    """The image that has these values, of mode `L` or `RGB`."""
+def to_image(pixels: Pixels) -> Image.Image | Channels:
+    """The image that has these values, of mode `L` or `RGB`, or of several channels."""
+    if pixels.shape[-1] not in (1, 3):
+        return Channels.from_pixels(pixels)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -8,6 +8,7 @@ other, are the global batch that one process would see.
 
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from ddae_jax.data.images import (
     to_image,
     to_pixels,
 )
+from ddae_jax.data.sizes import check_size, one_size
 from ddae_jax.data.sources import ExampleSource, Source, reading_threads
+from ddae_jax.data.waiting import InBackground
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100
@@ -105,12 +108,7 @@ class Augmentation:
     def size_of(self, source: ExampleSource) -> tuple[int, int]:
         if self.augment_in == "workers":
             return self.image_size
-        if source.image_size is None:
-            raise ValueError(
-                "augment_in='device' augments a batch of images of one size, but those of this "
-                "source differ in size; choose augment_in='workers'"
-            )
-        return source.image_size
+        return one_size(source)
 
     def __call__(self, opened: tuple[LazyImage, int], make_rng: MakeRng) -> Batch:
         image, label = opened
@@ -169,8 +167,9 @@ class TrainLoader:
     - `unite`: the different indices that any process has met, from those that this one has; see
       `synchronize`. Needed with several processes only.
 
-    Raises `ValueError` for arguments that contradict each other, and while iterating
-    `TooManyCorruptImages`.
+    Raises `ValueError` for arguments that contradict each other, and where batches find no room in
+    shared memory. While iterating raises `TooManyCorruptImages`, `ReadFailed` where the disk or the
+    network fails, `OddSize`, and `WorkerLost` where a process that reads was killed.
     """
 
     def __init__(
@@ -215,21 +214,37 @@ class TrainLoader:
         self._unite = unite
         self._step = 0
         self._corrupt: dict[int, int] = {}  # from the index to that of the cause
-        self._batches: grain.DatasetIterator | None = None
+        self._batches: InBackground[Batch] | None = None
         self._is_closed = False
+        batch_bytes = self._batch_size * math.prod(self._image_size) * source.channels
+        if problem := workers.check_shared_memory(num_workers, batch_bytes):
+            _logger.warning(problem)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
+        return self.next_unless(lambda: False)
+
+    def next_unless(self, is_over: Callable[[], bool]) -> Batch | None:
+        """The next batch; None where `is_over()` before it is there, which is asked all the time.
+
+        A batch that is there is handed out first, and one that is not is the next one still.
+        """
         if self._is_closed:
             raise ValueError("this loader is closed")
         if self._batches is None:
-            with workers.left_to_this_process():  # which start with the first batch
-                self._batches = iter(self._dataset_from(self._step))
-                batch = next(self._batches)
-        else:
-            batch = next(self._batches)
+            dataset = self._dataset_from(self._step)
+            self._batches = InBackground(lambda: iter(dataset), lambda batches: batches.close())
+        try:
+            batch = self._batches.next_unless(is_over)
+        except Exception as error:
+            reason = workers.explained(error, self._num_workers)
+            if reason is error:
+                raise
+            raise reason from error
+        if batch is None:
+            return None
         if self._num_workers:
             # Workers hand over shared memory, which must not be unmapped under a device's transfer.
             batch = {key: np.array(value) for key, value in batch.items()}
@@ -298,7 +313,7 @@ class TrainLoader:
         }
 
     def close(self) -> None:
-        """Stops threads and worker processes; the loader cannot be iterated any more."""
+        """Stops threads and worker processes, by force where they hang. The loader is over then."""
         self._stop_reading()
         self._is_closed = True
 
@@ -456,20 +471,12 @@ class _LoadTrainBatch:
                 corrupt.append(_coded(candidate, CAUSES.index(error.kind)))
                 last_error = error
                 continue
-            self._check_size(example["image"], candidate)
+            check_size(example["image"].shape[:2], self.image_size, self.source, candidate)
             return example
         raise TooManyCorruptImages(
             f"no image in a row of {tries + 1} can be decoded, from {self.source.name(index)} to "
             f"{self.source.name(candidate)}. The last error: {last_error}"
         )
-
-    def _check_size(self, pixels: Pixels, index: int) -> None:
-        if pixels.shape[:2] != self.image_size:
-            raise ValueError(
-                f"a batch is made of images of one size, {self.image_size}, but "
-                f"{self.source.name(index)} is {pixels.shape[:2]}; choose augment_in='workers', "
-                "which makes them alike"
-            )
 
 
 def _coded(index: int, cause: int) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 from ddae_jax.data.annotations import LabelRule, Labels, LazyAnnotation, check_same_size
+from ddae_jax.data.files import read_bytes
 from ddae_jax.data.folder import contents, scan, some_of
-from ddae_jax.data.images import Decoding, EncodedImage, LazyImage, Pixels, read_bytes
+from ddae_jax.data.images import Decoding, EncodedImage, LazyImage, Pixels
 from ddae_jax.data.sources import ExampleSource, TfdsSource, nearest
 
 PAIR_SOURCE_KINDS = ("folder", "tfds")

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from ddae_jax.data.files import patiently, read_bytes
 from ddae_jax.data.folder import contents, image_suffixes, scan, split_folder
 from ddae_jax.data.images import (
     NO_LABEL,
@@ -30,7 +31,13 @@ from ddae_jax.data.images import (
     Example,
     KnownCorruptImage,
     LazyImage,
-    read_bytes,
+)
+from ddae_jax.data.stacks import (
+    ARRAY_SUFFIXES,
+    STACK_SUFFIXES,
+    TIFF_SUFFIXES,
+    StackedImage,
+    import_tifffile,
 )
 
 _log = logging.getLogger(__name__)
@@ -104,14 +111,18 @@ def make_source(
     - `name`: the TFDS dataset, such as "cifar10"; other kinds ignore it.
     - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder of images.
     - `split`: "train", "test", ...; for TFDS also a slice such as "train[:80%]".
-    - `channels`: 1 (grey) or 3 (RGB) of every decoded image.
+    - `channels`: 1 (grey) or 3 (RGB) of every decoded image; of a folder of arrays, of TIFF with
+      many bands, any number, see `ddae_jax.data.stacks`.
     - `max_pixels`, `max_value`: see `ddae_jax.data.images.Decoding`.
 
     Raises `ValueError` for an unknown source, name or split, for other `channels`, and for a folder
     without images; `FileNotFoundError` for data that is not there and cannot be downloaded.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels")
+    if channels < 1 or (channels not in (1, 3) and source != "folder"):
+        raise ValueError(
+            f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels, and those "
+            "of other channels are read from files of arrays, by source='folder'"
+        )
     decoding = Decoding(channels, max_pixels, max_value)
     match source:
         case "digits":
@@ -207,6 +218,16 @@ def reading_threads(source: ExampleSource) -> int:
     return 1 if is_small else 4
 
 
+@contextlib.contextmanager
+def all_cancelled_after(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """Ends a pool with the body: what it has not begun by then, after an error too, is left out."""
+    with pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
     """Decodes a whole source once: worth it where the images are small and epochs are many.
 
@@ -242,7 +263,7 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
 
     chunks = [range(start, min(start + 1024, len(source))) for start in range(0, len(source), 1024)]
     told = time.monotonic()
-    with ThreadPoolExecutor(num_threads or reading_threads(source)) as pool:
+    with all_cancelled_after(ThreadPoolExecutor(num_threads or reading_threads(source))) as pool:
         for chunk, _ in zip(chunks, pool.map(decode, chunks), strict=True):
             if time.monotonic() > told + _TELL_EVERY_S:
                 told = time.monotonic()
@@ -318,7 +339,12 @@ class TfdsSource(_IndexedSource):
         from tensorflow_datasets.proto import tf_example_pb2
 
         parse = tf_example_pb2.Example.FromString
-        records = self._records.__getitems__([int(index) for index in indices])
+        wanted = [int(index) for index in indices]
+        records = patiently(
+            f"{self._full_name}, {self._title}{wanted[:5]}",
+            lambda: self._records.__getitems__(wanted),
+            (OSError, RuntimeError),  # the latter from what reads ArrayRecord
+        )
         return [
             self._parse(index, parse(record).features.feature)
             for index, record in zip(indices, records, strict=True)
@@ -421,12 +447,25 @@ class FolderSource(_IndexedSource):
 
     def __init__(self, data_dir: str, split: str, decoding: Decoding):
         root = split_folder(data_dir, split)
-        paths, self._labels, self.class_names = scan(root)
-        if not paths:
+        # Files of arrays beside images are no images, and images beside arrays are previews.
+        kinds = [image_suffixes(), ARRAY_SUFFIXES]
+        if decoding.holds_arrays:
+            kinds = [STACK_SUFFIXES, image_suffixes()]
+        for suffixes in kinds:
+            paths, self._labels, self.class_names = scan(root, suffixes)
+            if paths:
+                break
+        else:
+            looked_for = ", ".join(dict.fromkeys((*kinds[0], *kinds[1])))
             raise ValueError(
-                f"no image in {root}: looked for {', '.join(image_suffixes())} in it and in its "
-                f"sub-folders; it contains {contents(root)}"
+                f"no image in {root}: looked for {looked_for} in it and in its sub-folders; it "
+                f"contains {contents(root)}"
             )
+        self._are_arrays = decoding.holds_arrays or suffixes == ARRAY_SUFFIXES
+        if decoding.holds_arrays and any(
+            os.fsdecode(p).lower().endswith(TIFF_SUFFIXES) for p in paths
+        ):
+            import_tifffile()
         # One buffer: a list of a million strings is slow to pickle and is copied by every worker.
         self._paths = np.frombuffer(b"".join(paths), np.uint8)
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
@@ -471,7 +510,8 @@ class FolderSource(_IndexedSource):
 
     def _image(self, index: int) -> LazyImage:
         read = functools.partial(read_bytes, self._path(index), self._decoding.max_bytes)
-        return EncodedImage(read, self.name(index), self._decoding)
+        kind = StackedImage if self._are_arrays else EncodedImage
+        return kind(read, self.name(index), self._decoding)
 
     def _path(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0

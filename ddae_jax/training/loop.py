@@ -2,10 +2,11 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 import resource
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -22,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 # Steps handed to the device before the loop waits for one: enough to hide the host's work.
 _MAX_STEPS_IN_FLIGHT = 2
+# How long a process among several waits for a batch after a stop; schedulers kill after 30 s.
+_PATIENCE_S = 15.0
 
 
 class NonFiniteLoss(RuntimeError):
@@ -43,6 +46,10 @@ class RecurringNonFiniteLoss(NonFiniteLoss):
     exit_status = 70  # what the scripts in launch/ do not start again
 
 
+class ReadingHangs(RuntimeError):
+    """A stop was asked for, and one of several processes waits for a batch that does not come."""
+
+
 class Batches(Protocol):
     """What the loop needs of a data loader (see :class:`ddae_jax.data.pipeline.TrainLoader`)."""
 
@@ -51,9 +58,7 @@ class Batches(Protocol):
 
     def synchronize(self) -> None: ...
 
-    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
-
-    def __next__(self) -> Mapping[str, np.ndarray]: ...
+    def next_unless(self, is_over: Callable[[], bool]) -> Mapping[str, np.ndarray] | None: ...
 
     def get_state(self) -> dict[str, Any]: ...
 
@@ -132,7 +137,7 @@ def train(
     """Takes steps until the plan is fulfilled or a stop is asked for; the last state is saved.
 
     Args:
-        state: to start from.
+        state: to start from; the last one is returned, whose step tells how far it is.
         train_step: compiled for the mesh; donates the state.
         batches: positioned at the state's step.
         put: moves this process's share of a batch onto the devices.
@@ -140,23 +145,23 @@ def train(
         plan: see :class:`Plan`.
         stop: becomes true when the run is to end early.
 
-    Returns:
-        The last state; its step tells whether the plan was fulfilled.
-
     Raises:
         NonFiniteLoss: naming the step, the metrics and the last good checkpoint.
         CheckpointError: if a checkpoint cannot be written.
+        Exception: what reading a batch raises, after the last finished step was saved, or with
+            several processes at once, as all of them have to save.
     """
-    step = saved_step = int(state.step)
+    step = saved_step = recorded_step = int(state.step)
     meter = _Meter(plan.batch_size)
     watch = _HealthWatch(checkpoints, plan.most_skipped)
+    measure = functools.partial(_measured, plan=plan, batches=batches, watch=watch, meter=meter)
     any_process = AnyProcess(put, delay=_MAX_STEPS_IN_FLIGHT)
     in_flight = collections.deque()
-    is_stopping = any_process(bool(stop))
+    is_stopping, failure = any_process(bool(stop)), None
 
     while step < plan.total_steps and not is_stopping:
         with meter.waiting():
-            batch = _next_batch(batches, stop)
+            batch, failure = _next_batch(batches, stop)
         if batch is None:
             break
         batch = put(batch)
@@ -174,13 +179,7 @@ def train(
         is_stopping = any_process(bool(stop))
         due = plan.due(step)
         is_recorded = due or step % plan.log_every_steps == 0 or is_last or is_stopping
-        values = None
-        if is_recorded:
-            batches.synchronize()
-            values = watch.check() | meter.read() | plan.progress(step) | peak_memory()
-            values["corrupt_images"] = float(batches.corrupt_count)
-            for cause, count in batches.corrupt_causes.items():
-                values[f"corrupt_images/{cause}"] = float(count)
+        values = measure(step) if is_recorded else None
         with meter.paused():
             # Saving comes first: what is saved is not lost while something else takes its time.
             if step % plan.save_every_steps == 0 or is_last or is_stopping:
@@ -192,11 +191,19 @@ def train(
                 values |= found
         if is_recorded:
             plan.on_record(step, values)
+            recorded_step = step
 
     if saved_step != step:
+        values = measure(step) if recorded_step != step and failure is None else None
         watch.check()
-        checkpoints.save(state, step, plan.to_resume(batches, None))
+        checkpoints.save(state, step, plan.to_resume(batches, values))
+        if values is not None:
+            plan.on_record(step, values)
     checkpoints.wait()
+    if failure is not None:
+        if step:
+            _log.error("no batch can be read after step %d, which is saved", step)
+        raise failure
     return state
 
 
@@ -225,15 +232,56 @@ def make_up(
         plan.on_record(step, plan.progress(step) | values)
 
 
-def _next_batch(batches: Batches, stop: StopRequest) -> Mapping[str, np.ndarray] | None:
-    """The next one; None if it cannot be read because what reads was stopped too."""
+def _next_batch(
+    batches: Batches, stop: StopRequest
+) -> tuple[Mapping[str, np.ndarray] | None, Exception | None]:
+    """The next one; None after a stop that it does not come before, or why it cannot be read.
+
+    Where there are other processes, errors are raised, and the batch is waited for after a stop
+    too, since all of them stop at the same step; but not for ever.
+    """
+    asked_at = None
+
+    def is_over() -> bool:
+        nonlocal asked_at
+        if stop and jax.process_count() > 1:
+            asked_at = asked_at or time.monotonic()
+            return time.monotonic() - asked_at > _PATIENCE_S
+        return bool(stop)
+
     try:
-        return dict(next(batches))
-    except RuntimeError as error:
-        if not stop or jax.process_count() > 1:
+        batch = batches.next_unless(is_over)
+    except Exception as error:
+        if jax.process_count() > 1:
             raise
+        if not stop:
+            return None, error
         _log.warning("reading ended before this process did: %s", error)
-        return None
+        return None, None
+    if batch is not None:
+        return dict(batch), None
+    if jax.process_count() > 1:
+        raise ReadingHangs(
+            f"a stop was asked for, and no batch has come for {_PATIENCE_S:.0f} s since: reading "
+            "hangs in this process, without which the others can neither go on nor save. The same "
+            "command continues from the latest checkpoint"
+        )
+    return None, None
+
+
+def _measured(
+    step: int, plan: Plan, batches: Batches, watch: "_HealthWatch", meter: "_Meter"
+) -> dict[str, float]:
+    """What is recorded of a step. All processes have to ask.
+
+    Raises what ``batches.synchronize()`` raises, and :class:`NonFiniteLoss`.
+    """
+    batches.synchronize()
+    values = watch.check() | meter.read() | plan.progress(step) | peak_memory()
+    values["corrupt_images"] = float(batches.corrupt_count)
+    for cause, count in batches.corrupt_causes.items():
+        values[f"corrupt_images/{cause}"] = float(count)
+    return values
 
 
 def _act(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import images
+from ddae_jax.data import files, images
+from ddae_jax.data.files import ReadFailed
 from ddae_jax.data.images import CAUSES, CorruptImage
 from ddae_jax.data.sources import make_source
 
@@ -134,8 +135,9 @@ class TestDecoding:
         def fail(path, *_):
             raise OSError(errno.EIO, "Input/output error", path)
 
+        monkeypatch.setattr(files, "_WAITS_S", (0.0,))
         monkeypatch.setattr(os, "open", fail)
-        with pytest.raises(OSError, match=r"Input/output error.*a\.png"):
+        with pytest.raises(ReadFailed, match=r"a\.png cannot be read: Input/output error"):
             source[0]
 
     @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddae_jax.data import pipeline
 from ddae_jax.data.augment import resize_and_center_crop
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import (
@@ -23,6 +24,7 @@ from ddae_jax.data.pipeline import (
     eval_batches,
     log_corrupt,
 )
+from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.sources import ArraySource, make_source
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -324,16 +326,18 @@ class TestBadInput:
         for side in (4, 5):
             Image.new("RGB", (side, 4)).save(tmp_path / f"{side}.png")
         source = make_source("folder", data_dir=str(tmp_path))
-        with pytest.raises(ValueError, match=r"differ in size; choose augment_in='workers'"):
+        with pytest.raises(OddSize, match=r"5\.png is 4 x 5 pixels .* others are 4 x 4"):
             TrainLoader(source, AS_IS, batch_size=2, seed=0)
 
-    def test_image_of_another_size_than_the_source_promises_is_named(self, tmp_path):
+    def test_image_of_another_size_that_nobody_has_seen_is_named(self, tmp_path, monkeypatch):
         for name, side in (("a", 4), ("b", 5)):
             Image.new("RGB", (side, 4)).save(tmp_path / f"{name}.png")
         source = make_source("folder", data_dir=str(tmp_path))
-        source.image_size = (4, 4)
-        with pytest.raises(ValueError, match=r"b\.png is \(4, 5\)"):
+        monkeypatch.setattr(pipeline, "one_size", lambda source: (4, 4))
+        expected = r"b\.png is 4 x 5 pixels .* others are 4 x 4.*workers"
+        with pytest.raises(OddSize, match=expected) as raised:
             batches_of(source, 1, augmentation=AS_IS)
+        assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
     @pytest.mark.parametrize(
         ("batch_size", "limit", "message"), [(3, None, "batch_size=3"), (4, 0, "limit=0")]

@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 import tiny
+from ddae_jax.data import workers
+from ddae_jax.data.workers import WorkerLost, check_shared_memory, explained
 
 PROGRAM = """
 import signal, sys
 import numpy as np
+from ddae_jax.data import waiting
 from ddae_jax.data.pipeline import Augmentation, TrainLoader
 from ddae_jax.data.sources import make_source
 
 if __name__ == "__main__":
+    waiting._CLOSE_S = 2.0  # where users may wait longer
     signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
     signal.signal(signal.SIGINT, lambda *_: print("asked", flush=True))
     source = make_source("digits", channels=1)
@@ -27,7 +31,10 @@ if __name__ == "__main__":
             loader.close()
             print("closed", flush=True)
         else:
-            print("read", next(loader)["label"].sum(), flush=True)
+            try:
+                print("read", next(loader)["label"].sum(), flush=True)
+            except Exception as error:
+                print(f"{type(error).__name__}: {error}", flush=True)
 """
 
 
@@ -75,6 +82,17 @@ def ask(process, line="read"):
     return process.stdout.readline().split()[0]
 
 
+def ask_until_it_fails(process):
+    """What a process says that could not read any more."""
+    for _ in range(30):  # more than had been read ahead
+        process.stdin.write("read\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line.startswith("read"):
+            return line
+    raise AssertionError("it still reads")
+
+
 def workers_of(process):
     """The two that read; a third child keeps account of shared memory."""
     assert ask(process) == "read"
@@ -106,3 +124,93 @@ def test_where_the_parent_is_killed_they_end_too(reader):
     reader.kill()
     reader.wait()
     wait_until_gone(workers, timeout_s=10)
+
+
+def both_readers_of(process):
+    """Those that have started and read: one that is killed before is another matter."""
+    assert [ask(process) for _ in range(4)] == ["read"] * 4
+    return [
+        pid
+        for pid in workers_of(process)
+        if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_one_that_is_killed_is_told_with_its_likely_cause(reader):
+    for pid in both_readers_of(reader):
+        os.kill(pid, signal.SIGKILL)
+    told = ask_until_it_fails(reader)
+    assert told.startswith("WorkerLost: a process that reads images (data.num_workers=2) was kill")
+    assert ask(reader, "close") == "closed"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "told"),
+    [
+        (-9, "(data.num_workers=2) was killed. Mostly the system does so where memory is short"),
+        (-7, "was ended by SIGBUS: no shared memory was left (/dev/shm has"),
+        (-11, "was ended by signal 11 (Segmentation fault); with data.num_workers=0 the images"),
+        (1, "ended with status 1; what it wrote stands above"),
+    ],
+)
+def test_how_one_ended_is_told_with_what_to_do(exit_code, told):
+    error = RuntimeError(
+        f"Worker process was terminated unexpectedly with exit code {exit_code}. Search the logs"
+    )
+    found = explained(error, num_workers=2)
+    assert isinstance(found, WorkerLost)
+    assert f"a process that reads images {told}" in str(found)
+
+
+def test_one_that_hangs_does_not_keep_its_loader_open(reader):
+    for pid in both_readers_of(reader):
+        os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    assert ask(reader, "close") == "closed"
+    assert time.monotonic() - started < 15
+
+
+def sizes(monkeypatch, total_mib, free_mib):
+    sizes = (None, 0) if total_mib is None else (total_mib * 2**20, free_mib * 2**20)
+    monkeypatch.setattr(workers, "_size_of", lambda folder: sizes)
+
+
+BATCH = 256 * 224 * 224 * 3  # bytes: 37 MiB, of which four lie ready for each worker
+
+
+def test_shared_memory_that_can_not_suffice_is_refused_with_what_to_do(monkeypatch):
+    sizes(monkeypatch, 64, 64)  # Docker's own
+    with pytest.raises(ValueError, match="data.num_workers=2 need 294 MiB") as raised:
+        check_shared_memory(2, BATCH)
+    assert str(raised.value) == (
+        "data.num_workers=2 need 294 MiB of shared memory for the batches that lie ready, and "
+        "/dev/shm has 64 MiB, of which 64 MiB are free. In a container give it more, as by docker "
+        "run --shm-size=8g, or on Kubernetes by an emptyDir with medium: Memory at /dev/shm; or "
+        "lower data.num_workers, of which 0 needs none"
+    )
+
+
+def test_shared_memory_that_others_take_is_warned_of(monkeypatch):
+    sizes(monkeypatch, 1000, 100)
+    assert "/dev/shm has 1,000 MiB, of which 100 MiB are free" in check_shared_memory(2, BATCH)
+
+
+@pytest.mark.parametrize("case", [(0, 64, 64), (2, 295, 295), (2, None, None)])
+def test_shared_memory_that_suffices_or_is_not_asked_for_is_no_matter(case, monkeypatch):
+    num_workers, total, free = case
+    sizes(monkeypatch, total, free)
+    assert check_shared_memory(num_workers, BATCH) is None
+
+
+def test_a_full_shared_memory_is_not_taken_for_a_full_disk():
+    full = explained(OSError(28, "No space left on device"), num_workers=2)
+    assert isinstance(full, WorkerLost)
+    assert "no shared memory was left (/dev/shm has" in str(full)
+    assert "--shm-size" in str(full)
+    alone = OSError(28, "No space left on device")
+    assert explained(alone, num_workers=0) is alone
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (ValueError("exit code -9"), RuntimeError("other"), OSError("other")):
+        assert explained(error, num_workers=2) is error

@@ -1,5 +1,8 @@
 import contextlib
+import gc
 import signal
+import time
+import weakref
 
 import pytest
 
@@ -48,6 +51,72 @@ def test_no_handler_of_errors_takes_a_stop_for_one():
 
     with StopRequest() as stop, pytest.raises(Stopped):
         body()
+
+
+def lost_in_the_garbage_collector(body):
+    def callback(phase, info):
+        body()
+
+    gc.callbacks.append(callback)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
+
+
+class LostWhereItGoes:
+    def __init__(self, body):
+        self.body = body
+
+    def __del__(self):
+        self.body()
+
+
+def lost_in_a_weak_reference(body):
+    target = LostWhereItGoes(lambda: None)
+    reference = weakref.ref(target, lambda _: body())
+    del target
+    assert reference() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "where", [lost_in_the_garbage_collector, LostWhereItGoes, lost_in_a_weak_reference]
+)
+def test_a_stop_amid_a_callback_whose_errors_are_forgotten_ends_the_body_still(where, capfd):
+    """JAX is called by the garbage collector; nothing that is raised there reaches the body."""
+    signalled = []
+
+    def once():
+        if not signalled:
+            signalled.append(1)
+            signal.raise_signal(signal.SIGTERM)
+
+    def body():
+        with stop.at_once():
+            where(once)
+            while time.monotonic() < began + 20:
+                time.sleep(0.01)
+
+    began = time.monotonic()
+    with StopRequest() as stop:
+        with pytest.raises(Stopped):
+            body()
+        assert signalled
+        assert stop.received == signal.SIGTERM
+    assert time.monotonic() - began < 10
+    if where is not lost_in_a_weak_reference:  # which nobody can tell from another function
+        assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_after_the_body_nobody_is_reminded():
+    with StopRequest() as stop:
+        with pytest.raises(Stopped), stop.at_once():
+            signal.raise_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while time.monotonic() < began + 1.2:
+            time.sleep(0.01)
+        assert stop._reminder is None
 
 
 def test_handlers_are_put_back():

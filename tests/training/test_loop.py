@@ -50,10 +50,7 @@ class Images:
         self._given = given or {}
         self._before = before
 
-    def __iter__(self):
-        return self
-
-    def __next__(self):
+    def next_unless(self, is_over):
         self.number += 1
         self._before(self.number)
         return {"image": np.full(BATCH, self._given.get(self.number, self.number), np.float32)}
@@ -351,6 +348,43 @@ def test_a_stop_ends_after_the_running_step_and_saves_exactly_there(number, capl
     assert came.checkpoints.saved[number] == (number * (number + 1) / 2, {"number": number})
     assert list(came.checkpoints.saved) == [number]
     assert list(came.records) == [number]
+
+
+class Hanging(Images):
+    """Batches of which one does not come, and a signal meanwhile."""
+
+    def next_unless(self, is_over):
+        if self.number == 5:
+            assert not is_over()
+            signal.raise_signal(signal.SIGTERM)
+            assert is_over()
+            return None
+        return super().next_unless(is_over)
+
+
+@pytest.mark.parametrize(("log", "records"), [(1, [1, 2, 3, 4, 5]), (4, [4, 5]), (100, [5])])
+def test_a_stop_ends_the_wait_for_a_batch_and_the_last_finished_step_is_saved_and_recorded(
+    log, records
+):
+    with StopRequest() as stop:
+        came = run(10, log=log, save=4, images=Hanging(), stop=stop)
+    assert int(came.state.step) == 5
+    assert came.checkpoints.saved[5] == (1 + 2 + 3 + 4 + 5, {"number": 5})
+    assert list(came.records) == records
+    assert came.records[5]["loss"] == 5
+
+
+def test_where_no_batch_can_be_read_the_last_finished_step_is_saved_before_that_is_told(caplog):
+    def before(number):
+        if number == 6:
+            raise OSError("gone")
+
+    checkpoints = Recorder()
+    with pytest.raises(OSError, match="gone"):
+        run(10, log=100, save=4, images=Images(before=before), checkpoints=checkpoints)
+    assert {step: total for step, (total, _) in checkpoints.saved.items()} == {4: 10, 5: 15}
+    assert checkpoints.is_waited_for
+    assert "no batch can be read after step 5, which is saved" in caplog.text
 
 
 def test_a_stop_during_an_action_ends_at_that_step():

@@ -1,0 +1,118 @@
+"""What README and docs tell people to type, read from the Markdown, so that new commands count too.
+
+Installing takes minutes and gigabytes, and so is left out unless it is asked for:
+
+    DDAE_JAX_INSTALL=1 bash launch/test.sh tests/test_docs.py -k installs
+"""
+
+import importlib
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import venv
+
+import pytest
+from packaging.requirements import Requirement
+
+import tiny
+from ddae_jax import command, job
+from ddae_jax.config.checks import check_config
+
+PAGES = [tiny.ROOT / "README.md", *sorted((tiny.ROOT / "docs").glob("*.md"))]
+OF_JOBS = ("pretrain", "finetune", "segment")
+
+
+def commands(page):
+    """The commands of a page, each in one line, of blocks of shell and of code within lines."""
+    text = page.read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    for line in lines:
+        # What a shell takes for a comment; and two commands of a line are two.
+        for part in re.sub(r"(^|\s)#.*", "", line).split("&&"):
+            if part.strip():
+                yield part.strip()
+
+
+def all_that_begin(*words):
+    found = {}
+    for page in PAGES:
+        for line in commands(page):
+            if line.startswith(words):
+                found.setdefault(line, page.name)
+    return [pytest.param(line, id=f"{page}: {line[:60]}") for line, page in found.items()]
+
+
+INSTALLS = all_that_begin("pip install ")
+RUNS = [
+    p for p in all_that_begin("python -m ddae_jax.") if "..." not in p.values[0] and "--" in p.id
+]
+
+
+def test_the_commands_are_found():
+    installs, runs = ([p.values[0] for p in found] for found in (INSTALLS, RUNS))
+    assert {'pip install "jax[cuda13]"', "pip install .", "pip install tifffile"} <= set(installs)
+    assert 'pip install "jax[tpu]" -r requirements.txt' in installs
+    assert len(runs) > 15
+    assert "python -m ddae_jax.evaluate --workdir=runs/digits --task=knn" in runs
+
+
+@pytest.mark.parametrize("line", INSTALLS)
+def test_what_is_to_be_installed_is_there_by_its_name(line):
+    """As far as this can be seen without a network."""
+    rest = shlex.split(line)[2:]
+    while rest:
+        word = rest.pop(0)
+        if word == "-r":
+            assert (tiny.ROOT / rest.pop(0)).is_file()
+        elif word != ".":
+            requirement = Requirement(word)
+            found = importlib.metadata.metadata(requirement.name)
+            assert requirement.extras <= set(found.get_all("Provides-Extra") or ())
+
+
+@pytest.mark.skipif(not os.environ.get("DDAE_JAX_INSTALL"), reason="DDAE_JAX_INSTALL is not set")
+@pytest.mark.parametrize("line", INSTALLS)
+def test_installs_in_an_empty_environment_as_it_stands_there(line, tmp_path):
+    ignored = shutil.ignore_patterns(".*", "runs", "*.egg-info", "build", "__pycache__")
+    clone = shutil.copytree(tiny.ROOT, tmp_path / "clone", ignore=ignored)
+    venv.create(tmp_path / "venv", with_pip=True)
+    path = f"{tmp_path / 'venv' / 'bin'}:{os.environ['PATH']}"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        ["bash", "-ec", f"{line}\npip check\npip list --format=freeze"],
+        cwd=clone,
+        env=environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if line == "pip install .":
+        used = [tmp_path / "venv" / "bin" / "python", "-c", "import ddae_jax; print(ddae_jax)"]
+        printed = subprocess.run(used, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert str(tmp_path / "venv") in printed.stdout
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_every_option_and_key_is_known(line, monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    name, *arguments = shlex.split(line)[2:]
+    name = name.removeprefix("ddae_jax.")
+    module = importlib.import_module(f"ddae_jax.{name}")
+    if name in ("evaluate", "export"):
+        command.parse_flags(arguments, name, module._define_flags)
+        return
+    define = job._define_flags if name in OF_JOBS else module._define_flags
+    stands_for_any = re.search(r"--config=[A-Z]+(?= |$)", line)
+    arguments = [a for a in arguments if not stands_for_any or a != stands_for_any[0]]
+    arguments += ["--config=configs/digits.py"] if stands_for_any else []
+    missing = [a for a in ("--workdir=x",) if name in OF_JOBS and "--workdir" not in line]
+    flags, _ = command.read_config_flags([*arguments, *missing], name, define, None)
+    if name != "pixel_statistics":  # whose config has no mean yet
+        check_config(flags.config)
