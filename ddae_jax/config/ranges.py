@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ddae_jax.config.keys import DEFAULTS_VERSION, TUPLES, defaults_by_key, flatten
 from ddae_jax.config.values import check_keys, on_command_line, type_in_words
 from ddae_jax.data.images import PILLOW_MAX_PIXELS
+from ddae_jax.data.view import INTERPOLATIONS
 from ddae_jax.hints import did_you_mean
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
@@ -34,7 +35,9 @@ CHOICES = {
     "data.source": ("digits", "tfds", "folder"),
     "data.augment_in": ("workers", "device"),
     "data.channels": (1, 3),
-    "evaluation.pool": ("mean", "class_token"),
+    "evaluation.pool": ("mean", "class_token", "normed_mean"),
+    "evaluation.crop_mode": ("center", "squash"),
+    "evaluation.interpolation": INTERPOLATIONS,
     "evaluation.encoder": ("student", "teacher"),
     "init_encoder": ("student", "teacher"),
     "model.pool": ("mean", "class_token"),
@@ -130,6 +133,7 @@ RANGES = {
     "log.figures_every_epochs": (0, math.inf),
     "evaluation.every_epochs": (0, math.inf),
     "evaluation.knn_every_epochs": (0, math.inf),
+    "evaluation.crop_share": (0, 1),
     "evaluation.k": (1, _MANY),
     "evaluation.temperature": (0, 1000),
     "evaluation.batch_size": (1, 10**6),

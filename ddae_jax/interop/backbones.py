@@ -24,6 +24,14 @@ from ddae_jax.interop.encoders import (
     timm_encoder,
     transformers_encoder,
 )
+from ddae_jax.interop.preprocessing import (
+    OWN_KEY,
+    Preprocessing,
+    pool_of_timm,
+    pool_of_transformers,
+    preprocessing_of_timm,
+    preprocessing_of_transformers,
+)
 from ddae_jax.interop.weights import find_weights, read_weights
 
 
@@ -35,12 +43,16 @@ class Backbone(NamedTuple):
         params: of that encoder.
         mean, std: of each channel, of pixel values in [0, 1], that it was trained on; None if
             not known, as of a file of weights alone.
+        pool: how its features are pooled, as a word of ``evaluation.pool``; None if not known.
+        preprocessing: how images are cut to its size; None if not known.
     """
 
     options: dict[str, Any]
     params: Tree
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    pool: str | None = None
+    preprocessing: Preprocessing | None = None
 
 
 _HEADS_OF_TIMM = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
@@ -111,7 +123,9 @@ def _from_file(path: pathlib.Path) -> Backbone:
     options |= {"num_heads": num_heads, "image_size": (side, side)}
     options |= {"activation": "gelu_tanh" if is_of_google else "gelu", "norm_epsilon": 1e-6}
     half = (0.5,) * kernel.shape[2] if is_of_google else None
-    return Backbone(options, params, mean=half, std=half)
+    pool = "class_token" if is_of_google and "class_token" in params else None
+    pool = "normed_mean" if "fc_norm.weight" in weights else pool
+    return Backbone(options, params, mean=half, std=half, pool=pool)
 
 
 def _check_tells_all(path: pathlib.Path, weights: Weights) -> None:
@@ -175,6 +189,9 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], weights: Weights
         params,
         _statistics(trained_on, "mean", where),
         _statistics(trained_on, "std", where),
+    )._replace(
+        pool=pool_of_timm(config, weights),
+        preprocessing=preprocessing_of_timm(trained_on, where),
     )
 
 
@@ -215,6 +232,9 @@ def _from_transformers(
     }
     return _finish(
         options, params, _statistics(seen, "image_mean", file), _statistics(seen, "image_std", file)
+    )._replace(
+        pool=pool_of_transformers(config, weights),
+        preprocessing=preprocessing_of_transformers(seen, config.get(OWN_KEY, {}), file),
     )
 
 

@@ -105,6 +105,7 @@ class Frozen:
         config = self.run.config
         key = key | {"data": to_plain(config.data), "image_size": list(config.model.image_size)}
         key |= {"examples": self.images.fingerprint}
+        key |= {"view": dataclasses.asdict(build.build_view(config))}
         return cached(self.run.workdir.features, key, compute)
 
 
