@@ -50,10 +50,11 @@ def take_over(
     check_config(config)
 
 
-def take_over_evaluation(config: ConfigDict, given: Container[str]) -> None:
-    """Takes over how ``init_from`` is shown images and read: their size, the cutting, the pool.
+def take_over_all(config: ConfigDict, given: Container[str]) -> None:
+    """Takes over what :func:`take_over` does, and how ``init_from`` is shown images and read.
 
-    What the command line gives counts more; where that is something else, it is said in a warning.
+    That is the size of the images, how they are cut to it, and how features are pooled. What the
+    command line gives counts more; where that is something else, it is said in a warning.
 
     Args:
         config: of imported weights; is changed in place.
@@ -76,6 +77,7 @@ def take_over_evaluation(config: ConfigDict, given: Container[str]) -> None:
     _log.info("taken over from %s: %s", config.init_from, ", ".join(shown) or "nothing")
     for key in sorted(kept):
         _log.warning("%s=%r is given; %s has %r", key, flat[key], config.init_from, told[key])
+    _adopt(config, learns_positions=False)
     check_config(config)
 
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = _free_folder(flags.out)
         workdir, config = _read_run(flags)
         if flags.decoder:
-            _check_is_whole_mae(workdir, config, flags.format)
+            _check_has_decoder(config, flags.format, is_imported(workdir, config))
             exported, step = _export_mae(workdir, config, flags.step)
         else:
             exported, step = _export_encoder(workdir, config, flags.format, flags.step)
@@ -119,26 +119,30 @@ def backbone_of(encoder: ViT, params: PyTree, config: ConfigDict) -> Backbone:
     )
 
 
-def _check_is_whole_mae(workdir: Workdir, config: ConfigDict, library: str) -> None:
-    """Raises ``ValueError`` if a run has no decoder that ``ViTMAEForPreTraining`` can be."""
+def _check_has_decoder(config: ConfigDict, library: str, imported: bool) -> None:
+    """Raises ``ValueError`` if a run has no decoder that ``ViTMAEForPreTraining`` can have."""
     model, decoder = config.model, config.decoder
     fades_out = has_momentum_encoder(config) and config.targets.pixel_fade == 1
-    reasons = {
-        f"--format={library}: timm has no network with one": library != "transformers",
-        "the weights were imported, without one": is_imported(workdir, config),
-        f"model.encoder_input={model.encoder_input!r}: the run has none": model.encoder_input
-        != "visible",
-        f"decoder.kind={decoder.kind!r}: transformers has none of that kind": decoder.kind
-        != "self",
-        "the run's predicts no pixels": not predicts_pixels(config),
-        "targets.pixel_fade=1: the run's went on without pixels": fades_out,
-        "--encoder=teacher: the teacher has none": config.evaluation.encoder != "student",
-    }
-    for reason, holds in reasons.items():
+    reasons = (
+        (library != "transformers", f"--format={library} has no network with one"),
+        (imported, "weights that were imported come without one"),
+        (
+            model.encoder_input != "visible",
+            f"the run has none (model.encoder_input={model.encoder_input!r})",
+        ),
+        (
+            decoder.kind != "self",
+            f"the run's is of a kind that transformers lacks (decoder.kind={decoder.kind!r})",
+        ),
+        (not predicts_pixels(config), "the run's predicts no pixels"),
+        (fades_out, "the run's went on without predicting pixels (targets.pixel_fade=1)"),
+        (config.evaluation.encoder != "student", "it is the student's, not the teacher's"),
+    )
+    for holds, reason in reasons:
         if holds:
             raise ValueError(
-                f"--decoder exports an encoder with MAE's decoder, and {reason}; leave --decoder "
-                "out to export the encoder alone"
+                f"--decoder asks for MAE's decoder, but {reason}; without --decoder, the encoder "
+                "is exported alone"
             )
 
 

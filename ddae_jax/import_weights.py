@@ -18,7 +18,7 @@ import jax
 from absl import flags as absl_flags
 
 from ddae_jax import command, devices, job
-from ddae_jax.beginning import start_params, take_over, take_over_evaluation
+from ddae_jax.beginning import start_params, take_over_all
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.keys import flatten
@@ -47,16 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         workdir.check_is_a_run_or_empty()
         if workdir.has_checkpoint():
             raise ValueError(f"--workdir={workdir.path} holds a run already; give another")
-        trained_size = tuple(load_pretrained(config.init_from).module.image_size)
-        if "model.image_size" not in given:
-            config.model.image_size = trained_size
-        take_over(config, None)
-        take_over_evaluation(config, given)
+        take_over_all(config, given)
         # Published weights are of photographs, where nothing else is known.
         config.evaluation.crop_share = config.evaluation.crop_share or USUAL_SHARE
         imported = start_params(config)
         workdir.claim()
-        workdir.write_trained_size(trained_size)
+        workdir.write_trained_size(load_pretrained(config.init_from).module.image_size)
         # What weights need not have, such as a mask token, is fresh.
         params = untrained_encoder_params(config) | imported
         workdir.write_config(to_plain(config))

@@ -128,12 +128,16 @@ def preprocessing_of_transformers(
     if size is None or shown is None or kernel is None:
         _log.warning("%s does not tell how images are resized and cropped", where)
         return None
-    # Rounded down, so that dividing by it gives the whole number of pixels again.
-    shares = (part / whole for part, whole in zip(shown[1], size[1], strict=True))
-    share = math.floor(1e6 * min(shares)) / 1e6
+    share = min(_share(*sides) for sides in zip(shown[1], size[1], strict=True))
     if share > 1:
         share = _usual("crop_size", told["crop_size"], 1.0, "up to its size", where)
     return Preprocessing(share, "center" if size[0] else "squash", kernel)
+
+
+def _share(shown: int, resized: int) -> float:
+    """Divides pixels, rounded down so that ``shown // share`` is the whole number again."""
+    share = math.floor(1e6 * shown / resized) / 1e6
+    return share if math.floor(shown / share) >= resized else round(share - 1e-6, 6)
 
 
 def _sides(size: Any, may_be_shorter_side: bool) -> tuple[bool, tuple[int, int]] | None:
