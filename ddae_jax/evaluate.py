@@ -66,6 +66,8 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     of_the_run("integer", "k", "Neighbours that vote (knn).")
     of_the_run("float", "temperature", "Of their votes; 0 for equal ones (knn).")
     of_the_run("integer", "batch_size", "Images encoded at a time.")
+    whose = "Of the computation (default: model.dtype of the run)."
+    define("enum", "dtype", None, CHOICES["model.dtype"], whose)
     define("integer", "limit", 0, "At most so many images of each set, spread evenly; 0 for all.")
     define("string", "out", None, "File that features are written to: .npz or .parquet (embed).")
     define("string", "images", None, "Folder of images, instead of the run's data (embed).")

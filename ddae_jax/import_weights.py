@@ -28,7 +28,7 @@ from ddae_jax.pretrained import load_pretrained
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.workdir import Workdir
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ddae_jax.import_weights")  # by python -m, __name__ is another
 
 
 def main(argv: Sequence[str] | None = None) -> int:

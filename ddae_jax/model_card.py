@@ -301,10 +301,10 @@ def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
         told += ". The pooler's output was not trained"
     if subject.network == "Beit":
         told += ". Needs timm 1.0.31 or newer"
-    return (
-        f"{told}. `ddae_jax.evaluate --task=embed` gives the same features of the same images, in "
-        f"{config.model.dtype}."
-    )
+    told += ". `ddae_jax.evaluate --task=embed` gives the same features of the same images"
+    if config.model.dtype != "float32":
+        told += f", in {config.model.dtype} unless `--dtype=float32` is given"
+    return f"{told}."
 
 
 def _is_pooled_by_beit(subject: Subject, pool: str) -> bool:

@@ -11,7 +11,7 @@ import golden_arrays
 import tiny
 from ddae_jax import beginning, evaluate, export, import_weights, pretrain
 from ddae_jax.command import CommandEnded
-from ddae_jax.config import from_plain
+from ddae_jax.config import finetune_defaults, from_plain
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.models import vit
 from ddae_jax.pretrained import load_pretrained
@@ -155,6 +155,23 @@ def test_what_is_given_counts_more_than_the_weights_and_the_card_says_it(size, t
         f"for {2 * height} x {width} pixels, without any training."
         in (out / "README.md").read_text()
     )
+
+
+def test_other_jobs_say_what_they_have_otherwise_than_the_encoder(caplog):
+    config = finetune_defaults()
+    config.init_from, config.model.image_size = str(WEIGHTS), (24, 16)
+    with caplog.at_level("INFO"):
+        beginning.take_over(config, None)
+    assert config.model.image_size == (24, 16)
+    assert "model.image_size=(24, 16), and the encoder in" in caplog.text
+    assert "was trained on images of (16, 16): its positions are resized" in caplog.text
+    assert "model.pool='mean' is what is fine-tuned; the encoder in" in caplog.text
+    caplog.clear()
+    config.model.image_size, config.model.pool = (0, 0), "class_token"
+    with caplog.at_level("INFO"):
+        beginning.take_over(config, None)
+    assert config.model.image_size == (16, 16)
+    assert not caplog.text
 
 
 def test_of_weights_that_do_not_tell_how_images_are_cut_the_usual_is_taken(tmp_path, monkeypatch):
