@@ -264,17 +264,18 @@ def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:
             ", but for images that have the input's size already: of them it shows all, and they "
             "need no more than the normalisation"
         )
-    told += ". What is transparent is white to it. "
+    told += ". What is transparent counts as white there. "
     if subject.library == "timm":
         return told + "timm's transform here does it all."
     if shown.crop_mode == "center" and height != width:
         return told + "The processor here cannot cut images, and is given what is cut."
+    told += "The code below cuts images itself. "
     if shown.crop_mode == "center":
         told += (
-            "Without the cutting below, the processor here begins a pixel earlier in images of "
-            "some shapes, as it rounds half a pixel otherwise. "
+            "The processor alone begins a pixel earlier in images of some shapes, as it rounds "
+            "half a pixel otherwise. "
         )
-    return told + "With torchvision it resizes by other code, which rounds a little otherwise."
+    return told + "With torchvision, the processor resizes by other code, which rounds otherwise."
 
 
 def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
