@@ -1,102 +1,111 @@
-"""Features of photographs: what timm and transformers compute with an exported run, and what we do.
+"""Features of photographs: what the code in an exported card computes, and what evaluation does.
 
     python -m benchmarks.exported_features NAME WORKDIR PHOTOS [NUM_PHOTOS]
 
-Exports the encoder of WORKDIR for both libraries, loads it with their own functions, and compares
-the tokens after the last block of the first photographs below PHOTOS, cropped to the encoder's
-size; all in float32. Adds NAME to benchmarks/results/exported_features.json. Needs torch, timm and
-transformers.
+Takes the features of the first photographs in PHOTOS by ``ddae_jax.evaluate --task=embed``, exports
+the encoder of WORKDIR for both libraries, runs the code in each card on the same files, and
+compares: all in float32, and evaluation in the run's own type too. Adds NAME to
+benchmarks/results/exported_features.json. Needs torch, timm and transformers.
 """
 
-import json
+import contextlib
 import pathlib
+import shutil
 import sys
 import tempfile
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from benchmarks.downstream import backbone
-from benchmarks.environment import RESULTS, store
-from ddae_jax import export
+from benchmarks.downstream import recorded
+from benchmarks.environment import store
+from ddae_jax import evaluate, export
 from ddae_jax.config import from_plain
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source
-from ddae_jax.networks import build_encoder, build_normalize
-from ddae_jax.pretrained import restore_encoder
-from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 
-PACKAGES = ("torch", "timm", "transformers")
+PACKAGES = ("torch", "timm", "transformers", "pillow")
+LIBRARIES = ("timm", "transformers")
 
 
 def main(name: str, workdir: str, photos: str, count: str = "16") -> None:
     """Measures and stores."""
     config = from_plain(Workdir(workdir).read_config())
-    config.model.dtype = "float32"
-    images = photographs(config, photos, int(count))
-    ours = our_tokens(config, Workdir(workdir), images)
-    found = {"run": backbone(workdir), "image_size": config.model.image_size, "photographs": count}
-    for library, tokens_of in (("timm", timm_tokens), ("transformers", transformers_tokens)):
-        with tempfile.TemporaryDirectory() as folder:
-            out = f"{folder}/exported"
-            export.main([f"--workdir={workdir}", f"--format={library}", f"--out={out}"])
-            theirs = tokens_of(out, images)
-        found[library] = {
-            "largest_difference": float(np.abs(theirs - ours).max()),
-            "largest_feature": float(np.abs(ours).max()),
-            "mean_feature": float(np.abs(ours).mean()),
+    found = {
+        "encoder": f"ViT-{config.model.size}/{config.model.patch_size}",
+        "image_size": config.model.image_size,
+        "evaluation": {
+            key: config.evaluation[key]
+            for key in ("pool", "crop_share", "crop_mode", "interpolation")
+        },
+        "photographs": int(count),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        files = copied(photos, int(count), pathlib.Path(folder, "photos"))
+        wanted = {
+            dtype: embedded(workdir, files, dtype) for dtype in ("float32", config.model.dtype)
         }
-        print(name, library, found[library])
-    path = RESULTS / "exported_features.json"
-    known = json.loads(path.read_text())["runs"] if path.is_file() else {}
+        for library in LIBRARIES:
+            out = pathlib.Path(folder, library)
+            export.main([f"--workdir={workdir}", f"--format={library}", f"--out={out}"])
+            followed = follow(out, sorted(files.iterdir()))
+            found[library] = {
+                dtype: compared(followed, features) for dtype, features in wanted.items()
+            }
+            print(name, library, found[library])
+    known = {key: run for key, run in recorded("exported_features").items() if "encoder" in run}
     print(store("exported_features", {"runs": known | {name: found}}, PACKAGES))
 
 
-def photographs(config: ConfigDict, folder: str, count: int) -> np.ndarray:
-    """Normalised pixels, (images, height, width, channels), as evaluation sees them."""
-    source = make_source("folder", data_dir=folder, split="train", channels=config.data.channels)
-    size = tuple(config.model.image_size)
-    batches = eval_batches(source, image_size=size, batch_size=count, limit=count)
-    return np.asarray(build_normalize(config)(next(iter(batches))["image"]))
+def copied(photos: str, count: int, folder: pathlib.Path) -> pathlib.Path:
+    """Copies so many photographs, spread evenly, to a folder of their own."""
+    folder.mkdir()
+    source = make_source("folder", data_dir=photos, split="train", channels=3)
+    for batch in eval_batches(source, image_size=(8, 8), batch_size=count, limit=count):
+        for index in batch["index"]:
+            shutil.copy(source.name(int(index)), folder)
+    return folder
 
 
-def our_tokens(config: ConfigDict, workdir: Workdir, images: np.ndarray) -> np.ndarray:
-    """Tokens after the final norm."""
-    params, _, _ = restore_encoder(workdir, config, make_mesh())
-    encode = jax.jit(lambda params, x: build_encoder(config).apply({"params": params}, x).tokens[0])
-    with jax.default_matmul_precision("float32"):
-        return np.asarray(encode(params, jnp.asarray(images)))
+def embedded(workdir: str, files: pathlib.Path, dtype: str) -> np.ndarray:
+    """Computes the features that evaluation has, in the order of the files' names."""
+    out = files.parent / f"{dtype}.npz"
+    evaluate.main(
+        [
+            f"--workdir={workdir}",
+            "--task=embed",
+            f"--images={files}",
+            f"--dtype={dtype}",
+            f"--out={out}",
+            "--batch_size=16",
+        ]
+    )
+    with np.load(out) as stored:
+        return stored["features"][np.argsort(stored["names"])]
 
 
-def timm_tokens(folder: str, images: np.ndarray) -> np.ndarray:
-    """What ``timm.create_model`` makes of them."""
-    import timm
+def follow(folder: pathlib.Path, files: list[pathlib.Path]) -> np.ndarray:
+    """Runs the code in a folder's card on each file."""
     import torch
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    with torch.no_grad():
-        return model.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("\n```")[0]
+    features = []
+    for file in files:
+        scope = {}
+        with contextlib.chdir(folder.parent), torch.no_grad():
+            exec(code.replace("photo.jpg", str(file)), scope)
+        features.append(scope["features"][0].numpy())
+    return np.stack(features)
 
 
-def transformers_tokens(folder: str, images: np.ndarray) -> np.ndarray:
-    """What ``AutoModel`` makes of them; nothing hidden, in the order of the grid."""
-    import torch
-    import transformers
-
-    kind = json.loads(pathlib.Path(folder, "config.json").read_text())["model_type"]
-    options = {"mask_ratio": 0.0} if kind == "vit_mae" else {"add_pooling_layer": False}
-    options = {} if kind == "beit" else options
-    model = transformers.AutoModel.from_pretrained(folder, **options).eval()
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    arguments = {}
-    if kind == "vit_mae":
-        num_patches = (images.shape[1] // model.config.patch_size) ** 2
-        arguments["noise"] = torch.arange(float(num_patches)).expand(len(images), num_patches)
-    with torch.no_grad():
-        return model(pixels, **arguments).last_hidden_state.numpy()
+def compared(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    """Compares features: the largest difference, and the least cosine of those of an image."""
+    lengths = np.linalg.norm(theirs, axis=1) * np.linalg.norm(ours, axis=1)
+    return {
+        "largest_difference": float(np.abs(theirs - ours).max()),
+        "least_cosine": float(((theirs * ours).sum(axis=1) / lengths).min()),
+        "mean_feature": float(np.abs(ours).mean()),
+    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How a run begins with an encoder that somebody has trained: a run's, or published weights."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -52,11 +52,59 @@ def take_over(
     check_config(config)
 
 
+def take_over_all(config: ConfigDict, given: Container[str]) -> None:
+    """Takes over what :func:`take_over` does, and how ``init_from`` is shown images and read.
+
+    That is the size of the images, how they are cut to it, and how features are pooled. What the
+    command line gives counts more; where that is something else, it is said in a warning.
+
+    Args:
+        config: of imported weights; is changed in place.
+        given: keys that the command line sets.
+
+    Raises as :func:`ddae_jax.pretrained.load_pretrained` does, and ``ValueError`` for keys that
+    contradict each other.
+    """
+    found = load_pretrained(config.init_from)
+    told = {"model.image_size": tuple(found.module.image_size)}
+    told |= {f"evaluation.{name}": value for name, value in found.evaluation.items()}
+    flat = flatten(config)
+    kept = {key for key, value in told.items() if key in given and flat[key] != value}
+    taken = {key: value for key, value in told.items() if key not in given}
+    config.update_from_flattened_dict(taken)
+    shown = [
+        f"{key}={value!r}" + (f" (the config: {flat[key]!r})" if flat[key] != value else "")
+        for key, value in taken.items()
+    ]
+    _log.info("taken over from %s: %s", config.init_from, ", ".join(shown) or "nothing")
+    for key in sorted(kept):
+        _log.warning("%s=%r is given; %s has %r", key, flat[key], config.init_from, told[key])
+    _adopt(config, learns_positions=False)
+    check_config(config)
+
+
 def _adopt(config: ConfigDict, learns_positions: bool) -> None:
     found = load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
     config.model.update(found.model)
-    if not any(config.model.image_size):
-        config.model.image_size = found.module.image_size
+    size, trained = tuple(config.model.image_size), tuple(found.module.image_size)
+    if not any(size):
+        config.model.image_size = trained
+    elif size != trained:
+        _log.info(
+            "model.image_size=%s, and the encoder in %s was trained on images of %s: its positions "
+            "are resized",
+            size,
+            config.init_from,
+            trained,
+        )
+    pool = found.evaluation.get("pool")
+    if "pool" in config.model and pool and pool.replace("normed_", "") != config.model.pool:
+        _log.info(
+            "model.pool=%r is what is fine-tuned; the encoder in %s is read by %r",
+            config.model.pool,
+            config.init_from,
+            pool,
+        )
     if learns_positions and config.model.positions == "sincos":
         config.model.positions = "learned"
     if found.mean is None:

@@ -23,6 +23,7 @@ from ddae_jax.data.pipeline import (
     eval_batches,
 )
 from ddae_jax.data.sources import Source, in_memory, make_source
+from ddae_jax.data.view import USUAL_SHARE, View
 from ddae_jax.evaluation.classify import LabelledImages, Predict
 from ddae_jax.evaluation.features import Encode, make_encode
 from ddae_jax.evaluation.knn import knn_predict
@@ -267,7 +268,24 @@ def build_eval_batches(
         process_count=jax.process_count(),
         limit=limit,
         num_threads=config.data.num_threads or None,
+        view=build_view(config),
     )
+
+
+def build_view(config: ConfigDict) -> View:
+    """Builds what evaluation shows of an image."""
+    options = config.evaluation
+    return View(options.crop_share, options.interpolation, options.crop_mode)
+
+
+def settle_crop_share(config: ConfigDict, source: Source) -> None:
+    """Sets the share of images that evaluation shows, where the config leaves it to the images.
+
+    One share for all images is what other libraries can be told, too.
+    """
+    if not config.evaluation.crop_share:
+        is_uncut = source.image_size == tuple(config.model.image_size)
+        config.evaluation.crop_share = 1.0 if is_uncut else USUAL_SHARE
 
 
 def build_labelled_images(

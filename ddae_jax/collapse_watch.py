@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ddae_jax.build import build_view
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation.collapse import make_collapse_metrics
@@ -238,5 +239,6 @@ def sample_images(source: Source, config: ConfigDict, count: int) -> np.ndarray:
 
     They are the same in all processes: ``uint8 [images, height, width, channels]``.
     """
-    batch = next(eval_batches(source, tuple(config.model.image_size), count, limit=count))
+    size = tuple(config.model.image_size)
+    batch = next(eval_batches(source, size, count, limit=count, view=build_view(config)))
     return batch["image"][batch["valid"]]

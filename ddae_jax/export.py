@@ -4,12 +4,14 @@
     python -m ddae_jax.export --workdir=runs/mae --format=transformers --out=exported
 
 The folder holds weights, architecture, pixel statistics, and a card that says how it was trained
-and how it is loaded. An encoder that the library cannot compute is refused. Runs that encode
-visible patches and predict pixels are exported to transformers with their decoder. The last line
+and how it is loaded. An encoder that the library cannot compute is refused. --decoder exports runs
+that encode visible patches and predict pixels to transformers with their decoder. The last line
 printed is one JSON object.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -26,6 +28,8 @@ from ddae_jax import build, command, devices
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
+from ddae_jax.config.ranges import CHOICES
+from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.exported import (
     Exported,
@@ -35,6 +39,7 @@ from ddae_jax.interop.exported import (
     export_transformers_mae,
     write_exported,
 )
+from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.model_card import Subject, how_to_load, model_card
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import ViT
@@ -53,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         devices.start_devices(is_distributed=False)
         out = _free_folder(flags.out)
         workdir, config = _read_run(flags)
-        if _is_whole_mae(config, flags.format) and not is_imported(workdir, config):
+        if flags.decoder:
+            _check_has_decoder(config, flags.format, is_imported(workdir, config))
             exported, step = _export_mae(workdir, config, flags.step)
         else:
             exported, step = _export_encoder(workdir, config, flags.format, flags.step)
@@ -65,9 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             step=step,
             use_class_token=config.model.use_class_token,
             is_imported=is_imported(workdir, config),
+            trained_size=workdir.read_trained_size(),
         )
         with _whole_or_not_at_all(out) as folder:
-            write_exported(exported, folder)
+            digest = hashlib.sha256(write_exported(exported, folder).read_bytes()).hexdigest()
+            subject = dataclasses.replace(subject, sha256=digest)
             (folder / "README.md").write_text(model_card(subject, config), encoding="utf-8")
     result = _result(exported, subject, out)
     print(f"{out}: {subject.network} of {result['parameters']:,} parameters, step {step}")
@@ -98,18 +106,44 @@ def backbone_of(encoder: ViT, params: PyTree, config: ConfigDict) -> Backbone:
     if encoder.positions == "sincos":
         options["positions"] = "learned"
         params = params | {"positions": sincos_positions(encoder.grid, encoder.width)}
-    return Backbone(options, params, tuple(config.data.mean), tuple(config.data.std))
-
-
-def _is_whole_mae(config: ConfigDict, library: str) -> bool:
-    has_mae_decoder = config.model.encoder_input == "visible" and config.decoder.kind == "self"
-    return (
-        library == "transformers"
-        and has_mae_decoder
-        and predicts_pixels(config)
-        and not (has_momentum_encoder(config) and config.targets.pixel_fade == 1)
-        and config.evaluation.encoder == "student"
+    shown = config.evaluation
+    return Backbone(
+        options,
+        params,
+        tuple(config.data.mean),
+        tuple(config.data.std),
+        pool=shown.pool,
+        preprocessing=Preprocessing(
+            shown.crop_share or USUAL_SHARE, shown.crop_mode, shown.interpolation
+        ),
     )
+
+
+def _check_has_decoder(config: ConfigDict, library: str, imported: bool) -> None:
+    """Raises ``ValueError`` if a run has no decoder that ``ViTMAEForPreTraining`` can have."""
+    model, decoder = config.model, config.decoder
+    fades_out = has_momentum_encoder(config) and config.targets.pixel_fade == 1
+    reasons = (
+        (library != "transformers", f"--format={library} has no network with one"),
+        (imported, "weights that were imported come without one"),
+        (
+            model.encoder_input != "visible",
+            f"the run has none (model.encoder_input={model.encoder_input!r})",
+        ),
+        (
+            decoder.kind != "self",
+            f"the run's is of a kind that transformers lacks (decoder.kind={decoder.kind!r})",
+        ),
+        (not predicts_pixels(config), "the run's predicts no pixels"),
+        (fades_out, "the run's went on without predicting pixels (targets.pixel_fade=1)"),
+        (config.evaluation.encoder != "student", "it is the student's, not the teacher's"),
+    )
+    for holds, reason in reasons:
+        if holds:
+            raise ValueError(
+                f"--decoder asks for MAE's decoder, but {reason}; without --decoder, the encoder "
+                "is exported alone"
+            )
 
 
 def _export_encoder(
@@ -117,9 +151,7 @@ def _export_encoder(
 ) -> tuple[Exported, int]:
     params, step, _ = restore_encoder(workdir, config, make_mesh(**config.mesh), step)
     backbone = backbone_of(build_encoder(config), params, config)
-    if library == "timm":
-        return export_timm(backbone, config.evaluation.pool), step
-    return export_transformers(backbone), step
+    return (export_timm if library == "timm" else export_transformers)(backbone), step
 
 
 def _export_mae(workdir: Workdir, config: ConfigDict, step: int | None) -> tuple[Exported, int]:
@@ -212,8 +244,9 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     of_the_run = "(default: evaluation.{} of the run)"
     whose = f"Which one {of_the_run.format('encoder')}."
     define("enum", "encoder", ("student", "teacher"), whose)
-    what = f"What timm's network returns {of_the_run.format('pool')}."
-    define("enum", "pool", ("mean", "class_token"), what)
+    what = f"How the card pools, and timm's network {of_the_run.format('pool')}."
+    define("enum", "pool", CHOICES["evaluation.pool"], what)
+    define("bool", "decoder", "Export MAE's decoder and head too, as ViTMAEForPreTraining.")
     define("integer", "step", "Of the checkpoint; the latest by default.")
 
 

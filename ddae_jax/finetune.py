@@ -56,6 +56,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         build.build_source(config, split)
         for split in (config.data.train_split, config.data.test_split)
     )
+    build.settle_crop_share(config, train)
     names = workdir.read_classes() if workdir.has_checkpoint() else None
     if names:
         what = f"the {config.data.train_split!r} split"

@@ -3,9 +3,11 @@
     python -m ddae_jax.import_weights --config=configs/imagenet.py:mae --workdir=runs/mae \\
         --config.init_from=mae_pretrain_vit_base.pth --config.data.data_dir=IMAGENET
 
-``init_from`` is a folder of timm or transformers, or the authors' file. The workdir can be
-evaluated by every task of ddae_jax.evaluate, compared with other runs, exported and fine-tuned; the
-config says on which images. To pretrain further, give the weights as ``--config.init_from`` of
+``init_from`` is a folder of timm or transformers, or the authors' file. It tells the architecture,
+the size of the images, how they are cut and normalised, and how features are pooled, whatever the
+config file has; the log lists it, and --config.KEY=VALUE changes it. The workdir can be evaluated
+by every task of ddae_jax.evaluate, compared with other runs, exported and fine-tuned; the config
+says on which images. To pretrain further, give the weights as ``--config.init_from`` of
 ddae_jax.pretrain instead.
 """
 
@@ -16,22 +18,26 @@ import jax
 from absl import flags as absl_flags
 
 from ddae_jax import command, devices, job
-from ddae_jax.beginning import start_params, take_over
+from ddae_jax.beginning import start_params, take_over_all
 from ddae_jax.config import to_plain
+from ddae_jax.config.checks import check_config
 from ddae_jax.config.keys import flatten
+from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.networks import untrained_encoder_params
+from ddae_jax.pretrained import load_pretrained
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.workdir import Workdir
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ddae_jax.import_weights")  # by python -m, __name__ is another
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with command.bad_input_is_explained():
         usage = f"ddae_jax.import_weights {__doc__}"
-        flags = command.parse_config_flags(argv, usage, _define_flags)
+        flags, given = command.read_config_flags(argv, usage, _define_flags)
         config = flags.config
+        check_config(config)
         devices.start_devices(is_distributed=False)
         if not config.init_from:
             raise ValueError("--config.init_from=WEIGHTS is missing; it says what to import")
@@ -45,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         workdir.check_is_a_run_or_empty()
         if workdir.has_checkpoint():
             raise ValueError(f"--workdir={workdir.path} holds a run already; give another")
-        take_over(config, None)
+        take_over_all(config, given)
+        # Published weights are of photographs, where nothing else is known.
+        config.evaluation.crop_share = config.evaluation.crop_share or USUAL_SHARE
         imported = start_params(config)
         workdir.claim()
+        workdir.write_trained_size(load_pretrained(config.init_from).module.image_size)
         # What weights need not have, such as a mask token, is fresh.
         params = untrained_encoder_params(config) | imported
         workdir.write_config(to_plain(config))

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import FOLDERS, flatten
 from ddae_jax.config.pretraining import ignored_in_pretraining
+from ddae_jax.data.view import USUAL_SHARE
+from ddae_jax.interop.preprocessing import Preprocessing
 
 _VIT = (
     "Dosovitskiy et al. 2021. *An Image is Worth 16x16 Words: Transformers for Image Recognition "
@@ -56,20 +58,23 @@ _OF_THE_COMPUTATION = ("model.attention_form", "model.rematerialization")
 _HOW_TO_LOAD = MappingProxyType(
     {
         "timm": """import timm
-from PIL import Image
+{imports}
 
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
-data = timm.data.resolve_model_data_config(model)
-image = timm.data.create_transform(**data)(Image.open("photo.jpg").convert("{mode}"))
-features = model(image[None])
-tokens = model.forward_features(image[None])""",
-        "transformers": """from PIL import Image
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+{open}
+images = transform(image)[None]
+features = model(images)
+tokens = model.forward_features(images)""",
+        "transformers": """{imports}
 from transformers import AutoImageProcessor, AutoModel
 
 model = AutoModel.from_pretrained("{folder}"{options}).eval()
 processor = AutoImageProcessor.from_pretrained("{folder}")
-images = processor(Image.open("photo.jpg").convert("{mode}"), return_tensors="pt")
-tokens = model(**images).last_hidden_state
+{open}
+{cut}
+images = processor(image, {uncut}, return_tensors="pt")
+{tokens}
 features = {features}""",
     }
 )
@@ -94,10 +99,19 @@ from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{{folder}}"{{options}}).eval()
 {_ARRAYS.strip()}
-tokens = model(pixel_values=images).last_hidden_state
+{{tokens}}
 features = {{features}}""",
     }
 )
+_OPEN = MappingProxyType(
+    {
+        3: """image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")""",
+        1: """photo = Image.open("photo.jpg")
+photo.draft("L", photo.size)  # the brightness, as a JPEG has it
+image = ImageOps.exif_transpose(photo).convert("L")""",
+    }
+)
+"""How a photograph becomes pixels, by the number of their channels."""
 _OPTIONS = MappingProxyType(
     {"ViTModel": ", add_pooling_layer=False", "ViTMAEForPreTraining": ", mask_ratio=0.0"}
 )
@@ -115,6 +129,9 @@ class Subject:
         step: of the checkpoint.
         use_class_token: whether the first token is a class token.
         is_imported: whether the weights are those of others, as they were.
+        trained_size: height and width of the images of imported weights; None if they are those of
+            the config, or not known.
+        sha256: of the file of weights.
     """
 
     library: str
@@ -124,6 +141,8 @@ class Subject:
     step: int
     use_class_token: bool
     is_imported: bool = False
+    trained_size: tuple[int, int] | None = None
+    sha256: str = ""
 
 
 def model_card(subject: Subject, config: ConfigDict) -> str:
@@ -152,13 +171,12 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
         "standard deviation": ", ".join(f"{value:g}" for value in data.std),
         "patch": f"{config.model.patch_size} x {config.model.patch_size} pixels",
     }
+    if subject.sha256:
+        reading["SHA-256 of `model.safetensors`"] = f"`{subject.sha256}`"
     papers = dict.fromkeys((*PAPERS[config.method], *_of_supervision(config), _VIT))
     if subject.is_imported:
         papers = {_VIT: None}
-        training = (
-            f"The weights were imported from `{pathlib.PurePath(config.init_from).name}` and not "
-            "trained further; who made them says how, and under which license they are.",
-        )
+        training = (_how_it_was_imported(subject, config),)
     else:
         if config.init_from:
             rows["began with"] = pathlib.PurePath(config.init_from).name
@@ -227,6 +245,23 @@ def _settings(config: ConfigDict) -> dict[str, str]:
     }
 
 
+def _how_it_was_imported(subject: Subject, config: ConfigDict) -> str:
+    told = (
+        f"The weights were imported from `{pathlib.PurePath(config.init_from).name}` and not "
+        "trained further; who made them says how, and under which license they are."
+    )
+    if subject.trained_size and subject.trained_size != tuple(config.model.image_size):
+        before, now = (
+            f"{height} x {width}"
+            for height, width in (subject.trained_size, config.model.image_size)
+        )
+        told += (
+            f" They were trained on images of {before} pixels; their positions were resized for "
+            f"{now} pixels, without any training."
+        )
+    return told
+
+
 def _of_supervision(config: ConfigDict) -> tuple[str, ...]:
     is_last = config.method == "vqkd" or config.supervision.mode == "last"
     return () if is_last else (_DDAE,)
@@ -234,52 +269,144 @@ def _of_supervision(config: ConfigDict) -> tuple[str, ...]:
 
 def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:
     height, width = config.model.image_size
-    told = (
-        "Evaluation showed it the middle of an image, 87.5 % of the sides, resized with a bicubic "
-        "kernel; images that have the input's size already, uncut, and then they need no more than "
-        "the normalisation. "
-    )
-    if subject.library == "transformers" and height != width:
-        return told + "The processor here stretches whole images instead."
-    return told + "The settings here cut images of any size, those too."
+    resized_height, resized_width = _resized(config)
+    shown = config.evaluation
+    if shown.crop_mode == "squash":
+        told = f"An image is stretched to {resized_height} x {resized_width} pixels"
+    elif resized_height == resized_width:
+        told = f"An image is resized in proportion, its shorter side to {resized_height} pixels"
+    else:
+        told = (
+            "An image is resized in proportion, so that it just covers "
+            f"{resized_height} x {resized_width} pixels"
+        )
+    told += f", with a {shown.interpolation} kernel"
+    if (resized_height, resized_width) != (height, width) or shown.crop_mode == "center":
+        told += f"; shown are the {height} x {width} pixels in the middle"
+    told += ". `ddae_jax.evaluate` shows the same pixels"
+    if not shown.crop_share:
+        told += (
+            ", but for images that have the input's size already: of them it shows all, and they "
+            "need no more than the normalisation"
+        )
+    told += ". What is transparent counts as white there. "
+    if subject.library == "timm":
+        return told + "timm's transform here does it all."
+    if shown.crop_mode == "center" and height != width:
+        return told + "The processor here cannot cut images, and is given what is cut."
+    told += "The code below cuts images itself. "
+    if shown.crop_mode == "center":
+        told += (
+            "The processor alone begins a pixel earlier in images of some shapes, as it rounds "
+            "half a pixel otherwise. "
+        )
+    return told + "With torchvision, the processor resizes by other code, which rounds otherwise."
 
 
 def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
-    mean = config.evaluation.pool == "mean"
-    told = (
-        "Features of the tokens are those of the last block after the final norm; features of the "
-        "image are "
-    )
-    told += "their mean over the patches" if mean else "the class token's"
-    if mean and subject.use_class_token:
+    pool = config.evaluation.pool
+    if pool == "normed_mean":
+        told = (
+            "Features of the tokens are those of the last block before the final norm; features "
+            "of the image are that norm of their mean over the patches"
+        )
+    else:
+        told = (
+            "Features of the tokens are those of the last block after the final norm; features of "
+            "the image are "
+        )
+        told += "the class token's" if pool == "class_token" else "their mean over the patches"
+    if pool != "class_token" and subject.use_class_token:
         told += ", without the class token"
     if subject.network == "ViTMAEForPreTraining":
         told += (
             ". `mask_ratio=0.0` shows the encoder all patches, in random order; with "
             "`AutoModelForPreTraining` decoder and head are there too"
         )
-    elif subject.library == "transformers":
+    elif subject.library == "transformers" and not _is_pooled_by_beit(subject, pool):
         told += ". The pooler's output was not trained"
     if subject.network == "Beit":
         told += ". Needs timm 1.0.31 or newer"
-    return told + "."
+    told += ". `ddae_jax.evaluate --task=embed` gives the same features of the same images"
+    if config.model.dtype != "float32":
+        told += f", in {config.model.dtype} unless `--dtype=float32` is given"
+    return f"{told}."
+
+
+def _is_pooled_by_beit(subject: Subject, pool: str) -> bool:
+    return subject.network == "BeitModel" and pool == "normed_mean"
+
+
+def _resized(config: ConfigDict) -> tuple[int, int]:
+    """Computes what images are resized to before they are cropped, height and width."""
+    shown = config.evaluation
+    share = shown.crop_share or USUAL_SHARE
+    return Preprocessing(share, shown.crop_mode, shown.interpolation).resized(
+        tuple(config.model.image_size)
+    )
+
+
+def _cutting(config: ConfigDict) -> str:
+    """Writes the code that cuts an image as evaluation does."""
+    (height, width), (resized_height, resized_width) = config.model.image_size, _resized(config)
+    shown = config.evaluation
+    kernel = f"Image.Resampling.{shown.interpolation.upper()}"
+    if shown.crop_mode == "squash":
+        lines = [f"width, height = {resized_width}, {resized_height}"]
+    elif resized_height == resized_width:
+        lines = [
+            f"width, height = ({resized_width} * side // min(image.size) for side in image.size)"
+        ]
+    else:
+        lines = [
+            f"scale = min(image.width / {resized_width}, image.height / {resized_height})",
+            "width, height = round(image.width / scale), round(image.height / scale)",
+        ]
+    lines.append(f"image = image.resize((width, height), {kernel})")
+    if shown.crop_mode == "center" or (resized_height, resized_width) != (height, width):
+        lines += [
+            f"left, top = round((width - {width}) / 2), round((height - {height}) / 2)",
+            f"image = image.crop((left, top, left + {width}, top + {height}))",
+        ]
+    return "\n".join(lines)
 
 
 def _how_to_load(subject: Subject, config: ConfigDict) -> str:
-    mean = config.evaluation.pool == "mean"
-    if config.data.channels not in (1, 3):
+    has_photographs = config.data.channels in (1, 3)
+    inputs = "**images" if has_photographs else "pixel_values=images"
+    tokens, features = _tokens_and_features(subject, config.evaluation.pool, inputs)
+    common = {
+        "folder": subject.folder,
+        "options": _OPTIONS.get(subject.network, ""),
+        "tokens": tokens,
+        "features": features,
+    }
+    if not has_photographs:
         return _HOW_TO_LOAD_ARRAYS[subject.library].format(
-            folder=subject.folder,
             channels=config.data.channels,
             sides=", ".join(map(str, config.model.image_size)),
             mean=tuple(config.data.mean),
             std=tuple(config.data.std),
-            options=_OPTIONS.get(subject.network, ""),
-            features="tokens[:, 1:].mean(dim=1)" if mean else "tokens[:, 0]",
+            **common,
         )
+    (height, width), is_center = config.model.image_size, config.evaluation.crop_mode == "center"
+    is_cropped = is_center or _resized(config) != (height, width)
     return _HOW_TO_LOAD[subject.library].format(
-        folder=subject.folder,
-        mode="RGB" if config.data.channels == 3 else "L",
-        options=_OPTIONS.get(subject.network, ""),
-        features="tokens[:, 1:].mean(dim=1)" if mean else "tokens[:, 0]",
+        imports="from PIL import Image, ImageOps",
+        open=_OPEN[config.data.channels],
+        cut=_cutting(config),
+        uncut="do_resize=False" + (", do_center_crop=False" if is_cropped else ""),
+        **common,
     )
+
+
+def _tokens_and_features(subject: Subject, pool: str, inputs: str) -> tuple[str, str]:
+    """Writes the code that gives a network of transformers its inputs, and that which pools."""
+    tokens = f"tokens = model({inputs}).last_hidden_state"
+    features = "tokens[:, 0]" if pool == "class_token" else "tokens[:, 1:].mean(dim=1)"
+    if _is_pooled_by_beit(subject, pool):
+        features = f"model({inputs}).pooler_output"
+    elif pool == "normed_mean":
+        tokens = f"tokens = model({inputs}, output_hidden_states=True).hidden_states[-1]"
+        features = f"model.layernorm({features})"
+    return tokens, features

@@ -39,6 +39,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     source = build.build_source(config, config.data.train_split)  # may take long
     schedule = build.build_schedule(config, len(source))
     check_images_of_statistics(config, len(source))
+    build.settle_crop_share(config, source)
     is_fresh = not workdir.has_checkpoint()
     return job.Parts(
         program=program_of(config, method, schedule),

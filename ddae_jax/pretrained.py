@@ -5,7 +5,7 @@ import contextvars
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from ddae_jax.config.pretraining import has_momentum_encoder
 from ddae_jax.interop.backbones import is_of_others, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.described import Backbone, Told
+from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.interop.weights import files_beside, find_weights
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
@@ -103,6 +104,8 @@ class Pretrained(NamedTuple):
         module: the encoder; its computation is not settled.
         params: its parameters.
         mean, std: of the pixels that it was trained on, a value a channel; None if not known.
+        evaluation: how it is shown images and read, as keys of ``config.evaluation``; those that
+            are not known are left out.
     """
 
     model: dict[str, Any]
@@ -110,6 +113,7 @@ class Pretrained(NamedTuple):
     params: PyTree
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    evaluation: Mapping[str, Any]
 
 
 @functools.lru_cache(maxsize=1)
@@ -144,7 +148,10 @@ def load_pretrained(path: str, encoder: str = "student", told: Told | None = Non
         module = ViT(**found.options)
         channels = found.params["patch_embedding"]["kernel"].shape[0] // module.patch_size**2
         params = _only(found.params, module, channels, place)
-        return Pretrained(_describe(module, place), module, params, found.mean, found.std)
+        shown = found.preprocessing._asdict() if found.preprocessing else {}
+        pool = {"pool": found.pool} if found.pool else {}
+        described = _describe(module, place)
+        return Pretrained(described, module, params, found.mean, found.std, shown | pool)
     if told and told != Told():
         raise ValueError(
             f"init_heads, init_activation and init_part are for somebody's weights; {path} is a "
@@ -156,8 +163,14 @@ def load_pretrained(path: str, encoder: str = "student", told: Told | None = Non
         raise ValueError(f"init_encoder='teacher': the run in {path} has no teacher")
     params = _encoder_of(_restore_part(workdir, _encoder_part(theirs))[0])
     model = {name: theirs.model[name] for name in ARCHITECTURE}
+    shown = {name: theirs.evaluation[name] for name in ("pool", *Preprocessing._fields)}
     return Pretrained(
-        model, build_encoder(theirs), params, tuple(theirs.data.mean), tuple(theirs.data.std)
+        model,
+        build_encoder(theirs),
+        params,
+        tuple(theirs.data.mean),
+        tuple(theirs.data.std),
+        shown,
     )
 
 

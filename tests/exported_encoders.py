@@ -7,6 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddae_jax import export as export_command
+from ddae_jax.config import pretrain_defaults
+from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.exported import (
     MaeDecoder,
@@ -14,6 +16,7 @@ from ddae_jax.interop.exported import (
     export_transformers,
     export_transformers_mae,
 )
+from ddae_jax.model_card import Subject, model_card
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import Features, ViT
@@ -34,8 +37,27 @@ ENCODERS = {
     "transformers_beit": BEIT,
     "transformers_beit_per_block": PER_BLOCK | {"positions": "learned", "has_key_bias": True},
     "transformers_mae": {},
+    "timm_vit_norm_of_mean": {},
+    "timm_beit_norm_of_mean": BEIT,
+    "transformers_vit_norm_of_mean": {},
+    "transformers_beit_norm_of_mean": BEIT,
 }
 """Options beside those of :func:`tiny_encoder`, by the name of what is exported."""
+
+NORM_OF_MEAN = {"pool": "normed_mean"}
+SQUASH = {"crop_mode": "squash"}
+EVALUATION = {
+    "timm_vit_mean_of_all": {"crop_share": 0.8, "interpolation": "bilinear"},
+    "timm_vit_scaled": {"pool": "class_token", "crop_share": 1.0},
+    "timm_vit_normed": SQUASH | {"crop_share": 0.8},
+    "transformers_beit": {"crop_share": 0.9, "interpolation": "bilinear"},
+    "transformers_beit_per_block": {"pool": "class_token", "crop_share": 1.0},
+    "timm_vit_norm_of_mean": NORM_OF_MEAN | {"crop_share": 0.9, "interpolation": "lanczos"},
+    "timm_beit_norm_of_mean": NORM_OF_MEAN,
+    "transformers_vit_norm_of_mean": NORM_OF_MEAN | SQUASH | {"crop_share": 1.0},
+    "transformers_beit_norm_of_mean": NORM_OF_MEAN | SQUASH | {"crop_share": 0.8},
+}
+"""What is not as usual in ``config.evaluation``, by the same names."""
 
 
 def tiny_encoder(**options) -> ViT:
@@ -68,10 +90,24 @@ def random_params(encoder: ViT, channels: int, seed: int = 0, is_masked: bool = 
     return random_like(jax.eval_shape(init, jax.random.key(0), images)["params"], seed)
 
 
-def backbone_of(encoder: ViT, params, channels: int) -> Backbone:
-    """An encoder as it is exported, of pixels with these statistics."""
-    mean, std = ((0.1, 0.2, 0.3), (0.5, 0.4, 0.3)) if channels == 3 else ((0.2,), (0.5,))
-    config = ConfigDict({"data": {"mean": mean, "std": std}})
+def config_of(encoder: ViT, channels: int, **evaluation) -> ConfigDict:
+    """The config of a run that trained an encoder, as far as an export asks for it."""
+    config = pretrain_defaults()
+    config.model.image_size, config.model.patch_size = encoder.image_size, encoder.patch_size
+    config.model.dtype = "float32"
+    is_grey = channels == 1
+    config.data.channels = channels
+    config.data.mean, config.data.std = (
+        ((0.2,), (0.5,)) if is_grey else ((0.1, 0.2, 0.3), (0.5, 0.4, 0.3))
+    )
+    config.evaluation.crop_share = USUAL_SHARE
+    config.evaluation.update(evaluation)
+    return config
+
+
+def backbone_of(encoder: ViT, params, channels: int, **evaluation) -> Backbone:
+    """An encoder as it is exported, of a run with these keys of ``evaluation``."""
+    config = config_of(encoder, channels, **evaluation)
     return export_command.backbone_of(encoder, params, config)
 
 
@@ -99,17 +135,34 @@ def export(name: str):
     """The named encoder, its parameters, and what is exported of it."""
     encoder, channels = tiny_encoder(**ENCODERS[name]), channels_of(name)
     params = random_params(encoder, channels, seed=list(ENCODERS).index(name))
-    backbone = backbone_of(encoder, params, channels)
+    backbone = backbone_of(encoder, params, channels, **EVALUATION.get(name, {}))
     if name == "transformers_mae":
         of_decoder = random_decoder_params(encoder, channels)
         positions = sincos_positions(encoder.grid, 8)
         decoder = {"decoder": of_decoder["decoder"] | {"positions": positions}}
         mae = MaeDecoder(of_decoder | decoder, 2, mask_ratio=0.5, normalizes_pixels=True)
         return encoder, params | {"of_decoder": of_decoder}, export_transformers_mae(backbone, mae)
-    if name.startswith("timm"):
-        pool = "class_token" if name == "timm_vit_scaled" else "mean"
-        return encoder, params, export_timm(backbone, pool)
-    return encoder, params, export_transformers(backbone)
+    to_library = export_timm if name.startswith("timm") else export_transformers
+    return encoder, params, to_library(backbone)
+
+
+def card_of(name: str, folder: str) -> str:
+    """The card of the named encoder, in a folder of that name."""
+    encoder, channels = tiny_encoder(**ENCODERS[name]), channels_of(name)
+    subject = Subject(
+        library=name.partition("_")[0],
+        network=export(name)[2].network,
+        folder=folder,
+        encoder="student",
+        step=0,
+        use_class_token=encoder.use_class_token,
+    )
+    return model_card(subject, config_of(encoder, channels, **EVALUATION.get(name, {})))
+
+
+def code_of(card: str) -> str:
+    """The code in a card."""
+    return card.partition("```python\n")[2].partition("\n```")[0]
 
 
 def images_for(encoder: ViT, channels: int):

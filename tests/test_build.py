@@ -2,10 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddae_jax import build, pretrain
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.data.sources import ArraySource
+from ddae_jax.data.view import View
 from ddae_jax.models import vit
 from ddae_jax.training.sharding import make_mesh
 
@@ -365,3 +367,36 @@ def test_classifiers_are_the_configs():
     linear = build.build_predict(tiny(), "linear")
     separable = (np.array([[0.0], [1], [4], [5]]), np.array([0, 0, 1, 1]))
     assert linear(*separable, np.array([[0.5], [4.5]]), num_classes=2).tolist() == [0, 1]
+
+
+# ---- what evaluation shows of images
+
+
+@pytest.mark.parametrize(
+    ("image_size", "given", "share"),
+    [
+        ((16, 8), 0.0, 1.0),  # as they are
+        ((8, 16), 0.0, 0.875),
+        (None, 0.0, 0.875),  # of many sizes
+        ((16, 8), 0.7, 0.7),
+    ],
+)
+def test_images_of_the_inputs_size_are_shown_whole_unless_the_config_says_otherwise(
+    image_size, given, share
+):
+    config = tiny(evaluation__crop_share=given)
+    source = ArraySource(np.zeros((2, *(image_size or (1, 1)), 3), np.uint8), np.arange(2))
+    source.image_size = image_size
+    build.settle_crop_share(config, source)
+    assert config.evaluation.crop_share == share
+
+
+def test_evaluation_shows_images_as_the_config_says(pixels):
+    options = {"crop_share": 0.6, "interpolation": "box", "crop_mode": "squash"}
+    config = tiny(**{f"evaluation__{name}": value for name, value in options.items()})
+    assert build.build_view(config) == View(0.6, "box", "squash")
+    source = ArraySource(pixels, np.arange(4))
+    (batch,) = build.build_eval_batches(config, source, make_mesh())
+    image = Image.fromarray(pixels[2])
+    wanted = image.resize((13, 26), Image.Resampling.BOX).crop((2, 5, 10, 21))
+    np.testing.assert_array_equal(batch["image"][2], np.asarray(wanted))

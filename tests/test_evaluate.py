@@ -74,6 +74,8 @@ def test_knn_of_the_command_agrees_with_scikit_learn_on_the_cached_features(work
         with np.load(path) as stored:
             key = json.loads(str(stored["key"]))
             wanted = {"encoder": "student", "step": 8, "depth": 3, "pool": "mean"}
+            wanted["dtype"] = "float32"
+            wanted["view"] = {"share": 0.875, "interpolation": "bicubic", "mode": "center"}
             if not wanted.items() <= key.items():
                 continue
             oracle = KNeighborsClassifier(
@@ -85,6 +87,18 @@ def test_knn_of_the_command_agrees_with_scikit_learn_on_the_cached_features(work
             assert abs(right.mean() - result["accuracy"]) <= 1 / 355
             return
     pytest.fail("the features were not cached")
+
+
+def test_the_type_of_the_computation_can_be_chosen(workdir, tmp_path):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / f"{dtype}.npz"
+        arguments = [f"--workdir={workdir}", "--task=embed", f"--dtype={dtype}", f"--out={out}"]
+        assert evaluate.main([*arguments, "--limit=16"]) == 0
+        with np.load(out) as stored:
+            found[dtype] = stored["features"]
+    difference = np.abs(found["float32"] - found["bfloat16"]).max()
+    assert 1e-5 < difference < 0.2
 
 
 def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, monkeypatch):
@@ -109,7 +123,7 @@ def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, 
             ["--task=detection"],
             "<knn|linear|few_shot|depths|attention_distance|embed|classification|segmentation>",
         ),
-        (["--pool=max"], "<mean|class_token>"),
+        (["--pool=max"], "<mean|class_token|normed_mean>"),
     ],
 )
 def test_bad_input_is_explained(arguments, reason, workdir, capsys):

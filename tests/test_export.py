@@ -1,5 +1,6 @@
 """The command that exports a run's encoder, knowing only the workdir."""
 
+import hashlib
 import json
 import types
 
@@ -14,6 +15,7 @@ from ddae_jax.build import build_method
 from ddae_jax.command import CommandEnded, parse_config_flags
 from ddae_jax.config import finetune_defaults, from_plain, pretrain_defaults, to_plain
 from ddae_jax.interop.backbones import read_backbone
+from ddae_jax.interop.digests import DamagedWeights
 from ddae_jax.interop.encoders import transformers_mae
 from ddae_jax.interop.weights import read_weights
 from ddae_jax.models import vit
@@ -67,9 +69,13 @@ def run(workdir, out, *arguments):
     return out
 
 
+def config_of(workdir):
+    return from_plain(json.loads((workdir / "config.json").read_text()))
+
+
 def stored(workdir, encoder="student", step=None):
     """The run's encoder and its parameters."""
-    config = from_plain(json.loads((workdir / "config.json").read_text()))
+    config = config_of(workdir)
     config.evaluation.encoder = encoder
     params, *_ = restore_encoder(Workdir(workdir), config, make_mesh(), step)
     return build_encoder(config), jax.tree.map(np.asarray, params)
@@ -115,8 +121,12 @@ def test_teacher_and_step_can_be_asked_for(runs, tmp_path, capsys):
     assert json.loads((out / "config.json").read_text())["global_pool"] == "token"
 
 
-def test_mae_goes_to_transformers_with_its_decoder_and_to_timm_without(runs, tmp_path):
-    out = run(runs / "mae", tmp_path / "whole", "--format=transformers")
+def test_mae_is_exported_as_a_plain_encoder_and_on_request_with_its_decoder(runs, tmp_path):
+    out = run(runs / "mae", tmp_path / "plain", "--format=transformers")
+    config = json.loads((out / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["ViTModel"], "vit")
+    assert_same_features(out, *stored(runs / "mae"))
+    out = run(runs / "mae", tmp_path / "whole", "--format=transformers", "--decoder")
     whole = transformers_mae(read_weights(out / "model.safetensors"))
     assert set(whole) == {"encoder", "decoder", "head"}
     assert whole["head"]["kernel"].shape == (8, 16)
@@ -180,6 +190,7 @@ def test_writing_that_fails_leaves_nothing(runs, tmp_path, monkeypatch):
         (["--format=timm", "--step=3"], "no checkpoint of step 3"),
         (["--format=timm", "--encoder=both"], "<student|teacher>"),
         ([], "--format=timm|transformers is missing"),
+        (["--format=transformers", "--decoder"], "kind that transformers lacks (decoder.kind='cro"),
     ],
 )
 def test_bad_input_is_explained(arguments, reason, runs, tmp_path, capsys):
@@ -223,6 +234,7 @@ def test_the_card_says_how_it_was_trained_read_and_loaded(runs, tmp_path):
         assert row in card
     assert 'timm.create_model("local-dir:out", pretrained=True)' in card
     assert '.convert("L")' in card
+    assert "ImageOps.exif_transpose" in card
     assert "arXiv:2111.06377" in card  # MAE
     assert "doi:10.1609/aaai.v38i2.27864" in card  # its supervision's
     assert str(runs) not in card
@@ -231,30 +243,88 @@ def test_the_card_says_how_it_was_trained_read_and_loaded(runs, tmp_path):
 
 
 def test_the_card_of_a_whole_mae_says_how_to_see_all_patches(runs, tmp_path):
-    card = (run(runs / "mae", tmp_path / "out", "--format=transformers") / "README.md").read_text()
+    out = run(runs / "mae", tmp_path / "out", "--format=transformers", "--decoder")
+    card = (out / "README.md").read_text()
     assert 'AutoModel.from_pretrained("out", mask_ratio=0.0)' in card
     assert "tokens[:, 1:].mean(dim=1)" in card
 
 
 @pytest.mark.parametrize(
-    ("changes", "is_whole"),
+    ("changes", "reason"),
     [
-        ({"targets.pixel_fade": 0.5}, True),
-        ({"targets.pixel_fade": 1.0}, False),  # its decoder has gone on without pixels
-        ({"targets.pixel_fade": 1.0, "targets.feature_weight": 0.0}, True),
-        ({"targets.pixel_fade": 0.5, "targets.pixel_weight": 0.0}, False),
-        ({"targets.pixel_fade": 0.5, "decoder.kind": "cross"}, False),
-        ({"targets.pixel_fade": 0.5, "model.encoder_input": "full"}, False),
-        ({"targets.pixel_fade": 0.5, "evaluation.encoder": "teacher"}, False),
+        ({}, None),
+        # Its decoder has gone on without pixels.
+        (
+            {"targets.pixel_fade": 1.0},
+            r"went on without predicting pixels \(targets.pixel_fade=1\)",
+        ),
+        ({"targets.pixel_fade": 1.0, "targets.feature_weight": 0.0}, None),
+        ({"targets.pixel_weight": 0.0}, "predicts no pixels"),
+        ({"decoder.kind": "cross"}, "decoder.kind='cross'"),
+        ({"model.encoder_input": "full"}, "has none .*'full'"),
+        ({"evaluation.encoder": "teacher"}, "not the teacher's"),
     ],
 )
-def test_a_whole_mae_is_exported_where_a_decoder_of_its_kind_predicts_pixels_to_the_end(
-    changes, is_whole
-):
+def test_a_decoder_is_exported_if_it_is_maes_and_predicts_pixels_to_the_end(changes, reason):
     config = pretrain_defaults()
-    config.update_from_flattened_dict({"decoder.kind": "self", **changes})
-    assert export._is_whole_mae(config, "transformers") == is_whole
-    assert not export._is_whole_mae(config, "timm")
+    config.update_from_flattened_dict({"decoder.kind": "self", "targets.pixel_fade": 0.5} | changes)
+    if reason is None:
+        export._check_has_decoder(config, "transformers", imported=False)
+    else:
+        with pytest.raises(ValueError, match=f"--decoder asks for MAE's decoder, but .*{reason}"):
+            export._check_has_decoder(config, "transformers", imported=False)
+    with pytest.raises(ValueError, match="--format=timm has no network with one; without --decod"):
+        export._check_has_decoder(config, "timm", imported=False)
+    with pytest.raises(ValueError, match="weights that were imported come without one"):
+        export._check_has_decoder(config, "transformers", imported=True)
+
+
+def test_what_is_damaged_on_the_way_is_refused_by_name(runs, tmp_path):
+    out = run(runs / "ddae", tmp_path / "out", "--format=timm")
+    file = out / "model.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert digest in (out / "README.md").read_text()
+    stored = bytearray(file.read_bytes())
+    stored[-1] ^= 1  # of the last array, a bit
+    file.write_bytes(stored)
+    with pytest.raises(
+        DamagedWeights, match=r"out/model\.safetensors is damaged, .*: \S+ is not w"
+    ):
+        load_pretrained(str(out))
+
+
+def test_how_evaluation_shows_images_is_what_the_libraries_are_told(runs, tmp_path):
+    """Digits have another size than the encoder sees: 16 of 18 pixels, as ever."""
+    assert config_of(runs / "ddae").evaluation.crop_share == 0.875
+    out = run(runs / "ddae", tmp_path / "timm", "--format=timm")
+    told = json.loads((out / "config.json").read_text())["pretrained_cfg"]
+    assert (told["crop_pct"], told["crop_mode"], told["interpolation"]) == (
+        0.875,
+        "center",
+        "bicubic",
+    )
+    out = run(runs / "ddae", tmp_path / "transformers", "--format=transformers")
+    told = json.loads((out / "preprocessor_config.json").read_text())
+    assert told["size"] == {"shortest_edge": 18}
+    assert "left, top = round((width - 16) / 2)" in (out / "README.md").read_text()
+
+
+def test_a_run_of_before_shows_small_images_whole_and_its_card_says_so(runs, tmp_path):
+    stored = json.loads((runs / "mae" / "config.json").read_text())
+    assert stored["evaluation"]["crop_share"] == 0  # it has not begun: nothing is settled
+    card = (run(runs / "mae", tmp_path / "out", "--format=timm") / "README.md").read_text()
+    assert "but for images that have the input's size already: of them it shows all" in card
+    card = (run(runs / "ddae", tmp_path / "other", "--format=timm") / "README.md").read_text()
+    assert "of them it shows all" not in card
+
+
+def test_the_norm_of_the_mean_can_be_asked_for(runs, tmp_path):
+    out = run(runs / "ddae", tmp_path / "out", "--format=timm", "--pool=normed_mean")
+    assert json.loads((out / "config.json").read_text())["model_args"]["fc_norm"] is True
+    assert read_backbone(out).pool == "normed_mean"
+    assert "before the final norm; features of the image are that norm of their mean" in (
+        out / "README.md"
+    ).read_text().replace("\n", " ")
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])

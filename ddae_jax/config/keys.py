@@ -71,6 +71,11 @@ _ALL_JOBS_5 = {
     "init_activation": "",
     "init_part": "",
 }
+_WHOLE_IMAGES_5 = {  # of those jobs that evaluate images as a whole
+    "evaluation.crop_share": 0.0,
+    "evaluation.crop_mode": "center",
+    "evaluation.interpolation": "bicubic",
+}
 
 EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingProxyType(
     {
@@ -129,8 +134,9 @@ EARLIER_DEFAULTS: Mapping[int, Mapping[str, Mapping[str, Any]]] = types.MappingP
                 "model.frozen_dtype": "as_trained",
                 "targets.hog_form": "differences",
                 **_ALL_JOBS_5,
+                **_WHOLE_IMAGES_5,
             },
-            "finetune": _ALL_JOBS_5,
+            "finetune": {**_ALL_JOBS_5, **_WHOLE_IMAGES_5},
             "segment": _ALL_JOBS_5,
         },
     }
@@ -223,7 +229,8 @@ def pretrain_defaults() -> ConfigDict:
     config.evaluation.knn_every_epochs = 0.0  # 0 for never
     config.evaluation.encoder = "student"
     config.evaluation.depth = 0  # 0 for the last
-    config.evaluation.pool = "mean"
+    config.evaluation.pool = "mean"  # of normed patches; or "class_token", "normed_mean"
+    _whole_images(config)
     config.evaluation.k = 20
     config.evaluation.temperature = 0.07
     config.evaluation.max_examples = 0  # of each set, for k-NN during training; 0 for all
@@ -269,6 +276,7 @@ def finetune_defaults() -> ConfigDict:
     config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.labelled_share = 1.0  # of each class's training images, drawn by the seed
     config.evaluation.every_epochs = 1.0  # and at the end
+    _whole_images(config)
     config.lock()
     return config
 
@@ -392,6 +400,14 @@ def _of_every_job(job: str) -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 256
     return config
+
+
+def _whole_images(config: ConfigDict) -> None:
+    """Adds how evaluation cuts images, where it sees each as a whole."""
+    # Share of the sides that is shown; 0: all of images that have the input's size, else 0.875.
+    config.evaluation.crop_share = 0.0
+    config.evaluation.crop_mode = "center"  # or "squash", which stretches images to the aspect
+    config.evaluation.interpolation = "bicubic"  # or "bilinear", "lanczos", "hamming", ...
 
 
 def _downstream(config: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ddae_jax.config.keys import DEFAULTS_VERSION, TUPLES, defaults_by_key, flatten
 from ddae_jax.config.values import check_keys, on_command_line, type_in_words
 from ddae_jax.data.images import PILLOW_MAX_PIXELS
+from ddae_jax.data.view import INTERPOLATIONS
 from ddae_jax.hints import did_you_mean
 from ddae_jax.hog import FORMS
 from ddae_jax.methods import METHODS
@@ -37,7 +38,9 @@ CHOICES = {
     "targets.feature_places": ("hidden", "visible", "both"),
     "data.source": ("digits", "tfds", "folder"),
     "data.augment_in": ("workers", "device"),
-    "evaluation.pool": ("mean", "class_token"),
+    "evaluation.pool": ("mean", "class_token", "normed_mean"),
+    "evaluation.crop_mode": ("center", "squash"),
+    "evaluation.interpolation": INTERPOLATIONS,
     "evaluation.encoder": ("student", "teacher"),
     "init_encoder": ("student", "teacher"),
     "init_activation": ("", "gelu", "quick_gelu", "gelu_tanh"),
@@ -137,6 +140,7 @@ RANGES = {
     "log.figures_every_epochs": (0, math.inf),
     "evaluation.every_epochs": (0, math.inf),
     "evaluation.knn_every_epochs": (0, math.inf),
+    "evaluation.crop_share": (0, 1),
     "evaluation.k": (1, _MANY),
     "evaluation.temperature": (0, 1000),
     "evaluation.batch_size": (1, 10**6),

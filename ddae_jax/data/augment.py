@@ -19,8 +19,6 @@ from PIL import Image
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.images import LazyImage, Pixels, to_pixels
 
-# As everywhere in the field: evaluation sees the central 87.5 % (224 of 256) of the shorter side.
-EVAL_CROP = 0.875
 _TRIES = 10
 
 
@@ -139,36 +137,6 @@ def _crop_and_resize(
     shrunk = 2 ** math.ceil(math.log2(width / decoded.width))
     size_in_pillow = size[1], size[0]
     return decoded.resize(size_in_pillow, resampling, box=tuple(edge / shrunk for edge in bounds))
-
-
-def resize_and_center_crop(
-    image: Image.Image | Channels | LazyImage, size: tuple[int, int]
-) -> Pixels:
-    """The view of an image that evaluation sees: the central 87.5 %, in the aspect of `size`.
-
-    An image that has the wanted size already is returned as it is.
-
-    **Arguments:**
-
-    - `image`: of mode `L` or `RGB`, or of several channels.
-    - `size`: (height, width) of the result, pixels.
-
-    Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
-    """
-    decoded = _decode(image)
-    if decoded.size == (size[1], size[0]):
-        return to_pixels(decoded)
-    # Source pixels per pixel of the result.
-    step = EVAL_CROP * min(decoded.height / size[0], decoded.width / size[1])
-    half_width, half_height = size[1] * step / 2, size[0] * step / 2
-    centre_x, centre_y = decoded.width / 2, decoded.height / 2
-    bounds = (
-        centre_x - half_width,
-        centre_y - half_height,
-        centre_x + half_width,
-        centre_y + half_height,
-    )
-    return to_pixels(decoded.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=bounds))
 
 
 def _decode(

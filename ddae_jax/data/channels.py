@@ -48,6 +48,10 @@ class Channels:
         """Resizes each channel as `PIL.Image.Image.resize` does."""
         return type(self)([channel.resize(size, resample, box) for channel in self._channels])
 
+    def crop(self, box: tuple[int, int, int, int]) -> Self:
+        """Cuts each channel as `PIL.Image.Image.crop` does."""
+        return type(self)([channel.crop(box) for channel in self._channels])
+
     def transpose(self, method: Image.Transpose) -> Self:
         """Turns or mirrors each channel as `PIL.Image.Image.transpose` does."""
         return type(self)([channel.transpose(method) for channel in self._channels])

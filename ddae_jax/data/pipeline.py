@@ -32,6 +32,7 @@ from ddae_jax.data.images import (
 )
 from ddae_jax.data.sizes import check_size, one_size
 from ddae_jax.data.sources import ExampleSource, Source, reading_threads
+from ddae_jax.data.view import USUAL_VIEW, View
 from ddae_jax.data.waiting import InBackground
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
@@ -385,14 +386,16 @@ def eval_batches(
     process_count: int = 1,
     limit: int | None = None,
     num_threads: int | None = None,
+    view: View = USUAL_VIEW,
 ) -> Iterator[Batch]:
     """Every example once, in order over all processes, as evaluation sees it.
 
     **Arguments:**
 
-    - `image_size`: (height, width), see `resize_and_center_crop`.
+    - `image_size`: (height, width) that the model sees, pixels.
     - `batch_size`: global; each process gets its part of every global batch.
     - `limit`: at most so many examples, spread evenly (a folder is sorted by class).
+    - `view`: how images are cut to that size.
 
     Yields {"image": uint8[b, height, width, channel], "label": int32[b], "index": int32[b],
     "valid": bool[b]}, the same number of batches on every process. The last batch is padded with
@@ -405,7 +408,7 @@ def eval_batches(
     num_threads = num_threads or reading_threads(source)
     count = min(len(source), limit or len(source))
     indices = (np.arange(count) * len(source) // count).astype(np.int32)
-    load = _LoadEvalBatch(source, image_size, indices, local_size)
+    load = _LoadEvalBatch(source, image_size, indices, local_size, view)
     num_batches = -(-count // batch_size) * process_count
     dataset = (
         grain.MapDataset.range(num_batches)
@@ -497,6 +500,7 @@ class _LoadEvalBatch:
     image_size: tuple[int, int]
     indices: Int32[np.ndarray, " example"]
     batch_size: int
+    view: View
 
     def __call__(self, number: int) -> Batch:
         indices = self.indices[number * self.batch_size :][: self.batch_size]
@@ -507,7 +511,7 @@ class _LoadEvalBatch:
         for row, (image, label) in enumerate(self.source.open(indices)):
             labels[row] = label
             try:
-                images[row] = augment.resize_and_center_crop(image, self.image_size)
+                images[row] = self.view.show(image, self.image_size)
                 valid[row] = True
             except CorruptImage as error:
                 log_corrupt(self.source.name(indices[row]), error.kind)

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from ddae_jax.models.transformer import layer_norm
 from ddae_jax.models.vit import ViT
 from ddae_jax.training.agreement import agreed
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
@@ -22,7 +23,7 @@ from ddae_jax.training.workdir import written_atomically
 
 _log = logging.getLogger(__name__)
 
-Pool = Literal["mean", "class_token"]
+Pool = Literal["mean", "class_token", "normed_mean"]
 Examples = tuple[Float[np.ndarray, "examples width"], Int[np.ndarray, "examples"]]
 """Features and labels."""
 Encode = Callable[[PyTree, Array], Float[Array, "batch width"]]
@@ -43,14 +44,21 @@ def make_encode(
         normalize: pixel values to what the encoder was trained on.
         mesh: images are split over all its devices; features come back whole on each.
         depth: block after which features are read; the encoder's final norm is applied.
-        pool: ``mean`` over patches, or the ``class_token``.
+        pool: ``mean`` over patches, each of which is normed; or the ``class_token``; or
+            ``normed_mean``, where the norm is that of the mean, as in networks with timm's
+            ``fc_norm``.
     """
+    norms_mean = pool == "normed_mean"
+    norm = layer_norm(jnp.float32, encoder.norm_epsilon)
 
     def encode(params, images):
-        features = encoder.apply({"params": params}, normalize(images), depths=(depth,))
-        if pool == "mean":
-            return features.patches[0].astype(jnp.float32).mean(axis=1)
-        return features.class_token[0].astype(jnp.float32)
+        features = encoder.apply(
+            {"params": params}, normalize(images), depths=(depth,), normalize=not norms_mean
+        )
+        if pool == "class_token":
+            return features.class_token[0].astype(jnp.float32)
+        mean = features.patches[0].astype(jnp.float32).mean(axis=1)
+        return norm.apply({"params": params["norm"]}, mean) if norms_mean else mean
 
     return jax.jit(
         encode,

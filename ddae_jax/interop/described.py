@@ -11,6 +11,7 @@ import numpy as np
 
 from ddae_jax.interop.encoders import Tree, UnknownWeights
 from ddae_jax.interop.places import Network
+from ddae_jax.interop.preprocessing import Preprocessing
 
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 """That an encoder here may have."""
@@ -25,6 +26,8 @@ class Backbone(NamedTuple):
         mean, std: of each channel, of pixel values in [0, 1], that it was trained on; None if
             not known, as of a file of weights alone.
         notes: what was taken for granted, or left aside, a line each.
+        pool: how its features are pooled, as a word of ``evaluation.pool``; None if not known.
+        preprocessing: how images are cut to its size; None if not known.
     """
 
     options: dict[str, Any]
@@ -32,6 +35,8 @@ class Backbone(NamedTuple):
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     notes: tuple[str, ...] = ()
+    pool: str | None = None
+    preprocessing: Preprocessing | None = None
 
 
 class Told(NamedTuple):

@@ -16,7 +16,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ddae_jax.interop.backbones import Backbone
+from ddae_jax.interop.digests import digest_metadata
 from ddae_jax.interop.encoders import Tree, Weights
+from ddae_jax.interop.preprocessing import OWN_KEY
 from ddae_jax.interop.writing import (
     timm_weights,
     transformers_mae_weights,
@@ -27,10 +29,6 @@ _ACTIVATIONS_OF_TRANSFORMERS = MappingProxyType(
     {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 )
 _SIZES_OF_TIMM = MappingProxyType({192: "tiny", 384: "small", 1024: "large"})
-_BICUBIC = 3  # Pillow's number
-
-SHOWN_SHARE = 0.875
-"""Of an image's sides, in the middle, as evaluation here shows it to an encoder."""
 
 
 class Exported(NamedTuple):
@@ -63,13 +61,12 @@ class MaeDecoder(NamedTuple):
     normalizes_pixels: bool
 
 
-def export_timm(backbone: Backbone, pool: str = "mean") -> Exported:
-    """An encoder as timm's ``VisionTransformer`` or ``Beit``.
+def export_timm(backbone: Backbone) -> Exported:
+    """An encoder as timm's ``VisionTransformer`` or ``Beit``, which returns the pooled features.
 
     Args:
-        backbone: positions that are fixed are given as learned ones.
-        pool: what the network returns: the ``mean`` of the normalised patches, or the
-            ``class_token``.
+        backbone: positions that are fixed are given as learned ones; pool and preprocessing are
+            known.
 
     Raises ``ValueError``, naming the option, if neither can be that encoder.
     """
@@ -80,8 +77,13 @@ def export_timm(backbone: Backbone, pool: str = "mean") -> Exported:
     _check(limits, options, f"timm's {network}", "transformers")
     params = {name: value for name, value in backbone.params.items() if name != "mask_token"}
     params = _without_key_bias(params) if is_beit else _with_bias_in_positions(params, options)
-    own = _beit_of_timm(options, pool) if is_beit else _vit_of_timm(options, "positions" in params)
-    global_pool = {"mean": "avg", "class_token": "token"}[pool]
+    pool = backbone.pool
+    own = (
+        _beit_of_timm(options, pool)
+        if is_beit
+        else _vit_of_timm(options, pool, "positions" in params)
+    )
+    global_pool = "token" if pool == "class_token" else "avg"
     channels, size = len(backbone.mean), list(options["image_size"])
     config = {
         "architecture": _architecture_of_timm(options, is_beit),
@@ -104,9 +106,7 @@ def export_timm(backbone: Backbone, pool: str = "mean") -> Exported:
         "pretrained_cfg": {
             "input_size": [channels, *size],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": SHOWN_SHARE,
-            "crop_mode": "center",
+            **backbone.preprocessing.of_timm(),
             "mean": list(backbone.mean),
             "std": list(backbone.std),
             "num_classes": 0,
@@ -115,14 +115,21 @@ def export_timm(backbone: Backbone, pool: str = "mean") -> Exported:
             "classifier": "head",
         },
     }
-    return Exported(network, timm_weights(params, channels, is_beit), {"config.json": config})
+    weights = timm_weights(params, channels, is_beit)
+    if pool == "normed_mean":
+        weights = _renamed(weights, "norm.", "fc_norm.")
+    return Exported(network, weights, {"config.json": config})
 
 
 def export_transformers(backbone: Backbone) -> Exported:
     """An encoder as transformers' ``ViTModel``, or ``BeitModel`` if it has what only that has.
 
-    Its ``last_hidden_state`` is that of all tokens after the final norm. Positions that a
-    ``ViTModel`` always has are 0 where the encoder has none.
+    Its ``last_hidden_state`` is that of all tokens after the final norm; of a ``BeitModel`` that
+    norms the mean of the patches, it is that before the norm. Positions that a ``ViTModel`` always
+    has are 0 where the encoder has none.
+
+    Args:
+        backbone: as :func:`export_timm` takes it.
 
     Raises ``ValueError``, naming the option, if neither can be that encoder.
     """
@@ -138,6 +145,7 @@ def export_transformers(backbone: Backbone) -> Exported:
         limits["image_size"] = (_is_square(options), "is for square images")
     _check(limits, options, f"transformers' {network}", "timm")
     config = _config_of_transformers(backbone) | {"architectures": [network]}
+    norms_mean = is_beit and backbone.pool == "normed_mean"
     if is_beit:
         params = _without_key_bias(params)
         config |= {
@@ -146,7 +154,7 @@ def export_transformers(backbone: Backbone) -> Exported:
             "use_absolute_position_embeddings": "positions" in params,
             "use_relative_position_bias": options["relative_positions"] == "per_block",
             "use_shared_relative_position_bias": options["relative_positions"] == "shared",
-            "use_mean_pooling": False,  # which would norm the mean, not the patches
+            "use_mean_pooling": norms_mean,  # True norms the mean, not the patches
             "layer_scale_init_value": options["layer_scale"] or 0.0,
             "drop_path_rate": 0.0,
         }
@@ -154,9 +162,12 @@ def export_transformers(backbone: Backbone) -> Exported:
         params.pop("mask_token", None)
         params.setdefault("positions", _no_positions(options))
         config |= {"model_type": "vit", "qkv_bias": True}
+    weights = transformers_weights(params, channels)
+    if norms_mean:
+        weights = _renamed(weights, "layernorm.", "pooler.layernorm.")
     return Exported(
         network,
-        transformers_weights(params, channels),
+        weights,
         {"config.json": config, "preprocessor_config.json": _preprocessor(backbone)},
     )
 
@@ -199,12 +210,19 @@ def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> Exported
     )
 
 
-def write_exported(exported: Exported, folder: pathlib.Path) -> None:
-    """Writes the files into a folder that is there."""
+def write_exported(exported: Exported, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the files into a folder that is there; with the weights, a digest of each array.
+
+    Returns:
+        The file of weights.
+    """
     weights = dict(exported.weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    metadata = {"format": "pt"} | digest_metadata(weights)
+    file = folder / "model.safetensors"
+    save_file(weights, file, metadata=metadata)
     for name, content in exported.files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return file
 
 
 Limits = dict[str, tuple[bool, str]]
@@ -256,13 +274,13 @@ def _architecture_of_timm(options: Mapping[str, Any], is_beit: bool) -> str:
     return f"vit_{size}_patch16_224"
 
 
-def _vit_of_timm(options: Mapping[str, Any], has_positions: bool) -> dict[str, Any]:
+def _vit_of_timm(options: Mapping[str, Any], pool: str, has_positions: bool) -> dict[str, Any]:
     return {
         "class_token": options["use_class_token"],
         "pos_embed": "learn" if has_positions else "none",
         "pre_norm": options["norms_embedding"],
         "act_layer": options["activation"],
-        "fc_norm": False,  # each patch is normed, not their mean
+        "fc_norm": pool == "normed_mean",  # else each patch is normed, not their mean
     }
 
 
@@ -291,30 +309,27 @@ def _config_of_transformers(backbone: Backbone) -> dict[str, Any]:
         "image_size": height if height == width else [height, width],
         "patch_size": options["patch_size"],
         "num_channels": len(backbone.mean),
+        OWN_KEY: {"pool": backbone.pool, **backbone.preprocessing._asdict()},
     }
 
 
 def _preprocessor(backbone: Backbone) -> dict[str, Any]:
-    """A square from the middle; or, of other shapes, for which there is none, the whole image."""
-    height, width = backbone.options["image_size"]
-    shape = {"height": height, "width": width}
-    crop = {
-        "image_processor_type": "BitImageProcessor",
-        "size": {"shortest_edge": int(height / SHOWN_SHARE)},
-        "do_center_crop": True,
-        "crop_size": shape,
-    }
-    stretch = {"image_processor_type": "ViTImageProcessor", "size": shape}
     return {
-        **(crop if height == width else stretch),
+        **backbone.preprocessing.of_transformers(backbone.options["image_size"]),
         "do_convert_rgb": len(backbone.mean) == 3,
-        "do_resize": True,
-        "resample": _BICUBIC,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(backbone.mean),
         "image_std": list(backbone.std),
+    }
+
+
+def _renamed(weights: Weights, prefix: str, other: str) -> Weights:
+    """Gives arrays whose names begin with a prefix names that begin with another."""
+    return {
+        other + name.removeprefix(prefix) if name.startswith(prefix) else name: array
+        for name, array in weights.items()
     }
 
 

@@ -31,6 +31,13 @@ from ddae_jax.interop.encoders import (
     timm_encoder,
     transformers_encoder,
 )
+from ddae_jax.interop.preprocessing import (
+    OWN_KEY,
+    pool_of_timm,
+    pool_of_transformers,
+    preprocessing_of_timm,
+    preprocessing_of_transformers,
+)
 from ddae_jax.interop.weights import find_weights, read_network, read_weights
 
 _ACTIVATIONS = {
@@ -139,7 +146,11 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> B
     mean, std = (_statistics(trained_on, key, where) for key in ("mean", "std"))
     if not told.part:
         notes += notes_on_place(find_weights(folder), network)
-    return _finish(options, params, mean, std, file)._replace(notes=notes)
+    return _finish(options, params, mean, std, file)._replace(
+        notes=notes,
+        pool=pool_of_timm(config, network.weights),
+        preprocessing=preprocessing_of_timm(trained_on, where),
+    )
 
 
 def _named_by_timm(
@@ -217,20 +228,27 @@ def _from_transformers(folder: pathlib.Path, config: Mapping[str, Any], told: To
         "norm_epsilon": config["layer_norm_eps"],
         "layer_scale": config.get("layer_scale_init_value") or config.get("layerscale_value"),
     }
-    mean, std = _statistics_of_processor(folder, 3 if kernel is None else kernel[1])
-    return _finish(options, params, mean, std, file)
+    seen, where = _processor(folder)
+    mean, std = _statistics_of_processor(seen, where, 3 if kernel is None else kernel[1])
+    return _finish(options, params, mean, std, file)._replace(
+        pool=pool_of_transformers(config, weights),
+        preprocessing=preprocessing_of_transformers(seen, config.get(OWN_KEY, {}), where),
+    )
 
 
-def _statistics_of_processor(
-    folder: pathlib.Path, channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of pixel values in [0, 1]: what its image processor does to them."""
+def _processor(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
+    """Reads the settings of the image processor, and says which file has them."""
     file = folder / "preprocessor_config.json"
     whole = folder / "processor_config.json"  # of a model of images and texts
     if not file.is_file() and whole.is_file():
-        file, seen = whole, read_json(whole, "").get("image_processor") or {}
-    else:
-        seen = read_json(file, "it says which pixel statistics the encoder was trained on")
+        return read_json(whole, "").get("image_processor") or {}, whole
+    return read_json(file, "it says which pixel statistics the encoder was trained on"), file
+
+
+def _statistics_of_processor(
+    seen: Mapping[str, Any], file: pathlib.Path, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Tells mean and deviation, of pixel values in [0, 1], by what a processor does to them."""
     scale = 255 * (seen.get("rescale_factor", 1 / 255) if seen.get("do_rescale", True) else 1)
     if seen.get("do_normalize", True):
         mean, std = (_statistics(seen, f"image_{key}", file) for key in ("mean", "std"))

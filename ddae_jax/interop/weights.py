@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.encoders import Weights
 from ddae_jax.interop.places import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.torch_files import read_torch_file
@@ -49,7 +50,8 @@ def read_weights(path: str | os.PathLike) -> Weights:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is broken, of another kind, or holds no arrays by name. Nothing in it is
+        ValueError: if it is broken, of another kind, or holds no arrays by name; if its arrays are
+            not those of the digests in it (see :mod:`ddae_jax.interop.digests`). Nothing in it is
             executed (see :mod:`ddae_jax.interop.torch_files`).
     """
     path = pathlib.Path(path)
@@ -160,9 +162,11 @@ def _kind_of_archive(path: pathlib.Path) -> str:
 
 def _read_safetensors(path: pathlib.Path) -> Weights:
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (SafetensorError, TypeError) as error:  # the latter for what numpy has no dtype of
         raise ValueError(f"{path} is no file of safetensors: {error}") from error
+    check_digests(path, weights)
+    return weights
 
 
 def _read_npz(path: pathlib.Path) -> Weights:

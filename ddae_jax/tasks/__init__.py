@@ -26,7 +26,8 @@ TASKS: Mapping[str, Callable[[absl_flags.FlagValues], tuple[str, dict]]] = Mappi
 )
 """What can be evaluated: from the flags to a table, and to what is printed as JSON."""
 
-_OF_EVERY_TASK = {"workdir", "task", "step", "batch_size", "limit", "data_dir", "distributed"}
+_OF_EVERY_TASK = {"workdir", "task", "step", "batch_size", "dtype", "limit", "data_dir"}
+_OF_EVERY_TASK |= {"distributed"}
 _OF_FEATURES = {"encoder", "pool"}
 
 OPTIONS: Mapping[str, frozenset[str]] = MappingProxyType(

@@ -74,6 +74,7 @@ class Frozen:
     def trained(self) -> tuple[Examples, Examples]:
         """Features of the run's encoder."""
         key = dataclasses.asdict(self.readout) | {"saved_at": self.saved_at}
+        key |= {"dtype": self.run.config.model.dtype}
         return self._cached(key, lambda: self._features(self.params))
 
     def untrained(self) -> tuple[Examples, Examples]:
@@ -105,6 +106,7 @@ class Frozen:
         config = self.run.config
         key = key | {"data": to_plain(config.data), "image_size": list(config.model.image_size)}
         key |= {"examples": self.images.fingerprint}
+        key |= {"view": dataclasses.asdict(build.build_view(config))}
         return cached(self.run.workdir.features, key, compute)
 
 

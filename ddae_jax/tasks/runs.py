@@ -61,6 +61,8 @@ def open_run(path: str, flag: str, flags: absl_flags.FlagValues, job: str = "pre
     for name in ("encoder", "depth", "pool", "k", "temperature", "batch_size"):
         if flags[name].value is not None and name in config.evaluation:
             config.evaluation[name] = flags[name].value
+    if flags.dtype is not None:
+        config.model.dtype = flags.dtype
     if flags.data_dir is not None:
         config.data.data_dir = flags.data_dir
     config.mesh.data, config.mesh.fsdp = -1, 1

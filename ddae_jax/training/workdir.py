@@ -28,7 +28,8 @@ class Workdir:
     ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``,
     ``baselines.json`` (what k-NN reaches without training), ``scores.json`` (what a fine-tuned
     network reaches), ``classes.json`` (the names of its classes), ``failure.json``
-    (where its loss was no number the last time), ``lock``.
+    (where its loss was no number the last time), ``imported.json`` (what published weights were
+    trained on), ``lock``.
 
     Raises ``ValueError`` for an address such as ``gs://bucket/run``, and for no name at all.
     """
@@ -56,6 +57,7 @@ class Workdir:
         self.scores = self.path / "scores.json"
         self.classes = self.path / "classes.json"
         self.failure = self.path / "failure.json"
+        self.imported = self.path / "imported.json"
         self._lock_path = self.path / "lock"
         self._lock = None
 
@@ -157,6 +159,23 @@ class Workdir:
     def write_failure(self, failure: Mapping[str, Any]) -> None:
         """Stores at which step, and with what, a run went wrong."""
         write_json(self.failure, failure)
+
+    def read_trained_size(self) -> tuple[int, int] | None:
+        """Reads which images imported weights were trained on, height and width, pixels.
+
+        None if none were imported, or an earlier version did. Raises ``ValueError`` if the file is
+        damaged.
+        """
+        if not self.imported.exists():
+            return None
+        size = read_json(self.imported).get("image_size")
+        if not (isinstance(size, list) and len(size) == 2 and all(type(s) is int for s in size)):
+            raise ValueError(f"{self.imported} holds no image_size; import the weights again")
+        return size[0], size[1]
+
+    def write_trained_size(self, image_size: tuple[int, int]) -> None:
+        """Stores which images imported weights were trained on, height and width, pixels."""
+        write_json(self.imported, {"image_size": list(image_size)})
 
     def read_classes(self) -> tuple[str, ...] | None:
         """Names of the classes that a network tells apart, in the order of their numbers.

@@ -20,7 +20,6 @@ from ddae_jax.data.augment import (
     decoding_reduction,
     random_box,
     random_resized_crop,
-    resize_and_center_crop,
 )
 from ddae_jax.data.images import Decoding, EncodedImage
 
@@ -151,32 +150,6 @@ class TestDecodingReduction:
 
         assert is_enough(reduction) or reduction == 1
         assert not is_enough(reduction + 1)
-
-
-class TestResizeAndCenterCrop:
-    def test_image_of_the_wanted_size_is_returned_as_it_is(self):
-        image = noise(24, 40)
-        crop = resize_and_center_crop(Image.fromarray(image), (24, 40))
-        np.testing.assert_array_equal(crop, image)
-
-    def test_256_to_224_is_the_central_crop(self):
-        image = noise(256, 300)
-        crop = resize_and_center_crop(Image.fromarray(image), (224, 224))
-        np.testing.assert_array_equal(crop, image[16:240, 38:262])
-
-    def test_agrees_with_resizing_then_cropping(self):
-        """256 pixels for the shorter side, then the central 224: exact but for rounding."""
-        image = Image.fromarray(noise(512, 768))
-        expected = np.asarray(image.resize((384, 256), Image.Resampling.BICUBIC))[16:240, 80:304]
-        crop = resize_and_center_crop(image, (224, 224))
-        np.testing.assert_allclose(crop.astype(int), expected.astype(int), atol=1)
-
-    @pytest.mark.parametrize("size", [(16, 32), (32, 16)])
-    @pytest.mark.parametrize("mode", ["L", "RGB"])
-    def test_any_image_becomes_the_asked_shape(self, size, mode):
-        crop = resize_and_center_crop(Image.new(mode, (1, 50), "white"), size)
-        assert crop.shape == (*size, len(mode))
-        assert np.all(crop == 255)
 
 
 class TestOnDevice:

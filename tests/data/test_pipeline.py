@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from ddae_jax.data import pipeline
-from ddae_jax.data.augment import resize_and_center_crop
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import (
     Augmentation,
@@ -26,6 +25,7 @@ from ddae_jax.data.pipeline import (
 )
 from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.sources import ArraySource, make_source
+from ddae_jax.data.view import USUAL_VIEW
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CROP = Augmentation((8, 8))
@@ -374,7 +374,7 @@ class TestEvalBatches:
         np.testing.assert_array_equal(together["label"], [*range(20), *[-1] * 4])
         np.testing.assert_array_equal(together["valid"], [True] * 20 + [False] * 4)
         image = Image.fromarray(source[13]["image"])
-        expected = resize_and_center_crop(image, (8, 8))
+        expected = USUAL_VIEW.show(image, (8, 8))
         np.testing.assert_array_equal(together["image"][13], expected)
 
     @pytest.mark.parametrize("count", [1, 20, 24])

@@ -145,6 +145,25 @@ def test_the_class_token_is_read_at_the_depth_that_is_asked_for(images, params, 
     np.testing.assert_allclose(features, expected[depth - 1, :, 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_norm_can_be_that_of_the_mean(images, params, depth):
+    """The mean of the patches without their norm, and then that; by the formula."""
+    norm = {"scale": np.linspace(0.5, 2, 8), "bias": np.linspace(-1, 1, 8)}
+    params = {**params, "norm": norm}
+    apply = functools.partial(ENCODER.apply, depths=(depth,), normalize=False)
+    patches = apply({"params": params}, normalize(images.astype(np.float32))).patches[0]
+    mean = np.asarray(patches, np.float64).mean(axis=1)
+    centred = mean - mean.mean(axis=1, keepdims=True)
+    wanted = centred / np.sqrt(centred.var(axis=1, keepdims=True) + ENCODER.norm_epsilon)
+    wanted = wanted * norm["scale"] + norm["bias"]
+    encode = make_encode(ENCODER, normalize, make_mesh(), depth=depth, pool="normed_mean")
+    features, _ = encode_dataset(encode, params, batches(images, 8), make_mesh())
+    np.testing.assert_allclose(features, wanted, rtol=1e-4, atol=1e-4)
+    usual = make_encode(ENCODER, normalize, make_mesh(), depth=depth, pool="mean")
+    others, _ = encode_dataset(usual, params, batches(images, 8), make_mesh())
+    assert np.abs(others - features).max() > 0.01
+
+
 def test_raw_pixels_are_the_pixels(images):
     features, found = raw_pixels(batches(images, 8), make_mesh())
     np.testing.assert_array_equal(found, labels())

@@ -6,19 +6,41 @@ In two steps, as each needs what the other has not, and the tests need neither t
     PYTHONPATH=.:tests python tests/golden/make_export.py read FOLDER     (torch and both libraries)
 
 The encoders are those of tests/exported_encoders.py. Beside the features lies a digest of the files
-that they were computed with, by which a test knows that it exports the same.
+that they were computed with, by which a test knows that it exports the same; and what comes of
+running the code in each card on photographs, with the text of that code.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import pathlib
 import sys
 
 import numpy as np
+from PIL import ExifTags, Image
 from safetensors.numpy import load_file
 
 PATH = pathlib.Path(__file__).with_name("export.npz")
 NOISE = np.float32([[0.3, 0.1, 0.4, 0.2], [0.2, 0.4, 0.1, 0.3]])  # half of the patches are visible
+
+
+PHOTOS = ("wide.png", "tall.png", "small.png", "upright.jpg")
+"""The last one is stored lying on its side, as cameras do."""
+
+
+def draw_photos(folder: pathlib.Path) -> None:
+    """Draws the photographs: waves and noise, in the colours of both."""
+    for number, (name, size) in enumerate(
+        zip(PHOTOS, ((31, 22), (21, 38), (5, 7), (40, 26)), strict=True)
+    ):
+        rng = np.random.Generator(np.random.PCG64(number))
+        y, x, channel = np.mgrid[: size[1], : size[0], :3]
+        waves = 128 + 90 * np.sin(0.4 * x + 0.3 * y + channel) + rng.integers(-30, 30, x.shape)
+        image = Image.fromarray(waves.clip(0, 255).astype(np.uint8))
+        exif = Image.Exif()
+        if name.endswith(".jpg"):
+            exif[ExifTags.Base.Orientation] = 6
+        image.save(folder / name, quality=95, exif=exif)
 
 
 def digest(folder: pathlib.Path) -> str:
@@ -37,10 +59,15 @@ def write(folder: pathlib.Path) -> None:
     import exported_encoders
     from ddae_jax.interop.exported import write_exported
 
+    folder.mkdir(parents=True)
+    draw_photos(folder)
     for name in exported_encoders.ENCODERS:
         encoder, _, exported = exported_encoders.export(name)
         (folder / name).mkdir(parents=True)
         write_exported(exported, folder / name)
+        (folder / f"{name}.py").write_text(
+            exported_encoders.code_of(exported_encoders.card_of(name, name))
+        )
         images = exported_encoders.images_for(encoder, exported_encoders.channels_of(name))
         np.save(folder / f"{name}.npy", images)
 
@@ -59,11 +86,29 @@ def read(folder: pathlib.Path) -> None:
             )
         found |= {f"{name}/{key}": value.numpy() for key, value in outputs.items()}
         found[f"{name}/digest"] = digest(folder / name)
+        found[f"{name}/code"] = (folder / f"{name}.py").read_text()
+        found[f"{name}/followed"] = np.stack(follow(folder / f"{name}.py"))
         print(name, {key: tuple(value.shape) for key, value in outputs.items()})
+    for name in PHOTOS:
+        found[f"photo/{name}"] = np.frombuffer((folder / name).read_bytes(), np.uint8)
     packages = ("torch", "timm", "transformers")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     np.savez_compressed(PATH, made_with=versions, **found)
     print(PATH, f"{PATH.stat().st_size / 1024:.0f} KiB", versions)
+
+
+def follow(code: pathlib.Path) -> list[np.ndarray]:
+    """Runs the code of a card on each photograph; the features of it."""
+    import torch
+
+    features = []
+    for name in PHOTOS:
+        lines = code.read_text().replace("photo.jpg", name)
+        scope = {}
+        with contextlib.chdir(code.parent), torch.no_grad():
+            exec(compile(lines, str(code), "exec"), scope)
+        features.append(scope["features"][0].numpy())
+    return features
 
 
 def _of_timm(folder: pathlib.Path, images) -> dict:

@@ -4,16 +4,19 @@ import functools
 import json
 
 import exported_encoders
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from golden.make_export import NOISE, digest
+from golden.make_export import NOISE, PHOTOS, digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import golden_arrays
-from ddae_jax.data.augment import resize_and_center_crop
+from ddae_jax import build
+from ddae_jax.data.sources import make_source
+from ddae_jax.data.view import INTERPOLATIONS
+from ddae_jax.evaluation.features import encoded_batches, make_encode
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.encoders import transformers_mae
 from ddae_jax.interop.exported import (
@@ -24,7 +27,9 @@ from ddae_jax.interop.exported import (
 )
 from ddae_jax.interop.weights import read_weights
 from ddae_jax.models.vit import ViT
+from ddae_jax.networks import build_normalize
 from ddae_jax.patches import patchify
+from ddae_jax.training.sharding import make_mesh
 
 NAMES = tuple(exported_encoders.ENCODERS)
 
@@ -61,12 +66,49 @@ def test_the_library_computes_our_features(name):
     encoder, params, _ = exported_encoders.export(name)
     params.pop("of_decoder", None)
     images = exported_encoders.images_for(encoder, exported_encoders.channels_of(name))
-    features = features_of(encoder, params, images)
+    norms_mean = "norm_of_mean" in name and name != "transformers_vit_norm_of_mean"
+    apply = functools.partial(encoder.apply, normalize=not norms_mean)
+    features = jax.jit(apply)({"params": params}, images)
     np.testing.assert_allclose(features.tokens[0], golden()[f"{name}/tokens"], atol=1e-5)
     if name.startswith("timm"):
         is_mean = name != "timm_vit_scaled"
         pooled = features.patches[0].mean(axis=1) if is_mean else features.class_token[0]
+        if norms_mean:
+            norm = nn.LayerNorm(epsilon=encoder.norm_epsilon)
+            pooled = norm.apply({"params": params["norm"]}, pooled)
         np.testing.assert_allclose(pooled, golden()[f"{name}/pooled"], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for name in PHOTOS:
+        (folder / name).write_bytes(golden()[f"photo/{name}"].tobytes())
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_who_follows_the_card_gets_the_features_of_evaluation(name, photos):
+    """From files of photographs to features, by the code in the card and by evaluation."""
+    assert (
+        exported_encoders.code_of(exported_encoders.card_of(name, name))
+        == golden()[f"{name}/code"].item()
+    )
+    encoder, params, _ = exported_encoders.export(name)
+    params.pop("of_decoder", None)
+    channels = exported_encoders.channels_of(name)
+    evaluation = exported_encoders.EVALUATION.get(name, {})
+    config = exported_encoders.config_of(encoder, channels, **evaluation)
+    mesh, pool = make_mesh(), config.evaluation.pool
+    source = make_source("folder", data_dir=str(photos), split="train", channels=channels)
+    encode = make_encode(encoder, build_normalize(config), mesh, depth=2, pool=pool)
+    batches = build.build_eval_batches(config, source, mesh)
+    (found,) = encoded_batches(lambda images: encode(params, images), batches, mesh)
+    order = [PHOTOS.index(source.name(int(index)).rpartition("/")[2]) for index in found["index"]]
+    assert sorted(order) == [0, 1, 2, 3]
+    followed = golden()[f"{name}/followed"][order]
+    np.testing.assert_allclose(found["features"], followed, atol=2e-5)
+    assert np.abs(followed[0] - followed[1]).max() > 1e-3  # which images differ by
 
 
 def test_transformers_predicts_the_pixels_that_our_decoder_does():
@@ -131,18 +173,38 @@ def encoders(draw, library):
     return exported_encoders.tiny_encoder(**options), draw(st.sampled_from([1, 3]))
 
 
+evaluations = st.fixed_dictionaries(
+    {
+        "pool": st.sampled_from(["mean", "class_token", "normed_mean"]),
+        "crop_share": st.sampled_from([0.4, 0.8, 0.875, 0.9, 0.95, 0.965, 1.0]),
+        "crop_mode": st.sampled_from(["center", "squash"]),
+        "interpolation": st.sampled_from(INTERPOLATIONS),
+    }
+)
+
+
+def shows(backbone):
+    """What images become; a share that gives the same whole pixels is as good."""
+    preprocessing = backbone.preprocessing
+    return preprocessing[1:], preprocessing.resized(backbone.options["image_size"])
+
+
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_what_is_exported_comes_back_as_it_was(library, tmp_path_factory):
     @settings(max_examples=30)
-    @given(encoders(library))
-    def comes_back(drawn):
+    @given(encoders(library), evaluations)
+    def comes_back(drawn, evaluation):
         encoder, channels = drawn
+        if not encoder.use_class_token and evaluation["pool"] == "class_token":
+            evaluation = evaluation | {"pool": "mean"}
         params = exported_encoders.random_params(encoder, channels, seed=1)
-        backbone = exported_encoders.backbone_of(encoder, params, channels)
+        backbone = exported_encoders.backbone_of(encoder, params, channels, **evaluation)
         export = export_timm if library == "timm" else export_transformers
         found = read_backbone(written(export(backbone), tmp_path_factory.mktemp("out")))
         assert found.options == backbone.options
         assert (found.mean, found.std) == (backbone.mean, backbone.std)
+        assert found.pool == backbone.pool
+        assert shows(found) == shows(backbone)
         assert_same_tree(found.params, backbone.params)
 
     comes_back()
@@ -244,27 +306,3 @@ def test_an_activation_that_is_not_known_is_named(tmp_path):
     config.write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"config\.json: act_layer='relu'; known .*'quick_gelu'"):
         read_backbone(tmp_path)
-
-
-@pytest.mark.parametrize("size", [(40, 60), (57, 40)])
-def test_images_are_cut_as_evaluation_cuts_them(size):
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    image = Image.fromarray((2 * rows + columns).astype(np.uint8))
-    encoder = exported_encoders.tiny_encoder(image_size=(16, 16))
-    backbone = exported_encoders.backbone_of(
-        encoder, exported_encoders.random_params(encoder, 1), 1
-    )
-    processor = export_transformers(backbone).files["preprocessor_config.json"]
-    share = export_timm(backbone).files["config.json"]["pretrained_cfg"]["crop_pct"]
-    shortest = processor["size"]["shortest_edge"]
-    assert shortest == int(16 / share)
-    # As both libraries do: resized by the shorter side, then the middle.
-    scale = shortest / min(size)
-    width, height = round(size[1] * scale), round(size[0] * scale)
-    left, top = round((width - 16) / 2), round((height - 16) / 2)
-    cut = image.resize((width, height), processor["resample"]).crop(
-        (left, top, left + 16, top + 16)
-    )
-    seen = resize_and_center_crop(image, (16, 16))[..., 0].astype(float)
-    step = max(1, 3 * min(size) / shortest / 2)  # half a pixel of the result, of a slope of 3
-    assert np.abs(np.asarray(cut, float) - seen).max() <= 2 * step
