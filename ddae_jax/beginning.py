@@ -65,7 +65,7 @@ def take_over_all(config: ConfigDict, given: Container[str]) -> None:
     Raises as :func:`ddae_jax.pretrained.load_pretrained` does, and ``ValueError`` for keys that
     contradict each other.
     """
-    found = load_pretrained(config.init_from)
+    found = load_init_from(config)
     told = {"model.image_size": tuple(found.module.image_size)}
     told |= {f"evaluation.{name}": value for name, value in found.evaluation.items()}
     flat = flatten(config)
@@ -84,7 +84,7 @@ def take_over_all(config: ConfigDict, given: Container[str]) -> None:
 
 
 def _adopt(config: ConfigDict, learns_positions: bool) -> None:
-    found = load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
+    found = load_init_from(config)
     config.model.update(found.model)
     size, trained = tuple(config.model.image_size), tuple(found.module.image_size)
     if not any(size):
@@ -133,6 +133,14 @@ def _check_channels(config: ConfigDict, found: Pretrained) -> None:
         )
 
 
+def load_init_from(config: ConfigDict) -> Pretrained:
+    """Loads the encoder that ``init_from`` names, with what the config tells of it.
+
+    Raises as :func:`ddae_jax.pretrained.load_pretrained` does.
+    """
+    return load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
+
+
 def _told(config: ConfigDict) -> Told:
     return Told(config.init_heads, config.init_activation, config.init_part)
 
@@ -144,7 +152,7 @@ def start_params(config: ConfigDict) -> PyTree | None:
     """
     if not config.init_from or config.get("from_scratch", False):
         return None
-    found = load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
+    found = load_init_from(config)
     encoder = build_encoder(config)
     params = adapt_encoder(found.params, found.module, encoder)
     check_fits(params, encoder, config.data.channels, config.init_from)

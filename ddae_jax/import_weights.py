@@ -18,13 +18,12 @@ import jax
 from absl import flags as absl_flags
 
 from ddae_jax import command, devices, job
-from ddae_jax.beginning import start_params, take_over_all
+from ddae_jax.beginning import load_init_from, start_params, take_over_all
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.keys import flatten
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.networks import untrained_encoder_params
-from ddae_jax.pretrained import load_pretrained
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.workdir import Workdir
 
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.evaluation.crop_share = config.evaluation.crop_share or USUAL_SHARE
         imported = start_params(config)
         workdir.claim()
-        workdir.write_trained_size(load_pretrained(config.init_from).module.image_size)
+        workdir.write_trained_size(load_init_from(config).module.image_size)
         # What weights need not have, such as a mask token, is fresh.
         params = untrained_encoder_params(config) | imported
         workdir.write_config(to_plain(config))

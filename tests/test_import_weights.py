@@ -205,8 +205,7 @@ def test_other_jobs_say_what_they_have_otherwise_than_the_encoder(caplog):
 
 def test_of_weights_that_do_not_tell_how_images_are_cut_the_usual_is_taken(tmp_path, monkeypatch):
     found = load_pretrained(str(WEIGHTS))._replace(evaluation={})
-    for module in (beginning, import_weights):
-        monkeypatch.setattr(module, "load_pretrained", lambda *_: found)
+    monkeypatch.setattr(beginning, "load_pretrained", lambda *_: found)
     workdir = tmp_path / "run"
     assert import_weights.main([*options_of(tmp_path), f"--workdir={workdir}"]) == 0
     shown = stored(workdir).evaluation

@@ -112,7 +112,7 @@ def _from_file(path: pathlib.Path, told: Told) -> Backbone:
     options |= {"num_heads": heads, "image_size": (side, side)}
     options |= {"activation": activation, "norm_epsilon": epsilon}
     half = (0.5,) * kernel.shape[2] if is_of_google else None
-    pool = "class_token" if is_of_openai or "class_token" in params and is_of_google else None
+    pool = "class_token" if is_of_openai or ("class_token" in params and is_of_google) else None
     pool = "normed_mean" if "fc_norm.weight" in weights else pool
     notes = (*notes, *of_heads, *of_activation)
     return Backbone(options, params, half, half, notes, pool)
