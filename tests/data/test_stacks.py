@@ -10,12 +10,13 @@ import tifffile
 from PIL import Image
 
 from ddae_jax.data import images
-from ddae_jax.data.augment import crop_and_resize, random_resized_crop, resize_and_center_crop
+from ddae_jax.data.augment import crop_and_resize, random_resized_crop
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.images import CAUSES, CorruptImage
 from ddae_jax.data.pipeline import Augmentation, TrainLoader
 from ddae_jax.data.sources import make_source
 from ddae_jax.data.statistics import pixel_statistics
+from ddae_jax.data.view import USUAL_VIEW
 
 
 def noise(*shape, dtype=np.uint8, most=256):
@@ -162,7 +163,7 @@ class TestTraining:
         pixels = noise(20, 30, 5)
         image = Channels.from_pixels(pixels)
         for view in (
-            lambda image: resize_and_center_crop(image, (8, 8)),
+            lambda image: USUAL_VIEW.show(image, (8, 8)),
             lambda image: random_resized_crop(image, np.random.default_rng(3), (8, 8)),
         ):
             alone = [
