@@ -4,15 +4,16 @@ import contextlib
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ddae_jax.data.channels import Channels
+from ddae_jax.data.deep_colour import deep_colours, has_deep_colours
 from ddae_jax.data.files import ReadFailed, Refused, is_of_one_file
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ any bytes.
 
 PILLOW_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 """The largest image that Pillow decodes at all."""
+
+_LARGEST_OF_16_BITS = 65535
 
 # Exif orientation 2-8 -> what turns the stored image upright.
 _UPRIGHT = {
@@ -152,6 +155,11 @@ class EncodedImage:
 
     @functools.cached_property
     def _file(self) -> Image.Image:
+        file = self._open()
+        self._is_deep = has_deep_colours(file)  # which a file that is decoded no longer tells
+        return file
+
+    def _open(self) -> Image.Image:
         encoded = self._read()
         size = webp_size(encoded)  # whose reader takes the memory of the whole canvas at once
         if size is not None:
@@ -193,7 +201,11 @@ class EncodedImage:
             mode = "L" if self._decoding.channels == 1 else None
             # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
             file.draft(mode, tuple(max(side // reduction, 1) for side in file.size))
-            image = _to_channels(file, self._decoding, self._name)
+            if self._is_deep and self._decoding.max_value != _LARGEST_OF_16_BITS:
+                values = deep_colours(self._open)
+                image = _of_deep_colours(values, file.info, self._decoding, self._name)
+            else:
+                image = _to_channels(file, self._decoding, self._name)
             return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
     def pixels(self) -> Pixels:
@@ -306,6 +318,25 @@ def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Ima
     image.load()
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _of_deep_colours(
+    values: Float64[np.ndarray, "height width channel"],
+    info: Mapping[str, Any],
+    decoding: Decoding,
+    name: str,
+) -> Image.Image:
+    """Scales colours of 16 bits to 8, on white where they are transparent."""
+    colours = scaled_to_eight_bits(values[..., :3], True, decoding.max_value, name)
+    transparent = info.get("transparency")
+    if values.shape[-1] == 4:
+        opacity = values[..., 3:] / _LARGEST_OF_16_BITS
+        colours = (255 + (colours - 255.0) * opacity).round().astype(np.uint8)
+    elif isinstance(transparent, tuple):
+        is_clear = (values == transparent).all(axis=-1, keepdims=True)
+        colours = np.where(is_clear, np.uint8(255), colours)
+    image = Image.fromarray(colours)
+    return image.convert("L") if decoding.channels == 1 else image
 
 
 def _to_eight_bits(image: Image.Image, max_value: float, name: str) -> Image.Image:
