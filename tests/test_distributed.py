@@ -197,14 +197,16 @@ KEEPS_BATCHES = """
 import pathlib, signal
 import numpy as np
 from ddae_jax.data.pipeline import TrainLoader
-read = TrainLoader.__next__
-def keep(self):
-    step, batch = self.step, read(self)
+read = TrainLoader.next_unless
+def keep(self, is_over):
+    step, batch = self.step, read(self, is_over)
+    if batch is None:
+        return batch
     np.save(pathlib.Path({folder!r}) / f"{{step}}-{{index}}.npy", batch["image"])
     if step == {stop} and index == 0:
         signal.raise_signal(signal.SIGTERM)
     return batch
-TrainLoader.__next__ = keep
+TrainLoader.next_unless = keep
 """
 
 

@@ -260,9 +260,9 @@ def test_a_run_that_began_before_goes_on_with_what_it_did(method):
     """The same config file now says more, of which it had none: see EARLIER_DEFAULTS."""
     config = config_of(method)
     stored = to_plain(config) | {"defaults_version": 5}
-    section_and_name = [key.split(".") for key in EARLIER_DEFAULTS[5]["pretrain"]]
-    for section, name in section_and_name:
-        del stored[section][name]
+    for key in EARLIER_DEFAULTS[5]["pretrain"]:
+        section, _, name = key.rpartition(".")
+        del (stored[section] if section else stored)[name]
     replaced = take_stored(config, stored, ())
     assert "model.frozen_dtype" in replaced
     assert ("mask.min_block_share" in replaced) == (method == "maskfeat")
