@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ddae_jax.data.channels import Channels
+from ddae_jax.data.deep_colour import deep_colours, has_deep_colours
 from ddae_jax.data.files import Refused
 from ddae_jax.data.images import (
     PILLOW_FORMATS,
@@ -157,8 +158,15 @@ def _open_tiff(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarray
 
 def _open_bands(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
     """Of another image, such as an RGBA one, whose bands are the channels."""
-    image = Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
-    return (image.height, image.width, len(image.getbands())), lambda: np.asarray(image)
+
+    def open_file() -> Image.Image:
+        return Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
+
+    image = open_file()
+    shape = (image.height, image.width, len(image.getbands()))
+    if has_deep_colours(image):
+        return shape, lambda: deep_colours(open_file).astype(np.uint16)
+    return shape, lambda: np.asarray(image)
 
 
 def import_tifffile() -> None:

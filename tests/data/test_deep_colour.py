@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddae_jax.data.deep_colour import has_deep_colours
 from ddae_jax.data.images import Decoding, EncodedImage
+from ddae_jax.data.stacks import StackedImage
 
 
 def png_of_16_bits(values, transparent=()):
@@ -117,3 +118,10 @@ def test_they_are_found_after_the_size_was_asked_for():
     assert image.size == (6, 4)
     for _ in range(2):
         np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
+
+
+def test_bands_that_are_channels_keep_them_too():
+    values = noise(5, 4, 4)
+    encoded = png_of_16_bits(values)
+    image = StackedImage(lambda: encoded, "an image", Decoding(4, max_value=4095))
+    np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
