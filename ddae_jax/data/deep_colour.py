@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import UInt8, UInt16
 from PIL import Image
 
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -23,7 +23,7 @@ def has_deep_colours(file: Image.Image) -> bool:
 
 def deep_colours(
     open_file: Callable[[], Image.Image],
-) -> Float64[np.ndarray, "height width channel"]:
+) -> UInt16[np.ndarray, "height width channel"]:
     """Decodes colours of 16 bits: 0 to 65535; a fourth channel is how opaque each pixel is.
 
     Args:
@@ -32,20 +32,28 @@ def deep_colours(
     file = open_file()
     raw = _raw_mode(file)
     if raw == _GREY_AND_ALPHA:  # four bytes: two of either
-        bytes_ = _decoded(file, "RGBA")
-        grey, alpha = (256 * bytes_[..., k] + bytes_[..., k + 1] for k in (0, 2))
+        halves = _decoded(file, "RGBA")
+        grey, alpha = np.moveaxis(_joined(halves[..., ::2], halves[..., 1::2]), -1, 0)
         return np.stack([grey, grey, grey, alpha], axis=-1)
     space, _, order = raw.rpartition(";")
-    return 256 * _decoded(file, raw) + _decoded(open_file(), f"{space};{_OTHER_BYTE[order]}")
+    lower = _decoded(open_file(), f"{space};{_OTHER_BYTE[order]}")
+    return _joined(_decoded(file, raw), lower)
 
 
-def _decoded(file: Image.Image, raw: str) -> Float64[np.ndarray, "height width channel"]:
+def _joined(
+    upper: UInt8[np.ndarray, "*shape"], lower: UInt8[np.ndarray, "*shape"]
+) -> UInt16[np.ndarray, "*shape"]:
+    """Makes values of their upper and their lower bytes."""
+    return upper.astype(np.uint16) << 8 | lower
+
+
+def _decoded(file: Image.Image, raw: str) -> UInt8[np.ndarray, "height width channel"]:
     """Decodes a file by another raw mode than its own."""
     file.tile = [
         tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
         for tile in file.tile
     ]
-    return np.asarray(file).astype(np.float64)
+    return np.asarray(file)
 
 
 def _raw_mode(file: Image.Image) -> str:

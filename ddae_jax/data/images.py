@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Num, UInt8, UInt16
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ddae_jax.data.channels import Channels
@@ -321,17 +321,18 @@ def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Ima
 
 
 def _of_deep_colours(
-    values: Float64[np.ndarray, "height width channel"],
+    values: UInt16[np.ndarray, "height width channel"],
     info: Mapping[str, Any],
     decoding: Decoding,
     name: str,
 ) -> Image.Image:
     """Scales colours of 16 bits to 8, on white where they are transparent."""
-    colours = scaled_to_eight_bits(values[..., :3], True, decoding.max_value, name)
+    colours = scaled_to_eight_bits(values[..., :3], decoding.max_value, name)
     transparent = info.get("transparency")
     if values.shape[-1] == 4:
-        opacity = values[..., 3:] / _LARGEST_OF_16_BITS
-        colours = (255 + (colours - 255.0) * opacity).round().astype(np.uint8)
+        opacity = values[..., 3] / _LARGEST_OF_16_BITS
+        for channel in np.moveaxis(colours, -1, 0):  # all at once would fill the memory
+            channel[...] = (255 + (channel - 255.0) * opacity).round()
     elif isinstance(transparent, tuple):
         is_clear = (values == transparent).all(axis=-1, keepdims=True)
         colours = np.where(is_clear, np.uint8(255), colours)
@@ -341,8 +342,8 @@ def _of_deep_colours(
 
 def _to_eight_bits(image: Image.Image, max_value: float, name: str) -> Image.Image:
     """An image of one channel of more than 8 bits, scaled to 0..255; white where transparent."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    scaled = scaled_to_eight_bits(values, image.mode.startswith("I"), max_value, name)
+    values = np.asarray(image)
+    scaled = scaled_to_eight_bits(values, max_value, name)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         scaled = np.where(values == transparent, np.uint8(255), scaled)
@@ -350,17 +351,22 @@ def _to_eight_bits(image: Image.Image, max_value: float, name: str) -> Image.Ima
 
 
 def scaled_to_eight_bits(
-    values: Float64[np.ndarray, "*shape"], are_whole: bool, max_value: float, name: str
+    values: Num[np.ndarray, "*shape"], max_value: float, name: str
 ) -> UInt8[np.ndarray, "*shape"]:
     """Values scaled to 0..255; see `Decoding.max_value`.
 
     **Arguments:**
 
-    - `values`: of one image, all of them finite.
-    - `are_whole`: whether they were whole numbers in its file.
+    - `values`: of one image, of the type that they have in its file.
     - `max_value`: what becomes 255, or 0 to go by the values.
     - `name`: of the image, for a warning.
     """
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        # By a table: a large image would fill the memory as floats.
+        levels = np.arange(int(values.max()) + 1, dtype=np.int64)
+        return scaled_to_eight_bits(levels, max_value, name)[values]
+    are_whole = values.dtype.kind != "f"
+    values = np.nan_to_num(values.astype(np.float64))
     least, largest = (0.0, max_value) if max_value else _range_of(values, are_whole)
     _warn_of_scaling(name, least, largest, bool(max_value))
     scaled = (values - least) * (255 / (largest - least))

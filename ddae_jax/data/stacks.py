@@ -74,12 +74,7 @@ class StackedImage:
             values = np.moveaxis(values, 0, -1) if is_first else values
             if values.dtype == np.uint8 and not self._decoding.max_value:
                 return values
-            return scaled_to_eight_bits(
-                np.nan_to_num(values.astype(np.float64)),
-                values.dtype.kind != "f",
-                self._decoding.max_value,
-                self._name,
-            )
+            return scaled_to_eight_bits(values, self._decoding.max_value, self._name)
 
     @functools.cached_property
     def _opened(self) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
@@ -165,7 +160,7 @@ def _open_bands(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarra
     image = open_file()
     shape = (image.height, image.width, len(image.getbands()))
     if has_deep_colours(image):
-        return shape, lambda: deep_colours(open_file).astype(np.uint16)
+        return shape, lambda: deep_colours(open_file)
     return shape, lambda: np.asarray(image)
 
 
