@@ -65,13 +65,7 @@ def test_a_process_whose_others_do_not_come_says_so_and_ends():
         "from ddae_jax import devices; "
         "devices.join(devices.Cluster('127.0.0.1:29517', 2, 1), patience_s=1.5)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = tiny.run_program(program)
     assert done.returncode == 1
     assert "waiting for the other processes of this run at 127.0.0.1:29517, for up to 1.5 s" in (
         done.stderr

@@ -69,6 +69,17 @@ def command(job: str, *arguments: str, draws: bool = False) -> list[str]:
     return [sys.executable, *program, *arguments]
 
 
+def run_program(program: str) -> subprocess.CompletedProcess:
+    """Runs a Python program in a process of its own, and keeps what it writes."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def environment(num_devices: int = 1, as_for_users: bool = False) -> dict[str, str]:
     """Environment of a subprocess with so many devices, on the CPU.
 

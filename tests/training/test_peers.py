@@ -3,8 +3,6 @@
 import contextlib
 import queue
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -122,12 +120,6 @@ peers.delay_aborts()
 threading.Thread(target=lambda: (time.sleep(0.3), peers.end_without(3, "there"))).start()
 ctypes.CDLL(None).abort()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=tiny.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = tiny.run_program(program)
     assert done.returncode == 1
     assert done.stderr.startswith("error: process 3 of this run, on there, is gone: it has failed")
