@@ -34,7 +34,8 @@ from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.workers import WorkerLost
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.loop import NonFiniteLoss, ReadingHangs
+from ddae_jax.training.loop import NonFiniteLoss
+from ddae_jax.training.reading import ReadingHangs
 from ddae_jax.training.workdir import DISK_FULL, WorkdirInUse
 
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)

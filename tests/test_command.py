@@ -25,7 +25,8 @@ from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.workers import WorkerLost
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.loop import NonFiniteLoss, ReadingHangs
+from ddae_jax.training.loop import NonFiniteLoss
+from ddae_jax.training.reading import ReadingHangs
 from ddae_jax.training.workdir import WorkdirInUse
 from tiny import write_config
 

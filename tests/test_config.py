@@ -1158,7 +1158,7 @@ def test_a_run_of_before_ignores_what_differs_from_its_own_defaults(other_defaul
         ("pretrain", {"data.source": "digits"}, "data.channels=12; images are grey"),
         ("finetune", {"data.source": "tfds", "data.name": "a"}, "data.channels=12; images are gre"),
         ("finetune", {"augment.rand_augment": True}, "augment.rand_augment=True changes the col"),
-        ("segment", {}, "are read in pretraining and fine-tuning from a folder of .npy, .npz or"),
+        ("segment", {"data.source": "tfds"}, "are read from a folder of .npy, .npz or TIFF"),
     ],
 )
 def test_images_of_other_channels_come_from_arrays_and_have_no_colours(job, changes, message):
@@ -1169,8 +1169,10 @@ def test_images_of_other_channels_come_from_arrays_and_have_no_colours(job, chan
         check_config(config)
 
 
-def test_a_folder_of_twelve_channels_is_sound():
-    config = pretrain_defaults()
+@pytest.mark.parametrize("job", ["pretrain", "segment"])
+def test_a_folder_of_twelve_channels_is_sound(job):
+    config = JOBS[job]()
+    config.data.source = "folder"
     config.update_from_flattened_dict(
         {"data.channels": 12, "data.mean": (0.5,) * 12, "data.std": (0.5,) * 12}
     )

@@ -321,6 +321,55 @@ time.sleep(120)
     processes[0].communicate()
 
 
+# One process cannot read the batch of step 9: there is an error, or nothing comes.
+CANNOT_READ = """
+import time
+from ddae_jax.data.files import ReadFailed
+from ddae_jax.data.pipeline import TrainLoader
+read = TrainLoader.next_unless
+def fail(self, is_over):
+    if index == {index} and self.step == 9:
+        if {hangs}:
+            while not is_over():
+                time.sleep(0.1)
+            return None
+        raise ReadFailed("a.png cannot be read")
+    return read(self, is_over)
+TrainLoader.next_unless = fail
+"""
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_where_one_process_cannot_read_on_both_save_the_last_finished_step(
+    shallow, tmp_path, index
+):
+    workdir = tmp_path / "run"
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
+    options.append("--config.checkpoint.every_epochs=100")
+    processes = start(*options, patch=CANNOT_READ.format(index=index, hangs=False))
+    _, logs = finish(processes, status=1)
+    assert logs[index].endswith("error: a.png cannot be read\n")
+    assert "no batch can be read after step 9, which is saved" in logs[index]
+    assert "error: another process of this run cannot read on" in logs[1 - index]
+    assert saved_steps(workdir) == [9]
+    position = json.loads((workdir / "checkpoints/9/data/metadata").read_text())
+    assert position["step"] == 9
+
+
+def test_a_stop_of_all_saves_though_one_process_waits_for_a_batch_that_never_comes(
+    shallow, tmp_path
+):
+    workdir = tmp_path / "run"
+    options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
+    options += ["--config.checkpoint.every_epochs=100", "--config.log.every_steps=1"]
+    processes = start(*options, patch=CANNOT_READ.format(index=1, hangs=True))
+    wait_for_step(workdir, 6, processes)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    finish(processes)
+    assert saved_steps(workdir) == [9]
+
+
 def test_an_error_in_one_process_ends_both_and_is_told(shallow, tmp_path):
     patch = """
 from ddae_jax.training.logging import MetricsWriter

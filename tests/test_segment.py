@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 from sklearn import metrics
 
 import annotated
@@ -157,6 +158,29 @@ def test_a_linear_head_continued_ends_bit_identical(folder, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, restored(tmp_path / "whole"), restored(tmp_path / "parts")
     )
+
+
+def test_images_of_five_channels_are_segmented_and_evaluated(folder, tmp_path, capsys):
+    shutil.copy(folder / "segment.py", tmp_path)
+    for split in ("training", "validation"):
+        annotations = folder / "data" / "annotations" / split
+        shutil.copytree(annotations, tmp_path / "data" / "annotations" / split)
+        for path in (folder / "data" / "images" / split).iterdir():
+            image = np.asarray(Image.open(path))
+            stack = tmp_path / "data" / "images" / split / f"{path.stem}.npy"
+            stack.parent.mkdir(parents=True, exist_ok=True)
+            np.save(stack, np.concatenate([image, image[..., :2]], axis=-1))
+    options = ["--config.data.channels=5", "--config.augment.distorts_colours=True"]
+    options += [f"--config.data.{key}=0.5,0.5,0.5,0.5,0.5" for key in ("mean", "std")]
+    options += ["--config.epochs=1", "--config.head.kind=linear"]
+    assert run(tmp_path, "run", *options, draws=True) == 0
+    assert (tmp_path / "run" / "figures" / "overlays.png").exists()
+    capsys.readouterr()
+    assert evaluate.main([f"--workdir={tmp_path / 'run'}", "--task=segmentation"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert result["miou"] == scores["miou"] > 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["channels"] == 5
 
 
 @pytest.mark.parametrize(

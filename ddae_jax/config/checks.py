@@ -49,11 +49,10 @@ def _check_channels(config: ConfigDict) -> None:
     channels = config.data.channels
     if channels in (1, 3):
         return
-    if config.data.source != "folder" or config.job == "segment":
+    if config.data.source != "folder":
         raise ValueError(
             f"data.channels={channels}; images are grey (1) or RGB (3), and those of other "
-            "channels are read in pretraining and fine-tuning from a folder of .npy, .npz or TIFF "
-            "files, by data.source='folder'"
+            "channels are read from a folder of .npy, .npz or TIFF files, by data.source='folder'"
         )
     if config.job == "finetune" and config.augment.rand_augment:
         raise ValueError(

@@ -4,6 +4,7 @@ The defaults are the recipe that BEiT and MAE fine-tune on ADE20K with. An image
 and, if need be, shrunk while it is decoded, in one pass.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ def view_pixels(image: Image.Image | LazyImage, view: View) -> Pixels:
 class Distortion:
     """Random brightness, contrast, saturation and hue, each changed half of the time.
 
-    Contrast comes first or last, by chance; saturation and hue are left out of a grey image.
+    Contrast comes first or last, by chance; saturation and hue are left out of what is not RGB.
 
     **Arguments:**
 
@@ -115,11 +116,11 @@ def change_levels(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
 
 
 def change_colours(pixels: Pixels, saturation: float, hue: float) -> Pixels:
-    """Multiplies the saturation and turns the hue by so many degrees (HSV); grey remains as it is.
+    """Multiplies the saturation and turns the hue by so many degrees (HSV), of RGB images alone.
 
     Hue and saturation are rounded to 8 bits.
     """
-    if pixels.shape[-1] == 1 or (saturation == 1 and hue == 0):
+    if pixels.shape[-1] != 3 or (saturation == 1 and hue == 0):
         return pixels
     hues = (_LEVELS + round(hue / 360 * _HUES)) % _HUES
     saturations = (_LEVELS * saturation).clip(0, 255).round().astype(int)
@@ -179,6 +180,9 @@ class JointAugmentation:
                 "value for each"
             )
         return self.crop_size
+
+    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
+        return math.prod(image_size) * (channels + 1)  # the annotation has a byte a pixel
 
     def __call__(self, opened: tuple[LazyImage, LazyAnnotation], make_rng: MakeRng) -> Batch:
         image, annotation = opened

@@ -67,6 +67,9 @@ class Augment(Protocol):
         Raises `ValueError` if they would differ.
         """
 
+    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
+        """Bytes of one example, of an image of (height, width) and so many channels."""
+
     def __call__(self, opened: Any, make_rng: MakeRng) -> Batch:
         """The arrays of one example, among them "image". Raises `CorruptImage`."""
 
@@ -110,6 +113,9 @@ class Augmentation:
         if self.augment_in == "workers":
             return self.image_size
         return one_size(source)
+
+    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
+        return math.prod(image_size) * channels
 
     def __call__(self, opened: tuple[LazyImage, int], make_rng: MakeRng) -> Batch:
         image, label = opened
@@ -217,7 +223,7 @@ class TrainLoader:
         self._corrupt: dict[int, int] = {}  # from the index to that of the cause
         self._batches: InBackground[Batch] | None = None
         self._is_closed = False
-        batch_bytes = self._batch_size * math.prod(self._image_size) * source.channels
+        batch_bytes = self._batch_size * augmentation.num_bytes(self._image_size, source.channels)
         if problem := workers.check_shared_memory(num_workers, batch_bytes):
             _logger.warning(problem)
 
@@ -278,11 +284,15 @@ class TrainLoader:
         self._corrupt = dict(divmod(code, _MOST_CAUSES) for code in self._unite(own).tolist())
         self._check_corrupt_share()
 
-    def get_state(self) -> dict[str, Any]:
-        """What `set_state` needs, fit for JSON: step, corrupt indices, the source's fingerprint."""
+    def get_state(self, step: int | None = None) -> dict[str, Any]:
+        """What `set_state` needs, fit for JSON: step, corrupt indices, the source's fingerprint.
+
+        `step` is the one to go on with, by default that of the next batch: who has read ahead has
+        not used all that was handed out.
+        """
         corrupt = sorted(self._corrupt)
         return {
-            "step": self._step,
+            "step": self._step if step is None else step,
             "corrupt": corrupt,
             "causes": [CAUSES[self._corrupt[index]] for index in corrupt],
             "source": self._source.fingerprint,

@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypedDict
 from ddae_jax.data.annotations import LabelRule, Labels, LazyAnnotation, check_same_size
 from ddae_jax.data.files import read_bytes
 from ddae_jax.data.folder import contents, scan, some_of
-from ddae_jax.data.images import Decoding, EncodedImage, LazyImage, Pixels
-from ddae_jax.data.sources import ExampleSource, TfdsSource, nearest
+from ddae_jax.data.image_files import find_images
+from ddae_jax.data.images import Decoding, LazyImage, Pixels
+from ddae_jax.data.sources import ExampleSource, TfdsSource, check_channels, nearest
 
 PAIR_SOURCE_KINDS = ("folder", "tfds")
 
@@ -74,14 +75,14 @@ def make_pair_source(
     - `name`: the TFDS dataset; "folder" ignores it.
     - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder.
     - `split`: "training", "validation", ... as the source calls it.
-    - `channels`: 1 (grey) or 3 (RGB) of every decoded image.
+    - `channels`: 1 (grey) or 3 (RGB) of every decoded image; of a folder of arrays, of TIFF with
+      many bands or of NumPy, any other number too.
     - `max_pixels`, `max_value`: see `ddae_jax.data.images.Decoding`.
 
     Raises `ValueError` for arguments that are unknown or contradict each other, and for images and
     annotations that do not belong to each other; `FileNotFoundError` for data that is not there.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels")
+    check_channels(channels, source)
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class_names, but num_classes={num_classes}")
     rule = LabelRule(num_classes, ignore_label, reduce_zero_label)
@@ -120,9 +121,9 @@ def decode_pair(image: LazyImage, annotation: LazyAnnotation) -> Pair:
 class FolderPairs(_IndexedPairs):
     """ADE20K's layout: `DIR/images/SPLIT/a.jpg` and `DIR/annotations/SPLIT/a.png`.
 
-    Images are files that Pillow reads, in the order of their sorted paths; annotations
-    are .png files of one class number a pixel. Sub-folders have to be the same in both. See
-    `make_pair_source` for arguments and errors.
+    Images are those that `ddae_jax.data.image_files.find_images` finds, in the order of their
+    sorted paths; annotations are .png files of one class number a pixel. Sub-folders have to be the
+    same in both. See `make_pair_source` for arguments and errors.
     """
 
     image_size = None  # nobody has looked
@@ -136,7 +137,8 @@ class FolderPairs(_IndexedPairs):
         class_names: tuple[str, ...] | None,
     ):
         self._images, self._annotations = _pair_folders(data_dir, split)
-        self._paths = _paired_paths(self._images, self._annotations)
+        paths, _, _, self._open_image = find_images(self._images, decoding)
+        self._paths = _paired(paths, self._images, self._annotations)
         self._rule = rule
         self._decoding = decoding
         self.channels = decoding.channels
@@ -155,11 +157,10 @@ class FolderPairs(_IndexedPairs):
         return os.fsdecode(self._image_path(index))
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, LazyAnnotation]]:
-        return [(self._image(index), self._annotation(index)) for index in indices]
-
-    def _image(self, index: int) -> LazyImage:
-        read = functools.partial(read_bytes, self._image_path(index), self._decoding.max_bytes)
-        return EncodedImage(read, self.name(index), self._decoding)
+        return [
+            (self._open_image(self._image_path(index)), self._annotation(index))
+            for index in indices
+        ]
 
     def _annotation(self, index: int) -> LazyAnnotation:
         stem = _stem(self._paths[index])
@@ -187,20 +188,17 @@ def _pair_folders(data_dir: str, split: str) -> tuple[Path, Path]:
     return folders
 
 
-def _paired_paths(images: Path, annotations: Path) -> list[bytes]:
-    """The images' paths relative to their folder, sorted; each has an annotation, and each one it.
+def _paired(paths: list[bytes], images: Path, annotations: Path) -> list[bytes]:
+    """The images' paths, relative to their folder; each has an annotation, and each one it.
 
     Raises `ValueError` that counts and names the others.
     """
-    paths, _, _ = scan(images)
     stems = Counter(_stem(path) for path in paths)
     suffix = _ANNOTATION_SUFFIX.encode()
     annotated = {_stem(path) for path in scan(annotations)[0] if path.endswith(suffix)}
     without = [path for path in paths if _stem(path) not in annotated]
     lonely = [stem + suffix for stem in sorted(annotated - stems.keys())]
     double = [path for path in paths if stems[_stem(path)] > 1]
-    if not paths:
-        raise ValueError(f"no image in {images}; it contains {contents(images)}")
     if without:
         raise ValueError(
             f"{len(without)} of {len(paths)} images have no annotation: {_some(without)}. "

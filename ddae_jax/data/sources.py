@@ -20,8 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from ddae_jax.data.files import patiently, read_bytes
-from ddae_jax.data.folder import contents, image_suffixes, scan, split_folder
+from ddae_jax.data.files import patiently
+from ddae_jax.data.folder import split_folder
+from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import (
     NO_LABEL,
     CorruptImage,
@@ -31,13 +32,6 @@ from ddae_jax.data.images import (
     Example,
     KnownCorruptImage,
     LazyImage,
-)
-from ddae_jax.data.stacks import (
-    ARRAY_SUFFIXES,
-    STACK_SUFFIXES,
-    TIFF_SUFFIXES,
-    StackedImage,
-    import_tifffile,
 )
 
 _log = logging.getLogger(__name__)
@@ -118,11 +112,7 @@ def make_source(
     Raises `ValueError` for an unknown source, name or split, for other `channels`, and for a folder
     without images; `FileNotFoundError` for data that is not there and cannot be downloaded.
     """
-    if channels < 1 or (channels not in (1, 3) and source != "folder"):
-        raise ValueError(
-            f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels, and those "
-            "of other channels are read from files of arrays, by source='folder'"
-        )
+    check_channels(channels, source)
     decoding = Decoding(channels, max_pixels, max_value)
     match source:
         case "digits":
@@ -135,6 +125,15 @@ def make_source(
         f"source={source!r} is unknown{nearest(source, SOURCE_KINDS)}; "
         f"known are {', '.join(SOURCE_KINDS)}"
     )
+
+
+def check_channels(channels: int, source: str) -> None:
+    """Raises `ValueError` if a kind of source has no images of so many channels."""
+    if channels < 1 or (channels not in (1, 3) and source != "folder"):
+        raise ValueError(
+            f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels, and those "
+            "of other channels are read from files of arrays, by source='folder'"
+        )
 
 
 class _IndexedSource:
@@ -447,30 +446,11 @@ class FolderSource(_IndexedSource):
 
     def __init__(self, data_dir: str, split: str, decoding: Decoding):
         root = split_folder(data_dir, split)
-        # Files of arrays beside images are no images, and images beside arrays are previews.
-        kinds = [image_suffixes(), ARRAY_SUFFIXES]
-        if decoding.holds_arrays:
-            kinds = [STACK_SUFFIXES, image_suffixes()]
-        for suffixes in kinds:
-            paths, self._labels, self.class_names = scan(root, suffixes)
-            if paths:
-                break
-        else:
-            looked_for = ", ".join(dict.fromkeys((*kinds[0], *kinds[1])))
-            raise ValueError(
-                f"no image in {root}: looked for {looked_for} in it and in its sub-folders; it "
-                f"contains {contents(root)}"
-            )
-        self._are_arrays = decoding.holds_arrays or suffixes == ARRAY_SUFFIXES
-        if decoding.holds_arrays and any(
-            os.fsdecode(p).lower().endswith(TIFF_SUFFIXES) for p in paths
-        ):
-            import_tifffile()
+        paths, self._labels, self.class_names, self._open_image = find_images(root, decoding)
         # One buffer: a list of a million strings is slow to pickle and is copied by every worker.
         self._paths = np.frombuffer(b"".join(paths), np.uint8)
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         self._root = os.fsencode(root)
-        self._decoding = decoding
         self.channels = decoding.channels
         self.num_classes = None if self.class_names is None else len(self.class_names)
 
@@ -503,15 +483,12 @@ class FolderSource(_IndexedSource):
         return shared
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
-        return [(self._image(index), int(self._labels[index])) for index in indices]
+        return [
+            (self._open_image(self._path(index)), int(self._labels[index])) for index in indices
+        ]
 
     def labels(self) -> Int32[np.ndarray, " example"]:
         return self._labels
-
-    def _image(self, index: int) -> LazyImage:
-        read = functools.partial(read_bytes, self._path(index), self._decoding.max_bytes)
-        kind = StackedImage if self._are_arrays else EncodedImage
-        return kind(read, self.name(index), self._decoding)
 
     def _path(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0

@@ -120,8 +120,8 @@ class AnyProcess:
     """
 
     def __init__(self, put: Callable[[PyTree], PyTree], delay: int = 2):
+        self.delay = delay
         self._put = put
-        self._delay = delay
         self._any = jax.jit(jnp.any)
         self._asked = collections.deque()
 
@@ -130,6 +130,6 @@ class AnyProcess:
             return value
         flags = np.full(jax.local_device_count(), value)
         self._asked.append(self._any(self._put(flags)))
-        if len(self._asked) <= self._delay:
+        if len(self._asked) <= self.delay:
             return False
         return bool(self._asked.popleft())

@@ -7,15 +7,16 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ddae_jax.training.agreement import AnyProcess
+from ddae_jax.training.agreement import AnyProcess, OtherProcessFailed, agreed
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.interruption import Stopped, StopRequest
+from ddae_jax.training.reading import Batches, ReadAhead
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import TrainStep
 
@@ -23,8 +24,6 @@ _log = logging.getLogger(__name__)
 
 # Steps handed to the device before the loop waits for one: enough to hide the host's work.
 _MAX_STEPS_IN_FLIGHT = 2
-# How long a process among several waits for a batch after a stop; schedulers kill after 30 s.
-_PATIENCE_S = 15.0
 
 
 class NonFiniteLoss(RuntimeError):
@@ -44,23 +43,6 @@ class RecurringNonFiniteLoss(NonFiniteLoss):
     """It went wrong at the same step as the time before, and nothing has changed since."""
 
     exit_status = 70  # what the scripts in launch/ do not start again
-
-
-class ReadingHangs(RuntimeError):
-    """A stop was asked for, and one of several processes waits for a batch that does not come."""
-
-
-class Batches(Protocol):
-    """What the loop needs of a data loader (see :class:`ddae_jax.data.pipeline.TrainLoader`)."""
-
-    corrupt_count: int
-    corrupt_causes: Mapping[str, int]
-
-    def synchronize(self) -> None: ...
-
-    def next_unless(self, is_over: Callable[[], bool]) -> Mapping[str, np.ndarray] | None: ...
-
-    def get_state(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +96,16 @@ class Plan:
         is_last = step == self.total_steps
         return [a for a in self.actions if (a.at_end if is_last else step % a.steps == 0)]
 
-    def to_resume(self, batches: Batches, record: Mapping[str, float] | None) -> dict[str, Any]:
+    def to_resume(
+        self, step: int, batches: Batches, record: Mapping[str, float] | None
+    ) -> dict[str, Any]:
         """What a checkpoint keeps beside the state, as JSON: data position, schedule and record.
 
         The record is that of the checkpoint's step, if it has one: it is written after the
         checkpoint, so that a run that is killed in between would lose it (see :func:`make_up`).
         """
         schedule = {"steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
-        kept = batches.get_state() | {"schedule": schedule}
+        kept = batches.get_state(step) | {"schedule": schedule}
         return kept if record is None else kept | {"record": dict(record)}
 
 
@@ -148,20 +132,22 @@ def train(
     Raises:
         NonFiniteLoss: naming the step, the metrics and the last good checkpoint.
         CheckpointError: if a checkpoint cannot be written.
-        Exception: what reading a batch raises, after the last finished step was saved, or with
-            several processes at once, as all of them have to save.
+        Exception: what reading a batch raises, after the last finished step was saved. Of several
+            processes the others raise ``OtherProcessFailed``.
     """
     step = saved_step = recorded_step = int(state.step)
     meter = _Meter(plan.batch_size)
     watch = _HealthWatch(checkpoints, plan.most_skipped)
     measure = functools.partial(_measured, plan=plan, batches=batches, watch=watch, meter=meter)
     any_process = AnyProcess(put, delay=_MAX_STEPS_IN_FLIGHT)
+    num_ready = 0 if jax.process_count() == 1 else any_process.delay + 1
+    reader = ReadAhead(batches, stop, plan.total_steps - step, num_ready)
     in_flight = collections.deque()
-    is_stopping, failure = any_process(bool(stop)), None
+    is_stopping = any_process(bool(stop))
 
     while step < plan.total_steps and not is_stopping:
         with meter.waiting():
-            batch, failure = _next_batch(batches, stop)
+            batch = reader.next()
         if batch is None:
             break
         batch = put(batch)
@@ -176,7 +162,7 @@ def train(
         plan.on_step(step)
 
         is_last = step == plan.total_steps
-        is_stopping = any_process(bool(stop))
+        is_stopping = any_process(bool(stop) or reader.failure is not None)
         due = plan.due(step)
         is_recorded = due or step % plan.log_every_steps == 0 or is_last or is_stopping
         values = measure(step) if is_recorded else None
@@ -184,7 +170,7 @@ def train(
             # Saving comes first: what is saved is not lost while something else takes its time.
             if step % plan.save_every_steps == 0 or is_last or is_stopping:
                 watch.check()
-                checkpoints.save(state, step, plan.to_resume(batches, values))
+                checkpoints.save(state, step, plan.to_resume(step, batches, values))
                 saved_step = step
             if due and not is_stopping:
                 found, is_stopping = _act(due, state, step, stop)
@@ -194,17 +180,17 @@ def train(
             recorded_step = step
 
     if saved_step != step:
-        values = measure(step) if recorded_step != step and failure is None else None
+        values = measure(step) if recorded_step != step and reader.failure is None else None
         watch.check()
-        checkpoints.save(state, step, plan.to_resume(batches, values))
+        checkpoints.save(state, step, plan.to_resume(step, batches, values))
         if values is not None:
             plan.on_record(step, values)
     checkpoints.wait()
-    if failure is not None:
-        if step:
-            _log.error("no batch can be read after step %d, which is saved", step)
-        raise failure
-    return state
+    if agreed(reader.failure is None):
+        return state
+    if step:
+        _log.error("no batch can be read after step %d, which is saved", step)
+    raise reader.failure or OtherProcessFailed("another process of this run cannot read on")
 
 
 def make_up(
@@ -230,43 +216,6 @@ def make_up(
         values |= _act(missing, state, step, stop)[0]
     if values:
         plan.on_record(step, plan.progress(step) | values)
-
-
-def _next_batch(
-    batches: Batches, stop: StopRequest
-) -> tuple[Mapping[str, np.ndarray] | None, Exception | None]:
-    """The next one; None after a stop that it does not come before, or why it cannot be read.
-
-    Where there are other processes, errors are raised, and the batch is waited for after a stop
-    too, since all of them stop at the same step; but not for ever.
-    """
-    asked_at = None
-
-    def is_over() -> bool:
-        nonlocal asked_at
-        if stop and jax.process_count() > 1:
-            asked_at = asked_at or time.monotonic()
-            return time.monotonic() - asked_at > _PATIENCE_S
-        return bool(stop)
-
-    try:
-        batch = batches.next_unless(is_over)
-    except Exception as error:
-        if jax.process_count() > 1:
-            raise
-        if not stop:
-            return None, error
-        _log.warning("reading ended before this process did: %s", error)
-        return None, None
-    if batch is not None:
-        return dict(batch), None
-    if jax.process_count() > 1:
-        raise ReadingHangs(
-            f"a stop was asked for, and no batch has come for {_PATIENCE_S:.0f} s since: reading "
-            "hangs in this process, without which the others can neither go on nor save. The same "
-            "command continues from the latest checkpoint"
-        )
-    return None, None
 
 
 def _measured(

@@ -116,6 +116,21 @@ class TestFolder:
         write_pair(tmp_path, "city/a", np.full((4, 4), 7), np.full((4, 4), 2))
         assert folder(tmp_path, channels=1)[0]["annotation"].tolist() == [[2] * 4] * 4
 
+    @pytest.mark.parametrize("axis", [0, -1])
+    def test_images_may_be_arrays_of_any_number_of_channels(self, tmp_path, axis):
+        write_pairs(tmp_path, 2)
+        stacks = np.random.default_rng(1).integers(0, 256, (2, 20, 24, 5), np.uint8)
+        for number, stack in enumerate(stacks):
+            path = tmp_path / "images" / "training" / f"00{number}.png"
+            np.save(path.with_suffix(".npy"), np.moveaxis(stack, -1, axis))
+        source = folder(tmp_path, channels=5)
+        assert source.channels == 5
+        for index, stack in enumerate(stacks):
+            np.testing.assert_array_equal(source[index]["image"], stack)
+        np.testing.assert_array_equal(
+            source[1]["annotation"], folder(tmp_path, channels=3)[1]["annotation"]
+        )
+
     def test_images_without_annotation_are_counted_and_named(self, tmp_path):
         write_pairs(tmp_path, 3)
         for number in (0, 2):
@@ -165,7 +180,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"channels": 2}, "channels=2"),
+            ({"channels": 0}, "channels=0"),
             ({"class_names": ("a", "b")}, "2 class_names, but num_classes=5"),
             ({"data_dir": ""}, "needs data_dir"),
         ],
@@ -173,6 +188,10 @@ class TestFolder:
     def test_bad_options_are_refused(self, tmp_path, options, message):
         with pytest.raises(ValueError, match=message):
             make_pair_source("folder", **({"data_dir": str(tmp_path), "num_classes": 5} | options))
+
+    def test_other_channels_are_of_folders_alone(self):
+        with pytest.raises(ValueError, match=r"channels=5; .* by source='folder'"):
+            make_pair_source("tfds", name="a", num_classes=2, channels=5)
 
     def test_unknown_kind_names_the_nearest(self):
         with pytest.raises(ValueError, match=r"'foldr'.*did you mean 'folder'"):

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 import tiny
+from annotated import write_pairs
 from ddae_jax.data import workers
+from ddae_jax.data.joint_augment import JointAugmentation
+from ddae_jax.data.pipeline import Augmentation, TrainLoader
+from ddae_jax.data.segmentation import make_pair_source
 from ddae_jax.data.workers import WorkerLost, check_shared_memory, explained
 
 PROGRAM = """
@@ -188,6 +192,23 @@ def test_shared_memory_that_can_not_suffice_is_refused_with_what_to_do(monkeypat
         "run --shm-size=8g, or on Kubernetes by an emptyDir with medium: Memory at /dev/shm; or "
         "lower data.num_workers, of which 0 needs none"
     )
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "needed"),
+    [(Augmentation((224, 224)), 294), (JointAugmentation((224, 224)), 392)],  # the annotations too
+)
+def test_a_loader_reckons_with_all_that_its_examples_hold(
+    monkeypatch, tmp_path, augmentation, needed
+):
+    sizes(monkeypatch, needed - 1, needed - 1)
+    write_pairs(tmp_path, 2)
+    source = make_pair_source("folder", data_dir=str(tmp_path), num_classes=5)
+    options = {"batch_size": 256, "seed": 0, "num_workers": 2}
+    with pytest.raises(ValueError, match=f"num_workers=2 need {needed} MiB of shared memory"):
+        TrainLoader(source, augmentation, **options)
+    sizes(monkeypatch, needed, needed)
+    TrainLoader(source, augmentation, **options).close()
 
 
 def test_shared_memory_that_others_take_is_warned_of(monkeypatch):

@@ -55,7 +55,7 @@ class Images:
         self._before(self.number)
         return {"image": np.full(BATCH, self._given.get(self.number, self.number), np.float32)}
 
-    def get_state(self):
+    def get_state(self, step):
         return {"number": self.number}
 
     def synchronize(self):

@@ -1,0 +1,74 @@
+"""Which files of a folder are a source's images, and how they are opened."""
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from ddae_jax.data.files import read_bytes
+from ddae_jax.data.folder import contents, image_suffixes, scan
+from ddae_jax.data.images import Decoding, EncodedImage, LazyImage
+from ddae_jax.data.stacks import (
+    ARRAY_SUFFIXES,
+    STACK_SUFFIXES,
+    TIFF_SUFFIXES,
+    StackedImage,
+    import_tifffile,
+)
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """Opens an image file, and decodes nothing yet.
+
+    **Arguments:**
+
+    - `decoding`: how it becomes pixels.
+    - `holds_array`: whether it holds an array of any number of channels.
+    """
+
+    decoding: Decoding
+    holds_array: bool
+
+    def __call__(self, path: bytes) -> LazyImage:
+        read = functools.partial(read_bytes, path, self.decoding.max_bytes)
+        kind = StackedImage if self.holds_array else EncodedImage
+        return kind(read, os.fsdecode(path), self.decoding)
+
+
+class ImageFiles(NamedTuple):
+    """Image files of a folder; see `ddae_jax.data.folder.scan` for paths, labels and names."""
+
+    paths: list[bytes]
+    labels: Int32[np.ndarray, " example"]
+    class_names: tuple[str, ...] | None
+    open_image: OpenImage
+
+
+def find_images(root: Path, decoding: Decoding) -> ImageFiles:
+    """Looks for files of images or, of other than 1 or 3 channels, of arrays; else for the others.
+
+    Files of arrays beside images are no images, and images beside arrays are previews. Raises
+    `ValueError` if there is neither, or if what reads such TIFF files is not installed.
+    """
+    kinds = [image_suffixes(), ARRAY_SUFFIXES]
+    if decoding.holds_arrays:
+        kinds = [STACK_SUFFIXES, image_suffixes()]
+    for suffixes in kinds:
+        paths, labels, class_names = scan(root, suffixes)
+        if paths:
+            break
+    else:
+        looked_for = ", ".join(dict.fromkeys((*kinds[0], *kinds[1])))
+        raise ValueError(
+            f"no image in {root}: looked for {looked_for} in it and in its sub-folders; it "
+            f"contains {contents(root)}"
+        )
+    holds_array = decoding.holds_arrays or suffixes == ARRAY_SUFFIXES
+    if decoding.holds_arrays and any(os.fsdecode(p).lower().endswith(TIFF_SUFFIXES) for p in paths):
+        import_tifffile()
+    return ImageFiles(paths, labels, class_names, OpenImage(decoding, holds_array))
