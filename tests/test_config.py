@@ -1158,7 +1158,11 @@ def test_a_run_of_before_ignores_what_differs_from_its_own_defaults(other_defaul
         ("pretrain", {"data.source": "digits"}, "data.channels=12; images are grey"),
         ("finetune", {"data.source": "tfds", "data.name": "a"}, "data.channels=12; images are gre"),
         ("finetune", {"augment.rand_augment": True}, "augment.rand_augment=True changes the col"),
-        ("segment", {"data.source": "tfds"}, "are read from a folder of .npy, .npz or TIFF"),
+        (
+            "segment",
+            {"data.source": "tfds", "data.name": "a"},
+            "are read from a folder of .npy, .npz or TIFF",
+        ),
     ],
 )
 def test_images_of_other_channels_come_from_arrays_and_have_no_colours(job, changes, message):
