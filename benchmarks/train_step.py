@@ -100,7 +100,7 @@ def question_of(config: ConfigDict) -> compile_check.Question:
     mesh = make_mesh(**config.mesh)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
     job = compile_check.JOBS[config.job]
-    job.complete(config, None)
+    job.complete(config, None, ())
     data = Data(num_classes=1000, image_size=tuple(config.model.image_size))
     return compile_check.Question(job, config, mesh, data, 1_281_167, 1.0, "")
 

@@ -1,7 +1,7 @@
 """How a run begins with an encoder that somebody has trained: a run's, or published weights."""
 
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -24,8 +24,15 @@ from ddae_jax.training.state import TrainState
 _log = logging.getLogger(__name__)
 
 
+# What the command line may say otherwise than the encoder: it changes no array's shape.
+_GIVEN_COUNTS = ("data.mean", "data.std", "model.norm_epsilon")
+
+
 def take_over(
-    config: ConfigDict, stored: Mapping[str, Any] | None, learns_positions: bool = False
+    config: ConfigDict,
+    stored: Mapping[str, Any] | None,
+    given: Container[str] = (),
+    learns_positions: bool = False,
 ) -> None:
     """Takes over from ``init_from`` what it tells: the architecture, and the pixels' statistics.
 
@@ -34,21 +41,29 @@ def take_over(
     Args:
         config: of the run; is changed in place.
         stored: the config of a run that is continued, else None.
+        given: keys that the command line sets. Pixel statistics and the norms' epsilon count more
+            than what the encoder has, which a warning says.
         learns_positions: whether sine-cosine positions become learned ones, which begin as these.
 
-    Raises as :func:`ddae_jax.pretrained.load_pretrained` does.
+    Raises as :func:`ddae_jax.pretrained.load_pretrained` does, and ``ValueError`` if the command
+    line gives another architecture than the encoder has.
     """
     if not config.init_from:
         return
     if stored is not None:
         told = flatten(stored)
         config.update_from_flattened_dict(
-            {key: typed(key, told[key], config.job) for key in TOLD_BY_INIT_FROM}
+            # What is given is compared with what is stored, and refused if it is something else.
+            {
+                key: typed(key, told[key], config.job)
+                for key in TOLD_BY_INIT_FROM
+                if key not in given
+            }
         )
         if not any(config.model.image_size):
             config.model.image_size = tuple(told["model.image_size"])
     else:
-        _adopt(config, learns_positions)
+        _adopt(config, given, learns_positions)
     check_config(config)
 
 
@@ -62,8 +77,7 @@ def take_over_all(config: ConfigDict, given: Container[str]) -> None:
         config: of imported weights; is changed in place.
         given: keys that the command line sets.
 
-    Raises as :func:`ddae_jax.pretrained.load_pretrained` does, and ``ValueError`` for keys that
-    contradict each other.
+    Raises as :func:`take_over` does, and ``ValueError`` for keys that contradict each other.
     """
     found = load_init_from(config)
     told = {"model.image_size": tuple(found.module.image_size)}
@@ -79,12 +93,12 @@ def take_over_all(config: ConfigDict, given: Container[str]) -> None:
     _log.info("taken over from %s: %s", config.init_from, ", ".join(shown) or "nothing")
     for key in sorted(kept):
         _log.warning("%s=%r is given; %s has %r", key, flat[key], config.init_from, told[key])
-    _adopt(config, learns_positions=False)
+    _adopt(config, given, learns_positions=False)
     check_config(config)
 
 
-def _adopt(config: ConfigDict, learns_positions: bool) -> None:
-    found = load_init_from(config)
+def _adopt(config: ConfigDict, given: Container[str], learns_positions: bool) -> None:
+    found, before = load_init_from(config), flatten(config)
     config.model.update(found.model)
     size, trained = tuple(config.model.image_size), tuple(found.module.image_size)
     if not any(size):
@@ -119,6 +133,23 @@ def _adopt(config: ConfigDict, learns_positions: bool) -> None:
     else:
         config.data.channels = len(found.mean)
         config.data.mean, config.data.std = found.mean, found.std
+    given = [key for key in TOLD_BY_INIT_FROM if key in given]
+    if before["model.positions"] == found.model["positions"]:  # which are learned from now on
+        given = [key for key in given if key != "model.positions"]
+    _settle_given(config, before, given)
+
+
+def _settle_given(config: ConfigDict, before: Mapping[str, Any], given: Iterable[str]) -> None:
+    """Lets given keys count, of those that are not as the encoder has them, or refuses them."""
+    after = flatten(config)
+    for key in sorted(key for key in given if before[key] != after[key]):
+        if key not in _GIVEN_COUNTS:
+            raise ValueError(
+                f"{key}={before[key]!r} is given, and the encoder in {config.init_from} has "
+                f"{after[key]!r}: leave it out"
+            )
+        _log.warning("%s=%r is given; %s has %r", key, before[key], config.init_from, after[key])
+        config.update_from_flattened_dict({key: before[key]})
 
 
 def _check_channels(config: ConfigDict, found: Pretrained) -> None:

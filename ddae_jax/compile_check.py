@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build, command, devices, finetune, pretrain, segment
 from ddae_jax.config import to_plain
+from ddae_jax.config.checks import check_config
 from ddae_jax.forecast.chips import CHIPS, usable_bytes
 from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step, shortage
 from ddae_jax.forecast.flops import model_flops
@@ -101,8 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     """What a command line asks for. Raises ``ValueError`` or ``OSError`` for bad input."""
     usage = f"ddae_jax.compile_check {__doc__}"
-    flags = command.parse_config_flags(argv, usage, _define_flags, None)
+    flags, given = command.read_config_flags(argv, usage, _define_flags, None)
     config = flags.config
+    check_config(config)
     if flags.topology:
         jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are left alone
     devices.start_devices(is_distributed=False)
@@ -110,7 +112,7 @@ def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     mesh = make_mesh(**config.mesh, devices=chips)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
     job = JOBS[config.job]
-    job.complete(config, None)
+    job.complete(config, None, given)
     image_size = tuple(map(int, flags.stored_image_size)) or tuple(config.model.image_size)
     data = Data(num_classes=flags.num_classes, image_size=image_size)
     return Question(job, config, mesh, data, flags.num_images, flags.share, flags.topology), flags

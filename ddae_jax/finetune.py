@@ -8,7 +8,7 @@ continues a run that was stopped or killed. docs/finetuning.md has the recipes a
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,13 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return job.main(JOB, argv)
 
 
-def complete(config: ConfigDict, stored: Mapping[str, Any] | None) -> None:
+def complete(
+    config: ConfigDict, stored: Mapping[str, Any] | None, given: Container[str] = ()
+) -> None:
     """Takes the encoder's architecture over; its positions are learned from now on.
 
     Raises as :func:`ddae_jax.beginning.take_over` does, and ``ValueError`` for keys that ask for
     what the encoder does not have.
     """
-    take_over(config, stored, learns_positions=True)
+    take_over(config, stored, given, learns_positions=True)
     check_size_is_known(config)
     check_architecture(config)
 

@@ -135,8 +135,8 @@ class Job:
             input.
         program: ``(config, schedule, data) -> program``, the step alone, without any data.
         batch_shapes: ``(config, data) -> the arrays of a batch``, of all processes together.
-        complete: fills in what a config leaves to what it names; ``(config, stored config)``, the
-            latter of a run that is continued, else None.
+        complete: fills in what a config leaves to what it names; ``(config, stored config, keys
+            that the command line sets)``, the second of a run that is continued, else None.
     """
 
     name: str
@@ -144,7 +144,9 @@ class Job:
     build: Callable[[ConfigDict, Workdir, Mesh], Parts]
     program: Callable[[ConfigDict, Schedule, Data], Program]
     batch_shapes: Callable[[ConfigDict, Data], Mapping[str, jax.ShapeDtypeStruct]]
-    complete: Callable[[ConfigDict, Mapping[str, Any] | None], None] = lambda config, stored: None
+    complete: Callable[[ConfigDict, Mapping[str, Any] | None, Container[str]], None] = (
+        lambda config, stored, given: None
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +229,7 @@ def prepare(job: Job, argv: Sequence[str] | None, stop: StopRequest) -> Run:
         mesh = make_mesh(**config.mesh)
         check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
         check_is_of(workdir, job.name)
-        job.complete(config, _continued(workdir))
+        job.complete(config, _continued(workdir), given)
         check_workdir(workdir, config, flags.allow_config_changes)
         run = Run(
             config, workdir, mesh, job.build(config, workdir, mesh), flags.allow_config_changes

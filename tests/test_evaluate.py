@@ -337,6 +337,19 @@ def test_features_of_a_folder_go_to_a_file_with_names(suffix, workdir, tmp_path,
     assert np.abs(features[0] - features[2]).max() > 1e-3
 
 
+def test_all_images_of_a_folder_are_embedded_though_its_parts_look_like_splits(
+    workdir, tmp_path, capsys, caplog
+):
+    for name in ("train", "validation", "other"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        tiny.write_image(tmp_path / "images" / name / "1.png")
+    arguments = [f"--workdir={workdir}", "--task=embed", f"--images={tmp_path / 'images'}"]
+    arguments.append(f"--out={tmp_path / 'features.npz'}")
+    assert evaluate.main(arguments) == 0
+    assert last_line(capsys)["num_images"] == 3
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_features_of_the_run_s_data_are_those_that_knn_sees(workdir, tmp_path, capsys):
     out = tmp_path / "features.npz"
     arguments = [f"--workdir={workdir}", "--task=embed", f"--out={out}", "--split=train"]
@@ -359,6 +372,14 @@ def test_features_of_the_run_s_data_are_those_that_knn_sees(workdir, tmp_path, c
         (["--task=embed"], "--out=FILE.npz or --out=FILE.parquet is missing"),
         (["--task=embed", "--out=a.txt"], "it is a file called *.npz or *.parquet"),
         (["--task=embed", "--out=a.npz", "--images=nowhere"], "no folder nowhere"),
+        (
+            ["--task=embed", "--out=a.npz", "--images=x", "--split=train"],
+            "--split is of the run's data, and --images=x is another folder",
+        ),
+        (
+            ["--task=embed", "--out=a.npz", "--images=x", "--data_dir=y"],
+            "--data_dir is of the run's data, and --images=x is another folder",
+        ),
         (["--task=classification"], "is a run of ddae_jax.pretrain; --task=classification is for"),
         (
             ["--task=few_shot", "--compare=x"],

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import zipfile
@@ -20,7 +21,9 @@ from sklearn import metrics
 import golden_arrays
 import tiny
 from ddae_jax import build, command, evaluate, finetune, networks
-from ddae_jax.config import from_plain, ranges
+from ddae_jax.config import from_plain, ranges, to_plain
+from ddae_jax.config.keys import flatten
+from ddae_jax.config.values import contradictions
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.interop import backbones
@@ -187,12 +190,12 @@ def restored(workdir: pathlib.Path):
     return ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
 
 
-def config_of(runs, **changes):
+def config_of(runs, given=(), **changes):
     """The config of the fine-tuning run, changed, with what it takes over."""
     config = command.load_config(str(runs / "finetune.py"), "finetune")
     config.init_from = str(runs / "pretrained")
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    finetune.complete(config, None)
+    finetune.complete(config, None, given)
     return config
 
 
@@ -203,6 +206,34 @@ def test_from_scratch_it_is_the_same_network_without_what_was_learned(runs):
     found = finetune.start_params(learned)["block_02"]["mlp_in"]["kernel"]
     expected = restored(runs / "pretrained")["params"]["encoder"]["block_02"]["mlp_in"]["kernel"]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__size": "L"}, "model.size='L' is given, and the encoder in"),
+        ({"model__patch_size": 7}, "model.patch_size=7 is given, and the encoder in"),
+        ({"data__channels": 3}, "data.channels=3 is given, and the encoder in"),
+    ],
+)
+def test_another_architecture_than_the_encoder_s_is_refused_where_it_is_given(
+    runs, changes, message
+):
+    keys = [name.replace("__", ".") for name in changes]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config_of(runs, given=keys, **changes)
+    config = config_of(runs, **changes)  # a config file may be for many encoders
+    assert all(flatten(config)[name.replace("__", ".")] != v for name, v in changes.items())
+
+
+def test_given_pixel_statistics_and_epsilon_count_more_than_the_encoder_s(runs, caplog):
+    changes = {"data__mean": (0.3,), "data__std": (0.2,), "model__norm_epsilon": 1e-3}
+    keys = [name.replace("__", ".") for name in changes]
+    with caplog.at_level("WARNING", logger="ddae_jax"):
+        config = config_of(runs, given=[*keys, "model.positions", "model.size"], **changes)
+    assert (config.data.mean, config.data.std) == ((0.3,), (0.2,))
+    assert networks.build_encoder(config).norm_epsilon == 1e-3
+    assert f"data.mean=(0.3,) is given; {runs / 'pretrained'} has (0.5,)" in caplog.text
 
 
 def test_the_teacher_of_a_run_is_a_beginning_too(runs):
@@ -283,6 +314,11 @@ def test_a_continued_run_has_the_channels_of_its_beginning(runs):
     config.data.channels, config.data.mean, config.data.std = 3, (0.5,) * 3, (0.5,) * 3
     finetune.complete(config, stored)
     assert (config.data.channels, config.data.mean) == (1, (0.5,))
+    config.model.size = "L"
+    finetune.complete(config, stored, given=["model.size"])
+    assert "model.size: 'micro' in the workdir, 'L' given" in contradictions(
+        stored, to_plain(config)
+    )
 
 
 def write_tokenless(folder, like):

@@ -32,16 +32,19 @@ def size(monkeypatch):
 
 def options_of(folder, weights=WEIGHTS):
     """The tiny config, of other images than the weights know."""
-    config = folder / "config.py"
-    config.write_text(
-        tiny.CONFIG.replace("Size(16, 3, 2)", "Size(24, 2, 3)").replace("(16, 16)", "(24, 24)")
-    )
+    config, text = folder / "config.py", tiny.CONFIG
+    for old, new in (
+        ("Size(16, 3, 2)", "Size(24, 2, 3)"),
+        ("(16, 16)", "(24, 24)"),
+        ("channels = 1", "channels = 3"),
+        ("(0.5,)", "(0.5,) * 3"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    config.write_text(text)
     return (
         f"--config={config}",
         f"--config.init_from={weights}",
-        "--config.data.channels=3",
-        "--config.data.mean=0.5,0.5,0.5",
-        "--config.data.std=0.5,0.5,0.5",
         "--config.log.tensorboard=False",
     )
 

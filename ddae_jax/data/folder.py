@@ -104,6 +104,8 @@ class _LeftOut:
 def split_folder(data_dir: str, split: str) -> Path:
     """The folder that holds a split: `data_dir/split` if it is there, else `data_dir` for "train".
 
+    For "" it is `data_dir`, whatever lies in it.
+
     Raises `ValueError` without `data_dir`, `FileNotFoundError` where no folder holds the split, and
     `NotADirectoryError` for a file.
     """
@@ -117,6 +119,8 @@ def split_folder(data_dir: str, split: str) -> Path:
         )
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is a file; expected a folder of images")
+    if not split:
+        return root
     if (root / split).is_dir():
         _warn_of_ignored_folders(root, split)
         return root / split

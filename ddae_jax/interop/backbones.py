@@ -169,14 +169,18 @@ def _activation(
             f"as --config.init_activation=gelu; or {_IN_A_FOLDER}"
         )
     epsilon = _EPSILON_OF_CLIP if is_of_clip else _EPSILON
+    of_epsilon = (
+        f"{path} does not tell the epsilon of its norms: {epsilon:g} is taken; "
+        "--config.model.norm_epsilon says otherwise"
+    )
     if told.activation or is_of_google:
-        return told.activation or "gelu_tanh", epsilon, ()
+        return told.activation or "gelu_tanh", epsilon, () if is_of_google else (of_epsilon,)
     note = (
         f"{path} does not tell its activation: gelu is taken, which is that of MAE, BEiT, DINO, "
         "DeiT and MoCo v3; --config.init_activation says otherwise. Nor does it tell of rotary "
         "positions, or of norms that follow each layer: an encoder with either is another one here"
     )
-    return "gelu", epsilon, (note,)
+    return "gelu", epsilon, (note, of_epsilon)
 
 
 def _are_fixed(positions: np.ndarray | None) -> bool:

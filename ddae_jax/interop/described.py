@@ -136,6 +136,17 @@ def notes_on_place(path: pathlib.Path, network: Network) -> tuple[str, ...]:
     )
 
 
+def settings_at(key: str, config: Mapping[str, Any], file: pathlib.Path) -> Mapping[str, Any]:
+    """Settings that lie under a key of a config; none if there is no such key.
+
+    Raises ``ValueError``, naming the file, for what is none.
+    """
+    found = config.get(key)
+    if found is not None and not isinstance(found, Mapping):
+        raise ValueError(f"{file}: {key!r} is {found!r}; it must hold keys and values, in {{}}")
+    return found or {}
+
+
 def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
     """The keys and values in a file.
 

@@ -36,7 +36,8 @@ class UnknownWeights(ValueError):
 def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
     """The parameters that the rules make of the weights, as nested dicts.
 
-    Raises :class:`UnknownWeights`, naming what no rule knows, or two arrays for one place.
+    Raises :class:`UnknownWeights`, naming what no rule knows, two arrays for one place, or one of
+    another shape than it can have.
     """
     tree: Tree = {}
     unknown, placed = [], {}
@@ -54,7 +55,12 @@ def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
                     "the two is meant is not known. Leave one of them out"
                 )
             placed[path] = name
-            _put(tree, path, rule.change(np.asarray(array)))
+            try:
+                changed = rule.change(np.asarray(array))
+            except (ValueError, TypeError) as error:  # the latter for other axes than it has here
+                shape = tuple(array.shape)
+                raise UnknownWeights(f"{name}, of shape {shape}: {error}") from error
+            _put(tree, path, changed)
     if unknown:
         raise UnknownWeights(_unknown(unknown, len(weights)))
     return tree

@@ -23,6 +23,7 @@ from ddae_jax.interop.described import (
     describe_encoder,
     notes_on_place,
     read_json,
+    settings_at,
 )
 from ddae_jax.interop.encoders import (
     Tree,
@@ -37,6 +38,7 @@ from ddae_jax.interop.preprocessing import (
     pool_of_transformers,
     preprocessing_of_timm,
     preprocessing_of_transformers,
+    size_shown_by_transformers,
 )
 from ddae_jax.interop.weights import find_weights, read_network, read_weights
 
@@ -93,7 +95,7 @@ def read_folder(folder: pathlib.Path, told: Told) -> Backbone:
         return _from_timm(folder, config, told)
     kind = config.get("model_type")
     if kind in _WHOLE:
-        inner = config.get("vision_config") or {}
+        inner = settings_at("vision_config", config, file)
         config = {**inner, "model_type": _WHOLE[kind]}
     if config.get("model_type") in _PREFIXES:
         return _from_transformers(folder, config, told)
@@ -116,8 +118,10 @@ def architectures() -> Mapping[str, Any]:
 
 
 def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> Backbone:
-    file, arguments = folder / "config.json", config.get("model_args") or {}
-    trained_on = config.get("pretrained_cfg") or {}
+    file = folder / "config.json"
+    arguments = settings_at("model_args", config, file)
+    # Earlier versions of timm have what is in pretrained_cfg beside the architecture.
+    trained_on = settings_at("pretrained_cfg", config, file) or config
     architecture = str(config["architecture"]).partition(".")[0]
     heads, activation, epsilon, notes = _named_by_timm(file, architecture, arguments, told)
     untold = [name for name in _UNTOLD if arguments.get(name)]
@@ -125,11 +129,12 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> B
         raise UnknownWeights(
             f"{file}: model_args has {untold[0]}={arguments[untold[0]]!r}, which is not known here"
         )
-    heads = arguments.get("num_heads") or heads
+    heads = _whole(arguments.get("num_heads") or heads, file, "model_args.num_heads")
     activation = _activation_of_timm(file, arguments.get("act_layer") or activation)
     told.check(file, heads, activation)
-    size = arguments.get("img_size") or trained_on.get("input_size", [None])[-2:]
-    size = _pair(size, file, "pretrained_cfg.input_size")
+    seen = trained_on.get("input_size")
+    seen = seen[-2:] if isinstance(seen, list) else None
+    size = _pair(arguments.get("img_size") or seen, file, "pretrained_cfg.input_size")
     network = read_network(find_weights(folder), told.part)
     kernel = network.weights.get("patch_embed.proj.weight")
     num_patches = None if kernel is None else _count(size, kernel.shape)
@@ -143,12 +148,14 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> B
         "layer_scale": arguments.get("init_values"),
     }
     where = f"{file}: pretrained_cfg"
-    mean, std = (_statistics(trained_on, key, where) for key in ("mean", "std"))
+    channels = 3 if kernel is None else kernel.shape[1]
+    mean, std = (_statistics(trained_on, key, where, channels) for key in ("mean", "std"))
+    notes += _other_size(where, size, seen and tuple(seen))
     if not told.part:
         notes += notes_on_place(find_weights(folder), network)
     return _finish(options, params, mean, std, file)._replace(
         notes=notes,
-        pool=pool_of_timm(config, network.weights),
+        pool=pool_of_timm(config, arguments, network.weights),
         preprocessing=preprocessing_of_timm(trained_on, where),
     )
 
@@ -210,11 +217,12 @@ def _from_transformers(folder: pathlib.Path, config: Mapping[str, Any], told: To
     if not any(name.startswith(prefix) for name in weights):
         weights = {prefix + name: array for name, array in weights.items()}  # saved without a head
     num_heads, activation = config["num_attention_heads"], config["hidden_act"]
-    if not num_heads or activation not in _ACTIVATIONS:
+    if not num_heads or not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(
             f"{file}: num_attention_heads={num_heads!r}, hidden_act={activation!r}; the heads must "
             f"be told, and known activations are {', '.join(map(repr, _ACTIVATIONS))}"
         )
+    num_heads = _whole(num_heads, file, "num_attention_heads")
     told.check(file, num_heads, _ACTIVATIONS[activation])
     size = _pair(config["image_size"], file, "image_size")
     kernel = _patch_kernel(weights)
@@ -230,9 +238,26 @@ def _from_transformers(folder: pathlib.Path, config: Mapping[str, Any], told: To
     }
     seen, where = _processor(folder)
     mean, std = _statistics_of_processor(seen, where, 3 if kernel is None else kernel[1])
+    own = settings_at(OWN_KEY, config, file)
+    shown = size_shown_by_transformers(seen)
     return _finish(options, params, mean, std, file)._replace(
-        pool=pool_of_transformers(config, weights),
-        preprocessing=preprocessing_of_transformers(seen, config.get(OWN_KEY, {}), where),
+        notes=_other_size(where, size, shown),
+        pool=pool_of_transformers(config, own, weights, file),
+        preprocessing=preprocessing_of_transformers(seen, own, where),
+    )
+
+
+def _other_size(
+    where: object, size: tuple[int, int], shown: tuple[int, int] | None
+) -> tuple[str, ...]:
+    """A note where an encoder has positions for another size than its images are cut to."""
+    if shown is None or shown == size:
+        return ()
+    height, width = shown
+    return (
+        f"{where} shows images of {height} x {width} pixels, and the encoder's positions are of "
+        f"{size[0]} x {size[1]}, which is taken; --config.model.image_size={height},{width} "
+        "resizes them",
     )
 
 
@@ -241,7 +266,7 @@ def _processor(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
     file = folder / "preprocessor_config.json"
     whole = folder / "processor_config.json"  # of a model of images and texts
     if not file.is_file() and whole.is_file():
-        return read_json(whole, "").get("image_processor") or {}, whole
+        return settings_at("image_processor", read_json(whole, ""), whole), whole
     return read_json(file, "it says which pixel statistics the encoder was trained on"), file
 
 
@@ -249,9 +274,12 @@ def _statistics_of_processor(
     seen: Mapping[str, Any], file: pathlib.Path, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Tells mean and deviation, of pixel values in [0, 1], by what a processor does to them."""
-    scale = 255 * (seen.get("rescale_factor", 1 / 255) if seen.get("do_rescale", True) else 1)
+    factor = seen.get("rescale_factor", 1 / 255) if seen.get("do_rescale", True) else 1
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise ValueError(f"{file}: rescale_factor={factor!r}; a number above 0")
+    scale = 255 * factor
     if seen.get("do_normalize", True):
-        mean, std = (_statistics(seen, f"image_{key}", file) for key in ("mean", "std"))
+        mean, std = (_statistics(seen, f"image_{key}", file, channels) for key in ("mean", "std"))
     else:
         mean, std = (0.0,) * channels, (1.0,) * channels
     scale = 1.0 if math.isclose(scale, 1) else scale
@@ -285,18 +313,31 @@ def _finish(
     return Backbone(described | options, params, mean, std)
 
 
-def _statistics(config: Mapping[str, Any], key: str, where: object) -> tuple[float, ...]:
-    if not config.get(key):
+def _statistics(
+    config: Mapping[str, Any], key: str, where: object, channels: int
+) -> tuple[float, ...]:
+    """A value for each channel; one number is that of all."""
+    found = config.get(key)
+    values = (found,) * channels if isinstance(found, int | float) else found
+    are_there = isinstance(values, list | tuple) and len(values) > 0
+    if not are_there or not all(isinstance(value, int | float) for value in values):
+        told = "no" if found is None else f"{found!r} as"
         raise ValueError(
-            f"{where} has no {key!r}: the pixel statistics that the encoder was trained on are not "
-            "known. Add them, one value a channel, such as [0.5, 0.5, 0.5]"
+            f"{where} has {told} {key!r}: the pixel statistics that the encoder was trained on are "
+            "not known. Add them, one value a channel, such as [0.5, 0.5, 0.5]"
         )
-    return tuple(float(value) for value in config[key])
+    return tuple(float(value) for value in values)
+
+
+def _whole(value: Any, file: pathlib.Path, key: str) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{file}: {key}={value!r}; a whole number above 0")
+    return value
 
 
 def _pair(size: Any, where: object, key: str) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
-    if isinstance(size, list | tuple) and len(size) == 2 and None not in size:
+    if isinstance(size, list | tuple) and [type(side) for side in size] == [int, int]:
         return tuple(size)
     raise ValueError(f"{where} has no {key!r}: the size of the images is not known")

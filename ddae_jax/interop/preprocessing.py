@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
 
+POOLS = ("mean", "class_token", "normed_mean")
+"""Ways of pooling features, as ``evaluation.pool`` has them."""
+
 OWN_KEY = "ddae_jax"
 """Of ``config.json``, under which lies what the libraries' own settings cannot tell."""
 
@@ -116,13 +119,7 @@ def preprocessing_of_transformers(
     if settings.get("do_resize") is False:
         keys = Preprocessing._fields
         return Preprocessing(*(own[key] for key in keys)) if own.keys() >= {*keys} else None
-    name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
-    usual = next((v for k, v in _USUAL_OF_TRANSFORMERS.items() if name.startswith(k)), {})
-    told = {**usual, **{key: value for key, value in settings.items() if value is not None}}
-    size = _sides(told.get("size"), may_be_shorter_side=name.startswith(_BY_SHORTER_SIDE))
-    shown = size
-    if told.get("do_center_crop"):
-        shown = _sides(told.get("crop_size"), may_be_shorter_side=False)
+    told, size, shown = _of_processor(settings)
     kernels = {number: name for name, number in _NUMBER_OF_PILLOW.items()}
     kernel = kernels.get(told.get("resample"))
     if size is None or shown is None or kernel is None:
@@ -134,14 +131,43 @@ def preprocessing_of_transformers(
     return Preprocessing(share, "center" if size[0] else "squash", kernel)
 
 
+def size_shown_by_transformers(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Reads the (height, width) that a processor makes of every image; None if it does not tell.
+
+    Args:
+        settings: of the processor.
+    """
+    if settings.get("do_resize") is False:
+        return None
+    _, _, shown = _of_processor(settings)
+    return None if shown is None or shown[0] else shown[1]
+
+
+_Sides = tuple[bool, tuple[int, int]]
+"""Whether a size is of the shorter side alone, and its height and width, pixels."""
+
+
+def _of_processor(
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Any], _Sides | None, _Sides | None]:
+    """Settings with what is usual, the size that images are resized to, and that of the crop."""
+    name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
+    usual = next((v for k, v in _USUAL_OF_TRANSFORMERS.items() if name.startswith(k)), {})
+    told = {**usual, **{key: value for key, value in settings.items() if value is not None}}
+    size = _sides(told.get("size"), may_be_shorter_side=name.startswith(_BY_SHORTER_SIDE))
+    shown = size
+    if told.get("do_center_crop"):
+        shown = _sides(told.get("crop_size"), may_be_shorter_side=False)
+    return told, size, shown
+
+
 def _share(shown: int, resized: int) -> float:
     """Divides pixels, rounded down so that ``shown // share`` is the whole number again."""
     share = math.floor(1e6 * shown / resized) / 1e6
     return share if math.floor(shown / share) >= resized else round(share - 1e-6, 6)
 
 
-def _sides(size: Any, may_be_shorter_side: bool) -> tuple[bool, tuple[int, int]] | None:
-    """Tells whether a size is of the shorter side alone, and its height and width, pixels."""
+def _sides(size: Any, may_be_shorter_side: bool) -> _Sides | None:
     if isinstance(size, int) and size > 0:
         return may_be_shorter_side, (size, size)
     if not isinstance(size, Mapping):
@@ -161,30 +187,50 @@ def _usual(key: str, found: Any, usual: Any, known: Container | str, where: obje
     return usual
 
 
-def pool_of_timm(config: Mapping[str, Any], names: Container[str]) -> str | None:
+def pool_of_timm(
+    config: Mapping[str, Any], arguments: Mapping[str, Any], names: Container[str]
+) -> str | None:
     """Reads what timm's network returns: a word of ``evaluation.pool``; None if it has none.
 
     Args:
         config: the ``config.json``.
+        arguments: its ``model_args``.
         names: of the weights, which tell whether the norm is that of the mean.
     """
+    if arguments.get("pool_include_prefix"):
+        _log.warning(
+            "pool_include_prefix=True, a mean that takes in the class token, is not known here; "
+            "evaluation.pool says how features are pooled"
+        )
+        return None
     if "fc_norm.weight" in names:
         return "normed_mean"
     usual = "avg" if config.get("architecture", "").startswith("beit") else "token"
-    told = config.get("model_args", {}).get("global_pool") or config.get("global_pool") or usual
+    told = arguments.get("global_pool") or config.get("global_pool") or usual
     if told not in ("avg", "token"):
         _log.warning("global_pool=%r is not known here; evaluation.pool says how it is", told)
     return {"avg": "mean", "token": "class_token"}.get(told)
 
 
-def pool_of_transformers(config: Mapping[str, Any], names: Container[str]) -> str | None:
+def pool_of_transformers(
+    config: Mapping[str, Any], own: Mapping[str, Any], names: Container[str], where: object
+) -> str | None:
     """Reads how transformers' classifier pools; None if it has no way of its own.
 
-    Arguments are those of :func:`pool_of_timm`.
+    Args:
+        config: the ``config.json``.
+        own: what lies under its :data:`OWN_KEY`.
+        names: of the weights, which tell whether the norm is that of the mean.
+        where: the config is from.
+
+    Raises ``ValueError`` for a way that is not known here.
     """
-    own = config.get(OWN_KEY, {}).get("pool")
-    if own is not None:
-        return own
+    if "pool" in own:
+        if own["pool"] not in POOLS:
+            raise ValueError(
+                f"{where}: {OWN_KEY}.pool={own['pool']!r}; known are {', '.join(POOLS)}"
+            )
+        return own["pool"]
     if config.get("model_type") == "vit":
         return "class_token"
     if config.get("model_type") != "beit":

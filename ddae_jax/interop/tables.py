@@ -33,7 +33,11 @@ def transposed(array: np.ndarray) -> np.ndarray:
 
 
 def from_convolution(array: np.ndarray) -> np.ndarray:
-    """(width, channels, rows, columns) -> (rows * columns * channels, width)."""
+    """(width, channels, rows, columns) -> (rows * columns * channels, width).
+
+    Raises ``ValueError`` for patches that are not square.
+    """
+    _check_square(*array.shape[2:])
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]))
 
 
@@ -45,6 +49,17 @@ def without_batch(array: np.ndarray) -> np.ndarray:
 def _rows_by_width(array: np.ndarray) -> np.ndarray:
     """(..., width) -> (rows, width): out of heads, or out of the pixels of a patch."""
     return array.reshape(-1, array.shape[-1])
+
+
+def _of_patches(array: np.ndarray) -> np.ndarray:
+    """(rows, columns, channels, width) -> (rows * columns * channels, width)."""
+    _check_square(*array.shape[:2])
+    return _rows_by_width(array)
+
+
+def _check_square(rows: int, columns: int) -> None:
+    if rows != columns:
+        raise ValueError(f"patches of {rows} x {columns} pixels; an encoder here has square ones")
 
 
 def _to_heads(array: np.ndarray) -> np.ndarray:
@@ -243,7 +258,7 @@ def _flax_layer(theirs: str, ours: str, name: str = "kernel") -> tuple[Rule, Rul
 AUGREG = (
     Rule("cls", "class_token", flat),
     Rule("Transformer/posembed_input/pos_embedding", "all_positions", without_batch),
-    Rule("embedding/kernel", "patch_embedding/kernel", _rows_by_width),
+    Rule("embedding/kernel", "patch_embedding/kernel", _of_patches),
     Rule("embedding/bias", "patch_embedding/bias"),
     *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/LayerNorm_0", "block_{}/attention_norm", "scale"),
     *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/LayerNorm_2", "block_{}/mlp_norm", "scale"),

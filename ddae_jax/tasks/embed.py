@@ -71,8 +71,14 @@ def embed(flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
 def _source(run: Run, flags: absl_flags.FlagValues) -> Source:
     if flags.images:
+        for name in ("split", "data_dir"):
+            if flags[name].present:
+                raise ValueError(
+                    f"--{name} is of the run's data, and --images={flags.images} is another "
+                    "folder, all of which is read: give one of the two"
+                )
         options = build.decoding(run.config)
-        return make_source("folder", data_dir=flags.images, split="train", **options)
+        return make_source("folder", data_dir=flags.images, split="", **options)
     split = flags.split or run.config.data.test_split
     return where_the_data_is(build.build_source, run.config, split)
 

@@ -275,8 +275,10 @@ class Checkpoints:
             if has_digest and data.pop(_DIGEST, None) != _digest_of_json(data):
                 raise ValueError("it is not what was saved")
             digests = data.pop(_ARRAYS, None)
-            if data.get("step", step) != step:
-                raise ValueError(f"its data position is that of step {data['step']}")
+            # Weights that an earlier version imported have no position, as step 0.
+            position = data.get("step", step if has_digest or not step else None)
+            if position != step:
+                raise ValueError(f"its data position is that of step {position}")
         handler = _state_handler()
         with _reading(folder / "state" / "_METADATA") as file:
             json.loads(file.read_text())  # without it, Orbax makes one up

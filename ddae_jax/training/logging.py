@@ -142,7 +142,7 @@ def _record(line: str) -> dict | None:
         value = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return value if isinstance(value, dict) and "step" in value else None
+    return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
 class ProgressDisplay:

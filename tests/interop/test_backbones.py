@@ -84,6 +84,19 @@ def test_a_missing_file_is_named(missing, tmp_path):
         ("transformers_vit", "config.json", {"image_size": None}, "'image_size'"),
         ("transformers_vit", "config.json", {"hidden_act": "relu"}, "'relu'"),
         ("transformers_vit", "config.json", {"num_attention_heads": None}, "num_attention_heads"),
+        ("transformers_vit", "config.json", {"num_attention_heads": "3"}, "heads='3'; a whole"),
+        ("transformers_vit", "config.json", {"image_size": "16"}, "'image_size'"),
+        ("transformers_vit", "config.json", {"ddae_jax": []}, r"'ddae_jax' is \[\]; it must hold"),
+        ("transformers_vit", "preprocessor_config.json", {"rescale_factor": 0}, "rescale_factor=0"),
+        (
+            "transformers_vit",
+            "preprocessor_config.json",
+            {"image_mean": "a"},
+            "'a' as 'image_mean'",
+        ),
+        ("timm_vit", "config.json", {"model_args": [1]}, r"'model_args' is \[1\]; it must hold"),
+        ("timm_vit", "config.json", {"pretrained_cfg": [1]}, r"'pretrained_cfg' is \[1\]"),
+        ("timm_vit", "config.json", {"model_args": {"num_heads": 1.5}}, "num_heads=1.5; a whole"),
         (
             "timm_vit",
             "config.json",
@@ -100,6 +113,71 @@ def test_what_is_not_known_is_named(name, file, changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         read_backbone(folder)
     assert str(folder) in str(caught.value)
+
+
+def test_one_number_is_the_statistic_of_all_channels(tmp_path):
+    folder = copy_of("transformers_vit", tmp_path)
+    change(folder / "preprocessor_config.json", image_mean=0.5, image_std=0.25)
+    found = read_backbone(folder)
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_settings_beside_the_architecture_are_read_as_earlier_versions_of_timm_wrote_them(tmp_path):
+    folder = copy_of("timm_vit", tmp_path)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    flat = {**config.pop("pretrained_cfg"), **config}
+    file.write_text(json.dumps(flat))
+    found = read_backbone(folder)
+    whole = read_backbone(FOLDERS / "timm_vit")
+    assert found.options == whole.options
+    assert (found.mean, found.std, found.preprocessing) == (MEAN, STD, whole.preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes"),
+    [
+        (
+            "transformers_vit",
+            "preprocessor_config.json",
+            {
+                "image_processor_type": "BitImageProcessor",
+                "do_center_crop": True,
+                "size": {"shortest_edge": 18},
+                "crop_size": {"height": 8, "width": 8},
+                "resample": 3,
+            },
+        ),
+        ("timm_vit", "config.json", None),
+    ],
+)
+def test_images_of_another_size_than_the_positions_are_noted(name, file, changes, tmp_path):
+    folder = copy_of(name, tmp_path)
+    before = read_backbone(folder)
+    assert before.notes == ()
+    if changes is None:
+        trained_on = json.loads((folder / file).read_text())["pretrained_cfg"]
+        changes = {"pretrained_cfg": trained_on | {"input_size": [3, 8, 8]}}
+        changes["model_args"] = {"num_heads": 3, "act_layer": "gelu"}
+        changes["model_args"]["img_size"] = before.options["image_size"][0]
+    change(folder / file, **changes)
+    found = read_backbone(folder)
+    assert found.options["image_size"] == before.options["image_size"]
+    (note,) = found.notes
+    assert "shows images of 8 x 8 pixels, and the encoder's positions are of 16 x 16" in note
+    assert "--config.model.image_size=8,8 resizes them" in note
+
+
+@pytest.mark.parametrize("name", ["timm_vit", "transformers_vit"])
+def test_patches_that_are_not_square_are_refused(name, tmp_path):
+    folder = copy_of(name, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    (kernel,) = (key for key in weights if weights[key].ndim == 4)
+    width, channels, side, _ = weights[kernel].shape
+    longer = np.zeros((width, channels, 2 * side, side // 2), np.float32)
+    save_file(weights | {kernel: longer}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"patches of {2 * side} x {side // 2} pixels; an encoder"):
+        read_backbone(folder)
 
 
 def test_weights_of_another_network_are_named(tmp_path):

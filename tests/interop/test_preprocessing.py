@@ -152,13 +152,16 @@ TOKEN, NORM_OF_MEAN = {"norm.weight"}, {"fc_norm.weight"}
     ],
 )
 def test_what_timms_network_returns_is_how_features_are_read(config, names, wanted, caplog):
-    assert pool_of_timm(config, names) == wanted
+    assert pool_of_timm(config, config.get("model_args", {}), names) == wanted
     assert not caplog.text
 
 
 def test_a_pool_that_is_not_known_is_said(caplog):
-    assert pool_of_timm({"architecture": "vit_x", "global_pool": "map"}, TOKEN) is None
+    assert pool_of_timm({"architecture": "vit_x", "global_pool": "map"}, {}, TOKEN) is None
     assert "global_pool='map' is not known here" in caplog.text
+    arguments = {"global_pool": "avg", "pool_include_prefix": True}
+    assert pool_of_timm({"architecture": "vit_x"}, arguments, TOKEN) is None
+    assert "pool_include_prefix=True" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -174,4 +177,9 @@ def test_a_pool_that_is_not_known_is_said(caplog):
     ],
 )
 def test_what_transformers_classifies_is_how_features_are_read(config, names, wanted):
-    assert pool_of_transformers(config, names) == wanted
+    assert pool_of_transformers(config, config.get("ddae_jax", {}), names, "F") == wanted
+
+
+def test_a_pool_of_our_own_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="F: ddae_jax.pool='banana'; known are mean, class_token"):
+        pool_of_transformers({"model_type": "vit"}, {"pool": "banana"}, {}, "F")

@@ -428,6 +428,16 @@ def test_a_data_position_of_another_step_is_damage(copied, caplog, has_digests):
     assert expected in caplog.text
 
 
+@pytest.mark.parametrize("written", ["{}", '{"step": null}', '{"step": "20"}'])
+def test_a_data_position_of_no_step_is_damage(copied, caplog, written):
+    (copied / "20" / "data" / "metadata").write_text(written)
+    with Checkpoints(copied, read_only=True) as checkpoints:
+        restored, data_state = checkpoints.restore(target(make_state()))
+        _, step = checkpoints.restore_part({"params": target(make_state()).params})
+    assert (int(restored.step), data_state, step) == (10, {"step": 10}, 10)
+    assert "step 20 is DAMAGED" in caplog.text
+
+
 def test_a_checkpoint_under_the_name_of_another_step_is_damage(copied, caplog):
     (copied / "20").rename(copied / "30")
     with Checkpoints(copied, read_only=True) as checkpoints:
