@@ -173,7 +173,7 @@ STOPPED_STATUS = "DDAE_JAX_STOPPED_STATUS"
 
 def main(job: Job, argv: Sequence[str] | None = None) -> int:
     """Runs a job's command; returns its exit status."""
-    with StopRequest() as stop:
+    with StopRequest(stopped_status) as stop:
         try:
             with command.bad_input_is_explained():
                 check_stopped_status()
@@ -294,7 +294,7 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
     config, parts = run.config, run.parts
     with open_checkpoints(run) as checkpoints, command.one_ends_all(), noticing_repetition(run):
         with may_stop_at_once(stop):
-            state, stored_record = start_or_continue(run, checkpoints)
+            state, kept = start_or_continue(run, checkpoints)
             start_step = int(state.step)
             say_start(run, start_step)
             say_layout(run, state)
@@ -307,12 +307,12 @@ def train_to_the_end(run: Run, stop: StopRequest) -> TrainState:
             use_tensorboard=config.log.tensorboard,
             is_primary=jax.process_index() == 0,
         ) as record:
-            plan = make_plan(run, record)
+            plan = make_plan(run, record, kept)
             if fresh or not is_recorded(baselines, run.workdir.metrics):
                 record.write(start_step, plan.progress(start_step) | baselines | fresh)
             if start_step:
                 known = recorded_at(start_step, run.workdir.metrics)
-                make_up(state, plan, stored_record, known, stop)
+                make_up(state, plan, kept.get("record", {}), known, stop)
             state = train(
                 state,
                 jit_train_step(parts.program.step(), run.mesh, state),
@@ -354,7 +354,7 @@ def noticing_repetition(run: Run) -> Iterator[None]:
 
 def may_stop_at_once(stop: StopRequest) -> contextlib.AbstractContextManager:
     """Leaves the body at a stop, if there is one process; several stop together, at a step."""
-    return stop.at_once() if jax.process_count() == 1 else contextlib.nullcontext()
+    return stop.at_once() if jax.process_count() == 1 else stop.together()
 
 
 def is_recorded(metrics: Mapping[str, float], path: pathlib.Path) -> bool:
@@ -369,8 +369,14 @@ def recorded_at(step: int, path: pathlib.Path) -> list[str]:
     return of_each({"names": sorted(names)})[0]["names"]
 
 
-def make_plan(run: Run, record: Recorder) -> Plan:
-    """How far the run goes, and what happens on the way."""
+def make_plan(run: Run, record: Recorder, kept: Mapping[str, Any]) -> Plan:
+    """How far the run goes, and what happens on the way.
+
+    Args:
+        run: that is made or continued.
+        record: where its metrics go.
+        kept: what the checkpoint that it goes on from keeps beside the state.
+    """
     config, schedule, watch = run.config, run.parts.schedule, run.parts.watch
 
     def on_record(step: int, metrics: Mapping[str, float]) -> None:
@@ -387,6 +393,7 @@ def make_plan(run: Run, record: Recorder) -> Plan:
         on_record=on_record,
         on_step=record.advance,
         most_skipped=config.optimizer.skip_nonfinite,
+        skipped=tuple(kept.get("skipped", (0, 0))),
     )
 
 
@@ -401,20 +408,20 @@ def open_checkpoints(run: Run) -> Checkpoints:
     )
 
 
-def start_or_continue(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Mapping[str, float]]:
+def start_or_continue(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Mapping[str, Any]]:
     """A fresh state, or that of the latest checkpoint, with the loader put where it was then.
 
     Only then is the config stored: a checkpoint that does not fit it leaves the workdir as it was.
 
     Returns:
-        The state; and the record that the checkpoint keeps of its step, empty if there is none.
+        The state; and what :meth:`Plan.to_resume` had the checkpoint keep beside it, empty if
+        there is none.
     """
-    parts, stored_record = run.parts, {}
+    parts, kept = run.parts, {}
     if not checkpoints.exist():
         state = parts.begin(parts.program.fresh_state(run.mesh))
     else:
         state, kept = checkpoints.restore(parts.program.state_shapes(run.mesh))
-        stored_record = kept.get("record", {})
         with all_or_none():
             parts.loader.set_state(kept, allow_changes=run.allows_changes)
             parts.check_continues(state)
@@ -425,7 +432,7 @@ def start_or_continue(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, M
             run.workdir.write_config(to_plain(run.config))
             if parts.class_names:
                 run.workdir.write_classes(parts.class_names)
-    return state, stored_record
+    return state, kept
 
 
 def check_not_over(run: Run, step: int, before: Mapping[str, int] | None) -> None:

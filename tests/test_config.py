@@ -786,12 +786,24 @@ def test_keys_younger_than_a_stored_config_have_their_defaults():
         ("evaluation.max_train_exampels", "evaluation.max_examples"),
         ("epochs.number", "epochs"),  # it has no keys below it
         ("mode.size", "model.size"),
+        ("optimizer.warmup", "optimizer.warmup_epochs"),  # as others call it
+        ("warmup_steps", "optimizer.warmup_epochs"),
+        ("optimizer.lr_", "optimizer.learning_rate"),
+        ("optimizer.betas", "optimizer.b1 or config.optimizer.b2"),
+        ("data.path", "data.data_dir"),
+        ("data.root", "data.data_dir"),
+        ("arch", "model.size"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(wrong, near):
     message = unknown_key(wrong)
     assert message.startswith(f"config.{wrong} is no key of a pretraining config; ")
     assert f"did you mean config.{near}?" in message
+
+
+@pytest.mark.parametrize("wrong", ["output_dir", "log_dir", "workdir", "checkpoint.save_dir"])
+def test_the_folder_of_a_run_is_no_key(wrong):
+    assert unknown_key(wrong).endswith("did you mean --workdir=FOLDER?")
 
 
 @pytest.mark.parametrize("section", ["model", "mesh", "evaluation"])

@@ -207,7 +207,9 @@ def unknown_key(key: str, job: str = "pretrain") -> str:
     if below:
         return f"config.{key} is a section; its keys are {', '.join(below)}"
     near = _nearest_keys(key, known)
-    if near:
+    if _last_name(key) in _WORKDIR_ELSEWHERE:
+        hint = "did you mean --workdir=FOLDER?"
+    elif near:
         hint = f"did you mean {' or '.join(f'config.{name}' for name in near)}?"
     else:
         beside = [name for name in known if name.startswith(f"{key.rpartition('.')[0]}.")]
@@ -251,17 +253,35 @@ _CALLED_ELSEWHERE = {
     "ema_decay": "momentum_start",
     "drop_path": "drop_path_rate",
     "nb_classes": "num_classes",
+    "warmup": "warmup_epochs",
+    "warmup_steps": "warmup_epochs",
+    "warmup_iters": "warmup_epochs",
+    "betas": ("b1", "b2"),
+    "beta1": "b1",
+    "beta2": "b2",
+    "path": "data_dir",
+    "root": "data_dir",
+    "folder": "data_dir",
+    "dataset_path": "data_dir",
+    "max_epochs": "epochs",
+    "arch": "model.size",
 }
-"""What keys are called in other packages, by their last name, and by which name they are here."""
+"""What keys are called in other packages, by their last name, and by which names they are here."""
+
+_WORKDIR_ELSEWHERE = ("workdir", "output_dir", "out_dir", "output", "save_dir", "log_dir")
+
+
+def _last_name(key: str) -> str:
+    return key.rpartition(".")[2].lower().replace("-", "_").strip("_")
 
 
 def _nearest_keys(key: str, known: list[str]) -> list[str]:
     """The key that is meant; several if that is undecided, none if there is no such key."""
-    elsewhere = _CALLED_ELSEWHERE.get(key.rpartition(".")[2].lower().replace("-", "_"))
-    if elsewhere:
-        found = [name for name in known if f".{name}".endswith(f".{elsewhere}")]
-        if found:
-            return found
+    elsewhere = _CALLED_ELSEWHERE.get(_last_name(key), ())
+    names = (elsewhere,) if isinstance(elsewhere, str) else elsewhere
+    found = [name for name in known if f".{name}".endswith(tuple(f".{own}" for own in names))]
+    if found:
+        return found
     renamed = {older: name for older, name in RENAMED.items() if name in known}
     if key in renamed:
         return [renamed[key]]

@@ -4,12 +4,19 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NamedTuple
 
 # An exception is lost in code that the interpreter calls by itself: it is raised again after this.
 _AGAIN_S = 1.0
+_LOOK_EVERY_S = 0.2
+# How long a body that may be left anywhere may stay in what no exception reaches, such as a read
+# from a mount that is gone; and how long one that other processes wait for may take.
+_UNREACHED_S, _TOGETHER_S = 10.0, 60.0
 
 
 class Stopped(BaseException):
@@ -24,12 +31,17 @@ class StopRequest:
 
     A second SIGINT (Ctrl-C) ends the process at once. Use as a context manager, in the main
     thread; the handlers that were there before are put back at its end.
+
+    Args:
+        exit_status: of a process that ends because a body did not, see :meth:`at_once`.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self, exit_status: Callable[["StopRequest"], int] = lambda stop: 1):
         self.received: signal.Signals | None = None
+        self._exit_status = exit_status
+        self._limit: _Limit | None = None
         self._previous = {}
         self._is_at_once = False
         self._reminder: threading.Timer | None = None
@@ -40,28 +52,79 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        # Handlers run in the main thread alone, which may be where none can run.
+        self._noticed, notice = socket.socketpair()
+        notice.setblocking(False)
+        self._notice = notice
+        self._previous_fd = signal.set_wakeup_fd(notice.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(self._noticed,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         self._forget_reminder()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        self._notice.close()  # whereupon the thread ends
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """The body may be left anywhere: a stop raises :class:`Stopped` in it, or before it.
 
-        Again and again, until the body is left: the first may be lost in a callback.
+        Again and again, until the body is left: the first may be lost in a callback. Where no
+        exception reaches it for ten seconds, as in a read that never returns, the process ends.
         """
         before, self._is_at_once = self._is_at_once, True
         try:
             if self:
                 raise Stopped
-            yield
+            with self._limited(_UNREACHED_S, self._exit_status):
+                yield
         finally:
             self._is_at_once = before
             if not before:
                 self._forget_reminder()
+
+    def together(self) -> contextlib.AbstractContextManager:
+        """The body is what other processes wait for: a minute after a stop the process ends."""
+        return self._limited(_TOGETHER_S, lambda stop: 1)
+
+    @contextlib.contextmanager
+    def _limited(self, seconds: float, exit_status: Callable[["StopRequest"], int]):
+        before, self._limit = self._limit, _Limit(time.monotonic(), seconds, exit_status)
+        try:
+            yield
+        finally:
+            self._limit = before
+
+    def _watch(self, noticed: socket.socket) -> None:
+        """Ends the process if a body goes on for longer than it may after a signal."""
+        asked_at = None
+        with noticed:
+            while True:
+                noticed.settimeout(None if asked_at is None else _LOOK_EVERY_S)
+                with contextlib.suppress(TimeoutError):
+                    numbers = noticed.recv(64)
+                    if not numbers:
+                        return
+                    if asked_at is None and {*numbers} & {*self.SIGNALS}:
+                        asked_at = time.monotonic()
+                        self._first = next(n for n in numbers if n in self.SIGNALS)
+                limit = self._limit
+                if asked_at is None or limit is None:
+                    continue
+                if time.monotonic() > max(asked_at, limit.began) + limit.seconds:
+                    self._leave(limit)
+
+    def _leave(self, limit: "_Limit") -> None:
+        self.received = self.received or signal.Signals(self._first)
+        told = (
+            f"\n{self.received.name}: what is going on has not ended for {limit.seconds:.0f} s, as "
+            "if a file were read that never comes: leaving as it is. The same command continues "
+            "from the latest checkpoint\n"
+        )
+        os.write(2, told.encode())
+        os._exit(limit.exit_status(self))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
@@ -93,6 +156,14 @@ class StopRequest:
             if self._reminder is not None:
                 self._reminder.cancel()
                 self._reminder = None
+
+
+class _Limit(NamedTuple):
+    """Since when a body goes on, how long it may after a stop, and the exit status if it does."""
+
+    began: float
+    seconds: float
+    exit_status: Callable[[StopRequest], int]
 
 
 def _is_lost_in(frame: FrameType | None) -> bool:

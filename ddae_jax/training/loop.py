@@ -75,6 +75,7 @@ class Plan:
         on_step: takes each step that was taken.
         most_skipped: steps in a row that may be left out because they went wrong, as their metric
             ``skipped`` says.
+        skipped: how many were left out before, in all and last in a row.
     """
 
     total_steps: int
@@ -86,6 +87,7 @@ class Plan:
     on_record: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
     on_step: Callable[[int], None] = lambda step: None
     most_skipped: int = 0
+    skipped: tuple[int, int] = (0, 0)
 
     def progress(self, step: int) -> dict[str, float]:
         """How far a step is: ``epoch``, and ``progress`` from 0 to 1."""
@@ -137,7 +139,7 @@ def train(
     """
     step = saved_step = recorded_step = int(state.step)
     meter = _Meter(plan.batch_size)
-    watch = _HealthWatch(checkpoints, plan.most_skipped)
+    watch = _HealthWatch(checkpoints, plan.most_skipped, plan.skipped)
     measure = functools.partial(_measured, plan=plan, batches=batches, watch=watch, meter=meter)
     any_process = AnyProcess(put, delay=_MAX_STEPS_IN_FLIGHT)
     num_ready = 0 if jax.process_count() == 1 else any_process.delay + 1
@@ -170,7 +172,8 @@ def train(
             # Saving comes first: what is saved is not lost while something else takes its time.
             if step % plan.save_every_steps == 0 or is_last or is_stopping:
                 watch.check()
-                checkpoints.save(state, step, plan.to_resume(step, batches, values))
+                kept = plan.to_resume(step, batches, values) | watch.to_resume()
+                checkpoints.save(state, step, kept)
                 saved_step = step
             if due and not is_stopping:
                 found, is_stopping = _act(due, state, step, stop)
@@ -182,7 +185,7 @@ def train(
     if saved_step != step:
         values = measure(step) if recorded_step != step and reader.failure is None else None
         watch.check()
-        checkpoints.save(state, step, plan.to_resume(step, batches, values))
+        checkpoints.save(state, step, plan.to_resume(step, batches, values) | watch.to_resume())
         if values is not None:
             plan.on_record(step, values)
     checkpoints.wait()
@@ -240,7 +243,8 @@ def _act(
     values = {}
     for due in actions:
         if jax.process_count() > 1:  # one that leaves it alone would let the others wait
-            values |= due.action(state, step)
+            with stop.together():
+                values |= due.action(state, step)
             continue
         try:
             with stop.at_once():
@@ -312,16 +316,21 @@ class _HealthWatch:
 
     _WATCHED = ("loss", "gradient_norm", "parameter_norm")
 
-    def __init__(self, checkpoints: Checkpoints, most_skipped: int = 0):
+    def __init__(self, checkpoints: Checkpoints, most_skipped: int, skipped: tuple[int, int]):
         self._checkpoints = checkpoints
         self._most_skipped = most_skipped
-        self._num_skipped = self._num_in_a_row = 0
+        self._num_skipped, self._num_in_a_row = skipped
         self._unchecked: list[tuple[int, tuple[Any, ...]]] = []
         self._latest: tuple[int, Mapping[str, Any]] = (0, {})
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._unchecked.append((step, tuple(metrics[name] for name in self._WATCHED)))
         self._latest = (step, metrics)
+
+    def to_resume(self) -> dict[str, tuple[int, int]]:
+        """What a checkpoint keeps: how many steps were left out, in all and last in a row."""
+        counts = (self._num_skipped, self._num_in_a_row)
+        return {"skipped": counts} if self._most_skipped else {}
 
     def check(self) -> dict[str, float]:
         """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong.
@@ -348,16 +357,30 @@ class _HealthWatch:
                 )
                 continue
             raise NonFiniteLoss(
-                f"step {step}: {shown}. Nothing of it was saved; "
-                f"{self._last_good()}; the same command continues from there. A lower "
+                f"step {step}: {shown}. {self._why_not_skipped(values[-1])}Nothing of it was "
+                f"saved; {self._last_good()}; the same command continues from there. A lower "
                 "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
-                "optimizer.clip_norm usually helps, and optimizer.skip_nonfinite=5 leaves out up "
-                "to five such steps in a row (with --allow_config_changes). Metrics of "
-                f"step {last_step}: {_shown(latest)}",
+                f"optimizer.clip_norm usually helps{self._other_help(values[-1])} (with "
+                f"--allow_config_changes). Metrics of step {last_step}: {_shown(latest)}",
                 step,
             )
         values = {name: float(value) for name, value in latest.items() if name != "skipped"}
         return values | ({"skipped_steps": float(self._num_skipped)} if self._most_skipped else {})
+
+    def _why_not_skipped(self, parameter_norm: float) -> str:
+        if self._num_in_a_row > self._most_skipped > 0:
+            return (
+                f"It is number {self._num_in_a_row} in a row, and optimizer.skip_nonfinite leaves "
+                f"out {self._most_skipped}. "
+            )
+        if not np.isfinite(parameter_norm):
+            return "The parameters themselves are no numbers any more. "
+        return ""
+
+    def _other_help(self, parameter_norm: float) -> str:
+        if self._most_skipped or not np.isfinite(parameter_norm):
+            return ""
+        return ", and optimizer.skip_nonfinite=5 leaves out up to five such steps in a row"
 
     def _last_good(self) -> str:
         try:

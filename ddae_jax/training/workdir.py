@@ -21,6 +21,10 @@ class WorkdirInUse(RuntimeError):
     """Another run is writing to the workdir."""
 
 
+# Names that a variable has, in a script, which was to name a folder.
+_OF_NO_FOLDER = ("none", "null", "undefined", "nan")
+
+
 class Workdir:
     """Paths of a run, below one folder. Nothing is created before :meth:`claim`.
 
@@ -35,9 +39,17 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike):
-        if str(path) in ("", "None", "null"):
+        text = os.fsdecode(path)
+        name = pathlib.PurePath(text).name.strip().lower()
+        if not text.strip() or name in _OF_NO_FOLDER:
             raise ValueError(
-                f"--workdir={path} is no folder; a script may have a variable that is not set"
+                f"--workdir={text} is no folder; a script may have a variable that is not set"
+            )
+        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+        if shown != text:
+            raise ValueError(
+                f"--workdir={shown} is not in UTF-8, which what writes checkpoints and keeps "
+                "compiled programs needs; give a folder of another name"
             )
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
             raise ValueError(

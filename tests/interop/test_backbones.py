@@ -154,8 +154,8 @@ def test_settings_beside_the_architecture_are_read_as_earlier_versions_of_timm_w
 def test_images_of_another_size_than_the_positions_are_noted(name, file, changes, tmp_path):
     folder = copy_of(name, tmp_path)
     before = read_backbone(folder)
-    assert before.notes == ()
     if changes is None:
+        assert before.notes == ()
         trained_on = json.loads((folder / file).read_text())["pretrained_cfg"]
         changes = {"pretrained_cfg": trained_on | {"input_size": [3, 8, 8]}}
         changes["model_args"] = {"num_heads": 3, "act_layer": "gelu"}

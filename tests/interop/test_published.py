@@ -161,7 +161,12 @@ def test_heads_and_activation_that_are_taken_for_granted_are_told(arrays, tmp_pa
     assert heads == {384: 6, 768: 12}[found.options["width"]]
     assert [note for note in found.notes if f"{heads} are taken" in note and "init_heads" in note]
     assert [note for note in found.notes if "gelu is taken" in note and "init_activation" in note]
-    assert read_backbone(path, Told(heads=heads, activation="gelu")).notes == ()
+    of_epsilon = (
+        f"{path} does not tell the epsilon of its norms: 1e-06 is taken; "
+        "--config.model.norm_epsilon says otherwise"
+    )
+    assert of_epsilon in found.notes
+    assert read_backbone(path, Told(heads=heads, activation="gelu")).notes == (of_epsilon,)
 
 
 def test_relative_positions_tell_the_heads(tmp_path):

@@ -1,11 +1,16 @@
 import contextlib
 import gc
 import signal
+import subprocess
+import sys
+import threading
 import time
 import weakref
 
 import pytest
 
+import tiny
+from ddae_jax.training import interruption
 from ddae_jax.training.interruption import Stopped, StopRequest
 
 
@@ -107,6 +112,83 @@ def test_a_stop_amid_a_callback_whose_errors_are_forgotten_ends_the_body_still(w
     assert time.monotonic() - began < 10
     if where is not lost_in_a_weak_reference:  # which nobody can tell from another function
         assert "Exception ignored" not in capfd.readouterr().err
+
+
+PROGRAM = """
+import ctypes, sys, time
+from ddae_jax.training import interruption
+from ddae_jax.training.interruption import Stopped, StopRequest
+
+interruption._UNREACHED_S, interruption._TOGETHER_S = 1.0, 2.0
+
+def never_returns():
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)  # no signal ends this wait
+
+def is_slow():
+    for _ in range(100):
+        time.sleep(0.1)
+
+with StopRequest(lambda stop: 75) as stop:
+    body = stop.at_once if sys.argv[1] == "at_once" else stop.together
+    try:
+        with body():
+            print("begun", flush=True)
+            {"never": never_returns, "slow": is_slow}[sys.argv[2]]()
+    except Stopped:
+        sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds", "status"),
+    [(["at_once", "never"], 1, 75), (["together", "never"], 2, 1), (["together", "slow"], 2, 1)],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_body_that_no_exception_ends_ends_with_the_process(arguments, seconds, status, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=tiny.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.5)  # until it waits
+    began = time.monotonic()
+    process.send_signal(number)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == status, log
+    assert seconds <= time.monotonic() - began < seconds + 5
+    assert f"{number.name}: what is going on has not ended for {seconds} s" in log
+    assert "The same command continues from the latest checkpoint" in log
+
+
+def test_a_slow_body_that_may_be_left_anywhere_is_left_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "at_once", "slow"],
+        env=tiny.environment(),
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"begun\n"
+    process.terminate()
+    assert process.wait(timeout=30) == 3
+    process.communicate()
+
+
+def test_nothing_is_limited_between_bodies(monkeypatch):
+    monkeypatch.setattr(interruption, "_UNREACHED_S", 0.1)
+    with StopRequest() as stop:
+        with stop.at_once():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.6)
+    assert stop.received == signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while any("_watch" in thread.name for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_after_the_body_nobody_is_reminded():

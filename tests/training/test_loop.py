@@ -78,6 +78,7 @@ class Recorder:
         kept = dict(data_state)
         assert kept.pop("schedule").keys() == {"steps_per_epoch", "total_steps"}
         self.kept_records[step] = kept.pop("record", None)
+        self.kept_skipped = kept.pop("skipped", None)
         self.saved[step] = (float(state.params["sum"]), kept)
 
     def wait(self):
@@ -311,6 +312,24 @@ def test_more_in_a_row_stop_the_run():
     came = run(8, log=8, images=wrong, step=add_up_but_skip, most_skipped=2)
     assert isinstance(came.error, NonFiniteLoss)
     assert (came.error.step, came.error.exit_status) == (5, 1)
+
+
+def test_steps_in_a_row_are_counted_across_a_restart():
+    """The checkpoint of step 4 lies amid steps that go wrong; started again, it ends as before."""
+    wrong = Images(dict.fromkeys(range(3, 20), np.nan))
+    came = run(12, log=12, save=4, images=wrong, step=add_up_but_skip, most_skipped=2)
+    assert list(came.checkpoints.saved) == [4]
+    assert came.checkpoints.kept_skipped == (2, 2)
+    again = Images(dict.fromkeys(range(1, 20), np.nan))
+    options = {"step": add_up_but_skip, "most_skipped": 2, "skipped": (2, 2)}
+    again = run(12, log=12, save=4, images=again, state=fresh_state(4), **options)
+    assert isinstance(again.error, NonFiniteLoss)
+    assert again.error.step == came.error.step == 5
+    assert "It is number 3 in a row, and optimizer.skip_nonfinite leaves out 2" in str(again.error)
+    assert "optimizer.skip_nonfinite=5" not in str(again.error)
+    options["skipped"] = (7, 0)
+    came = run(5, log=5, images=Images(), state=fresh_state(4), **options)
+    assert came.records[5]["skipped_steps"] == 7
 
 
 def test_parameters_that_are_no_numbers_are_not_skipped():

@@ -37,10 +37,21 @@ def holder(tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize("name", ["", "None", "null"])
+@pytest.mark.parametrize(
+    "name", ["", " ", "None", "null", "none", "NONE", "runs/None", "./null", "None/", "undefined"]
+)
 def test_a_variable_that_is_not_set_is_no_folder(name):
     with pytest.raises(ValueError, match=f"--workdir={name} is no folder; a script may have a"):
         Workdir(name)
+
+
+def test_the_current_folder_is_one():
+    assert Workdir(".").path == pathlib.Path.cwd()
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_shown(tmp_path):
+    with pytest.raises(ValueError, match=r"/w_\\xff is not in UTF-8, .* of another name"):
+        Workdir(os.fsdecode(os.fsencode(tmp_path) + b"/w_\xff"))
 
 
 def test_a_second_run_in_a_workdir_is_refused_naming_the_first(holder, tmp_path):
