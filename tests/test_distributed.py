@@ -370,6 +370,32 @@ def test_a_stop_of_all_saves_though_one_process_waits_for_a_batch_that_never_com
     assert saved_steps(workdir) == [9]
 
 
+def test_a_stop_ends_both_though_what_one_measures_never_ends(shallow, tmp_path):
+    patch = """
+import time
+from ddae_jax import monitor
+from ddae_jax.training import interruption
+interruption._TOGETHER_S = 2.0
+def hang(self):
+    print("measuring", flush=True)
+    while index == 1:
+        time.sleep(0.1)
+    return {}
+monitor.PretrainingWatch.baselines = hang
+"""
+    options = [f"--config={shallow}", f"--workdir={tmp_path / 'run'}", *STOPPED]
+    processes = start(*options, patch=patch)
+    for process in processes:
+        assert any(line == "measuring\n" for line in process.stdout)
+    time.sleep(1)
+    began = time.monotonic()
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    _, logs = finish(processes, status=1)
+    assert time.monotonic() - began < 30
+    assert "SIGTERM: what is going on has not ended for 2 s" in logs[1]
+
+
 def test_an_error_in_one_process_ends_both_and_is_told(shallow, tmp_path):
     patch = """
 from ddae_jax.training.logging import MetricsWriter
