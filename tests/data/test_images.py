@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import files, images
+from ddae_jax.data import depth, files
 from ddae_jax.data.files import ReadFailed
 from ddae_jax.data.images import CAUSES, CorruptImage
+from ddae_jax.data.opening import webp_size
 from ddae_jax.data.sources import make_source
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
@@ -183,7 +184,7 @@ class TestDecoding:
         assert source[1]["image"][0, :, 0].tolist() == [0, 128, 255]
 
     def test_scaling_is_told_once(self, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr(images, "_told", set())
+        monkeypatch.setattr(depth, "_told", set())
         path = tmp_path / "a.png"
         save(Image.fromarray(np.array([[0, 4000]], np.uint16)), path)
         decoded(path)
@@ -251,9 +252,9 @@ class TestHostile:
     )
     def test_the_size_of_a_webp_is_read_off_its_header(self, tmp_path, options, size):
         save(Image.new("RGB", size, RED), tmp_path / "a.webp", **options)
-        assert images.webp_size((tmp_path / "a.webp").read_bytes()) == size
-        assert images.webp_size(b"RIFF") is None
-        assert images.webp_size(b"\x89PNG\r\n\x1a\n" + bytes(40)) is None
+        assert webp_size((tmp_path / "a.webp").read_bytes()) == size
+        assert webp_size(b"RIFF") is None
+        assert webp_size(b"\x89PNG\r\n\x1a\n" + bytes(40)) is None
 
     def test_a_canvas_of_a_few_bytes_takes_no_memory(self, tmp_path):
         (tmp_path / "a.webp").write_bytes(huge_webp(16_383))
