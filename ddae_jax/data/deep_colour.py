@@ -133,15 +133,15 @@ def _has_16_bits_of_sgi(file: Image.Image) -> bool:
 
 def _of_upper_bytes(file: Image.Image, bits: int, reopen: Callable[[], Image.Image]) -> DeepFile:
     """Of a file of which Pillow decodes the upper 8 bits alone: all that there is to go by."""
-    largest = 2**bits - 1
+    largest, mode = 2**bits - 1, file.mode
 
     def read() -> DeepImage:
         upper = np.asarray(reopen())
         upper = upper[..., None] if upper.ndim == 2 else upper
         values = np.rint(upper * (largest / 255)).astype(np.uint16)
-        return DeepImage(values, file.mode, opaque=largest, white=largest)
+        return DeepImage(values, mode, opaque=largest, white=largest)
 
-    return DeepFile(file.mode, read, is_plain=True)
+    return DeepFile(mode, read, is_plain=True)
 
 
 def _grey(file: Image.Image) -> DeepImage:

@@ -70,7 +70,7 @@ def open_encoded(encoded: bytes) -> OpenedImage:
     try:
         file = open_by_pillow(encoded)
         kind = PLANES if is_read_wrongly(file) else None
-    except Refused:
+    except (ValueError, KeyError):  # the latter for compressions that it has no name of
         if not encoded.startswith(STARTS_OF_TIFF):
             raise
         kind = UNKNOWN_TO_PILLOW

@@ -28,6 +28,7 @@ NOT_READ = "of a kind that is not read"
 
 _BITS_PER_SAMPLE, _ORIENTATION, _PLANAR, _NO_VALUE = 258, 274, 284, 42113  # tags
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED = 0, 1, 2, 5  # what samples may mean
+_MOST_SAMPLES = 8  # with more, a file of few bytes might fill the memory
 _PREMULTIPLIED, _NOT_PREMULTIPLIED = 1, 2  # kinds of opacity among what samples are extra
 
 
@@ -79,7 +80,8 @@ class TiffPage:
                 "grey, RGB and CMYK are read of such TIFF files",
                 NOT_READ,
             )
-        if colours > samples or colours not in (1, 3, 4) or (colours == 4) != (meaning == 5):
+        is_colour = colours in (1, 3) or (colours, meaning) == (4, _SEPARATED)
+        if not (is_colour and colours <= samples <= _MOST_SAMPLES):
             raise Refused(
                 f"it has {samples} channels; with data.channels={samples} they are read as such",
                 NOT_READ,

@@ -1,6 +1,7 @@
 """How any image file is decoded, and what is said where it cannot be."""
 
 import errno
+import io
 import os
 import resource
 import struct
@@ -230,6 +231,15 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
+def jpeg_of_12_bits() -> bytes:
+    """A file whose header says so; of Pillow's builds none decodes it."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    content = bytearray(file.getvalue())
+    content[content.index(b"\xff\xc0") + 4] = 12
+    return bytes(content)
+
+
 def huge_webp(side: int) -> bytes:
     """A WebP file of a few bytes, whose canvas is as large as its header says."""
     canvas = (side - 1).to_bytes(3, "little") * 2
@@ -293,6 +303,31 @@ class TestHostile:
         with pytest.raises(CorruptImage) as caught:
             source[0]
         assert caught.value.kind == "no regular file"
+
+    @pytest.mark.parametrize(
+        ("content", "kind", "told"),
+        [
+            (b"", "no image", "the file is empty"),
+            (b"<html>404</html>", "no image", "it is of none of the formats that are read (JPEG, "),
+            (
+                jpeg_of_12_bits(),
+                "damaged, or of a kind that is not read",
+                "it begins as a JPEG file, but Pillow does not read it: cannot handle 12-bit",
+            ),
+            (
+                b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", b"\0" * 5),
+                "truncated",
+                "it begins as a PNG file, but Pillow does not read it: Truncated IHDR chunk",
+            ),
+        ],
+    )
+    def test_what_is_no_image_is_told_in_words(self, tmp_path, content, kind, told):
+        (tmp_path / "a.png").write_bytes(content)
+        assert kind_of(tmp_path / "a.png") == kind
+        with pytest.raises(CorruptImage) as caught:
+            make_source("folder", data_dir=str(tmp_path))[0]
+        assert f"a.png cannot be decoded: {told}" in str(caught.value)
+        assert "_io" not in str(caught.value)
 
     def test_the_cause_is_told_apart(self, tmp_path):
         noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))

@@ -1,6 +1,7 @@
 """TIFF files of every depth, against the values that were written."""
 
 import io
+import struct
 import sys
 
 import numpy as np
@@ -227,6 +228,14 @@ class TestWhatCannotBeRead:
         assert reason(bands, kind) == (
             "it has 5 channels; with data.channels=5 they are read as such"
         )
+
+    def test_a_compression_that_nothing_here_knows_is_named(self):
+        encoded = bytearray(tiff(noise(4, 4, 3)))
+        tag = encoded.index(struct.pack("<HHIH", 259, 3, 1, 1))
+        encoded[tag + 8 : tag + 10] = struct.pack("<H", 50002)
+        told = reason(bytes(encoded), "of a kind that needs another package")
+        assert "JPEGXL" in told
+        assert told.endswith("requires the 'imagecodecs' package: pip install imagecodecs")
 
     @pytest.mark.parametrize("content", [b"II*\0 none", tiff(noise(4, 4, 3))[:8]])
     def test_damage_is_told(self, content):
