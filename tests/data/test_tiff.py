@@ -113,6 +113,19 @@ def test_signed_numbers_stay_signed(dtype, compression, byteorder):
     np.testing.assert_array_equal(decoded(encoded, 1)[..., 0], expected)
 
 
+@pytest.mark.parametrize(("max_value", "white"), [(0.0, 4095), (1500.0, 1500), (65535.0, 4095)])
+def test_the_header_of_12_bits_says_what_is_white(max_value, white):
+    values = [0, 500, 1000, 1500]
+    bits = "".join(f"{value:012b}" for value in values)
+    packed = np.array([[int(bits[at : at + 8], 2) for at in range(0, 48, 8)]], np.uint8)
+    encoded = bytearray(tiff(packed, "minisblack", byteorder="<"))
+    for tag, kind, now, then in ((256, 4, 6, 4), (258, 3, 8, 12)):
+        at = encoded.index(struct.pack("<HHIH", tag, kind, 1, now)) + 8
+        encoded[at : at + 2] = struct.pack("<H", then)
+    found = decoded(bytes(encoded), 1, max_value)[0, :, 0]
+    np.testing.assert_array_equal(found, scaled(values, white))
+
+
 def test_grey_and_opacity_of_16_bits_are_read():
     values = np.array([[[4095, 65535], [4095, 0], [0, 32768]]], np.uint16)
     encoded = tiff(values, "minisblack", extrasamples=["unassalpha"], planarconfig="contig")
