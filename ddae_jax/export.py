@@ -25,6 +25,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax import build, command, devices
+from ddae_jax.card_code import Subject, how_to_load
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
@@ -40,7 +41,7 @@ from ddae_jax.interop.exported import (
     write_exported,
 )
 from ddae_jax.interop.preprocessing import Preprocessing
-from ddae_jax.model_card import Subject, how_to_load, model_card
+from ddae_jax.model_card import model_card
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import ViT
 from ddae_jax.networks import build_encoder

@@ -1,6 +1,5 @@
 """The card of an exported encoder: how it was trained, how its features are read, whom to cite."""
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -8,10 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddae_jax.card_code import Subject, code_to_load, is_pooled_by_beit, plain_number, resized
 from ddae_jax.config.keys import FOLDERS, flatten
 from ddae_jax.config.pretraining import ignored_in_pretraining
-from ddae_jax.data.view import USUAL_SHARE
-from ddae_jax.interop.preprocessing import Preprocessing
 
 _VIT = (
     "Dosovitskiy et al. 2021. *An Image is Worth 16x16 Words: Transformers for Image Recognition "
@@ -54,95 +52,6 @@ PAPERS = MappingProxyType(
 _SHOWN = ("model.", "decoder.", "mask.", "targets.", "tokenizer.", "supervision.", "teacher.")
 _SHOWN += ("optimizer.", "data.crop", "data.flip", "seed")
 _OF_THE_COMPUTATION = ("model.attention_form", "model.rematerialization")
-
-_HOW_TO_LOAD = MappingProxyType(
-    {
-        "timm": """import timm
-{imports}
-
-model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-{open}
-images = transform(image)[None]
-features = model(images)
-tokens = model.forward_features(images)""",
-        "transformers": """{imports}
-from transformers import AutoImageProcessor, AutoModel
-
-model = AutoModel.from_pretrained("{folder}"{options}).eval()
-processor = AutoImageProcessor.from_pretrained("{folder}")
-{open}
-{cut}
-images = processor(image, {uncut}, return_tensors="pt")
-{tokens}
-features = {features}""",
-    }
-)
-_ARRAYS = """
-# An array of shape ({channels}, {sides}), its values from 0 to 1, of an image that has this size.
-mean, std = (torch.tensor(values)[:, None, None] for values in ({mean}, {std}))
-images = (torch.from_numpy(numpy.load("image.npy")).float()[None] - mean) / std
-"""
-_HOW_TO_LOAD_ARRAYS = MappingProxyType(
-    {
-        "timm": f"""import numpy
-import timm
-import torch
-
-model = timm.create_model("local-dir:{{folder}}", pretrained=True).eval()
-{_ARRAYS.strip()}
-features = model(images)
-tokens = model.forward_features(images)""",
-        "transformers": f"""import numpy
-import torch
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{{folder}}"{{options}}).eval()
-{_ARRAYS.strip()}
-{{tokens}}
-features = {{features}}""",
-    }
-)
-_OPEN = MappingProxyType(
-    {
-        3: """image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")""",
-        1: """photo = Image.open("photo.jpg")
-photo.draft("L", photo.size)  # the brightness, as a JPEG has it
-image = ImageOps.exif_transpose(photo).convert("L")""",
-    }
-)
-"""How a photograph becomes pixels, by the number of their channels."""
-_OPTIONS = MappingProxyType(
-    {"ViTModel": ", add_pooling_layer=False", "ViTMAEForPreTraining": ", mask_ratio=0.0"}
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What a card is about.
-
-    Attributes:
-        library: ``timm`` or ``transformers``.
-        network: its class.
-        folder: name of the folder.
-        encoder: ``student`` or ``teacher``.
-        step: of the checkpoint.
-        use_class_token: whether the first token is a class token.
-        is_imported: whether the weights are those of others, as they were.
-        trained_size: height and width of the images of imported weights; None if they are those of
-            the config, or not known.
-        sha256: of the file of weights.
-    """
-
-    library: str
-    network: str
-    folder: str
-    encoder: str
-    step: int
-    use_class_token: bool
-    is_imported: bool = False
-    trained_size: tuple[int, int] | None = None
-    sha256: str = ""
 
 
 def model_card(subject: Subject, config: ConfigDict) -> str:
@@ -194,24 +103,15 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
                 "## How features are read",
                 _table("", reading),
                 _how_images_are_cut(subject, config),
+                _how_values_are_scaled(config),
                 _how_features_are_read(subject, config),
-                f"```python\n{_how_to_load(subject, config)}\n```",
+                f"```python\n{code_to_load(subject, config)}\n```",
                 "## Citation",
                 "\n".join(f"- {paper}" for paper in papers),
             )
         )
         + "\n"
     )
-
-
-def how_to_load(subject: Subject, folder: str) -> str:
-    """The line of code that loads it."""
-    if subject.library == "timm":
-        return f'timm.create_model("local-dir:{folder}", pretrained=True)'
-    if subject.network == "ViTMAEForPreTraining":
-        return f'transformers.AutoModelForPreTraining.from_pretrained("{folder}")'
-    options = _OPTIONS.get(subject.network, "")
-    return f'transformers.AutoModel.from_pretrained("{folder}"{options})'
 
 
 def _front_matter(subject: Subject, config: ConfigDict) -> str:
@@ -269,7 +169,7 @@ def _of_supervision(config: ConfigDict) -> tuple[str, ...]:
 
 def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:
     height, width = config.model.image_size
-    resized_height, resized_width = _resized(config)
+    resized_height, resized_width = resized(config)
     shown = config.evaluation
     if shown.crop_mode == "squash":
         told = f"An image is stretched to {resized_height} x {resized_width} pixels"
@@ -290,8 +190,10 @@ def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:
             "need no more than the normalisation"
         )
     told += ". What is transparent counts as white there. "
+    if config.data.channels not in (1, 3):
+        return told + "The code below is for an array of the input's size."
     if subject.library == "timm":
-        return told + "timm's transform here does it all."
+        return told + "timm's transform here does it all, once the image has 8 bits."
     if shown.crop_mode == "center" and height != width:
         return told + "The processor here cannot cut images, and is given what is cut."
     told += "The code below cuts images itself. "
@@ -301,6 +203,36 @@ def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:
             "half a pixel otherwise. "
         )
     return told + "With torchvision, the processor resizes by other code, which rounds otherwise."
+
+
+def _how_values_are_scaled(config: ConfigDict) -> str:
+    """How an image of more than 8 bits becomes one of 8, of which all else speaks."""
+    max_value = config.data.max_value
+    told = (
+        "Values of 8 bits are divided by 255. Images of more bits are scaled to 8 before all else, "
+    )
+    if max_value:
+        told += (
+            f"so that {plain_number(max_value)} becomes 255, and with it what is larger "
+            "(`data.max_value` of the run)"
+        )
+    else:
+        told += (
+            "each by its own range: white is what its largest value's number of bits can hold, "
+            "such as 4095 for 12 bits; of floats 1 if none is above 2, else 255 or, if it is "
+            "larger, their largest (`data.max_value=0`)"
+        )
+    if config.data.channels not in (1, 3):
+        return told + (
+            ". The code below does so where no value is below 0 or missing; `ddae_jax` reads those "
+            "too."
+        )
+    return told + (
+        ". The code below does so for PNG and TIFF files of one channel, where no value is below 0 "
+        "or missing. Pillow opens other files of more bits as `ddae_jax` does not: of colours it "
+        "keeps the upper 8 bits, and it spreads PGM and JPEG 2000 over 16. Of these, values have "
+        "to be read otherwise, and scaled alike."
+    )
 
 
 def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
@@ -323,7 +255,7 @@ def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
             ". `mask_ratio=0.0` shows the encoder all patches, in random order; with "
             "`AutoModelForPreTraining` decoder and head are there too"
         )
-    elif subject.library == "transformers" and not _is_pooled_by_beit(subject, pool):
+    elif subject.library == "transformers" and not is_pooled_by_beit(subject, pool):
         told += ". The pooler's output was not trained"
     if subject.network == "Beit":
         told += ". Needs timm 1.0.31 or newer"
@@ -331,82 +263,3 @@ def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
     if config.model.dtype != "float32":
         told += f", in {config.model.dtype} unless `--dtype=float32` is given"
     return f"{told}."
-
-
-def _is_pooled_by_beit(subject: Subject, pool: str) -> bool:
-    return subject.network == "BeitModel" and pool == "normed_mean"
-
-
-def _resized(config: ConfigDict) -> tuple[int, int]:
-    """Computes what images are resized to before they are cropped, height and width."""
-    shown = config.evaluation
-    share = shown.crop_share or USUAL_SHARE
-    return Preprocessing(share, shown.crop_mode, shown.interpolation).resized(
-        tuple(config.model.image_size)
-    )
-
-
-def _cutting(config: ConfigDict) -> str:
-    """Writes the code that cuts an image as evaluation does."""
-    (height, width), (resized_height, resized_width) = config.model.image_size, _resized(config)
-    shown = config.evaluation
-    kernel = f"Image.Resampling.{shown.interpolation.upper()}"
-    if shown.crop_mode == "squash":
-        lines = [f"width, height = {resized_width}, {resized_height}"]
-    elif resized_height == resized_width:
-        lines = [
-            f"width, height = ({resized_width} * side // min(image.size) for side in image.size)"
-        ]
-    else:
-        lines = [
-            f"scale = min(image.width / {resized_width}, image.height / {resized_height})",
-            "width, height = round(image.width / scale), round(image.height / scale)",
-        ]
-    lines.append(f"image = image.resize((width, height), {kernel})")
-    if shown.crop_mode == "center" or (resized_height, resized_width) != (height, width):
-        lines += [
-            f"left, top = round((width - {width}) / 2), round((height - {height}) / 2)",
-            f"image = image.crop((left, top, left + {width}, top + {height}))",
-        ]
-    return "\n".join(lines)
-
-
-def _how_to_load(subject: Subject, config: ConfigDict) -> str:
-    has_photographs = config.data.channels in (1, 3)
-    inputs = "**images" if has_photographs else "pixel_values=images"
-    tokens, features = _tokens_and_features(subject, config.evaluation.pool, inputs)
-    common = {
-        "folder": subject.folder,
-        "options": _OPTIONS.get(subject.network, ""),
-        "tokens": tokens,
-        "features": features,
-    }
-    if not has_photographs:
-        return _HOW_TO_LOAD_ARRAYS[subject.library].format(
-            channels=config.data.channels,
-            sides=", ".join(map(str, config.model.image_size)),
-            mean=tuple(config.data.mean),
-            std=tuple(config.data.std),
-            **common,
-        )
-    (height, width), is_center = config.model.image_size, config.evaluation.crop_mode == "center"
-    is_cropped = is_center or _resized(config) != (height, width)
-    return _HOW_TO_LOAD[subject.library].format(
-        imports="from PIL import Image, ImageOps",
-        open=_OPEN[config.data.channels],
-        cut=_cutting(config),
-        uncut="do_resize=False" + (", do_center_crop=False" if is_cropped else ""),
-        **common,
-    )
-
-
-def _tokens_and_features(subject: Subject, pool: str, inputs: str) -> tuple[str, str]:
-    """Writes the code that gives a network of transformers its inputs, and that which pools."""
-    tokens = f"tokens = model({inputs}).last_hidden_state"
-    features = "tokens[:, 0]" if pool == "class_token" else "tokens[:, 1:].mean(dim=1)"
-    if _is_pooled_by_beit(subject, pool):
-        features = f"model({inputs}).pooler_output"
-    elif pool == "normed_mean":
-        tokens = f"tokens = model({inputs}, output_hidden_states=True).hidden_states[-1]"
-        features = f"model.layernorm({features})"
-    return tokens, features

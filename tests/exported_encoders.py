@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddae_jax import export as export_command
+from ddae_jax.card_code import Subject
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
@@ -16,7 +17,7 @@ from ddae_jax.interop.exported import (
     export_transformers,
     export_transformers_mae,
 )
-from ddae_jax.model_card import Subject, model_card
+from ddae_jax.model_card import model_card
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import Features, ViT
@@ -58,6 +59,10 @@ EVALUATION = {
     "transformers_beit_norm_of_mean": NORM_OF_MEAN | SQUASH | {"crop_share": 0.8},
 }
 """What is not as usual in ``config.evaluation``, by the same names."""
+
+MAX_VALUE = {"timm_vit": 4095.0, "timm_vit_scaled": 3000.0, "transformers_beit": 65535.0}
+MAX_VALUE |= {"transformers_beit_per_block": 4095.0, "transformers_vit": 0.9}
+"""What becomes white in images of more than 8 bits, by the same names; where it is given."""
 
 
 def tiny_encoder(**options) -> ViT:
@@ -105,6 +110,14 @@ def config_of(encoder: ViT, channels: int, **evaluation) -> ConfigDict:
     return config
 
 
+def config_named(name: str) -> ConfigDict:
+    """The config of the run that trained the named encoder."""
+    encoder, channels = tiny_encoder(**ENCODERS[name]), channels_of(name)
+    config = config_of(encoder, channels, **EVALUATION.get(name, {}))
+    config.data.max_value = MAX_VALUE.get(name, 0.0)
+    return config
+
+
 def backbone_of(encoder: ViT, params, channels: int, **evaluation) -> Backbone:
     """An encoder as it is exported, of a run with these keys of ``evaluation``."""
     config = config_of(encoder, channels, **evaluation)
@@ -148,7 +161,7 @@ def export(name: str):
 
 def card_of(name: str, folder: str) -> str:
     """The card of the named encoder, in a folder of that name."""
-    encoder, channels = tiny_encoder(**ENCODERS[name]), channels_of(name)
+    encoder = tiny_encoder(**ENCODERS[name])
     subject = Subject(
         library=name.partition("_")[0],
         network=export(name)[2].network,
@@ -157,7 +170,7 @@ def card_of(name: str, folder: str) -> str:
         step=0,
         use_class_token=encoder.use_class_token,
     )
-    return model_card(subject, config_of(encoder, channels, **EVALUATION.get(name, {})))
+    return model_card(subject, config_named(name))
 
 
 def code_of(card: str) -> str:

@@ -10,10 +10,11 @@ import pytest
 
 import stand_ins
 import tiny
-from ddae_jax import export, model_card
-from ddae_jax.build import build_method
+from ddae_jax import card_code, export, model_card
+from ddae_jax.build import build_method, decoding
 from ddae_jax.command import CommandEnded, parse_config_flags
 from ddae_jax.config import finetune_defaults, from_plain, pretrain_defaults, to_plain
+from ddae_jax.data.sources import make_source
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.digests import DamagedWeights
 from ddae_jax.interop.encoders import transformers_mae
@@ -332,8 +333,43 @@ def test_the_card_of_other_channels_loads_arrays(library):
     config = pretrain_defaults()
     config.data.channels, config.data.mean, config.data.std = 2, (0.5, 0.25), (0.1, 0.2)
     subject = types.SimpleNamespace(library=library, folder="exported", network="ViTModel")
-    told = model_card._how_to_load(subject, config)
+    told = card_code.code_to_load(subject, config)
     compile(told, "card", "exec")
     assert "# An array of shape (2, 224, 224)" in told
     assert "in ((0.5, 0.25), (0.1, 0.2)))" in told
     assert ".convert(" not in told
+
+
+@pytest.mark.parametrize("max_value", [0.0, 10_000.0])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("uint8", 255), ("uint16", 3000), ("int32", 90_000), ("float32", 1.2)]
+)
+def test_arrays_are_scaled_by_the_card_as_by_evaluation(dtype, most, max_value, tmp_path):
+    config = pretrain_defaults()
+    config.data.channels, config.data.mean, config.data.std = 2, (0.5, 0.25), (0.1, 0.2)
+    config.data.max_value = max_value
+    subject = types.SimpleNamespace(library="timm", folder="exported", network="ViTModel")
+    code = card_code.code_to_load(subject, config)
+    values = (np.random.default_rng(0).random((2, 8, 9)) * most).astype(dtype)
+    np.save(tmp_path / "image.npy", values)
+    lines = code[code.index("values =") : code.index("mean, std")]
+    scope = {"numpy": np}
+    exec(lines.replace("image.npy", str(tmp_path / "image.npy")), scope)
+    source = make_source("folder", data_dir=str(tmp_path), **decoding(config))
+    np.testing.assert_array_equal(np.moveaxis(scope["values"], 0, -1), source[0]["image"])
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_the_card_says_how_images_of_more_bits_are_scaled(library):
+    config = pretrain_defaults()
+    subject = card_code.Subject(library, "ViTModel", "exported", "student", 1, True)
+    told = model_card.model_card(subject, config)
+    assert "each by its own range" in told
+    assert "transform here does it all." not in told
+    config.data.max_value = 4095.0
+    told = model_card.model_card(subject, config)
+    assert "so that 4095 becomes 255" in told
+    config.data.channels, config.data.mean, config.data.std = 2, (0.5, 0.25), (0.1, 0.2)
+    told = model_card.model_card(subject, config)
+    assert "so that 4095 becomes 255" in told
+    assert "transform here" not in told

@@ -1,7 +1,6 @@
 """Annotations: the class of every pixel of an image, decoded when asked and held to one rule."""
 
 import functools
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +8,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from ddae_jax.data.images import PILLOW_FORMATS, LazyImage, naming_corruption
+from ddae_jax.data.images import LazyImage, naming_corruption
+from ddae_jax.data.opening import open_by_pillow
 
 IGNORED = 255
 """The label of pixels that no loss and no score counts, whatever the files say."""
@@ -130,7 +130,7 @@ class LazyAnnotation:
 
     @functools.cached_property
     def _file(self) -> Image.Image:
-        return Image.open(io.BytesIO(self._read()), formats=PILLOW_FORMATS)
+        return open_by_pillow(self._read())
 
     @property
     def size(self) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from jaxtyping import Int32
 from PIL import Image
 
 from ddae_jax.data.files import ReadFailed, patiently
-from ddae_jax.data.images import NO_LABEL, PILLOW_FORMATS
+from ddae_jax.data.images import NO_LABEL
+from ddae_jax.data.opening import PILLOW_FORMATS
 
 _log = logging.getLogger(__name__)
 

@@ -12,13 +12,8 @@ from jaxtyping import Int32
 from ddae_jax.data.files import read_bytes
 from ddae_jax.data.folder import contents, image_suffixes, scan
 from ddae_jax.data.images import Decoding, EncodedImage, LazyImage
-from ddae_jax.data.stacks import (
-    ARRAY_SUFFIXES,
-    STACK_SUFFIXES,
-    TIFF_SUFFIXES,
-    StackedImage,
-    import_tifffile,
-)
+from ddae_jax.data.stacks import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, StackedImage
+from ddae_jax.data.tiff import MANY_CHANNELS, import_tifffile
 
 
 @dataclass(frozen=True)
@@ -70,5 +65,5 @@ def find_images(root: Path, decoding: Decoding) -> ImageFiles:
         )
     holds_array = decoding.holds_arrays or suffixes == ARRAY_SUFFIXES
     if decoding.holds_arrays and any(os.fsdecode(p).lower().endswith(TIFF_SUFFIXES) for p in paths):
-        import_tifffile()
+        import_tifffile(MANY_CHANNELS)
     return ImageFiles(paths, labels, class_names, OpenImage(decoding, holds_array))

@@ -2,40 +2,30 @@
 
 import contextlib
 import functools
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
-from jaxtyping import Float64, Num, UInt8, UInt16
-from PIL import ExifTags, Image, UnidentifiedImageError
+from jaxtyping import UInt8
+from PIL import Image
 
 from ddae_jax.data.channels import Channels
-from ddae_jax.data.deep_colour import deep_colours, has_deep_colours
+from ddae_jax.data.depth import LARGEST_OF_16_BITS
 from ddae_jax.data.files import ReadFailed, Refused, is_of_one_file
-
-_log = logging.getLogger(__name__)
-_told: set[str] = set()  # what is said once in a process
-
-Image.init()  # else Pillow knows the commonest formats only, and no others by their names
+from ddae_jax.data.opening import (
+    DAMAGED_OR_NOT_READ,
+    NO_IMAGE,
+    OpenedImage,
+    open_encoded,
+    webp_size,
+)
+from ddae_jax.data.tiff import NEEDS_A_PACKAGE, NOT_READ
 
 NO_LABEL = -1  # of an image that nobody labelled
 
-_WANTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "JPEG2000")
-_WANTED_FORMATS += ("PPM", "TGA", "QOI", "SGI", "PCX")
-PILLOW_FORMATS = tuple(format for format in _WANTED_FORMATS if format in Image.OPEN)
-"""What is read, whatever a file is called; some builds of Pillow lack one of them.
-
-No other of Pillow's readers sees a file: some would start a program (EPS) or make sense of nearly
-any bytes.
-"""
-
 PILLOW_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 """The largest image that Pillow decodes at all."""
-
-_LARGEST_OF_16_BITS = 65535
 
 # Exif orientation 2-8 -> what turns the stored image upright.
 _UPRIGHT = {
@@ -56,13 +46,16 @@ CAUSES = (
     "of unknown cause",
     "damaged",
     "truncated",
-    "no image",
+    NO_IMAGE,
     "more pixels than data.max_pixels",
     "more bytes than data.max_pixels allows",
     "metadata too large",
     "not readable",
     "no regular file",
     "of other channels than data.channels",
+    NOT_READ,
+    NEEDS_A_PACKAGE,
+    DAMAGED_OR_NOT_READ,
 )
 """Why an image may be corrupt, in a few words; new ones go to the end."""
 
@@ -90,9 +83,22 @@ class Decoding:
 
     - `channels`: 1 (grey), 3 (RGB), or of arrays any other number.
     - `max_pixels`: an image of more, by its header, is not decoded; 0 for Pillow's own limit.
-    - `max_value`: of images of more than 8 bits, the value that becomes 255. 0 takes each file's
-      own: all that its largest value's number of bits can hold, such as 4095 for 12 bits; and of
-      floats 1, or 255, if they lie between 0 and that, else the file's least and largest.
+    - `max_value`: of images of more than 8 bits, the value that becomes 255, in the numbers that
+      the file holds; smaller ones are scaled alike, and larger ones clipped. 0 takes each file's
+      own: what its header says to be white (the largest value of a PGM or PPM file, if it is
+      not 65535; the bits of JPEG 2000, if fewer than 16), else all that its largest value's
+      number of bits can hold, such as 4095 for 12 bits. Floats lie from 0 to 1 if none is above
+      2, else from 0 to 255 if none is above that, else from 0 to their largest. In files with
+      values further below 0 than a tenth of the largest, the least becomes 0 and the largest 255.
+      65535 is white in the whole range of 16 bits: a header that says less counts there too.
+
+    What is no value becomes 0, and counts for no range: NaN; -9999, -32768 and what lies beyond
+    1e30 either way, which stand where nothing was measured; and what a TIFF's tag of GDAL names.
+    Of infinite floats the positive become 255.
+
+    Older versions took floats of at most 255 that exceed 1 by whatever little, and all others by
+    their least and largest, whatever stood there; PGM, PPM and JPEG 2000 had been scaled to 16
+    bits by their headers before `max_value` counted.
     """
 
     channels: int = 3
@@ -154,19 +160,14 @@ class EncodedImage:
         self._decoding = decoding
 
     @functools.cached_property
-    def _file(self) -> Image.Image:
-        file = self._open()
-        self._is_deep = has_deep_colours(file)  # which a file that is decoded no longer tells
-        return file
-
-    def _open(self) -> Image.Image:
+    def _opened(self) -> OpenedImage:
         encoded = self._read()
         size = webp_size(encoded)  # whose reader takes the memory of the whole canvas at once
         if size is not None:
             self._check_pixels(size)
-        file = Image.open(io.BytesIO(encoded), formats=PILLOW_FORMATS)
-        self._check_pixels(file.size)
-        return file
+        opened = open_encoded(encoded)
+        self._check_pixels(opened.size)
+        return opened
 
     def _check_pixels(self, size: tuple[int, int]) -> None:
         limit = self._decoding.max_pixels or PILLOW_MAX_PIXELS
@@ -178,16 +179,14 @@ class EncodedImage:
 
     @functools.cached_property
     def _orientation(self) -> int:
-        try:
-            return self._file.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # of what is broken in the metadata the image need not suffer
-            return 1
+        return self._opened.orientation()
 
     @property
     def size(self) -> tuple[int, int]:
         with naming_corruption(self._name):
-            width, height = self._file.size
-            return (height, width) if self._orientation in _SIDEWAYS else (width, height)
+            width, height = self._opened.size
+            is_sideways = self._orientation in _SIDEWAYS
+            return (height, width) if is_sideways else (width, height)
 
     @property
     def is_turned(self) -> bool:
@@ -196,17 +195,20 @@ class EncodedImage:
 
     def decode(self, reduction: int = 1) -> Image.Image:
         with naming_corruption(self._name):
-            file, orientation = self._file, self._orientation
-            del self._file  # it remembers how it was decoded: the next decoding opens it anew
-            mode = "L" if self._decoding.channels == 1 else None
-            # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
-            file.draft(mode, tuple(max(side // reduction, 1) for side in file.size))
-            if self._is_deep and self._decoding.max_value != _LARGEST_OF_16_BITS:
-                values = deep_colours(self._open)
-                image = _of_deep_colours(values, file.info, self._decoding, self._name)
+            orientation, opened, channels = self._orientation, self._opened, self._decoding.channels
+            del self._opened  # it remembers how it was decoded: the next decoding opens it anew
+            file, deep, max_value = opened.file, opened.deep, self._decoding.max_value
+            if deep is None or (deep.is_plain and max_value == LARGEST_OF_16_BITS):
+                # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
+                sides = tuple(max(side // reduction, 1) for side in file.size)
+                file.draft("L" if channels == 1 else None, sides)
+                image = _to_channels(file, channels)
             else:
-                image = _to_channels(file, self._decoding, self._name)
-            return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+                image = deep.read().to_eight_bits(max_value, self._name)
+                image = _to_channels(image, channels)
+            if orientation not in _UPRIGHT or opened.turns_itself:
+                return image
+            return image.transpose(_UPRIGHT[orientation])
 
     def pixels(self) -> Pixels:
         return to_pixels(self.decode())
@@ -279,8 +281,6 @@ def _kind(error: Exception) -> str:
         return error.kind
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than data.max_pixels"
-    if isinstance(error, UnidentifiedImageError):
-        return "no image"
     if "truncated" in text or "not enough" in text:
         return "truncated"
     if "too large" in text or "memory limit" in text:
@@ -288,115 +288,15 @@ def _kind(error: Exception) -> str:
     return "damaged"
 
 
-def webp_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP file, pixels, by its header; None if it is none.
-
-    Source: RFC 9649, WebP Image Format, sections 2.5 to 2.7.
-    """
-    kind, data = encoded[12:16], encoded[20:30]
-    if encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP" or len(data) < 10:
-        return None
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        sides = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-        return sides[0] & 0x3FFF, sides[1] & 0x3FFF
-    return None
-
-
-def _to_channels(image: Image.Image, decoding: Decoding, name: str) -> Image.Image:
-    channels = decoding.channels
-    if image.mode.startswith(("I", "F")):
-        image = _to_eight_bits(image, decoding.max_value, name)
-    elif image.has_transparency_data:
+def _to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of 8 bits or fewer in mode `L` or `RGB`, on white where it is transparent."""
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     image.load()
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
-
-
-def _of_deep_colours(
-    values: UInt16[np.ndarray, "height width channel"],
-    info: Mapping[str, Any],
-    decoding: Decoding,
-    name: str,
-) -> Image.Image:
-    """Scales colours of 16 bits to 8, on white where they are transparent."""
-    colours = scaled_to_eight_bits(values[..., :3], decoding.max_value, name)
-    transparent = info.get("transparency")
-    if values.shape[-1] == 4:
-        opacity = values[..., 3] / _LARGEST_OF_16_BITS
-        for channel in np.moveaxis(colours, -1, 0):  # all at once would fill the memory
-            channel[...] = (255 + (channel - 255.0) * opacity).round()
-    elif isinstance(transparent, tuple):
-        is_clear = (values == transparent).all(axis=-1, keepdims=True)
-        colours = np.where(is_clear, np.uint8(255), colours)
-    image = Image.fromarray(colours)
-    return image.convert("L") if decoding.channels == 1 else image
-
-
-def _to_eight_bits(image: Image.Image, max_value: float, name: str) -> Image.Image:
-    """An image of one channel of more than 8 bits, scaled to 0..255; white where transparent."""
-    values = np.asarray(image)
-    scaled = scaled_to_eight_bits(values, max_value, name)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        scaled = np.where(values == transparent, np.uint8(255), scaled)
-    return Image.fromarray(scaled)
-
-
-def scaled_to_eight_bits(
-    values: Num[np.ndarray, "*shape"], max_value: float, name: str
-) -> UInt8[np.ndarray, "*shape"]:
-    """Values scaled to 0..255; see `Decoding.max_value`.
-
-    **Arguments:**
-
-    - `values`: of one image, of the type that they have in its file.
-    - `max_value`: what becomes 255, or 0 to go by the values.
-    - `name`: of the image, for a warning.
-    """
-    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        # By a table: a large image would fill the memory as floats.
-        levels = np.arange(int(values.max()) + 1, dtype=np.int64)
-        return scaled_to_eight_bits(levels, max_value, name)[values]
-    are_whole = values.dtype.kind != "f"
-    values = np.nan_to_num(values.astype(np.float64))
-    least, largest = (0.0, max_value) if max_value else _range_of(values, are_whole)
-    _warn_of_scaling(name, least, largest, bool(max_value))
-    scaled = (values - least) * (255 / (largest - least))
-    return scaled.round().clip(0, 255).astype(np.uint8)
-
-
-def _range_of(values: Float64[np.ndarray, "*shape"], are_whole: bool) -> tuple[float, float]:
-    """What becomes 0 and 255, from the values alone; see `Decoding`."""
-    least, largest = float(values.min()), float(values.max())
-    if least < 0:
-        return least, max(largest, least + 1)
-    if are_whole:
-        return 0.0, max(255.0, 2.0 ** int(largest).bit_length() - 1)
-    if largest <= 255:
-        return 0.0, 1.0 if largest <= 1 else 255.0
-    return least, max(largest, least + 1)
-
-
-def _warn_of_scaling(name: str, least: float, largest: float, is_given: bool) -> None:
-    """Says once in a process that values of more than 8 bits are scaled."""
-    if is_given or "scaling" in _told:
-        return
-    _told.add("scaling")
-    _log.warning(
-        "images of more than 8 bits are scaled to 8, each by the range of its own values: %s from "
-        "%g to %g. data.max_value sets what becomes white in all of them, such as 4095 for 12 bits",
-        name,
-        least,
-        largest,
-    )
 
 
 def to_pixels(image: Image.Image | Channels) -> Pixels:

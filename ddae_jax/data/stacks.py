@@ -5,21 +5,23 @@ import io
 import math
 import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ddae_jax.data.channels import Channels
-from ddae_jax.data.deep_colour import deep_colours, has_deep_colours
+from ddae_jax.data.deep_colour import deep_file
+from ddae_jax.data.depth import scaled_to_eight_bits
 from ddae_jax.data.files import Refused
-from ddae_jax.data.images import (
-    PILLOW_FORMATS,
-    PILLOW_MAX_PIXELS,
-    Decoding,
-    Pixels,
-    naming_corruption,
-    scaled_to_eight_bits,
+from ddae_jax.data.images import PILLOW_MAX_PIXELS, Decoding, Pixels, naming_corruption
+from ddae_jax.data.opening import open_by_pillow
+from ddae_jax.data.tiff import (
+    STARTS_OF_TIFF,
+    declared_no_value,
+    naming_packages,
+    open_series,
+    white_of,
 )
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -28,6 +30,18 @@ STACK_SUFFIXES = ARRAY_SUFFIXES + TIFF_SUFFIXES
 
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _OTHER_SHAPE = "of other channels than data.channels"
+
+
+class _Array(NamedTuple):
+    """The shape of an array, by the header alone, and what loads its values.
+
+    For `white` and `no_value`, see `ddae_jax.data.depth.DeepImage`.
+    """
+
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+    white: float = 0.0
+    no_value: float | None = None
 
 
 class StackedImage:
@@ -54,7 +68,7 @@ class StackedImage:
     @property
     def size(self) -> tuple[int, int]:
         with naming_corruption(self._name):
-            shape = self._opened[0]
+            shape = self._opened.shape
             height, width = shape[1:] if self._is_first(shape) else shape[:2]
             return width, height
 
@@ -65,30 +79,31 @@ class StackedImage:
 
     def pixels(self) -> Pixels:
         with naming_corruption(self._name):
-            shape, load = self._opened
+            opened = self._opened
             del self._opened  # else the content of the file would be kept beside the pixels
-            is_first = self._is_first(shape)
-            values = load().reshape(shape)
+            is_first = self._is_first(opened.shape)
+            values = opened.load().reshape(opened.shape)
             if values.dtype.kind not in "buif":
                 raise ValueError(f"its values are of type {values.dtype}; expected are numbers")
             values = np.moveaxis(values, 0, -1) if is_first else values
-            if values.dtype == np.uint8 and not self._decoding.max_value:
-                return values
-            return scaled_to_eight_bits(values, self._decoding.max_value, self._name)
+            return scaled_to_eight_bits(
+                values, self._decoding.max_value, self._name, opened.white, opened.no_value
+            )
 
     @functools.cached_property
-    def _opened(self) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
+    def _opened(self) -> _Array:
         """The shape by the header alone, with a channel at least, and what loads the values."""
         content = self._read()
         if content.startswith((_NPY, _ZIP)):
-            shape, load = _open_arrays(content)
-        elif content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-            shape, load = _open_tiff(content)
+            opened = _open_arrays(content)
+        elif content.startswith(STARTS_OF_TIFF):
+            opened = _open_tiff(content)
         else:
-            shape, load = _open_bands(content)
-        shape = (*shape, 1) if len(shape) == 2 else shape
-        self._check(shape)
-        return shape, load
+            opened = _open_bands(content)
+        if len(opened.shape) == 2:
+            opened = opened._replace(shape=(*opened.shape, 1))
+        self._check(opened.shape)
+        return opened
 
     def _check(self, shape: tuple[int, ...]) -> None:
         channels = self._decoding.channels
@@ -113,7 +128,7 @@ def _image_of(pixels: Pixels) -> Image.Image | Channels:
     return Image.fromarray(pixels) if pixels.shape[-1] == 3 else Channels.from_pixels(pixels)
 
 
-def _open_arrays(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
+def _open_arrays(content: bytes) -> _Array:
     """Of an .npy file, or of the one array in an .npz file; nothing that is pickled is read."""
 
     def file() -> Any:
@@ -139,37 +154,27 @@ def _open_arrays(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarr
         with file() as whole:
             return np.lib.format.read_array(whole, allow_pickle=False)
 
-    return shape, load
+    return _Array(shape, load)
 
 
-def _open_tiff(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
+def _open_tiff(content: bytes) -> _Array:
     """Of the first series of a TIFF file: its bands, or its pages."""
-    import_tifffile()
-    import tifffile
+    series = open_series(content)
+    page = series.keyframe
 
-    series = tifffile.TiffFile(io.BytesIO(content)).series[0]
-    return series.shape, series.asarray
+    def load() -> np.ndarray:
+        with naming_packages():
+            return series.asarray()
+
+    return _Array(series.shape, load, white_of(page), declared_no_value(page))
 
 
-def _open_bands(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
+def _open_bands(content: bytes) -> _Array:
     """Of another image, such as an RGBA one, whose bands are the channels."""
-
-    def open_file() -> Image.Image:
-        return Image.open(io.BytesIO(content), formats=PILLOW_FORMATS)
-
-    image = open_file()
+    image = open_by_pillow(content)
+    deep = deep_file(image, content, lambda: open_by_pillow(content))
+    if deep is not None:
+        shape = (image.height, image.width, len(deep.mode))
+        return _Array(shape, lambda: deep.read().values)
     shape = (image.height, image.width, len(image.getbands()))
-    if has_deep_colours(image):
-        return shape, lambda: deep_colours(open_file)
-    return shape, lambda: np.asarray(image)
-
-
-def import_tifffile() -> None:
-    """Raises `ValueError`, which says what to install, where such TIFF files cannot be read."""
-    try:
-        import tifffile  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "TIFF files of other than 1 or 3 channels need a package that is not here: "
-            "pip install tifffile"
-        ) from error
+    return _Array(shape, lambda: np.asarray(image))

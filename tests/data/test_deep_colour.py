@@ -1,4 +1,4 @@
-"""Colours of 16 bits, against the values that were written."""
+"""Files of more than 8 bits that Pillow opens, against the values that were written."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddae_jax.data.deep_colour import has_deep_colours
-from ddae_jax.data.images import Decoding, EncodedImage
+from ddae_jax.data.deep_colour import deep_file
+from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
 from ddae_jax.data.stacks import StackedImage
 
 
@@ -87,11 +87,12 @@ def test_what_is_transparent_is_white(channels):
     np.testing.assert_array_equal(decoded(png_of_16_bits(values)), np.round(expected))
 
 
-def test_one_colour_may_be_transparent():
+@pytest.mark.parametrize("max_value", [4095.0, 40_000.0, 65535.0])
+def test_one_colour_may_be_transparent(max_value):
     values = noise(4, 4, 3)
     values[1, 2] = values[3, 3] = 77
-    found = decoded(png_of_16_bits(values, transparent=(77, 77, 77)))
-    expected = scaled(values, 4095)
+    found = decoded(png_of_16_bits(values, transparent=(77, 77, 77)), max_value=max_value)
+    expected = scaled(values, max_value)
     expected[1, 2] = expected[3, 3] = 255
     np.testing.assert_array_equal(found, expected)
 
@@ -104,11 +105,20 @@ def test_grey_is_made_of_scaled_colours():
     )
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
-def test_other_images_have_none(mode):
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [
+        *((mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        *((mode, "TIFF") for mode in ("L", "RGB", "RGBA", "CMYK")),
+        *((mode, "PPM") for mode in ("1", "L", "RGB")),
+        *((mode, "JPEG2000") for mode in ("L", "LA", "RGB", "RGBA")),
+        *((mode, "SGI") for mode in ("L", "RGB", "RGBA")),
+    ],
+)
+def test_images_of_8_bits_are_left_to_pillow(mode, format):
     file = io.BytesIO()
-    Image.new(mode, (4, 3)).save(file, "TIFF" if mode == "CMYK" else "PNG")
-    assert not has_deep_colours(Image.open(file))
+    Image.new(mode, (4, 3)).save(file, format)
+    assert deep_file(Image.open(file), file.getvalue(), lambda: Image.open(file)) is None
 
 
 def test_they_are_found_after_the_size_was_asked_for():
@@ -125,3 +135,103 @@ def test_bands_that_are_channels_keep_them_too():
     encoded = png_of_16_bits(values)
     image = StackedImage(lambda: encoded, "an image", Decoding(4, max_value=4095))
     np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
+
+
+def test_grey_and_opacity_are_two_channels_as_those_of_8_bits_are():
+    values = noise(5, 4, 2)
+    encoded = png_of_16_bits(values)
+    image = StackedImage(lambda: encoded, "an image", Decoding(2, max_value=4095))
+    np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
+
+
+def netpbm(values, largest, is_plain=False):
+    """A PGM or PPM file of 2 bytes a value, or in words."""
+    magic = {(1, False): "P5", (3, False): "P6", (1, True): "P2", (3, True): "P3"}
+    height, width, channels = values.shape
+    header = f"{magic[channels, is_plain]}\n# of a test\n{width} {height}\n{largest}\n"
+    words = "# and more\n" + " ".join(map(str, values.ravel())) + "\n"
+    return header.encode() + (words.encode() if is_plain else values.astype(">u2").tobytes())
+
+
+class TestNetpbm:
+    @pytest.mark.parametrize("is_plain", [False, True])
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize(
+        ("largest", "max_value", "white"),
+        [
+            (4095, 0.0, 4095),
+            (4095, 4095.0, 4095),
+            (4095, 2000.0, 2000),
+            (4095, 65535.0, 4095),  # as Pillow scales it, and older runs saw it
+            (65535, 0.0, 2047),
+            (65535, 2047.0, 2047),
+            (65535, 65535.0, 65535),
+            (1000, 0.0, 1000),
+        ],
+    )
+    def test_values_are_those_of_the_file(self, largest, max_value, white, channels, is_plain):
+        values = noise(7, 5, channels, most=1001 if largest == 1000 else 2001)
+        found = decoded(netpbm(values, largest, is_plain), max_value=max_value)
+        np.testing.assert_array_equal(found, np.broadcast_to(scaled(values, white), (7, 5, 3)))
+
+    @pytest.mark.parametrize("is_plain", [False, True])
+    def test_those_that_are_missing_are_told(self, is_plain):
+        encoded = netpbm(np.full((3, 4, 1), 300, np.uint16), 4095, is_plain)
+        with pytest.raises(CorruptImage, match="truncated: 10 of 12 values are there") as raised:
+            decoded(encoded[: -8 if is_plain else -3])
+        assert raised.value.kind == "truncated"
+
+    @pytest.mark.parametrize("word", [b"70000", b"-3", b"many"])
+    def test_words_that_are_no_values_are_told(self, word):
+        encoded = netpbm(np.full((1, 2, 1), 300, np.uint16), 4095, True)
+        with pytest.raises(CorruptImage, match="a value is no number from 0 to 65535"):
+            decoded(encoded.replace(b"300 ", word + b" "))
+
+
+def jpeg2000(values, bits, **options):
+    """A lossless codestream of grey values of so many bits, made of one of 16 bits.
+
+    Values are stored as they differ from the middle of what the bits hold.
+    """
+    file = io.BytesIO()
+    shifted = (values.astype(int) - 2 ** (bits - 1) + 2**15).astype(np.uint16)
+    Image.fromarray(shifted).save(file, "JPEG2000", no_jp2=True, irreversible=False)
+    content = bytearray(file.getvalue())
+    at = content.find(b"\xff\x4f\xff\x51") + 42
+    assert content[at] == 15
+    content[at] = bits - 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("bits", "max_value", "white"),
+    [
+        (12, 0.0, 4095),
+        (12, 4095.0, 4095),
+        (12, 2000.0, 2000),
+        (12, 65535.0, 4095),
+        (10, 1023.0, 1023),
+        (16, 0.0, 1023),
+        (16, 2000.0, 2000),
+    ],
+)
+def test_jpeg_2000_has_the_values_of_its_bits(bits, max_value, white):
+    values = noise(32, 40, most=1000)
+    found = decoded(jpeg2000(values, bits), 1, max_value)[..., 0]
+    np.testing.assert_array_equal(found, scaled(values, white))
+
+
+def sgi_of_16_bits(values):
+    height, width, channels = values.shape
+    header = struct.pack(">hbbHHHH", 474, 0, 2, 3, width, height, channels).ljust(512, b"\0")
+    return header + np.moveaxis(values[::-1], -1, 0).astype(">u2").tobytes()
+
+
+def test_what_has_the_upper_8_bits_alone_is_scaled_as_far_as_they_go():
+    values = noise(5, 4, 3)
+    found = decoded(sgi_of_16_bits(values), max_value=4095.0).astype(int)
+    assert abs(found - scaled(values, 4095)).max() <= 16  # of the 16 levels that Pillow knows
+    values = noise(5, 4, 3, most=65536)
+    for max_value in (0.0, 65535.0):
+        found = decoded(sgi_of_16_bits(values), max_value=max_value)
+        np.testing.assert_array_equal(found, values >> 8)

@@ -1,6 +1,7 @@
 """How any image file is decoded, and what is said where it cannot be."""
 
 import errno
+import io
 import os
 import resource
 import struct
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import files, images
+from ddae_jax.data import depth, files
 from ddae_jax.data.files import ReadFailed
 from ddae_jax.data.images import CAUSES, CorruptImage
+from ddae_jax.data.opening import webp_size
 from ddae_jax.data.sources import make_source
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
@@ -183,7 +185,7 @@ class TestDecoding:
         assert source[1]["image"][0, :, 0].tolist() == [0, 128, 255]
 
     def test_scaling_is_told_once(self, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr(images, "_told", set())
+        monkeypatch.setattr(depth, "_told", set())
         path = tmp_path / "a.png"
         save(Image.fromarray(np.array([[0, 4000]], np.uint16)), path)
         decoded(path)
@@ -229,6 +231,15 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
+def jpeg_of_12_bits() -> bytes:
+    """A file whose header says so; of Pillow's builds none decodes it."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    content = bytearray(file.getvalue())
+    content[content.index(b"\xff\xc0") + 4] = 12
+    return bytes(content)
+
+
 def huge_webp(side: int) -> bytes:
     """A WebP file of a few bytes, whose canvas is as large as its header says."""
     canvas = (side - 1).to_bytes(3, "little") * 2
@@ -251,9 +262,9 @@ class TestHostile:
     )
     def test_the_size_of_a_webp_is_read_off_its_header(self, tmp_path, options, size):
         save(Image.new("RGB", size, RED), tmp_path / "a.webp", **options)
-        assert images.webp_size((tmp_path / "a.webp").read_bytes()) == size
-        assert images.webp_size(b"RIFF") is None
-        assert images.webp_size(b"\x89PNG\r\n\x1a\n" + bytes(40)) is None
+        assert webp_size((tmp_path / "a.webp").read_bytes()) == size
+        assert webp_size(b"RIFF") is None
+        assert webp_size(b"\x89PNG\r\n\x1a\n" + bytes(40)) is None
 
     def test_a_canvas_of_a_few_bytes_takes_no_memory(self, tmp_path):
         (tmp_path / "a.webp").write_bytes(huge_webp(16_383))
@@ -292,6 +303,31 @@ class TestHostile:
         with pytest.raises(CorruptImage) as caught:
             source[0]
         assert caught.value.kind == "no regular file"
+
+    @pytest.mark.parametrize(
+        ("content", "kind", "told"),
+        [
+            (b"", "no image", "the file is empty"),
+            (b"<html>404</html>", "no image", "it is of none of the formats that are read (JPEG, "),
+            (
+                jpeg_of_12_bits(),
+                "damaged, or of a kind that is not read",
+                "it begins as a JPEG file, but Pillow does not read it: cannot handle 12-bit",
+            ),
+            (
+                b"\x89PNG\r\n\x1a\n1234",
+                "damaged, or of a kind that is not read",
+                "it begins as a PNG file, but Pillow does not read it: broken PNG file",
+            ),
+        ],
+    )
+    def test_what_is_no_image_is_told_in_words(self, tmp_path, content, kind, told):
+        (tmp_path / "a.png").write_bytes(content)
+        assert kind_of(tmp_path / "a.png") == kind
+        with pytest.raises(CorruptImage) as caught:
+            make_source("folder", data_dir=str(tmp_path))[0]
+        assert f"a.png cannot be decoded: {told}" in str(caught.value)
+        assert "_io" not in str(caught.value)
 
     def test_the_cause_is_told_apart(self, tmp_path):
         noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))

@@ -24,21 +24,28 @@ PATH = pathlib.Path(__file__).with_name("export.npz")
 NOISE = np.float32([[0.3, 0.1, 0.4, 0.2], [0.2, 0.4, 0.1, 0.3]])  # half of the patches are visible
 
 
-PHOTOS = ("wide.png", "tall.png", "small.png", "upright.jpg")
-"""The last one is stored lying on its side, as cameras do."""
+UPRIGHT, DEEP, FLOATS = "upright.jpg", "deep.png", "floats.tiff"
+PHOTOS = ("wide.png", "tall.png", "small.png", UPRIGHT, DEEP, FLOATS)
+"""One is stored lying on its side, as cameras do; two are grey: of 12 bits, and of floats."""
 
 
 def draw_photos(folder: pathlib.Path) -> None:
     """Draws the photographs: waves and noise, in the colours of both."""
     for number, (name, size) in enumerate(
-        zip(PHOTOS, ((31, 22), (21, 38), (5, 7), (40, 26)), strict=True)
+        zip(PHOTOS, ((31, 22), (21, 38), (5, 7), (40, 26), (24, 33), (27, 20)), strict=True)
     ):
         rng = np.random.Generator(np.random.PCG64(number))
         y, x, channel = np.mgrid[: size[1], : size[0], :3]
         waves = 128 + 90 * np.sin(0.4 * x + 0.3 * y + channel) + rng.integers(-30, 30, x.shape)
-        image = Image.fromarray(waves.clip(0, 255).astype(np.uint8))
+        share = waves.clip(0, 255) / 255
+        if name == DEEP:
+            image = Image.fromarray((share[..., 0] * 4095).astype(np.uint16))
+        elif name == FLOATS:  # with some overshoot
+            image = Image.fromarray((share[..., 0] * 1.1).astype(np.float32))
+        else:
+            image = Image.fromarray(waves.clip(0, 255).astype(np.uint8))
         exif = Image.Exif()
-        if name.endswith(".jpg"):
+        if name == UPRIGHT:
             exif[ExifTags.Base.Orientation] = 6
         image.save(folder / name, quality=95, exif=exif)
 

@@ -96,16 +96,14 @@ def test_who_follows_the_card_gets_the_features_of_evaluation(name, photos):
     )
     encoder, params, _ = exported_encoders.export(name)
     params.pop("of_decoder", None)
-    channels = exported_encoders.channels_of(name)
-    evaluation = exported_encoders.EVALUATION.get(name, {})
-    config = exported_encoders.config_of(encoder, channels, **evaluation)
+    config = exported_encoders.config_named(name)
     mesh, pool = make_mesh(), config.evaluation.pool
-    source = make_source("folder", data_dir=str(photos), split="train", channels=channels)
+    source = make_source("folder", data_dir=str(photos), split="train", **build.decoding(config))
     encode = make_encode(encoder, build_normalize(config), mesh, depth=2, pool=pool)
     batches = build.build_eval_batches(config, source, mesh)
     (found,) = encoded_batches(lambda images: encode(params, images), batches, mesh)
     order = [PHOTOS.index(source.name(int(index)).rpartition("/")[2]) for index in found["index"]]
-    assert sorted(order) == [0, 1, 2, 3]
+    assert sorted(order) == list(range(len(PHOTOS)))
     followed = golden()[f"{name}/followed"][order]
     np.testing.assert_allclose(found["features"], followed, atol=2e-5)
     assert np.abs(followed[0] - followed[1]).max() > 1e-3  # which images differ by
