@@ -37,6 +37,10 @@ PILLOW_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 _LARGEST_OF_16_BITS = 65535
 
+# Of a page of a TIFF file: what it is; the bits of a smaller version and of a mask (TIFF 6.0).
+_SUBFILE_TYPE = 254
+_NO_PAGE = 0b101
+
 # Exif orientation 2-8 -> what turns the stored image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -198,6 +202,7 @@ class EncodedImage:
         with naming_corruption(self._name):
             file, orientation = self._file, self._orientation
             del self._file  # it remembers how it was decoded: the next decoding opens it anew
+            _tell_of_more_images(file, self._name)
             mode = "L" if self._decoding.channels == 1 else None
             # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
             file.draft(mode, tuple(max(side // reduction, 1) for side in file.size))
@@ -210,6 +215,30 @@ class EncodedImage:
 
     def pixels(self) -> Pixels:
         return to_pixels(self.decode())
+
+
+def _tell_of_more_images(file: Image.Image, name: str) -> None:
+    """Says once in a process that of a file which holds several images the first one is read."""
+    if "more images" in _told or not _holds_more_images(file):
+        return
+    _told.add("more images")
+    _log.warning(
+        "of files that hold several images, as pages or frames, the first one alone is read, such "
+        "as of %s; take the others out into files of their own if they are wanted",
+        name,
+    )
+
+
+def _holds_more_images(file: Image.Image) -> bool:
+    """Tells whether a file that is not decoded yet holds more than previews beside its image."""
+    if file.format not in ("TIFF", "GIF"):
+        return file.format != "MPO" and getattr(file, "is_animated", False)
+    try:  # on a copy: a second page that is damaged need not concern the first one
+        with Image.open(io.BytesIO(file.fp.getvalue()), formats=[file.format]) as copy:
+            copy.seek(1)
+            return file.format == "GIF" or not copy.tag_v2.get(_SUBFILE_TYPE, 0) & _NO_PAGE
+    except Exception:
+        return False
 
 
 class DecodedImage:
@@ -269,7 +298,9 @@ def naming_corruption(name: str) -> Iterator[None]:
         if isinstance(error, ReadFailed) or getattr(error, "errno", None) is not None:
             raise
         kind = _kind(error)
-        raise CorruptImage(f"{name} cannot be decoded: {error}", kind) from error
+        # Pillow would name where in the memory the file was.
+        cause = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise CorruptImage(f"{name} cannot be decoded: {cause}", kind) from error
 
 
 def _kind(error: Exception) -> str:
