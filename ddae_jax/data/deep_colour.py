@@ -15,7 +15,7 @@ _GREY_AND_ALPHA = "LA;16B"
 
 def has_deep_colours(file: Image.Image) -> bool:
     """Tells whether a file that is not decoded yet has colours, or grey and alpha, of 16 bits."""
-    raw = _raw_mode(file)
+    raw = raw_mode(file)
     if raw == _GREY_AND_ALPHA:
         return file.mode == "RGBA"  # some versions of Pillow have it as LA, which takes no 4 bytes
     return raw.rpartition(";")[2] in _OTHER_BYTE and file.mode in ("RGB", "RGBA")
@@ -30,7 +30,7 @@ def deep_colours(
         open_file: opens one that :func:`has_deep_colours`; more than once, for either byte.
     """
     file = open_file()
-    raw = _raw_mode(file)
+    raw = raw_mode(file)
     if raw == _GREY_AND_ALPHA:  # four bytes: two of either
         halves = _decoded(file, "RGBA")
         grey, alpha = np.moveaxis(_joined(halves[..., ::2], halves[..., 1::2]), -1, 0)
@@ -56,8 +56,8 @@ def _decoded(file: Image.Image, raw: str) -> UInt8[np.ndarray, "height width cha
     return np.asarray(file)
 
 
-def _raw_mode(file: Image.Image) -> str:
-    """How Pillow names the order of a file's channels and bytes; empty where it names none."""
+def raw_mode(file: Image.Image) -> str:
+    """Tells how Pillow names the order of a file's channels and bytes; "" where it names none."""
     args = file.tile[0].args if getattr(file, "tile", None) else None
     raw = args[0] if isinstance(args, tuple) and args else args
     return raw if isinstance(raw, str) else ""
