@@ -290,13 +290,9 @@ def _entries(folder: Path | os.DirEntry) -> list[os.DirEntry]:
     return sorted(patiently(os.fspath(folder), listed), key=lambda entry: entry.name)
 
 
-def _visible(folder: Path) -> list[os.DirEntry]:
-    return [entry for entry in _entries(folder) if not entry.name.startswith(".")]
-
-
 def folder_names(folder: Path) -> list[str]:
     """Lists the folders in a folder, sorted, without hidden ones."""
-    return [entry.name for entry in _visible(folder) if _is_folder(entry)]
+    return [e.name for e in _entries(folder) if not e.name.startswith(".") and _is_folder(e)]
 
 
 def is_run(folder: Path) -> bool:
@@ -330,8 +326,9 @@ def _identities_above(root: Path) -> frozenset[tuple[int, int]]:
 
 def contents(folder: Path) -> str:
     """What a folder holds, in words: "2 folders (a, b) and 3 files (.txt, .csv)"."""
-    entries = _visible(folder)
-    hidden = [entry.name for entry in _entries(folder) if entry.name.startswith(".")]
+    listed = _entries(folder)
+    hidden = [entry.name for entry in listed if entry.name.startswith(".")]
+    entries = [entry for entry in listed if not entry.name.startswith(".")]
     folders = [entry.name for entry in entries if _is_folder(entry)]
     suffixes = Counter(Path(e.name).suffix or e.name for e in entries if not _is_folder(e))
     parts = []

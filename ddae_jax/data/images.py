@@ -202,7 +202,7 @@ class EncodedImage:
         with naming_corruption(self._name):
             file, orientation = self._file, self._orientation
             del self._file  # it remembers how it was decoded: the next decoding opens it anew
-            _tell_of_more_images(file, self._name)
+            tell_of_more_images(lambda: _holds_more_images(file), self._name)
             mode = "L" if self._decoding.channels == 1 else None
             # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
             file.draft(mode, tuple(max(side // reduction, 1) for side in file.size))
@@ -217,9 +217,12 @@ class EncodedImage:
         return to_pixels(self.decode())
 
 
-def _tell_of_more_images(file: Image.Image, name: str) -> None:
-    """Says once in a process that of a file which holds several images the first one is read."""
-    if "more images" in _told or not _holds_more_images(file):
+def tell_of_more_images(holds_more: Callable[[], bool], name: str) -> None:
+    """Says once in a process that of a file which holds several images the first one is read.
+
+    `holds_more` finds out whether the file of that name does, and is asked until one does.
+    """
+    if "more images" in _told or not holds_more():
         return
     _told.add("more images")
     _log.warning(

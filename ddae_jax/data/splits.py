@@ -104,7 +104,8 @@ def warn_of_parts(data_dir: str, root: Path, paths: Iterable[bytes]) -> None:
     base, tree, has_images_beside = _tree_of(root, paths)
     tops = named(tree)
     parts = [(base, name) for name in parts_of_a_set(tops, may_be_one=True)]
-    parts = parts or [(base / top, n) for top in tree for n in parts_of_a_set(named(tree[top]))]
+    if all(name.kind != TRAIN for _, name in parts):
+        parts += [(base / top, n) for top in tree for n in parts_of_a_set(named(tree[top]))]
     if not parts and tree and base != root and FolderName.of(base.name).is_plain:
         parts = [(base.parent, FolderName.of(base.name))]
     maps = [(base, name) for name in label_maps(tops, has_images_beside)]
@@ -157,7 +158,7 @@ def warn_of_shared_examples(
         )
     if is_shared:
         _log.warning(
-            "the images of data.test_split=%r are among those of data.train_split=%r, which are "
+            "images of data.test_split=%r are among those of data.train_split=%r, which are "
             "trained on: scores on them tell what is remembered, and nothing of other images. Set "
             "data.test_split to a split of its own",
             test_split,
@@ -199,8 +200,9 @@ def _tree_of(root: Path, paths: Iterable[bytes]) -> tuple[Path, Tree, bool]:
 
 
 def _keys_of(parts: Sequence[tuple[Path, FolderName]], root: Path) -> list[tuple[str, Path]]:
-    """The keys that would make parts the splits, of the first folder that holds images of them."""
+    """The keys that would make parts the splits, of the first folder that has one to train on."""
     places = [p for p, _ in parts if not FolderName.of(_relative(p, root)).may_hold_labels]
+    places.sort(key=lambda place: (place, TRAIN) not in [(p, name.kind) for p, name in parts])
     names = [name for place, name in parts if place == places[0]] if places else []
     train = split_called([TRAIN], names)
     test = split_called([VALIDATION, TEST], names, like=train)
@@ -236,6 +238,8 @@ def _relative(folder: Path, root: Path) -> str:
 
 def _warn_of_ignored_folders(root: Path, split: str) -> None:
     """Where `split` may be one class of several, beside others that nobody would call a split."""
+    if FolderName.of(split).kind and not split.isalpha():
+        return  # no class, but train2017 or images/train
     names = named(name for name in folder_names(root) if name.lower() not in SYSTEM_FOLDERS)
     known = parts_of_a_set(names, may_be_one=True) + label_maps(names)
     known += [name for name in names if name.kind and name.may_hold_labels]

@@ -20,6 +20,7 @@ from ddae_jax.data.images import (
     Pixels,
     naming_corruption,
     scaled_to_eight_bits,
+    tell_of_more_images,
 )
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -83,7 +84,7 @@ class StackedImage:
         if content.startswith((_NPY, _ZIP)):
             shape, load = _open_arrays(content)
         elif content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-            shape, load = _open_tiff(content)
+            shape, load = _open_tiff(content, self._name)
         else:
             shape, load = _open_bands(content)
         shape = (*shape, 1) if len(shape) == 2 else shape
@@ -142,13 +143,14 @@ def _open_arrays(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarr
     return shape, load
 
 
-def _open_tiff(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
+def _open_tiff(content: bytes, name: str) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
     """Of the first series of a TIFF file: its bands, or its pages."""
     import_tifffile()
     import tifffile
 
-    series = tifffile.TiffFile(io.BytesIO(content)).series[0]
-    return series.shape, series.asarray
+    series = tifffile.TiffFile(io.BytesIO(content)).series
+    tell_of_more_images(lambda: len(series) > 1, name)
+    return series[0].shape, series[0].asarray
 
 
 def _open_bands(content: bytes) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:

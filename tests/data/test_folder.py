@@ -184,6 +184,16 @@ class TestPages:
         make_source("folder", data_dir=str(tmp_path))[0]
         assert not caplog.records
 
+    @pytest.mark.parametrize("shapes", [[(5, 8, 8)], [(5, 8, 8), (5, 4, 4)]])
+    def test_so_too_of_stacks(self, tmp_path, caplog, shapes):
+        tifffile = pytest.importorskip("tifffile")
+        with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+            for shape in shapes:
+                writer.write(np.zeros(shape, np.uint8), photometric="minisblack")
+        source = make_source("folder", data_dir=str(tmp_path), channels=5)
+        assert source[0]["image"].shape == (8, 8, 5)
+        assert len(caplog.records) == len(shapes) - 1
+
     def test_a_smaller_version_beside_the_image_is_no_page(self, tmp_path, caplog):
         tifffile = pytest.importorskip("tifffile")
         with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
