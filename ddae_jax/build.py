@@ -22,7 +22,9 @@ from ddae_jax.data.pipeline import (
     batches_per_epoch,
     eval_batches,
 )
+from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.data.sources import Source, in_memory, make_source
+from ddae_jax.data.splits import warn_of_shared_examples
 from ddae_jax.data.view import USUAL_SHARE, View
 from ddae_jax.evaluation.classify import LabelledImages, Predict
 from ddae_jax.evaluation.features import Encode, make_encode
@@ -293,14 +295,17 @@ def build_labelled_images(
 ) -> LabelledImages:
     """The labelled training and test images of the config, to evaluate frozen features on.
 
-    Raises ``ValueError`` if the source has no labels, or the test images other classes; and
-    :class:`ddae_jax.data.labelled.BadLabel`, now or where it is read, for a label of no class.
+    Raises ``ValueError`` if the source has no labels, or the test images other classes, or if no
+    image of one of the two can be decoded; and :class:`ddae_jax.data.labelled.BadLabel`, now or
+    where it is read, for a label of no class.
     """
     train, test = (
         build_source(config, split) for split in (config.data.train_split, config.data.test_split)
     )
-    test = checked(with_classes_of(train, test, config))
+    warn_if_trained_on(config, config.data.test_split)
+    test = checked_test(train, test, config)
     train = checked(train)
+    check_any_is_readable(train, f"the {config.data.train_split!r} split")
     return LabelledImages(
         train_batches=functools.partial(build_eval_batches, config, train, mesh, limit),
         test_batches=functools.partial(build_eval_batches, config, test, mesh, limit),
@@ -308,6 +313,23 @@ def build_labelled_images(
         mesh=mesh,
         fingerprint=f"{train.fingerprint}; {test.fingerprint}",
     )
+
+
+def warn_if_trained_on(config: ConfigDict, split: str, within: str = "") -> None:
+    """Warns where images that are tested on are trained on too; ``within`` is for a folder."""
+    data = config.data
+    warn_of_shared_examples(data.source, data.data_dir, data.train_split, split, within)
+
+
+def checked_test(train: Source, test: Source, config: ConfigDict) -> Source:
+    """The test images, by the numbers of the training's classes, if any of them can be decoded.
+
+    Raises ``ValueError`` as :func:`with_classes_of` does, ``BadLabel`` as
+    :func:`ddae_jax.data.labelled.checked` does, and ``NothingReadable``.
+    """
+    test = checked(with_classes_of(train, test, config))
+    check_any_is_readable(test, f"the {config.data.test_split!r} split")
+    return test
 
 
 def with_classes_of(train: Source, test: Source, config: ConfigDict) -> Source:

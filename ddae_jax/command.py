@@ -30,6 +30,7 @@ from ddae_jax.data.annotations import BadAnnotation
 from ddae_jax.data.files import ReadFailed
 from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
+from ddae_jax.data.readable import NothingReadable
 from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.workers import WorkerLost
 from ddae_jax.training.agreement import OtherProcessFailed
@@ -41,7 +42,7 @@ from ddae_jax.training.workdir import DISK_FULL, WorkdirInUse
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
 _BAD_INPUT += (OtherProcessFailed,)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
-_RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel)
+_RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel, NothingReadable)
 _RUN_ENDERS += (OddSize, ReadFailed, ReadingHangs, WorkerLost)
 
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from ddae_jax import build, command, job
 from ddae_jax.beginning import begin, start_params, take_over
 from ddae_jax.config.downstream import check_architecture, check_size_is_known
-from ddae_jax.data.labelled import checked, labelled, with_classes
+from ddae_jax.data.labelled import labelled, with_classes
 from ddae_jax.data.rand_augment import rand_augment
 from ddae_jax.finetuning_watch import ClassificationWatch
 from ddae_jax.methods.labelled import LabelledTask, classification_error
@@ -58,12 +58,13 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
         build.build_source(config, split)
         for split in (config.data.train_split, config.data.test_split)
     )
+    build.warn_if_trained_on(config, config.data.test_split)
     build.settle_crop_share(config, train)
     names = workdir.read_classes() if workdir.has_checkpoint() else None
     if names:
         what = f"the {config.data.train_split!r} split"
         train = with_classes(train, names, len(names), what=what, of="the run so far")
-    test = checked(build.with_classes_of(train, test, config))
+    test = build.checked_test(train, test, config)
     train = labelled(train, config.data.labelled_share, config.seed)
     schedule = build.build_schedule(config, len(train))
     program = build_program(config, schedule, job.Data(num_classes=train.num_classes))

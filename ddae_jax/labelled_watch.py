@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build
 from ddae_jax.config import to_plain
+from ddae_jax.data.readable import NothingReadable
 from ddae_jax.evaluation import curves
 from ddae_jax.evaluation.report import Captioned, Summary, write_report
 from ddae_jax.monitor import environment
@@ -50,7 +51,10 @@ class LabelledWatch(abc.ABC, Generic[Scores]):
 
     @abc.abstractmethod
     def score(self, state: TrainState) -> Scores:
-        """Scores on every test image once; all processes take part."""
+        """Scores on every test image once; all processes take part.
+
+        Raises ``NothingReadable`` if there is nothing to score on.
+        """
 
     @abc.abstractmethod
     def metrics(self, scores: Scores) -> dict[str, float]:
@@ -89,7 +93,7 @@ class LabelledWatch(abc.ABC, Generic[Scores]):
         every_epochs = self._config.evaluation.every_epochs
         if not every_epochs:
             return []
-        return [Every(self._schedule.steps(every_epochs), self.measure, metric=self.headline)]
+        return [Every(self._schedule.steps(every_epochs), self.measure_now, metric=self.headline)]
 
     def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing."""
@@ -101,11 +105,28 @@ class LabelledWatch(abc.ABC, Generic[Scores]):
         _log.info("step %d: %s", step, self.in_words(scores))
         return self.metrics(scores)
 
+    def measure_now(self, state: TrainState, step: int) -> dict[str, float]:
+        """The metrics of the test split; none, with an error in the log, if it cannot be read."""
+        try:
+            return self.measure(state, step)
+        except NothingReadable as error:
+            _log.error("step %d: the test split has no scores: %s", step, error)
+            return {}
+
     def finish(self, state: TrainState, step: int) -> None:
-        """Writes scores, figures and report."""
+        """Writes scores, figures and report.
+
+        Raises ``NothingReadable`` if there is nothing to score on; the state is saved then.
+        """
         is_complete = step >= self._schedule.total_steps
         if self._latest is None or self._latest[0] != step:
-            self.measure(state, step)
+            try:
+                self.measure(state, step)
+            except NothingReadable as error:
+                raise NothingReadable(
+                    f"step {step} is saved, but the test split has no scores: {error}. Once it can "
+                    "be read, the same command scores it and writes the report"
+                ) from error
         _, scores = self._latest
         variables = self.for_drawing(state)
         if jax.process_index() == 0:

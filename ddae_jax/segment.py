@@ -46,6 +46,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     train, test = (
         build_pairs(config, split) for split in (config.data.train_split, config.data.test_split)
     )
+    build.warn_if_trained_on(config, config.data.test_split, within="images")
     what = f"the {config.data.train_split!r} split"
     check_pairs(train, num_decoded=NUM_DECODED, what=what, must_differ=True)
     check_pairs(test, what=f"the {config.data.test_split!r} split")

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax import build
 from ddae_jax.data.annotations import IGNORED
+from ddae_jax.data.readable import NothingReadable
 from ddae_jax.data.segmentation import PairSource
 from ddae_jax.data.whole_pairs import eval_pairs
 from ddae_jax.evaluation import curves, overlays
@@ -144,9 +145,13 @@ def count_pixels(
     source: PairSource,
     limit: int | None = None,
 ) -> Confusion:
-    """The confusion of all pixels of a source; each process segments its share of the images."""
+    """The confusion of all pixels of a source; each process segments its share of the images.
+
+    Raises ``NothingReadable`` if no pixel counts.
+    """
     num_classes = config.data.num_classes
     confusion = np.zeros((num_classes, num_classes), np.int64)
+    num_read = 0
     of_image = segment(variables)
     pairs = eval_pairs(
         source,
@@ -156,10 +161,19 @@ def count_pixels(
         num_threads=config.data.num_threads or None,
     )
     for pair in pairs:
+        num_read += 1
         confusion += confusion_matrix(
             pair["annotation"], of_image(pair["image"]), num_classes, IGNORED
         )
-    return summed(confusion)
+    confusion, num_read = summed(confusion), int(summed(np.array(num_read)))
+    if not confusion.any():
+        raise NothingReadable(
+            f"no pixel of {num_read:,} images has a class, by data.ignore_label and "
+            "data.reduce_zero_label"
+            if num_read
+            else f"none of {len(source):,} annotated images can be decoded; the log names them"
+        )
+    return confusion
 
 
 def class_names(source: PairSource, config: ConfigDict) -> tuple[str, ...]:

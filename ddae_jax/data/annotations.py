@@ -8,13 +8,20 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from ddae_jax.data.deep_colour import raw_mode
+from ddae_jax.data.folder import some_of
 from ddae_jax.data.images import LazyImage, naming_corruption
 from ddae_jax.data.opening import open_by_pillow
+
+_END_OF_LABELS = 2**16  # as many as 16 bits hold
 
 IGNORED = 255
 """The label of pixels that no loss and no score counts, whatever the files say."""
 
 _SOME = 5
+
+# What Pillow multiplies grey of 2 and of 4 bits by, so that the largest value is white.
+_SCALES = {"L;2": 85, "L;4": 17}
 
 Labels = UInt8[np.ndarray, "height width"]
 
@@ -48,8 +55,10 @@ class LabelRule:
                 f"ignore_label={self.ignore_label} is one of the classes, {self._classes_in_words}"
                 " in the files; a pixel either has a class or is ignored"
             )
-        if self.ignore_label is not None and not 0 <= self.ignore_label < 2**16:
-            raise ValueError(f"ignore_label={self.ignore_label}; a label lies in [0, 65535]")
+        if self.ignore_label is not None and not 0 <= self.ignore_label < _END_OF_LABELS:
+            raise ValueError(
+                f"ignore_label={self.ignore_label}; a label lies in [0, {_END_OF_LABELS - 1}]"
+            )
 
     def classes(self, stored: Int[np.ndarray, "height width"], name: str) -> Labels:
         """The class of each pixel, `IGNORED` where there is none.
@@ -62,11 +71,17 @@ class LabelRule:
         Raises `BadAnnotation` for numbers that the rule does not know.
         """
         table, is_known = self._table
+        if stored.min() < 0 or stored.max() >= _END_OF_LABELS:
+            raise BadAnnotation(
+                f"{name} has labels from {stored.min():,} to {stored.max():,}; a label lies in "
+                f"[0, {_END_OF_LABELS - 1}]"
+            )
         counts = np.bincount(stored.ravel(), minlength=len(table))
         unknown = np.flatnonzero(counts[: len(table)] * ~is_known)
         if len(counts) > len(table) or len(unknown):
-            unknown = [*unknown, *np.flatnonzero(counts[len(table) :]) + len(table)]
-            raise BadAnnotation(self._complaint(name, {n: counts[n] for n in unknown}))
+            unknown = [*unknown.tolist(), *np.flatnonzero(counts[len(table) :]) + len(table)]
+            stored = np.flatnonzero(counts).tolist()
+            raise BadAnnotation(self._complaint(name, {n: counts[n] for n in unknown}, stored))
         return table[stored]
 
     @property
@@ -82,20 +97,37 @@ class LabelRule:
     def _table(self) -> tuple[UInt8[np.ndarray, " label"], np.ndarray]:
         return _table(self)
 
-    def _complaint(self, name: str, pixels: dict[int, int]) -> str:
+    def _complaint(self, name: str, pixels: dict[int, int], stored: list[int]) -> str:
+        """What is wrong with a file: pixels of each label of no class, among all that it has."""
         found = [f"{label} on {count:,} pixels" for label, count in pixels.items()]
         more = f" and {len(found) - _SOME} more labels" if len(found) > _SOME else ""
-        hint = ""
-        if len(pixels) == 1:
-            hint = f"; if that marks pixels to be ignored, set ignore_label={next(iter(pixels))}"
-        if list(pixels) == [self.num_classes] and not self.reduce_zero_label:
-            hint += "; if 0 is no class, and classes begin at 1, set reduce_zero_label=True"
         return (
             f"{name} has the label {', '.join(found[:_SOME])}{more}; the classes are "
             f"{self._classes_in_words} by num_classes={self.num_classes}, "
             f"reduce_zero_label={self.reduce_zero_label}, besides "
-            f"ignore_label={self.ignore_label}{hint}"
+            f"ignore_label={self.ignore_label}{self._hint(list(pixels), stored)}"
         )
+
+    def _hint(self, unknown: list[int], stored: list[int]) -> str:
+        """What labels of no class may mean, by all labels of their file.
+
+        As many levels as classes, of which none but 0 is a class, are drawn, as in masks of 0 and
+        255. To ignore one of them would be to ignore a class.
+        """
+        hint = ""
+        most = max(self.num_classes, 2)
+        is_drawn = len(stored) <= most and not {*stored} & {*self._stored_classes} - {0}
+        if is_drawn:
+            levels = some_of(list(map(str, stored)))
+            hint = (
+                f"; if they are classes drawn as grey levels ({levels}), write the numbers of "
+                f"classes instead, {self._classes_in_words}"
+            )
+        if len(unknown) == 1 and not (is_drawn and (most == 2 or len(stored) == most)):
+            hint += f"; if {unknown[0]} marks pixels to be ignored, set ignore_label={unknown[0]}"
+        if unknown == [self.num_classes] and not self.reduce_zero_label:
+            hint += "; if 0 is no class, and classes begin at 1, set reduce_zero_label=True"
+        return hint
 
 
 @functools.lru_cache(maxsize=8)
@@ -144,6 +176,7 @@ class LazyAnnotation:
         Raises `CorruptImage`, and `BadAnnotation` for what is no class of the rule.
         """
         with naming_corruption(self.name):
+            scale = _SCALES.get(raw_mode(self._file), 1)
             stored = np.asarray(self._file)
             mode = self._file.mode
             del self._file  # frees what it has decoded
@@ -156,7 +189,7 @@ class LazyAnnotation:
                 f"{self.name} is of mode {mode}; an annotation has one class number a pixel, grey "
                 "(L) or with a palette (P)"
             )
-        return self._rule.classes(stored.astype(np.int64, copy=False), self.name)
+        return self._rule.classes(stored.astype(np.int64, copy=False) // scale, self.name)
 
 
 def check_same_size(image: LazyImage, annotation: LazyAnnotation) -> None:

@@ -74,7 +74,7 @@ def _of_netpbm(file: Image.Image, encoded: bytes) -> DeepFile | None:
     if tile.codec_name != "raw":
         largest = tile.args[1]
     else:
-        largest = LARGEST_OF_16_BITS if _raw_mode(file) == "I;16B" else 255
+        largest = LARGEST_OF_16_BITS if raw_mode(file) == "I;16B" else 255
     if largest <= 255:
         return None
     mode = "L" if file.mode == "I" else "RGB"
@@ -146,7 +146,7 @@ def _of_upper_bytes(file: Image.Image, bits: int, reopen: Callable[[], Image.Ima
 
 def _grey(file: Image.Image) -> DeepImage:
     """Values of one channel, which Pillow has with all their bits."""
-    raw, tags = _raw_mode(file), getattr(file, "tag_v2", {})
+    raw, tags = raw_mode(file), getattr(file, "tag_v2", {})
     is_swapped = _codec(file) == "libtiff" and sys.byteorder == "little"
     values = np.asarray(file)[..., None]
     if is_swapped and raw in _OF_THE_OTHER_ORDER:
@@ -175,14 +175,14 @@ def no_value_of(told: object) -> float | None:
 
 def _has_deep_colours(file: Image.Image) -> bool:
     """Tells whether a file has colours, or grey and alpha, of 16 bits, of which Pillow takes 8."""
-    raw = _raw_mode(file)
+    raw = raw_mode(file)
     if raw == _GREY_AND_ALPHA:
         return file.mode == "RGBA"  # some versions of Pillow have it as LA, which takes no 4 bytes
     return raw.rpartition(";")[2] in _OTHER_BYTE and file.mode in ("RGB", "RGBA", "CMYK")
 
 
 def _of_colours(file: Image.Image, reopen: Callable[[], Image.Image]) -> DeepFile:
-    raw, transparent = _raw_mode(file), file.info.get(_TRANSPARENT)
+    raw, transparent = raw_mode(file), file.info.get(_TRANSPARENT)
     no_value = no_value_of(getattr(file, "tag_v2", {}).get(_NO_VALUE))
     space, _, order = raw.rpartition(";")
     mode = "LA" if raw == _GREY_AND_ALPHA else file.mode
@@ -230,8 +230,8 @@ def _codec(file: Image.Image) -> str:
     return file.tile[0].codec_name if getattr(file, "tile", None) else ""
 
 
-def _raw_mode(file: Image.Image) -> str:
-    """How Pillow names the order of a file's channels and bytes; empty where it names none."""
+def raw_mode(file: Image.Image) -> str:
+    """Tells how Pillow names the order of a file's channels and bytes; "" where it names none."""
     args = file.tile[0].args if getattr(file, "tile", None) else None
     raw = args[0] if isinstance(args, tuple) and args else args
     return raw if isinstance(raw, str) else ""

@@ -44,17 +44,18 @@ class ImageFiles(NamedTuple):
     open_image: OpenImage
 
 
-def find_images(root: Path, decoding: Decoding) -> ImageFiles:
+def find_images(root: Path, decoding: Decoding, keeps_links: bool = False) -> ImageFiles:
     """Looks for files of images or, of other than 1 or 3 channels, of arrays; else for the others.
 
-    Files of arrays beside images are no images, and images beside arrays are previews. Raises
-    `ValueError` if there is neither, or if what reads such TIFF files is not installed.
+    Files of arrays beside images are no images, and images beside arrays are previews. For
+    `keeps_links` see `ddae_jax.data.folder.scan`. Raises `ValueError` if there is neither, if the
+    folder is that of a run, or if what reads such TIFF files is not installed.
     """
     kinds = [image_suffixes(), ARRAY_SUFFIXES]
     if decoding.holds_arrays:
         kinds = [STACK_SUFFIXES, image_suffixes()]
     for suffixes in kinds:
-        paths, labels, class_names = scan(root, suffixes)
+        paths, labels, class_names = scan(root, suffixes, keeps_links)
         if paths:
             break
     else:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
@@ -21,6 +22,9 @@ from ddae_jax.data.opening import (
     webp_size,
 )
 from ddae_jax.data.tiff import NEEDS_A_PACKAGE, NOT_READ
+
+_log = logging.getLogger(__name__)
+_told: set[str] = set()  # what is said once in a process
 
 NO_LABEL = -1  # of an image that nobody labelled
 
@@ -197,6 +201,7 @@ class EncodedImage:
         with naming_corruption(self._name):
             orientation, opened, channels = self._orientation, self._opened, self._decoding.channels
             del self._opened  # it remembers how it was decoded: the next decoding opens it anew
+            tell_of_more_images(opened.holds_more_images, self._name)
             file, deep, max_value = opened.file, opened.deep, self._decoding.max_value
             if deep is None or (deep.is_plain and max_value == LARGEST_OF_16_BITS):
                 # Only JPEG decodes straight to grey and to a half, a quarter or an eighth.
@@ -212,6 +217,21 @@ class EncodedImage:
 
     def pixels(self) -> Pixels:
         return to_pixels(self.decode())
+
+
+def tell_of_more_images(holds_more: Callable[[], bool], name: str) -> None:
+    """Says once in a process that of a file which holds several images the first one is read.
+
+    `holds_more` finds out whether the file of that name does, and is asked until one does.
+    """
+    if "more images" in _told or not holds_more():
+        return
+    _told.add("more images")
+    _log.warning(
+        "of files that hold several images, as pages or frames, the first one alone is read, such "
+        "as of %s; take the others out into files of their own if they are wanted",
+        name,
+    )
 
 
 class DecodedImage:
@@ -271,7 +291,9 @@ def naming_corruption(name: str) -> Iterator[None]:
         if isinstance(error, ReadFailed) or getattr(error, "errno", None) is not None:
             raise
         kind = _kind(error)
-        raise CorruptImage(f"{name} cannot be decoded: {error}", kind) from error
+        # Pillow would name where in the memory the file was.
+        cause = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise CorruptImage(f"{name} cannot be decoded: {cause}", kind) from error
 
 
 def _kind(error: Exception) -> str:

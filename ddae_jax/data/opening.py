@@ -30,6 +30,9 @@ NO_IMAGE = "no image"
 DAMAGED_OR_NOT_READ = "damaged, or of a kind that is not read"
 
 _WIDTH, _HEIGHT = 256, 257  # tags of TIFF
+# Of a page of a TIFF file: what it is; the bits of a smaller version and of a mask (TIFF 6.0).
+_SUBFILE_TYPE = 254
+_NO_PAGE = 0b101
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,21 @@ class OpenedImage:
     def turns_itself(self) -> bool:
         """Whether it is upright once it is decoded: Pillow turns TIFF files, and no others."""
         return isinstance(self.file, Image.Image) and self.file.format == "TIFF"
+
+    def holds_more_images(self) -> bool:
+        """Tells whether there are others than previews beside the first, before that is decoded."""
+        if isinstance(self.file, TiffPage):
+            return self.file.holds_more_images()
+        if self.file.format not in ("TIFF", "GIF"):
+            return self.file.format != "MPO" and getattr(self.file, "is_animated", False)
+        try:  # on a copy: a second page that is damaged need not concern the first one
+            content = io.BytesIO(self.file.fp.getvalue())
+            with Image.open(content, formats=[self.file.format]) as copy:
+                copy.seek(1)
+                is_gif = self.file.format == "GIF"
+                return is_gif or not copy.tag_v2.get(_SUBFILE_TYPE, 0) & _NO_PAGE
+        except Exception:
+            return False
 
     def orientation(self) -> int:
         """Reads how it lies, as Exif has it: 1 is upright. Pillow decodes a PNG to know."""

@@ -18,6 +18,7 @@ from ddae_jax.data.folder import contents, scan, some_of
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import Decoding, LazyImage, Pixels
 from ddae_jax.data.sources import ExampleSource, TfdsSource, check_channels, nearest
+from ddae_jax.data.splits import split_hint
 
 PAIR_SOURCE_KINDS = ("folder", "tfds")
 
@@ -137,8 +138,10 @@ class FolderPairs(_IndexedPairs):
         class_names: tuple[str, ...] | None,
     ):
         self._images, self._annotations = _pair_folders(data_dir, split)
-        paths, _, _, self._open_image = find_images(self._images, decoding)
-        self._paths = _paired(paths, self._images, self._annotations)
+        # A name is an image of its own here, whatever it links to: its annotation tells more.
+        paths, _, _, self._open_image = find_images(self._images, decoding, keeps_links=True)
+        self._paths = paths
+        self._labels = _paired(paths, self._images, self._annotations)
         self._rule = rule
         self._decoding = decoding
         self.channels = decoding.channels
@@ -163,8 +166,7 @@ class FolderPairs(_IndexedPairs):
         ]
 
     def _annotation(self, index: int) -> LazyAnnotation:
-        stem = _stem(self._paths[index])
-        path = os.path.join(os.fsencode(self._annotations), stem + _ANNOTATION_SUFFIX.encode())
+        path = os.path.join(os.fsencode(self._annotations), self._labels[index])
         read = functools.partial(read_bytes, path, self._decoding.max_bytes)
         return LazyAnnotation(read, os.fsdecode(path), self._rule)
 
@@ -177,28 +179,31 @@ def _pair_folders(data_dir: str, split: str) -> tuple[Path, Path]:
     if not data_dir:
         raise ValueError("source='folder' needs data_dir, the folder of images and annotations")
     root = Path(data_dir).expanduser()
-    folders = root / "images" / split, root / "annotations" / split
+    above = root / "images", root / "annotations"
+    folders = above[0] / split, above[1] / split
     for folder in folders:
         if not folder.is_dir():
+            hint = split_hint(split, above) if all(map(Path.is_dir, above)) else ""
             there = next(parent for parent in folder.absolute().parents if parent.is_dir())
             raise FileNotFoundError(
                 f"no folder {folder}; expected images in {folders[0]} and annotations in "
-                f"{folders[1]}. {there} contains {contents(there)}"
+                f"{folders[1]}. {there} contains {contents(there)}{hint}"
             )
     return folders
 
 
 def _paired(paths: list[bytes], images: Path, annotations: Path) -> list[bytes]:
-    """The images' paths, relative to their folder; each has an annotation, and each one it.
+    """The annotation of each image, relative to their folder; each one belongs to one image.
 
     Raises `ValueError` that counts and names the others.
     """
     stems = Counter(_stem(path) for path in paths)
-    suffix = _ANNOTATION_SUFFIX.encode()
-    annotated = {_stem(path) for path in scan(annotations)[0] if path.endswith(suffix)}
+    found, _, _ = scan(annotations, {_ANNOTATION_SUFFIX}, keeps_links=True)
+    annotated = {_stem(path): path for path in found}
     without = [path for path in paths if _stem(path) not in annotated]
-    lonely = [stem + suffix for stem in sorted(annotated - stems.keys())]
+    lonely = [annotated[stem] for stem in sorted(annotated.keys() - stems.keys())]
     double = [path for path in paths if stems[_stem(path)] > 1]
+    doubled = [path for path in found if annotated[_stem(path)] != path]
     if without:
         raise ValueError(
             f"{len(without)} of {len(paths)} images have no annotation: {_some(without)}. "
@@ -211,7 +216,11 @@ def _paired(paths: list[bytes], images: Path, annotations: Path) -> list[bytes]:
         )
     if double:
         raise ValueError(f"{len(double)} images share an annotation: {_some(double)}; remove some")
-    return paths
+    if doubled:
+        raise ValueError(
+            f"{len(doubled)} images have another annotation too: {_some(doubled)}; remove some"
+        )
+    return [annotated[_stem(path)] for path in paths]
 
 
 def _stem(path: bytes) -> bytes:

@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from ddae_jax.data.files import patiently
-from ddae_jax.data.folder import split_folder
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import (
     NO_LABEL,
@@ -33,6 +32,7 @@ from ddae_jax.data.images import (
     KnownCorruptImage,
     LazyImage,
 )
+from ddae_jax.data.splits import split_folder, warn_of_parts
 
 _log = logging.getLogger(__name__)
 
@@ -447,6 +447,7 @@ class FolderSource(_IndexedSource):
     def __init__(self, data_dir: str, split: str, decoding: Decoding):
         root = split_folder(data_dir, split)
         paths, self._labels, self.class_names, self._open_image = find_images(root, decoding)
+        warn_of_parts(data_dir, root, paths)
         # One buffer: a list of a million strings is slow to pickle and is copied by every worker.
         self._paths = np.frombuffer(b"".join(paths), np.uint8)
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)

@@ -14,13 +14,19 @@ from ddae_jax.data.channels import Channels
 from ddae_jax.data.deep_colour import deep_file
 from ddae_jax.data.depth import scaled_to_eight_bits
 from ddae_jax.data.files import Refused
-from ddae_jax.data.images import PILLOW_MAX_PIXELS, Decoding, Pixels, naming_corruption
+from ddae_jax.data.images import (
+    PILLOW_MAX_PIXELS,
+    Decoding,
+    Pixels,
+    naming_corruption,
+    tell_of_more_images,
+)
 from ddae_jax.data.opening import open_by_pillow
 from ddae_jax.data.tiff import (
     STARTS_OF_TIFF,
     declared_no_value,
     naming_packages,
-    open_series,
+    open_all_series,
     white_of,
 )
 
@@ -97,7 +103,7 @@ class StackedImage:
         if content.startswith((_NPY, _ZIP)):
             opened = _open_arrays(content)
         elif content.startswith(STARTS_OF_TIFF):
-            opened = _open_tiff(content)
+            opened = _open_tiff(content, self._name)
         else:
             opened = _open_bands(content)
         if len(opened.shape) == 2:
@@ -157,16 +163,17 @@ def _open_arrays(content: bytes) -> _Array:
     return _Array(shape, load)
 
 
-def _open_tiff(content: bytes) -> _Array:
+def _open_tiff(content: bytes, name: str) -> _Array:
     """Of the first series of a TIFF file: its bands, or its pages."""
-    series = open_series(content)
-    page = series.keyframe
+    first, *others = open_all_series(content)
+    page = first.keyframe
+    tell_of_more_images(lambda: bool(others), name)
 
     def load() -> np.ndarray:
         with naming_packages():
-            return series.asarray()
+            return first.asarray()
 
-    return _Array(series.shape, load, white_of(page), declared_no_value(page))
+    return _Array(first.shape, load, white_of(page), declared_no_value(page))
 
 
 def _open_bands(content: bytes) -> _Array:

@@ -54,7 +54,8 @@ class TiffPage:
     """
 
     def __init__(self, encoded: bytes, kind: str):
-        self._page = _open(encoded, kind).pages.first
+        self._file = _open(encoded, kind)
+        self._page = self._file.pages.first
         self.size: tuple[int, int] = (self._page.imagewidth, self._page.imagelength)
         tag = self._page.tags.get(_ORIENTATION)
         self.orientation = int(tag.value) if tag else 1
@@ -90,6 +91,11 @@ class TiffPage:
         has_alpha = alpha is not None and colours != 4
         return mode + "A" * has_alpha, colours, alpha if has_alpha else None
 
+    def holds_more_images(self) -> bool:
+        """Tells whether there are pages that are no previews or masks."""
+        others = self._file.pages[1:]
+        return any(not page.is_reduced and not page.is_mask for page in others)
+
     def read(self) -> DeepImage:
         """Decodes it."""
         page = self._page
@@ -112,9 +118,9 @@ class TiffPage:
         )
 
 
-def open_series(encoded: bytes) -> "tifffile.TiffPageSeries":
-    """Opens the first series of a TIFF file: its bands, or its pages. Raises as `TiffPage` does."""
-    return _open(encoded, MANY_CHANNELS).series[0]
+def open_all_series(encoded: bytes) -> "list[tifffile.TiffPageSeries]":
+    """Opens a TIFF file; each series has bands, or pages alike. Raises as `TiffPage` does."""
+    return _open(encoded, MANY_CHANNELS).series
 
 
 def _open(encoded: bytes, kind: str) -> "tifffile.TiffFile":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -16,6 +16,7 @@ from ddae_jax.data.annotations import IGNORED, BadAnnotation, check_same_size
 from ddae_jax.data.folder import some_of
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import Batch, log_corrupt
+from ddae_jax.data.readable import check_any_decodes
 from ddae_jax.data.segmentation import PairSource, decode_pair
 from ddae_jax.data.sources import reading_threads
 
@@ -35,11 +36,15 @@ class Held:
         pixels: of each class, and last of those that are ignored.
         num_images: annotations that were decoded.
         turned: names of images that their Exif orientation turns, which annotations are not.
+        of_class_0: names of annotations with no class but 0, beside pixels that are ignored.
+        of_no_class: names of annotations of which all pixels are ignored.
     """
 
     pixels: Int[np.ndarray, " classes_and_ignored"]
     num_images: int
     turned: list[str]
+    of_class_0: list[str]
+    of_no_class: list[str]
 
     @property
     def ignored_share(self) -> float:
@@ -64,12 +69,13 @@ def check_pairs(
 
     The sizes of all pairs are compared, by their headers. Of `num_decoded` pairs, spread evenly, or
     of all, the labels are looked at too, and what they hold is logged: the share that is ignored,
-    classes that never occur, images that are turned. What cannot be read or decoded is left to the
-    loader, which counts it. How far this is, is told every ten seconds. `what` names the source.
+    classes that never occur, annotations that may be masks of 0 and 255, images that are turned.
+    What cannot be read or decoded is left to the loader, which counts it, unless nothing can. How
+    far this is, is told every ten seconds. `what` names the source.
 
     Raises `BadAnnotation` that counts and names the annotations of another size than their images,
     or tells the first labels of no class; if no pixel has a class; and, where they `must_differ`,
-    if all have the same one.
+    if all have the same one. Raises `NothingReadable` if none of those pairs can be decoded.
     """
 
     def complaint(index: int) -> str | None:
@@ -88,17 +94,31 @@ def check_pairs(
                 f"{len(bad)} of {len(source)} annotations are not of their image's size: "
                 f"{'; '.join(bad[:_SOME])}{'; ...' if len(bad) > _SOME else ''}"
             )
-        count = len(source) if num_decoded is None else num_decoded
+        chosen = _spread(source, len(source) if num_decoded is None else num_decoded)
         look = functools.partial(_look_at_labels, source)
-        told = _with_progress("looked at the labels of", pool, look, _spread(source, count))
+        told = _with_progress("looked at the labels of", pool, look, chosen)
         looked = [found for found in told if found is not None]
-    pixels = np.zeros(source.num_classes + 1, np.int64)
-    for counts, _ in looked:
-        pixels += counts
-    held = Held(pixels, len(looked), [name for _, name in looked if name])
+    check_any_decodes(lambda index: decode_pair(*source.open([index])[0]), chosen, what)
+    held = _held(looked, source.num_classes)
     _tell(held, what)
     _check_is_something(held, what, must_differ)
+    _tell_of_single_files(held, what)
     return held
+
+
+def _held(looked: Sequence["_Look"], num_classes: int) -> Held:
+    """What annotations hold, from what each of them does."""
+    pixels = np.zeros(num_classes + 1, np.int64)
+    of_class_0, of_no_class = [], []
+    for look in looked:
+        pixels += look.pixels
+        is_ignored = look.pixels[-1] > 0
+        if not look.pixels[:-1].any():
+            of_no_class.append(look.annotation)
+        elif is_ignored and not look.pixels[1:-1].any():
+            of_class_0.append(look.annotation)
+    turned = [look.turned for look in looked if look.turned]
+    return Held(pixels, len(looked), turned, of_class_0, of_no_class)
 
 
 def _tell(held: Held, what: str) -> None:
@@ -141,6 +161,29 @@ def _tell(held: Held, what: str) -> None:
         )
 
 
+def _tell_of_single_files(held: Held, what: str) -> None:
+    """Warns of annotations that differ from the others in a way that totals do not show."""
+    is_binary = len(held.pixels) == 3
+    if held.of_class_0 and (is_binary or len(held.of_class_0) >= held.num_images / 10):
+        _log.warning(
+            "%s: %d of %s annotations have no class but 0, beside pixels that are ignored. If they "
+            "are masks of 0 and 255, write these as 0 and 1, since 255 is data.ignore_label by "
+            "default: %s",
+            what,
+            len(held.of_class_0),
+            f"{held.num_images:,}",
+            some_of(held.of_class_0),
+        )
+    if held.of_no_class:
+        _log.warning(
+            "%s: all pixels of %d of %s annotations are ignored: %s",
+            what,
+            len(held.of_no_class),
+            f"{held.num_images:,}",
+            some_of(held.of_no_class),
+        )
+
+
 def _check_is_something(held: Held, what: str, must_differ: bool) -> None:
     """Raises `BadAnnotation` if no pixel has a class, or all have one where they must differ."""
     occurring = np.flatnonzero(held.pixels[:-1])
@@ -171,15 +214,27 @@ def _with_progress(
             _log.info("%s %s of %s annotations", done, f"{number:,}", f"{len(indices):,}")
 
 
-def _look_at_labels(source: PairSource, index: int) -> tuple[np.ndarray, str | None] | None:
-    """Pixels of each class and ignored ones, and the image's name if it is turned."""
+class _Look(NamedTuple):
+    """What one annotation holds: pixels of each class and ignored ones.
+
+    And its name, and that of its image if that is turned.
+    """
+
+    pixels: np.ndarray
+    annotation: str
+    turned: str | None
+
+
+def _look_at_labels(source: PairSource, index: int) -> _Look | None:
+    """None if the annotation, or the head of its image, cannot be decoded."""
     image, annotation = source.open([index])[0]
     try:
         counts = np.bincount(annotation.labels().ravel(), minlength=IGNORED + 1)
-        name = source.name(index) if image.is_turned else None
+        turned = source.name(index) if image.is_turned else None
     except CorruptImage:
         return None
-    return np.append(counts[: source.num_classes], counts[IGNORED]), name
+    pixels = np.append(counts[: source.num_classes], counts[IGNORED])
+    return _Look(pixels, annotation.name, turned)
 
 
 def eval_pairs(

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from ddae_jax.data.readable import NothingReadable
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
 
 Logits = Callable[[PyTree, Array], Float[Array, "batch classes"]]
@@ -94,15 +95,20 @@ def score(
         mesh: the same as ``count``'s.
 
     Raises:
-        ValueError: if there is no such example.
+        NothingReadable: if there is no such example.
     """
-    total = None
+    total, num_labelled = None, 0
     for batch in batches:
+        num_labelled += int((batch["label"] >= 0).sum())
         shown = {name: batch[name] for name in ("image", "label", "valid")}
         found = jax.device_get(count(params, put_batch(shown, mesh)))
         found = [np.asarray(part, np.float64) for part in found]
         total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
     if total is None or not total[0].sum():
-        raise ValueError("there are no labelled images to classify")
+        raise NothingReadable(
+            f"none of {num_labelled:,} labelled images can be decoded; the log names them"
+            if num_labelled
+            else "there are no labelled images to classify"
+        )
     confusion, num_in_top5, loss_sum = total
     return Scores(confusion.astype(np.int64), int(num_in_top5), float(loss_sum))

@@ -4,6 +4,7 @@ from absl import flags as absl_flags
 
 from ddae_jax import build
 from ddae_jax.data.labelled import checked, with_classes
+from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.evaluation.classification import score
 from ddae_jax.evaluation.confusion_figure import confusion_figure, worst_classes
 from ddae_jax.finetune import build_task
@@ -20,11 +21,13 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         run = open_run(flags.workdir, "workdir", flags, job="finetune")
         split = flags.split or run.config.data.test_split
         source = where_the_data_is(build.build_source, run.config, split)
+        build.warn_if_trained_on(run.config, split)
         names = run.workdir.read_classes()
         if names:
             what = f"the {split!r} split"
             source = with_classes(source, names, len(names), what=what, of="the network")
         source = checked(source)
+        check_any_is_readable(source, f"the {split!r} split")
     config, mesh = run.config, run.mesh
     task = build_task(config, source.num_classes)
     variables, step = restore_labelled(run, task, flags.step)

@@ -2,6 +2,7 @@
 
 from absl import flags as absl_flags
 
+from ddae_jax import build
 from ddae_jax.evaluation.segmentation import class_iou
 from ddae_jax.segment import build_pairs, build_task
 from ddae_jax.segmentation_watch import (
@@ -28,7 +29,9 @@ def segmentation(flags: absl_flags.FlagValues) -> tuple[str, dict]:
             config.evaluation.scales = tuple(float(scale) for scale in flags.scales)
         if flags.flip:
             config.evaluation.flip = True
-        source = where_the_data_is(build_pairs, config, flags.split or config.data.test_split)
+        split = flags.split or config.data.test_split
+        source = where_the_data_is(build_pairs, config, split)
+        build.warn_if_trained_on(config, split, within="images")
     task = build_task(config)
     variables, step = restore_labelled(run, task, flags.step)
     segment = build_segment(config, task)

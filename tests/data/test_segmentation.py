@@ -286,7 +286,7 @@ class TestCheck:
         assert "looked at the labels of 2 of 3 annotations" in caplog.text
 
     def test_what_cannot_be_decoded_is_left_to_the_loader(self, tmp_path):
-        write_pairs(tmp_path, 2)
+        write_pairs(tmp_path, 3)
         (tmp_path / "annotations" / "training" / "000.png").write_bytes(b"broken")
         (tmp_path / "images" / "training" / "001.png").write_bytes(b"broken")
         check_pairs(folder(tmp_path))

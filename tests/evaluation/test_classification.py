@@ -67,6 +67,13 @@ def test_no_labelled_image_is_an_error():
         scores_on(make_mesh(), labels=np.full(COUNT, -1, np.int32))
 
 
+def test_labelled_images_that_cannot_be_decoded_are_told_from_unlabelled_ones():
+    count = make_count(lambda params, images: images[:, 0, :, 0] / 50.0, CLASSES, make_mesh())
+    unreadable = [batch | {"valid": np.zeros(BATCH, bool)} for batch in batches()]
+    with pytest.raises(ValueError, match=f"none of {COUNT} labelled images can be decoded"):
+        score(count, {}, unreadable, make_mesh())
+
+
 # ---- the figure
 
 

@@ -1,0 +1,81 @@
+"""The numbers in annotation files: as they are stored, and what may be meant by odd ones."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddae_jax.data.annotations import BadAnnotation, LabelRule, LazyAnnotation
+
+
+def read(content: bytes, **rule) -> np.ndarray:
+    return LazyAnnotation(lambda: content, "a.png", LabelRule(**rule)).labels()
+
+
+def png(*values: int, dtype=np.uint8) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([values], dtype)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def grey_png(bits: int, rows: np.ndarray) -> bytes:
+    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write, by the PNG specification."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    each = ((rows[..., None] >> np.arange(bits)[::-1]) & 1).reshape(len(rows), -1).astype(np.uint8)
+    data = b"".join(b"\0" + np.packbits(row).tobytes() for row in each)
+    head = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], bits, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_few_bits_is_taken_as_it_is_stored(bits):
+    rows = np.random.default_rng(0).integers(0, 2**bits, (5, 7))
+    np.testing.assert_array_equal(read(grey_png(bits, rows), num_classes=2**bits), rows)
+
+
+def test_labels_of_few_bits_are_complained_of_as_they_are_stored():
+    with pytest.raises(BadAnnotation, match="has the label 9 on 1 pixels, 15 on 1 pixels;"):
+        read(grey_png(4, np.array([[1, 9, 15]])), num_classes=4)
+
+
+DRAWN = "if they are classes drawn as grey levels"
+IGNORE = "marks pixels to be ignored, set ignore_label="
+REDUCE = "if 0 is no class, and classes begin at 1, set reduce_zero_label=True"
+
+
+@pytest.mark.parametrize(
+    ("content", "rule", "hints"),
+    [
+        (png(0, 255), {"num_classes": 2, "ignore_label": None}, {DRAWN}),
+        (png(255, 255), {"num_classes": 2, "ignore_label": None}, {DRAWN}),
+        (png(0, 254), {"num_classes": 2}, {DRAWN}),
+        (png(0, 256, dtype=np.uint16), {"num_classes": 2}, {DRAWN}),
+        (png(0, 128, 255), {"num_classes": 3}, {DRAWN}),
+        (png(0, 127, 255), {"num_classes": 3, "ignore_label": None}, {DRAWN}),
+        (png(0, 1, 254), {"num_classes": 2}, {IGNORE}),
+        (png(1, 2, 254), {"num_classes": 3}, {IGNORE}),
+        (png(0, 200), {"num_classes": 150}, {DRAWN, IGNORE}),
+        (png(0, 5, 3), {"num_classes": 5}, {IGNORE, REDUCE}),
+        (png(1, 2, 3), {"num_classes": 3}, {IGNORE, REDUCE}),
+        (png(1, 2, 7, 9), {"num_classes": 3}, set()),
+    ],
+)
+def test_what_odd_labels_may_mean_is_told_by_all_labels_of_the_file(content, rule, hints):
+    with pytest.raises(BadAnnotation) as raised:
+        read(content, **rule)
+    told = str(raised.value)
+    assert {hint for hint in (DRAWN, IGNORE, REDUCE) if hint in told} == hints
+
+
+def test_levels_and_the_numbers_to_write_are_named():
+    with pytest.raises(BadAnnotation, match=r"grey levels \(0, 254\), write .* instead, 0 to 1$"):
+        read(png(0, 254), num_classes=2)
