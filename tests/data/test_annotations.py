@@ -42,6 +42,13 @@ def test_grey_of_few_bits_is_taken_as_it_is_stored(bits):
     np.testing.assert_array_equal(read(grey_png(bits, rows), num_classes=2**bits), rows)
 
 
+@pytest.mark.parametrize("label", [-1, 2**31 - 1, 300_000_000, 2**16])
+def test_labels_beyond_16_bits_are_refused_by_name_before_they_are_counted(label):
+    stored = np.array([[0, label]], np.int64)
+    with pytest.raises(BadAnnotation, match=r"a\.png has labels from .*; a label lies in \[0, 655"):
+        LabelRule(num_classes=5).classes(stored, "a.png")
+
+
 def test_labels_of_few_bits_are_complained_of_as_they_are_stored():
     with pytest.raises(BadAnnotation, match="has the label 9 on 1 pixels, 15 on 1 pixels;"):
         read(grey_png(4, np.array([[1, 9, 15]])), num_classes=4)
