@@ -290,10 +290,7 @@ def naming_corruption(name: str) -> Iterator[None]:
         # Any other errno comes from the disk or the network: the image may be fine, they are not.
         if isinstance(error, ReadFailed) or getattr(error, "errno", None) is not None:
             raise
-        kind = _kind(error)
-        # Pillow would name where in the memory the file was.
-        cause = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-        raise CorruptImage(f"{name} cannot be decoded: {cause}", kind) from error
+        raise CorruptImage(f"{name} cannot be decoded: {error}", _kind(error)) from error
 
 
 def _kind(error: Exception) -> str:
