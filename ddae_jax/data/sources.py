@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from ddae_jax.data.files import patiently
 from ddae_jax.data.folder import split_folder
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import (
@@ -33,6 +32,7 @@ from ddae_jax.data.images import (
     KnownCorruptImage,
     LazyImage,
 )
+from ddae_jax.disks import patiently
 
 _log = logging.getLogger(__name__)
 

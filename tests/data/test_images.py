@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import files, images
-from ddae_jax.data.files import ReadFailed
+from ddae_jax import disks
+from ddae_jax.data import images
 from ddae_jax.data.images import CAUSES, CorruptImage
 from ddae_jax.data.sources import make_source
+from ddae_jax.disks import ReadFailed
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
 
@@ -135,7 +136,7 @@ class TestDecoding:
         def fail(path, *_):
             raise OSError(errno.EIO, "Input/output error", path)
 
-        monkeypatch.setattr(files, "_WAITS_S", (0.0,))
+        monkeypatch.setattr(disks, "_WAITS_S", (0.0,))
         monkeypatch.setattr(os, "open", fail)
         with pytest.raises(ReadFailed, match=r"a\.png cannot be read: Input/output error"):
             source[0]
