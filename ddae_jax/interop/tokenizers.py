@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddae_jax.disks import is_file
 from ddae_jax.interop.described import describe_encoder
 from ddae_jax.interop.encoders import Tree, UnknownWeights, convert, timm_encoder
 from ddae_jax.interop.tables import Rule, layer
@@ -44,7 +45,7 @@ def read_tokenizer(place: str | os.PathLike) -> ForeignTokenizer:
     Raises ``FileNotFoundError`` if there is none, ``ValueError`` if its weights are not known here.
     """
     path = pathlib.Path(place)
-    path = path if path.is_file() else find_weights(path)
+    path = path if is_file(path) else find_weights(path)
     weights = read_weights(path)
     of_encoder = {
         name.removeprefix("encoder."): array
