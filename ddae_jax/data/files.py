@@ -1,9 +1,11 @@
-"""Reading images from files, of which some are none, or too large."""
+"""Reading files of images, from disks and networks that may fail for a while, or for good."""
 
 import os
 import stat
 
-from ddae_jax.disks import patiently
+from ddae_jax.disks import ReadFailed, is_of_one_file, patiently
+
+__all__ = ["ReadFailed", "Refused", "is_of_one_file", "patiently", "read_bytes"]
 
 
 class Refused(ValueError):

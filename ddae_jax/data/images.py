@@ -14,8 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.deep_colour import deep_colours, has_deep_colours
-from ddae_jax.data.files import Refused
-from ddae_jax.disks import ReadFailed, is_of_one_file
+from ddae_jax.data.files import ReadFailed, Refused, is_of_one_file
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()  # what is said once in a process
