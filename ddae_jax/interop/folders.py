@@ -296,7 +296,9 @@ def _patch_kernel(weights: Weights) -> tuple[int, ...] | None:
 
 def _count(size: tuple[int, int], kernel: tuple[int, ...]) -> int | None:
     """The patches of an image, by that shape."""
-    return None if len(kernel) != 4 else (size[0] // kernel[2]) * (size[1] // kernel[3])
+    if len(kernel) != 4 or 0 in kernel:
+        return None
+    return (size[0] // kernel[2]) * (size[1] // kernel[3])
 
 
 def _finish(

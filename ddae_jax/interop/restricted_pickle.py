@@ -260,13 +260,19 @@ class _Machine:
         """What a call gives: of a name that is not known, an object that does nothing."""
         if isinstance(function, Name | Inert):
             name = function if isinstance(function, Name) else function.name
-            return unread(name) if _makes_arrays(str(name)) else Inert(name)
+            return unread(name) if _makes_arrays(str(name)) else self._inert(name, arguments)
         if not isinstance(function, Known) or not isinstance(arguments, tuple):
             raise Refused("it calls what is no function")
         if len(arguments) > _MOST_ARGUMENTS:
             raise Refused(f"it calls a function with {len(arguments)} arguments")
         self._budget.work(len(arguments))
         return function.function(*arguments)
+
+    def _inert(self, name: str, arguments: Any) -> Inert:
+        found = Inert(name)
+        if isinstance(arguments, tuple) and [type(part) for part in arguments[:2]] == [dict]:
+            found.set_state(arguments[0], self._budget)  # as a dict that cannot be changed has it
+        return found
 
     def _build(self, _):
         state, target = self._stack.pop(), self._stack[-1]

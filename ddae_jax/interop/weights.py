@@ -10,11 +10,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ddae_jax.disks import ReadFailed, is_file, reading
+from ddae_jax.disks import ReadFailed, is_file, is_of_one_file, reading
 from ddae_jax.interop.described import read_json
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.downloads import MOST_OF_BEGINNING, as_text, mistaken_for, shown
 from ddae_jax.interop.encoders import Weights, as_float32
+from ddae_jax.interop.inert import Inert
 from ddae_jax.interop.places import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.torch_files import read_torch_file
 
@@ -179,6 +180,13 @@ def _read_safetensors(path: pathlib.Path) -> Weights:
             weights = {name: _next_array(file, name, *told) for name, told in shapes.items()}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is no file of safetensors: {error}") from error
+    except OSError as error:
+        if isinstance(error, ReadFailed) or is_of_one_file(error):
+            raise
+        raise ReadFailed(
+            f"{path} cannot be mapped into memory, as its header is for safetensors: {error}. Copy "
+            "it to another disk, and read it there"
+        ) from error
     check_digests(path, weights)
     return weights
 
@@ -240,9 +248,13 @@ def _without_arrays(path: pathlib.Path, found: Any) -> str:
     others = [n for n in names if not (isinstance(n, str) and isinstance(within[n], np.ndarray))]
     return (
         f"{path} holds no arrays by name, at the top or under {', '.join(PREFERRED)}; what is "
-        f"otherwise there is {', '.join(map(_described, others[:5])) or type(within).__name__}. "
+        f"otherwise there is {', '.join(map(_described, others[:5])) or _kind_of(within)}. "
         "Save the model's state_dict() alone"
     )
+
+
+def _kind_of(held: Any) -> str:
+    return shown(held.name) if isinstance(held, Inert) else type(held).__name__
 
 
 def _described(name: Any) -> str:

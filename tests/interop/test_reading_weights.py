@@ -216,3 +216,15 @@ def test_a_file_of_safetensors_that_ends_early_is_named(tmp_path):
         (tmp_path / "b.safetensors").write_bytes(raw[:end])
         with pytest.raises(ValueError, match=r"b\.safetensors is no file of safetensors"):
             read_weights(tmp_path / "b.safetensors")
+
+
+def test_a_disk_whose_files_cannot_be_mapped_is_named(tmp_path, monkeypatch):
+    save_file(ARRAYS, tmp_path / "a.safetensors")
+
+    def unmappable(*_):
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(weights, "safe_open", unmappable)
+    message = r"a\.safetensors cannot be mapped into memory, .*No such device\. Copy it to another"
+    with pytest.raises(ReadFailed, match=message):
+        read_weights(tmp_path / "a.safetensors")

@@ -280,6 +280,7 @@ def call_of(module, function, *arguments):
             {"_content": {}},
         ),
         (call_of("collections", "defaultdict", name("__builtin__", "list")), {}),
+        (call_of("flax.core", "FrozenDict", b"}" + text("a") + b"K\x01s"), {"a": 1}),
         (name("types", "SimpleNamespace") + b")R}" + text("a") + b"K\x01sb", {"a": 1}),
         (call_of("collections", "deque", b"]", number(3)) + b"K\x07a", [7]),
         (call_of("datetime", "datetime", b"C\x02ab"), {}),

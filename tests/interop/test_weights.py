@@ -89,6 +89,7 @@ def test_networks_within_networks_are_found(tmp_path):
         (mapping(model=mapping(w=array(), lr=b"K\x03")), "'lr'"),
         (b"}q\x00" + text("model") + b"h\x00s", "'model'"),  # within itself
         (b"](K\x01e", "list"),
+        (name("project", "Settings") + b")R", r"'project\.Settings'"),
         (array(), "ndarray"),
         (b"}", "_Dict|dict"),
     ],
