@@ -22,7 +22,8 @@ _TEXTS = (
         r"(?:\S*\.git)?/annex/objects/",
         "a pointer of git-annex, " + _BY_DOWNLOAD.format("`git annex get`"),
     ),
-    (r"# xet version", "a pointer of Xet, " + _BY_DOWNLOAD.format("`git xet pull`")),
+    (r"# xet version", "a pointer of Xet, " + _BY_DOWNLOAD.format("git-xet")),
+    (r"(?:md5|outs):\s", "a pointer of DVC, " + _BY_DOWNLOAD.format("`dvc pull`")),
     (r"(?:\.\./)+blobs/", "a link that was copied as text, not the file that it points to"),
     (
         r"(?:<\?xml|<error|<listbucketresult)",

@@ -141,7 +141,12 @@ def storage_of(kind: StorageType, raw: bytes) -> Storage:
 
 def unread(name: str) -> np.ndarray:
     """An array whose values are not known, but what it was made by: no axes, and no numbers."""
-    return np.array(str(name), object)
+    return np.array(printable(name), object)
+
+
+def printable(name: str) -> str:
+    """The beginning of a name that a file gives, which may have control characters."""
+    return ascii(str(name)[:80])[1:-1]
 
 
 class Known(NamedTuple):

@@ -14,7 +14,15 @@ from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple
 
 from ddae_jax.disks import reading
-from ddae_jax.interop.inert import SAVE_AGAIN, Name, Refused, Storage, StorageType, storage_of
+from ddae_jax.interop.inert import (
+    SAVE_AGAIN,
+    Name,
+    Refused,
+    Storage,
+    StorageType,
+    printable,
+    storage_of,
+)
 from ddae_jax.interop.restricted_pickle import unpickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
@@ -123,7 +131,9 @@ def _read_legacy(file: BinaryIO) -> Any:
     def note(persistent_id) -> None:
         claim = _claim(persistent_id)
         if isinstance(claim, Name):
-            raise Refused(f"its storages are of {claim}, whose size is not known; {SAVE_AGAIN}")
+            raise Refused(
+                f"its storages are of {printable(claim)}, whose size is not known; {SAVE_AGAIN}"
+            )
         if claims.setdefault(claim.key, claim) != claim:
             raise Refused("one storage in it is claimed to be of several dtypes or sizes")
 

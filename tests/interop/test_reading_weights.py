@@ -110,6 +110,7 @@ SERVER = "a message of a server, not the file that was to be downloaded.* It say
         (POINTER.replace(b"\n", b"\r\n"), "a pointer of Git LFS, .*git lfs pull"),
         (b"version https://hawser.github.com/spec/v1\n", "a pointer of Git LFS"),
         (b"# xet version 0\nfilesize = 1\n", "a pointer of Xet"),
+        (b"outs:\n- md5: 0123\n", "a pointer of DVC, .*dvc pull"),
         (b"../../blobs/0123456789abcdef", "a link that was copied as text"),
         (b"\x28\xb5\x2f\xfdxxxx", "packed by Zstandard; unpack it, by `zstd -d`"),
         (b"7z\xbc\xaf\x27\x1cxx", "an archive of 7-Zip; unpack it"),
