@@ -109,7 +109,7 @@ def _check_is_real(name: str, array: np.ndarray) -> None:
             f"{name} is of {array.dtype}: the weights are quantised, and what their numbers stand "
             f"for is not known here; {_IN_FLOAT}"
         )
-    if array.dtype != np.float32:
+    if array.dtype.kind != "f":
         raise UnknownWeights(f"{name} is of {array.dtype}; weights are real numbers")
 
 

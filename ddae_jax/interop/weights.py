@@ -177,8 +177,8 @@ def _read_safetensors(path: pathlib.Path) -> Weights:
                 names = told.offset_keys()  # one behind the other, as safetensors makes sure
                 slices = {name: told.get_slice(name) for name in names}
             shapes = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-            weights = {name: _next_array(file, name, *told) for name, told in shapes.items()}
-    except (SafetensorError, ValueError) as error:
+            weights = {name: _next_array(path, file, name, *told) for name, told in shapes.items()}
+    except SafetensorError as error:
         raise ValueError(f"{path} is no file of safetensors: {error}") from error
     except OSError as error:
         if isinstance(error, ReadFailed) or is_of_one_file(error):
@@ -191,15 +191,17 @@ def _read_safetensors(path: pathlib.Path) -> Weights:
     return weights
 
 
-def _next_array(file: BinaryIO, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+def _next_array(
+    path: pathlib.Path, file: BinaryIO, name: str, dtype: str, shape: tuple[int, ...]
+) -> np.ndarray:
     if dtype not in _DTYPES:
         raise ValueError(
-            f"{name} is of dtype {dtype}, which is that of quantised weights; known are "
+            f"{path}: {name} is of dtype {dtype}, which is that of quantised weights; known are "
             f"{', '.join(_DTYPES)}"
         )
     array = np.empty(math.prod(shape), _DTYPES[dtype])
     if file.readinto(array.view(np.uint8)) != array.nbytes:
-        raise ValueError(f"it ends within {name}")
+        raise ValueError(f"{path} is no file of safetensors: it ends within {name}")
     return array.reshape(shape)
 
 

@@ -189,7 +189,9 @@ def test_numbers_of_fewer_bits_are_refused_by_name(dtype, tmp_path):
     count = 8
     raw = bytes(count * int(dtype[1]) // 8)
     path = file_of(tmp_path, dtype, raw, [count])
-    message = f"w is of dtype {dtype}, which is that of quantised weights; known are F16"
+    message = (
+        rf"a\.safetensors: w is of dtype {dtype}, which is that of quantised weights; known are F16"
+    )
     with pytest.raises(ValueError, match=message):
         read_weights(path)
 
