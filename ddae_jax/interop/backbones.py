@@ -13,6 +13,7 @@ import re
 
 import numpy as np
 
+from ddae_jax.disks import ReadFailed, is_file
 from ddae_jax.interop.described import (
     Backbone,
     Told,
@@ -28,6 +29,8 @@ from ddae_jax.interop.encoders import (
     Weights,
     augreg_encoder,
     clip_encoder,
+    is_unread,
+    not_read,
     timm_encoder,
 )
 from ddae_jax.interop.folders import read_folder
@@ -58,7 +61,7 @@ def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone
     weights, width, heads, pixel statistics, each by name with what to do.
     """
     place, told = pathlib.Path(path), told or Told()
-    if not place.is_file():
+    if not is_file(place):
         return read_folder(place, told)
     if place == find_weights(place.parent) and _has_config_of_others(place.parent):
         return read_folder(place.parent, told)  # which tells more than the file alone
@@ -67,15 +70,17 @@ def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone
 
 def is_of_others(folder: pathlib.Path) -> bool:
     """Whether a folder is meant to hold an encoder of timm or transformers."""
-    return find_weights(folder).is_file() or _has_config_of_others(folder)
+    return is_file(find_weights(folder)) or _has_config_of_others(folder)
 
 
 def _has_config_of_others(folder: pathlib.Path) -> bool:
     file = folder / "config.json"
-    if not file.is_file():
+    if not is_file(file):
         return False
     try:
         config = read_json(file, "")
+    except ReadFailed:
+        raise
     except (ValueError, OSError):
         return False
     return bool(config.keys() & {"architecture", "architectures", "model_type"})
@@ -87,8 +92,11 @@ def _from_file(path: pathlib.Path, told: Told) -> Backbone:
     is_of_google = "embedding/kernel" in weights
     is_of_openai = "class_embedding" in weights and "conv1.weight" in weights
     name = "embedding/kernel" if is_of_google else "patch_embed.proj.weight"
-    kernel = weights.get("conv1.weight" if is_of_openai else name)
+    name = "conv1.weight" if is_of_openai else name
+    kernel = weights.get(name)
     _check_is_no_folder(path, weights)
+    if kernel is not None and is_unread(kernel):
+        raise UnknownWeights(f"{path}: {not_read(name, kernel)}")
     if kernel is None or kernel.ndim != 4:
         raise UnknownWeights(
             f"{path} is of no encoder known here: it has no patch_embed.proj.weight, as timm, MAE "
@@ -209,7 +217,7 @@ def _grid_side(path: pathlib.Path, params: Tree) -> int:
     if "positions" in params:
         count = len(params["positions"])
         side = math.isqrt(count)
-        is_square = side**2 == count
+        is_square = side > 0 and side**2 == count
     elif table is not None:
         count = len(table)
         side = (math.isqrt(max(count - 3, 0)) + 1) // 2

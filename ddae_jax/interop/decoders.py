@@ -2,6 +2,7 @@
 
 import pathlib
 
+from ddae_jax.disks import is_file
 from ddae_jax.interop.described import read_json
 from ddae_jax.interop.encoders import Tree, UnknownWeights, official_mae, transformers_mae
 from ddae_jax.interop.weights import find_weights, read_network, read_weights
@@ -17,7 +18,7 @@ def read_mae_decoder(path: pathlib.Path, part: str = "") -> tuple[Tree, int | No
     Raises ``ValueError`` if there is no such decoder.
     """
     try:
-        if path.is_file():
+        if is_file(path):
             whole, heads = official_mae(read_network(path, part).weights), None
         else:
             config = read_json(path / "config.json", "it says what the weights are of")

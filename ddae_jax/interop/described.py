@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddae_jax.disks import is_file, read_file
+from ddae_jax.interop.downloads import MOST_OF_BEGINNING, mistaken_for
 from ddae_jax.interop.encoders import Tree, UnknownWeights
 from ddae_jax.interop.places import Network
 from ddae_jax.interop.preprocessing import Preprocessing
 
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 """That an encoder here may have."""
+
+_OF_SERVERS = {"error", "errors", "message", "detail", "error_code"}
+"""Keys of what servers answer with."""
 
 
 class Backbone(NamedTuple):
@@ -76,9 +81,12 @@ def describe_encoder(params: Tree, channels: int) -> dict[str, Any]:
     lost = [name for name, array in needed.items() if array is None]
     if lost:
         raise UnknownWeights(f"the weights lack what is here called {', '.join(lost)}")
+    gap = {f"block_{index + 1:02d}" for index in range(len(blocks))} - params.keys()
+    if gap:
+        raise UnknownWeights(f"of {len(blocks)} blocks, the weights lack {min(gap)}")
     values, width = params["patch_embedding"]["kernel"].shape
     side = math.isqrt(values // channels)
-    if side**2 * channels != values:
+    if side == 0 or side**2 * channels != values:
         raise UnknownWeights(
             f"patches have {values} values, which are no square of pixels of {channels} channels"
         )
@@ -152,12 +160,17 @@ def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
 
     Raises ``FileNotFoundError``, saying ``what`` it is for, or ``ValueError`` if it has none.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(f"{path} is missing: {what}")
+    raw = read_file(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(raw)  # of any encoding that JSON may have
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        other = mistaken_for(raw[:MOST_OF_BEGINNING])
+        told = f"is {other}" if other else f"is {'no JSON' if raw else 'empty'}: {error}"
+        raise ValueError(f"{path} {told}") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds {found!r}; it must hold keys and values, in {{}}")
+    if found and found.keys() <= _OF_SERVERS:
+        raise ValueError(f"{path} is {mistaken_for(raw[:MOST_OF_BEGINNING])}")
     return dict(found)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ddae_jax.interop.tables import (
@@ -24,6 +25,15 @@ from ddae_jax.interop.tables import (
 )
 
 _HEAD_WIDTH_OF_CLIP = 64
+_OF_TWO_AXES = ("kernel", "table", "all_positions", "codes")  # all others have one
+_OTHER_FLOATS = (
+    ml_dtypes.bfloat16,
+    ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e4m3fnuz,
+    ml_dtypes.float8_e5m2,
+    ml_dtypes.float8_e5m2fnuz,
+)
+_IN_FLOAT = "give a file that is not quantised, or save the model's state_dict() in float32"
 
 Weights = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
@@ -37,15 +47,15 @@ def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
     """The parameters that the rules make of the weights, as nested dicts.
 
     Raises :class:`UnknownWeights`, naming what no rule knows, two arrays for one place, or one of
-    another shape than it can have.
+    another shape than it can have, or of what is no real, finite numbers.
     """
     tree: Tree = {}
-    unknown, placed = [], {}
+    unknown, placed, not_finite = [], {}, []
     for name, array in weights.items():
         found = ((rule, re.fullmatch(rule.pattern, name)) for rule in rules)
         rule, match = next(((r, m) for r, m in found if m), (None, None))
         if rule is None:
-            unknown.append(f"{name} {tuple(array.shape)}")
+            unknown += [] if is_unread(array) else [f"{name} {tuple(array.shape)}"]
         elif rule.path is not None:
             block = f"{int(match[1]) + 1:02d}" if match.groups() else ""
             path = rule.path.format(block)
@@ -55,15 +65,68 @@ def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
                     "the two is meant is not known. Leave one of them out"
                 )
             placed[path] = name
-            try:
-                changed = rule.change(np.asarray(array))
-            except (ValueError, TypeError) as error:  # the latter for other axes than it has here
-                shape = tuple(array.shape)
-                raise UnknownWeights(f"{name}, of shape {shape}: {error}") from error
-            _put(tree, path, changed)
+            _check_is_real(name, array)
+            count = array.size - np.count_nonzero(np.isfinite(array))
+            not_finite += [f"{name} ({count:,} of {array.size:,})"] if count else []
+            _put(tree, path, _changed(name, array, rule, path))
     if unknown:
         raise UnknownWeights(_unknown(unknown, len(weights)))
+    if not_finite:
+        raise UnknownWeights(
+            f"{len(not_finite)} of {len(weights)} arrays have values that are NaN or infinite: "
+            f"{', '.join(not_finite[:5])}{', ...' if len(not_finite) > 5 else ''}. The training "
+            "that they are of may have diverged, or they were saved in too few bits; take an "
+            "earlier checkpoint, or one of float32"
+        )
     return tree
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """The array in float32, if it is one of real numbers; any other as it is."""
+    is_float = array.dtype.kind == "f" or array.dtype in _OTHER_FLOATS
+    return np.asarray(array, np.float32) if is_float else np.asarray(array)
+
+
+def is_unread(array: np.ndarray) -> bool:
+    """Whether it only says by what it was made: see :func:`ddae_jax.interop.inert.unread`."""
+    return array.dtype == object
+
+
+def not_read(name: str, array: np.ndarray) -> str:
+    """Says so of an array by whose kind it is not."""
+    return (
+        f"{name} is no tensor that is read here ({array.item()}): quantised, sparse and "
+        f"distributed ones are not; {_IN_FLOAT}"
+    )
+
+
+def _check_is_real(name: str, array: np.ndarray) -> None:
+    """Raises :class:`UnknownWeights` for what no weights are: numbers that stand for others."""
+    if is_unread(array):
+        raise UnknownWeights(not_read(name, array))
+    if array.dtype.kind in "biu":
+        raise UnknownWeights(
+            f"{name} is of {array.dtype}: the weights are quantised, and what their numbers stand "
+            f"for is not known here; {_IN_FLOAT}"
+        )
+    if array.dtype.kind != "f":
+        raise UnknownWeights(f"{name} is of {array.dtype}; weights are real numbers")
+
+
+def _changed(name: str, array: np.ndarray, rule: Rule, path: str) -> np.ndarray:
+    """The array as it lies at its path. Raises :class:`UnknownWeights` for another shape."""
+    shape = tuple(array.shape)
+    try:
+        changed = rule.change(array)
+    except (ValueError, TypeError, IndexError) as error:  # the latter two for other axes
+        raise UnknownWeights(f"{name}, of shape {shape}: {error}") from error
+    axes = 2 if path.rpartition("/")[2] in _OF_TWO_AXES else 1
+    if changed.ndim != axes or not changed.size:
+        expected = f"{axes} {'axis' if axes == 1 else 'axes'} beside those of one value"
+        raise UnknownWeights(
+            f"{name} is of shape {shape}; expected are {expected if changed.size else 'values'}"
+        )
+    return changed
 
 
 def _unknown(names: Sequence[str], count: int) -> str:
@@ -209,6 +272,11 @@ def _finish(tree: Tree, num_patches: int | None = None) -> Tree:
     positions = tree.pop("all_positions", None)
     is_of_patches = positions is not None and len(positions) == num_patches
     if positions is not None and "class_token" in tree and not is_of_patches:
+        if tree["class_token"].shape != positions[0].shape:
+            raise UnknownWeights(
+                f"the class token has {len(tree['class_token'])} values, and each position "
+                f"{len(positions[0])}; they are added, and must be alike"
+            )
         tree["class_token"] = tree["class_token"] + positions[0]
         positions = positions[1:]
     return tree if positions is None else tree | {"positions": positions}
@@ -219,6 +287,9 @@ def _join_qkv(attention: Tree) -> None:
     kernels, biases = ([part.get(name) for part in parts] for name in ("kernel", "bias"))
     if any(kernel is None for kernel in kernels):
         raise UnknownWeights("a block has queries, but lacks keys or values to attend with")
+    if len({kernel.shape for kernel in kernels}) > 1:
+        shapes = ", ".join(str(kernel.shape) for kernel in kernels)
+        raise UnknownWeights(f"queries, keys and values of a block differ in shape: {shapes}")
     attention["qkv"] = {"kernel": np.concatenate(kernels, axis=1)}
     if all(bias is not None for bias in biases):
         attention["qkv"]["bias"] = np.concatenate(biases)

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ddae_jax.disks import is_file
 from ddae_jax.interop.described import (
     ACTIVATIONS,
     Backbone,
@@ -88,7 +89,7 @@ def read_folder(folder: pathlib.Path, told: Told) -> Backbone:
     """The encoder in a folder; for what is raised, see :func:`backbones.read_backbone`."""
     file = folder / "config.json"
     weights_file = find_weights(folder)
-    if not weights_file.is_file():
+    if not is_file(weights_file):
         read_network(weights_file)  # which says what is missing
     config = read_json(file, "it says the architecture")
     if "architecture" in config:
@@ -265,7 +266,7 @@ def _processor(folder: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:
     """Reads the settings of the image processor, and says which file has them."""
     file = folder / "preprocessor_config.json"
     whole = folder / "processor_config.json"  # of a model of images and texts
-    if not file.is_file() and whole.is_file():
+    if not is_file(file) and is_file(whole):
         return settings_at("image_processor", read_json(whole, ""), whole), whole
     return read_json(file, "it says which pixel statistics the encoder was trained on"), file
 
@@ -295,7 +296,9 @@ def _patch_kernel(weights: Weights) -> tuple[int, ...] | None:
 
 def _count(size: tuple[int, int], kernel: tuple[int, ...]) -> int | None:
     """The patches of an image, by that shape."""
-    return None if len(kernel) != 4 else (size[0] // kernel[2]) * (size[1] // kernel[3])
+    if len(kernel) != 4 or 0 in kernel:
+        return None
+    return (size[0] // kernel[2]) * (size[1] // kernel[3])
 
 
 def _finish(

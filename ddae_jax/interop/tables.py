@@ -23,7 +23,7 @@ class Rule(NamedTuple):
 
 
 def flat(array: np.ndarray) -> np.ndarray:
-    """A token without axes of one."""
+    """A token without axes of one. Raises ``ValueError`` for more than one token."""
     return array.reshape(array.shape[-1])
 
 
@@ -42,7 +42,12 @@ def from_convolution(array: np.ndarray) -> np.ndarray:
 
 
 def without_batch(array: np.ndarray) -> np.ndarray:
-    """What is alike for all images, without their axis."""
+    """What is alike for all images, without their axis.
+
+    Raises ``ValueError`` for what is not.
+    """
+    if array.shape[:1] != (1,):
+        raise ValueError("its first axis is that of images, of one value")
     return array[0]
 
 
@@ -83,8 +88,21 @@ def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
 
 
 FOREIGN = (
-    (r"\.(?:w12|w3|w1|w2|fc1_g|fc1_x|weights_in|weights_out|gate_proj)\.", "gated MLPs (SwiGLU)"),
-    (r"(?:^|\.)(?:rope|rope_embed|rot_pos_embed|rotary\w*)\.", "rotary positions"),
+    (
+        r"\.(?:w12|w3|w1|w2|fc1_g|fc1_x|weights_in|weights_out|gate_proj)\.|mlp\.fc3\.",
+        "gated MLPs (SwiGLU)",
+    ),
+    (
+        r"(?:^|\.)(?:rope\w*|rot_pos_embed|rotary\w*)\.|"
+        r"(?:^|\.)(?:freqs(?:_\w+)?|inv_freq|(?:cos|sin)_cached|rope_\w+)\b",
+        "rotary positions",
+    ),
+    (
+        r"(?:weight|input|output)_scale(?:_inv)?\b|\bscale_(?:inv|weight|input)\b|"
+        r"\.(?:SCB|absmax|quant_map|quant_state\w*|qweight|qzeros|g_idx|zero_point|scales)\b|"
+        r"_packed_params|scaled_fp8",
+        "quantised weights",
+    ),
     (r"(?:^|\.)(?:reg_token|register_tokens|storage_tokens)\b", "register tokens"),
     (r"(?:^|\.)(?:dist_token|distillation_token)\b", "a distillation token"),
     (r"attn\.(?:q_norm|k_norm)\.", "norms of queries and keys"),

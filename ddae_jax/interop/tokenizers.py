@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddae_jax.disks import is_file
 from ddae_jax.interop.described import describe_encoder
-from ddae_jax.interop.encoders import Tree, UnknownWeights, convert, timm_encoder
+from ddae_jax.interop.encoders import Tree, UnknownWeights, Weights, convert, timm_encoder
 from ddae_jax.interop.tables import Rule, layer
 from ddae_jax.interop.weights import find_weights, read_weights
 
@@ -44,8 +45,15 @@ def read_tokenizer(place: str | os.PathLike) -> ForeignTokenizer:
     Raises ``FileNotFoundError`` if there is none, ``ValueError`` if its weights are not known here.
     """
     path = pathlib.Path(place)
-    path = path if path.is_file() else find_weights(path)
+    path = path if is_file(path) else find_weights(path)
     weights = read_weights(path)
+    try:
+        return _tokenizer_in(weights)
+    except UnknownWeights as error:
+        raise UnknownWeights(f"{path}: {error}") from error
+
+
+def _tokenizer_in(weights: Weights) -> ForeignTokenizer:
     of_encoder = {
         name.removeprefix("encoder."): array
         for name, array in weights.items()
@@ -58,11 +66,9 @@ def read_tokenizer(place: str | os.PathLike) -> ForeignTokenizer:
         width = params["encoder"]["patch_embedding"]["kernel"].shape[1]
         grid = math.isqrt(len(params["encoder"]["positions"]))
     except KeyError as error:
-        raise UnknownWeights(
-            f"{path} is no tokenizer of BEiT v2: it has no {error.args[0]!r}"
-        ) from error
+        raise UnknownWeights(f"no tokenizer of BEiT v2: it has no {error.args[0]!r}") from error
     if width % _HEAD_WIDTH:
-        raise UnknownWeights(f"{path}: width {width} is not made of heads of {_HEAD_WIDTH} values")
+        raise UnknownWeights(f"width {width} is not made of heads of {_HEAD_WIDTH} values")
     channels = 3
     options = {"num_heads": width // _HEAD_WIDTH}
     options |= describe_encoder(params["encoder"], channels)

@@ -4,6 +4,7 @@ Since torch 1.6 such a file is a zip archive of a pickle and of one record for e
 it was a row of pickles with the storages behind them.
 """
 
+import io
 import os
 import pathlib
 import pickle
@@ -12,35 +13,39 @@ import zipfile
 from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-
-from ddae_jax.interop.restricted_pickle import (
-    Module,
+from ddae_jax.disks import reading
+from ddae_jax.interop.inert import (
+    SAVE_AGAIN,
+    Name,
     Refused,
     Storage,
     StorageType,
+    printable,
     storage_of,
-    unpickle,
 )
+from ddae_jax.interop.restricted_pickle import unpickle
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
-_MOST_PARTS = 100_000  # of all modules together
+_LONGEST_KEY, _MOST_VALUES = 100, 2**48  # of a storage
 _MOST_VIEWS = 16  # arrays may take so many times the size of the file: tensors may share values
 
 
 def read_torch_file(path: str | os.PathLike) -> Any:
     """What a ``.pth``, ``.pt`` or ``.bin`` file of torch holds.
 
-    Tensors become arrays of numpy, those of bfloat16 in float32; an ``argparse.Namespace`` becomes
-    a dict, as other kinds of settings do, a path or a dtype of torch its name. Of a program of
-    TorchScript the arrays are read, by name.
+    Tensors become arrays of numpy, those of bfloat16 in float32; a path or a dtype of torch becomes
+    its name. What is of any other class, such as settings, becomes a dict of what it holds: see
+    :class:`ddae_jax.interop.inert.Inert`. Of a network that was saved whole, and of a program of
+    TorchScript, the arrays are read, by name. Tensors of other kinds, such as quantised ones, are
+    arrays of no numbers: see :func:`ddae_jax.interop.inert.unread`.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged or no such file, or asks for anything but arrays, by name.
+        ReadFailed: if the disk or the network that it lies on is at fault.
+        ValueError: if it is damaged or no such file, or asks for what would do harm, by name.
     """
     path = pathlib.Path(path)
-    with path.open("rb") as file:
+    with reading(path) as file:
         start = file.read(4)
         file.seek(0)
         is_zip = start == b"PK\x03\x04"
@@ -80,14 +85,16 @@ def _read_zip(file: BinaryIO) -> Any:
         if len(pickles) != 1:
             raise ValueError("a zip archive with no data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
-        is_program = f"{folder}constants.pkl" in records  # whose code, compressed, is left alone
+        # The code of TorchScript is compressed, and left alone.
         _check_records([i for n, i in records.items() if not n.startswith(f"{folder}code/")], size)
         if f"{folder}byteorder" in records and archive.read(f"{folder}byteorder") != b"little":
             raise Refused("it is big-endian; save it again on a little-endian machine")
         storages: dict[_Claim, Storage] = {}
 
-        def find_storage(persistent_id) -> Storage:
+        def find_storage(persistent_id) -> Storage | Name:
             claim = _claim(persistent_id)
+            if isinstance(claim, Name):
+                return claim
             if claim not in storages:
                 record = records.get(f"{folder}data/{claim.key}")
                 held = record.file_size if record else 0
@@ -99,10 +106,7 @@ def _read_zip(file: BinaryIO) -> Any:
                 storages[claim] = storage_of(claim.kind, archive.read(record) if record else b"")
             return storages[claim]
 
-        with archive.open(pickles[0]) as stream:
-            room = _MOST_VIEWS * size
-            found = unpickle(stream, find_storage, room, is_program=is_program)
-    return _arrays_of(found) if isinstance(found, Module) else found
+        return unpickle(io.BytesIO(archive.read(pickles[0])), find_storage, _MOST_VIEWS * size)
 
 
 def _check_records(records: Iterable[zipfile.ZipInfo], size: int) -> None:
@@ -112,25 +116,11 @@ def _check_records(records: Iterable[zipfile.ZipInfo], size: int) -> None:
         raise Refused("its records claim to be larger than the file")
 
 
-def _arrays_of(program: Module) -> dict[str, np.ndarray]:
-    """The arrays of a module and of those within it, as its state_dict names them."""
-    arrays, waiting, num_parts = {}, [("", program)], 0
-    while waiting:
-        prefix, module = waiting.pop()
-        num_parts += 1 + len(module.held)
-        if num_parts > _MOST_PARTS:  # as where each module lies in the next one twice
-            raise Refused(f"its modules have more than {_MOST_PARTS:,} parts")
-        for name, value in module.held.items():
-            if isinstance(value, Module):
-                waiting.append((f"{prefix}{name}.", value))
-            elif isinstance(value, np.ndarray):
-                arrays[f"{prefix}{name}"] = value
-    return arrays
-
-
 def _read_legacy(file: BinaryIO) -> Any:
-    if unpickle(file, _no_storage, 0) != _MAGIC or unpickle(file, _no_storage, 0) != _PROTOCOL:
-        raise ValueError("a pickle that torch did not write")
+    for expected in (_MAGIC, _PROTOCOL):
+        begin = unpickle(file, _no_storage, 0)
+        if type(begin) is not int or begin != expected:
+            raise ValueError("a pickle that torch did not write")
     if not unpickle(file, _no_storage, 0)["little_endian"]:
         raise Refused("it is big-endian; save it again on a little-endian machine")
     # The storages lie behind the pickle, and only the pickle tells what they are made of: it is
@@ -140,14 +130,24 @@ def _read_legacy(file: BinaryIO) -> Any:
 
     def note(persistent_id) -> None:
         claim = _claim(persistent_id)
+        if isinstance(claim, Name):
+            raise Refused(
+                f"its storages are of {printable(claim)}, whose size is not known; {SAVE_AGAIN}"
+            )
         if claims.setdefault(claim.key, claim) != claim:
             raise Refused("one storage in it is claimed to be of several dtypes or sizes")
 
     unpickle(file, note, _MOST_VIEWS * size)
     keys = unpickle(file, _no_storage, 0)
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys):
+        raise ValueError("it does not say by name which storages it has")
     storages = {key: _read_storage(file, claims[key], size) for key in keys}
     file.seek(start)
-    return unpickle(file, lambda named: storages[_claim(named).key], _MOST_VIEWS * size)
+
+    def find_storage(persistent_id) -> Storage:
+        return storages[_claim(persistent_id).key]
+
+    return unpickle(file, find_storage, _MOST_VIEWS * size)
 
 
 def _read_storage(file: BinaryIO, claim: _Claim, size: int) -> Storage:
@@ -159,16 +159,22 @@ def _read_storage(file: BinaryIO, claim: _Claim, size: int) -> Storage:
     return storage_of(claim.kind, file.read(claim.num_bytes))
 
 
-def _claim(persistent_id: Any) -> _Claim:
-    """What a persistent id says. Raises :class:`Refused` if it names no storage."""
-    if not isinstance(persistent_id, tuple) or persistent_id[:1] != ("storage",):
+def _claim(persistent_id: Any) -> _Claim | Name:
+    """What a persistent id says; of a kind of storage that is not known, the name alone.
+
+    Raises :class:`Refused` if it names no storage.
+    """
+    is_short = isinstance(persistent_id, tuple) and len(persistent_id) <= 6
+    if not is_short or type(persistent_id[0]) is not str or persistent_id[0] != "storage":
         raise Refused("it asks for an object outside of it that is no storage")
     _, kind, key, _, count, *view = persistent_id
-    if not isinstance(kind, StorageType) or type(key) is not str or type(count) is not int:
+    if not isinstance(kind, StorageType | Name) or type(key) is not str or type(count) is not int:
         raise Refused("it names a storage, but not its type, key and number of values")
+    if len(key) > _LONGEST_KEY or count > _MOST_VALUES:
+        raise Refused("it names a storage that is larger, or has a longer key, than any file has")
     if count < 0 or any(part is not None for part in view):
         raise Refused("it names a part of a storage; load it in torch, and save it again")
-    return _Claim(kind, key, count)
+    return kind if isinstance(kind, Name) else _Claim(kind, key, count)
 
 
 def _no_storage(persistent_id: Any) -> None:
@@ -176,4 +182,7 @@ def _no_storage(persistent_id: Any) -> None:
 
 
 def _size(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return size

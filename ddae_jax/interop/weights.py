@@ -1,45 +1,49 @@
 """Files of weights, whoever wrote them: arrays by name."""
 
-import json
+import math
 import os
 import pathlib
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
-import ml_dtypes  # with which numpy, and so safetensors, knows bfloat16
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
+from ddae_jax.disks import ReadFailed, is_file, is_of_one_file, reading
+from ddae_jax.interop.described import read_json
 from ddae_jax.interop.digests import check_digests
-from ddae_jax.interop.encoders import Weights
+from ddae_jax.interop.downloads import MOST_OF_BEGINNING, as_text, mistaken_for, shown
+from ddae_jax.interop.encoders import Weights, as_float32
+from ddae_jax.interop.inert import Inert
 from ddae_jax.interop.places import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.torch_files import read_torch_file
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 """Of the file in a folder of timm or transformers; beside ``NAME.index.json`` it is in parts."""
 
-_OTHERS = (
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file that it stands for; get that "
-     "by `git lfs pull`, or by downloading it"),
-    (b"<!doctype", "a web page, not the file that was to be downloaded; download it again"),
-    (b"<html", "a web page, not the file that was to be downloaded; download it again"),
-    (b"<?xml", "a message of a server, not the file that was to be downloaded; download it again"),
-    (b"\x1f\x8b", "packed by gzip; unpack it"),
-    (b"bzh", "packed by bzip2; unpack it"),
-    (b"\xfd7zxz", "packed by xz; unpack it"),
-    (b"\x89hdf", "a file of HDF5, as Keras writes it, which is not read here"),
-    (b"\x93numpy", "one array without a name, of numpy; save arrays by name, by numpy.savez"),
-)  # fmt: skip
-"""How files begin that may be taken for weights, and what they are; in lower case."""
-
 _KINDS = "safetensors, torch (.pth, .pt, .bin) or numpy (.npz)"
 _SAFETENSORS, _TORCH, _NPZ, _INDEX = ".safetensors", ".pth", ".npz", ".index.json"
 _LARGEST_HEADER = 10**8  # of safetensors, by their format
 
+_DTYPES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    "BOOL": "bool",
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "C64": "complex64",
+}
+"""Those of safetensors, which are of whole bytes; the others are of 4 and of 6 bits."""
+
 
 def read_weights(path: str | os.PathLike) -> Weights:
-    """The arrays of a file, float32.
+    """The arrays of a file; those of real numbers in float32, all others as they are.
 
     Of a file that holds arrays in several places, those of the preferred one: see
     :data:`ddae_jax.interop.places.PREFERRED`.
@@ -50,6 +54,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
 
     Raises:
         FileNotFoundError: if there is none.
+        ReadFailed: if the disk or the network that it lies on is at fault.
         ValueError: if it is broken, of another kind, or holds no arrays by name; if its arrays are
             not those of the digests in it (see :mod:`ddae_jax.interop.digests`). Nothing in it is
             executed (see :mod:`ddae_jax.interop.torch_files`).
@@ -62,14 +67,14 @@ def read_weights(path: str | os.PathLike) -> Weights:
         raise ValueError(f"{path} {error}") from None
     if arrays is None:
         raise ValueError(_without_arrays(path, found))
-    return _float32(path, arrays)
+    return _float32(arrays)
 
 
 def read_network(path: str | os.PathLike, part: str = "") -> Network:
-    """The encoder in a file, float32, by the names that it has there without those around it.
+    """The encoder in a file, by the names that it has there without those around it.
 
     Args:
-        path: see :func:`read_weights`.
+        path: see :func:`read_weights`, as which its arrays are read.
         part: which one, of several: see :func:`ddae_jax.interop.places.network_in`.
 
     Raises as :func:`read_weights` does, and ``ValueError`` for a part that is not there. What is no
@@ -88,17 +93,17 @@ def read_network(path: str | os.PathLike, part: str = "") -> Network:
         raise ValueError(f"{path} {error}") from None
     if network is None:
         raise ValueError(_without_arrays(path, found))
-    return network._replace(weights=_float32(path, network.weights))
+    return network._replace(weights=_float32(network.weights))
 
 
 def find_weights(folder: pathlib.Path) -> pathlib.Path:
     """The file of weights in a folder of timm or transformers, or where it should be."""
     files = [folder / f"{name}{suffix}" for name in NAMES for suffix in ("", _INDEX)]
-    return next((file for file in files if file.is_file()), files[0])
+    return next((file for file in files if is_file(file)), files[0])
 
 
 def _content(path: pathlib.Path) -> Any:
-    if not path.is_file():
+    if not is_file(path):
         raise FileNotFoundError(
             f"{path} is missing: the encoder's weights{files_beside(path.parent)}"
         )
@@ -120,34 +125,33 @@ def files_beside(folder: pathlib.Path) -> str:
 
 def _kind(path: pathlib.Path) -> str:
     """What a file is, by how it begins. Raises ``ValueError`` if that is nothing known."""
-    with path.open("rb") as file:
-        start = file.read(512)
+    with reading(path) as file:
+        start = file.read(MOST_OF_BEGINNING)
     if not start:
         raise ValueError(f"{path} is empty")
     # First: the length of its header, with which it begins, may look like anything.
     header = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 0 < header < _LARGEST_HEADER:
         return _SAFETENSORS
-    lower = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    for beginning, what in _OTHERS:
-        if lower.startswith(beginning):
-            raise ValueError(f"{path} is {what}")
-    if start[257:262] == b"ustar":
-        raise ValueError(f"{path} is a tar archive; unpack it, and give the file in it")
+    what = mistaken_for(start)
+    if what is not None:
+        raise ValueError(f"{path} is {what}")
     if path.name.endswith(_INDEX):
         return _INDEX
     if start[:1] == b"\x80":
         return _TORCH
     if start[:4] == b"PK\x03\x04":
         return _kind_of_archive(path)
-    raise ValueError(f"{path} is no file of {_KINDS}: it begins with {start[:8]!r}")
+    text = as_text(start)
+    told = f"it begins with {start[:8]!r}" if text is None else f"it is text, {shown(text)}"
+    raise ValueError(f"{path} is no file of {_KINDS}: {told}")
 
 
 def _kind_of_archive(path: pathlib.Path) -> str:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
         return _NPZ if path.suffix.lower() == _NPZ else _TORCH  # whose readers say what is wrong
     if any(name.endswith("data.pkl") for name in names):
         return _TORCH
@@ -161,37 +165,70 @@ def _kind_of_archive(path: pathlib.Path) -> str:
 
 
 def _read_safetensors(path: pathlib.Path) -> Weights:
+    """The arrays by name, whose bytes are read as those of all other files are.
+
+    What maps a file into memory, as safetensors does, is killed where a disk fails.
+    """
     try:
-        weights = load_file(path)
-    except (SafetensorError, TypeError) as error:  # the latter for what numpy has no dtype of
+        with reading(path) as file:
+            header = int.from_bytes(file.read(8), "little")
+            file.read(header)  # so that it is there when safetensors looks at it
+            with safe_open(path, "np") as told:
+                names = told.offset_keys()  # one behind the other, as safetensors makes sure
+                slices = {name: told.get_slice(name) for name in names}
+            shapes = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+            weights = {name: _next_array(path, file, name, *told) for name, told in shapes.items()}
+    except SafetensorError as error:
         raise ValueError(f"{path} is no file of safetensors: {error}") from error
+    except OSError as error:
+        if isinstance(error, ReadFailed) or is_of_one_file(error):
+            raise
+        raise ReadFailed(
+            f"{path} cannot be mapped into memory, as its header is for safetensors: {error}. Copy "
+            "it to another disk, and read it there"
+        ) from error
     check_digests(path, weights)
     return weights
 
 
+def _next_array(
+    path: pathlib.Path, file: BinaryIO, name: str, dtype: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"{path}: {name} is of dtype {dtype}, which is that of quantised weights; known are "
+            f"{', '.join(_DTYPES)}"
+        )
+    array = np.empty(math.prod(shape), _DTYPES[dtype])
+    if file.readinto(array.view(np.uint8)) != array.nbytes:
+        raise ValueError(f"{path} is no file of safetensors: it ends within {name}")
+    return array.reshape(shape)
+
+
 def _read_npz(path: pathlib.Path) -> Weights:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with reading(path) as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
+    except ReadFailed:
+        raise
     except Exception as error:  # what a broken archive raises is anything
         raise ValueError(f"{path} is damaged, or no .npz file of numbers: {error}") from error
 
 
 def _read_parts(path: pathlib.Path) -> Weights:
     """The arrays of all files that an index names."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(told.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    told = read_json(path, "it says where the weights are").get("weight_map")
+    if not isinstance(told, dict) or not all(isinstance(name, str) for name in told.values()):
         raise ValueError(
             f"{path} is no index of weights: it has no 'weight_map' of names and files"
-        ) from error
+        )
+    files = sorted(set(told.values()))
     found: dict[str, np.ndarray] = {}
     for name in files:
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+        if pathlib.PurePath(name).name != name:
             raise ValueError(f"{path} names {name!r}; it may name files beside it alone")
         file = path.parent / name
-        if not file.is_file():
+        if not is_file(file):
             raise FileNotFoundError(f"{file} is missing: {path.name} says that weights are in it")
         arrays = _READERS[_kind(file)](file)
         if not isinstance(arrays, dict) or found.keys() & arrays.keys():
@@ -213,20 +250,22 @@ def _without_arrays(path: pathlib.Path, found: Any) -> str:
     others = [n for n in names if not (isinstance(n, str) and isinstance(within[n], np.ndarray))]
     return (
         f"{path} holds no arrays by name, at the top or under {', '.join(PREFERRED)}; what is "
-        f"otherwise there is {', '.join(map(_described, others[:5])) or type(within).__name__}. "
+        f"otherwise there is {', '.join(map(_described, others[:5])) or _kind_of(within)}. "
         "Save the model's state_dict() alone"
     )
+
+
+def _kind_of(held: Any) -> str:
+    return shown(held.name) if isinstance(held, Inert) else type(held).__name__
 
 
 def _described(name: Any) -> str:
     return ascii(name)[:40] if isinstance(name, str | int) else type(name).__name__
 
 
-def _float32(path: pathlib.Path, arrays: Weights) -> Weights:
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
-            raise ValueError(f"{path}: {name} is of dtype {array.dtype}; weights are real numbers")
-    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+def _float32(arrays: Weights) -> Weights:
+    with np.errstate(over="ignore"):  # what becomes infinite is refused where it is needed
+        return {name: as_float32(array) for name, array in arrays.items()}
 
 
 _READERS = {

@@ -8,7 +8,8 @@ import pickle
 import pytest
 from PIL import Image
 
-from ddae_jax.data import files, sources
+from ddae_jax import disks
+from ddae_jax.data import sources
 from ddae_jax.data.files import ReadFailed, patiently
 from ddae_jax.data.folder import scan
 from ddae_jax.data.sources import make_source
@@ -17,7 +18,7 @@ from ddae_jax.data.sources import make_source
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
     """Nobody waits between two tries."""
-    monkeypatch.setattr(files, "_WAITS_S", (0.0,) * 4)
+    monkeypatch.setattr(disks, "_WAITS_S", (0.0,) * 4)
 
 
 def failing(times, number=errno.EIO, then="read"):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import depth, files
+from ddae_jax import disks
+from ddae_jax.data import depth
 from ddae_jax.data.files import ReadFailed
 from ddae_jax.data.images import CAUSES, CorruptImage
 from ddae_jax.data.opening import webp_size
@@ -137,7 +138,7 @@ class TestDecoding:
         def fail(path, *_):
             raise OSError(errno.EIO, "Input/output error", path)
 
-        monkeypatch.setattr(files, "_WAITS_S", (0.0,))
+        monkeypatch.setattr(disks, "_WAITS_S", (0.0,))
         monkeypatch.setattr(os, "open", fail)
         with pytest.raises(ReadFailed, match=r"a\.png cannot be read: Input/output error"):
             source[0]

@@ -70,7 +70,9 @@ class TestUnreadable:
         for path in (tmp_path / kind / "training").iterdir():
             path.write_bytes(b"junk")
         message = r"the 'validation' split: none of 3 examples can be decoded \(3 no image\): "
-        message += rf"{tmp_path}/{kind}/training/0\.png cannot be decoded: it is of none of the formats"
+        message += (
+            rf"{tmp_path}/{kind}/training/0\.png cannot be decoded: it is of none of the formats"
+        )
         with pytest.raises(NothingReadable, match=message):
             check_pairs(source, what="the 'validation' split")
 

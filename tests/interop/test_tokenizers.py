@@ -134,6 +134,18 @@ def test_weights_of_another_network_are_named(tmp_path):
         read_tokenizer(changed(tmp_path, **{"encoder.blocks.0.conv": array}))
 
 
+def test_arrays_that_are_no_weights_are_named_with_their_file(tmp_path):
+    codes = load_file(FOLDER / "model.safetensors")["quantize.embedding.weight"]
+    folder = changed(tmp_path, **{"quantize.embedding.weight": codes.astype(np.int8)})
+    message = r"model\.safetensors: quantize\.embedding\.weight is of int8: the weights are quant"
+    with pytest.raises(UnknownWeights, match=message):
+        read_tokenizer(folder)
+    folder = changed(tmp_path, **{"quantize.embedding.weight": codes * np.nan})
+    message = rf"model\.safetensors: 1 of .* quantize\.embedding\.weight \({codes.size:,} of "
+    with pytest.raises(UnknownWeights, match=message):
+        read_tokenizer(folder)
+
+
 def test_for_images_of_other_channels_it_is_refused():
     config = config_of(**{"data.channels": 1, "data.mean": (0.5,), "data.std": (0.5,)})
     with pytest.raises(ValueError, match="targets.tokenizer=.*3 channels, but data.channels=1"):

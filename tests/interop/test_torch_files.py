@@ -113,21 +113,16 @@ def test_a_call_to_the_system_is_refused_by_name_and_not_made(form, protocol, tm
         (name("builtins", "eval") + tuple_of(text("1")) + b"R", r"builtins\.eval"),
         (name("__builtin__", "eval") + tuple_of(text("1")) + b"R", r"__builtin__\.eval"),
         (b"(" + text("true") + b"ios\nsystem\n", r"os\.system"),
-        (pickle.dumps(Call(getattr, "", "join"), 2)[2:-1], r"__builtin__\.getattr"),
-        (
-            text("collections") + text("OrderedDict.__init__.__globals__") + b"\x93",
-            r"collections\.OrderedDict\.__init__\.__globals__",
-        ),
-        (name("torch", "load"), r"torch\.load"),
-        (name("torch._utils", "_rebuild_tensor_v2.__globals__"), "__globals__"),
-        (name("torch.storage", "_load_from_bytes"), "_load_from_bytes"),
-        (name("torch", "MyStorage"), r"torch\.MyStorage"),
-        (name("functools", "partial"), r"functools\.partial"),
-        (name("a\x1b[2J", "b"), r"a\\x1b\[2J\.b"),
+        (text("posix") + text("system") + b"\x93", r"posix\.system"),
+        (name("subprocess", "Popen"), r"subprocess\.Popen"),
+        (name("shutil", "rmtree"), r"shutil\.rmtree"),
+        (name("a" * 1000, "b"), "by more than 1,000 letters"),
         (b"\x82\x01", "an extension of pickle"),
         (name("numpy", "ndarray") + b")R", "only to be named"),
-        (name("numpy", "dtype") + tuple_of(text("O")) + b"R", "dtype O"),
-        (name("_codecs", "encode") + tuple_of(text("a"), text("hex")) + b"R", "bytes as hex"),
+        (text("x") + b")R", "calls what is no function"),
+        (name("torch", "FloatStorage") + b")R", "calls what is no function"),
+        (b"N" + b"K\x01K\x02s", "sets items of what is no dict"),
+        (b"NK\x01a", "no list"),
         (tuple_of(text("module"), name("torch", "Size")) + b"Q", "that is no storage"),
         (text("0") + b"Q", "that is no storage"),
         (storage(6, kind=("torch", "Size")), "not its type, key and number"),
@@ -141,8 +136,6 @@ def test_a_call_to_the_system_is_refused_by_name_and_not_made(form, protocol, tm
         (tensor(storage(1 << 30), 0, (1,), (1,)), "takes 4294967296 bytes, but .* has 24"),
         (tensor(storage(6, key="1"), 0, (1,), (1,)), "takes 24 bytes, but .* has 0"),
         (tensor(storage(6, key="../version"), 0, (1,), (1,)), "takes 24 bytes, but .* has 0"),
-        (b"Nr" + struct.pack("<I", 0xFFFFFFFF), "room for 4294967295 objects"),
-        (b"})" + b"\x85" * 1_000_000 + b"K\x01s", "more than 50000 tuples"),
     ],
 )
 def test_whatever_else_it_asks_for_is_refused_by_name(body, asked, tmp_path):
@@ -156,21 +149,33 @@ def test_whatever_else_it_asks_for_is_refused_by_name(body, asked, tmp_path):
     [
         # what would set attributes: of a class, of a function, of a dtype that others share
         name("collections", "OrderedDict") + b"N}" + text("items") + b"K\x01s\x86b",
-        name("argparse", "Namespace") + b"N}" + text("x") + b"K\x01s\x86b",
         name("torch._utils", "_rebuild_parameter") + b"N}" + text("function") + b"Ns\x86b",
         name("torch._utils", "_rebuild_tensor_v2") + b"}" + text("x") + b"K\x01sb",
         name("torch", "FloatStorage") + b"N}" + text("dtype") + text("O") + b"s\x86b",
-        name("torch._utils", "_rebuild_parameter") + b")\x81",
-        b"\x80\x09",
-        b"",
-        b"\x85",
     ],
 )
 def test_a_pickle_that_changes_what_it_names_is_refused(body, tmp_path):
     path = write_zip(tmp_path / "a.pth", program(body))
-    with pytest.raises(ValueError, match=r"a\.pth is damaged or incomplete, or no file of torch"):
+    with pytest.raises(ValueError, match=r"a\.pth is refused: it changes what it may only name"):
         read_torch_file(path)
     read_torch_file(FOLDER / "zip.pth")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        name("torch._utils", "_rebuild_parameter") + b")\x81",
+        b"\x80\x09",
+        b"",
+        b"\x85",
+        b"h\x07",
+        b"}(Nu",
+    ],
+)
+def test_a_pickle_that_is_none_is_damaged(body, tmp_path):
+    path = write_zip(tmp_path / "a.pth", program(body))
+    with pytest.raises(ValueError, match=r"a\.pth is damaged or incomplete, or no file of torch"):
+        read_torch_file(path)
 
 
 def test_attributes_of_a_dict_do_not_take_the_place_of_its_methods(tmp_path):
@@ -274,9 +279,10 @@ def call_of(module, function, *arguments):
             {"_content": {}},
         ),
         (call_of("collections", "defaultdict", name("__builtin__", "list")), {}),
+        (call_of("flax.core", "FrozenDict", b"}" + text("a") + b"K\x01s"), {"a": 1}),
         (name("types", "SimpleNamespace") + b")R}" + text("a") + b"K\x01sb", {"a": 1}),
         (call_of("collections", "deque", b"]", number(3)) + b"K\x07a", [7]),
-        (call_of("datetime", "datetime", b"C\x02ab"), None),
+        (call_of("datetime", "datetime", b"C\x02ab"), {}),
     ],
 )
 def test_settings_paths_and_devices_beside_weights_are_plain(body, expected, tmp_path):
@@ -302,37 +308,6 @@ def test_a_pickle_of_endless_steps_is_refused_before_they_are_taken(step, tmp_pa
     assert taken == 500_001
 
 
-def test_numbers_that_could_all_have_one_hash_are_refused(tmp_path):
-    keys = b"".join(
-        b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N" for k in range(99)
-    )
-    path = write_zip(tmp_path / "a.pth", program(b"}(" + keys + b"u"))
-    with pytest.raises(ValueError, match="more than 16 numbers of more than 64 bits"):
-        read_torch_file(path)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        # each list holds the one before twice: as text they would fill any memory
-        (
-            b"]q\x00" + b"](h\x00h\x00eq\x00" * 60 + b"0" + name("pathlib", "Path") + b"h\x00\x85R",
-            "path",
-        ),
-        (
-            b"]q\x00" + b"](h\x00h\x00eq\x00" * 60 + b"0" + name("torch", "device") + b"h\x00\x85R",
-            "dev",
-        ),
-        (name("torch", "Size") + b"](" + b"K\x01" * 99 + b"e\x85R", "no row of at most 64 numbers"),
-        (name("collections", "OrderedDict") + b"](" + b"N" * 9999 + b"e\x85R", "many times larger"),
-    ],
-)
-def test_what_a_pickle_names_often_is_not_copied_often(body, message, tmp_path):
-    path = write_zip(tmp_path / "a.pth", program(body))
-    with pytest.raises(ValueError, match=f"is refused: .*{message}"):
-        read_torch_file(path)
-
-
 def module_of(**items):
     state = b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
     return name("__torch__.torch.nn", "Module") + b")\x81" + state + b"b"
@@ -346,18 +321,12 @@ def test_a_program_of_torchscript_is_read_for_its_arrays(tmp_path):
     np.testing.assert_array_equal(found["conv.weight"], np.arange(6))
 
 
-def test_modules_are_for_programs_alone(tmp_path):
-    path = write_zip(tmp_path / "a.pth", program(module_of()))
-    with pytest.raises(ValueError, match=r"asks for __torch__\.torch\.nn\.Module"):
-        read_torch_file(path)
-
-
 def test_a_program_whose_modules_multiply_is_refused(tmp_path):
-    twice = module_of(**{f"m{n}": b"N" for n in range(2)})
+    twice = module_of(weight=tensor(storage(6), 0, (6,), (1,)))
     for _ in range(40):  # each holds the one before twice, by the memo
         twice = twice + b"q\x01" + b"0" + module_of(a=b"h\x01", b=b"h\x01")
     path = write_zip(tmp_path / "a.pth", program(twice), **{"constants.pkl": b""})
-    with pytest.raises(ValueError, match="its modules have more than 100,000 parts"):
+    with pytest.raises(ValueError, match="takes more than 500,000 steps"):
         read_torch_file(path)
 
 

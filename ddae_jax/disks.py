@@ -1,0 +1,158 @@
+"""Disks and networks that fail for a while, or for good: whatever reads from them tries again.
+
+All parts of the package may stand on this module, which stands on none of them.
+"""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeVar
+
+_log = logging.getLogger(__name__)
+
+_Read = TypeVar("_Read")
+
+# Errors of reading that say nothing of the machine, only of one file: gone, or not for us.
+_OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
+_OF_ONE_FILE += (errno.ENXIO, errno.ENAMETOOLONG)  # a socket, and a name that is too long
+
+# Before each further try, seconds: a server that restarts is back, and a lost packet sent again.
+_WAITS_S = (0.1, 1.0, 5.0, 15.0)
+
+
+class ReadFailed(OSError):
+    """A disk or a network that gives no answer, or a wrong one. The message names the file."""
+
+    def __init__(self, message: str):
+        super().__init__(message)  # alone, so that it travels from process to process
+
+
+def is_of_one_file(error: OSError) -> bool:
+    """Tells whether an error is about one file alone, and not about where it lies."""
+    return error.errno in _OF_ONE_FILE
+
+
+def patiently(
+    name: str | bytes,
+    call: Callable[[], _Read],
+    kinds: tuple[type[Exception], ...] = (OSError,),
+) -> _Read:
+    """Calls what reads something, and again after a while if the disk or the network is at fault.
+
+    **Arguments:**
+
+    - `name`: of what is read, for messages.
+    - `call`: reads it.
+    - `kinds`: the errors by which it tells that it could not.
+
+    Raises `ReadFailed` where it does not get better. An `OSError` of one file alone is raised at
+    once, as it is.
+    """
+    waits = list(_WAITS_S)
+    while True:
+        try:
+            return call()
+        except ReadFailed:
+            raise
+        except kinds as error:
+            if isinstance(error, OSError) and is_of_one_file(error):
+                raise
+            cause = getattr(error, "strerror", None) or error
+            if not waits:
+                raise ReadFailed(
+                    f"{os.fsdecode(name)} cannot be read: {cause}; it was tried "
+                    f"{len(_WAITS_S) + 1} times within {sum(_WAITS_S):.0f} s. Look after the disk "
+                    "or the network that it lies on; then the same command goes on"
+                ) from error
+            if len(waits) == len(_WAITS_S):
+                _log.warning("%s cannot be read: %s; trying again", os.fsdecode(name), cause)
+        time.sleep(waits.pop(0))
+
+
+def is_file(path: pathlib.Path) -> bool:
+    """Tells whether there is a regular file, patiently."""
+    return patiently(os.fspath(path), path.is_file)
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """Reads a whole file, patiently."""
+    with reading(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """Opens a file that is read patiently, by whatever reads files.
+
+    Raises `ReadFailed` where the disk or the network is at fault, whatever a reader made of that.
+    """
+    raw = _PatientFile(path)
+    with io.BufferedReader(raw) as file:
+        try:
+            yield file
+        except Exception as error:
+            if raw.failure is None or raw.failure is error:
+                raise
+            raise raw.failure from error
+
+
+class _PatientFile(io.RawIOBase):
+    """A file that is opened anew before it is tried again, as a server that restarted asks for."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._at, self._file = path, 0, None
+        self.failure: ReadFailed | None = None
+        self._size = self._patiently(lambda: os.fstat(self._opened().fileno()).st_size)
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), os.fspath(self._path))
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer):
+        count = self._patiently(lambda: self._read_once(buffer))
+        self._at += count
+        return count
+
+    def close(self):
+        self._drop()
+        super().close()
+
+    def _patiently(self, call):
+        try:
+            return patiently(os.fspath(self._path), call)
+        except ReadFailed as failure:
+            self.failure = failure
+            raise
+
+    def _read_once(self, buffer):
+        try:
+            file = self._opened()
+            file.seek(self._at)
+            return file.readinto(buffer)
+        except OSError:
+            self._drop()
+            raise
+
+    def _opened(self):
+        if self._file is None:
+            self._file = self._path.open("rb", buffering=0)
+        return self._file
+
+    def _drop(self):
+        file, self._file = getattr(self, "_file", None), None
+        if file is not None:
+            file.close()

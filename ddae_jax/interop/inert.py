@@ -1,0 +1,380 @@
+"""What a pickle may name, and what becomes of it: arrays, plain values, and inert stand-ins.
+
+What arrays are made of is known by name. Whatever else a pickle names is a :class:`Name`, and what
+is made of that by a call an :class:`Inert`, which holds items or attributes and does nothing.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+_MOST_WORK = 500_000  # which takes a second or two; a network of a thousand tensors has some 30,000
+_MOST_AXES, _LARGEST_COUNT = 64, 2**63
+_MOST_ARGUMENTS = 100
+_CHARACTERS_OF_WORK = 50  # of a name that is put together
+
+
+class Refused(ValueError):
+    """A file asks for something that it must not have, or that does not fit together."""
+
+
+class Budget:
+    """What a pickle may cost: each step of it is work, and so is each item that it has copied.
+
+    Args:
+        room: bytes that all arrays together may take.
+    """
+
+    def __init__(self, room: int):
+        self._room, self._left = room, _MOST_WORK
+
+    def work(self, steps: int) -> None:
+        """Spends steps. Raises :class:`Refused` if none are left."""
+        self._left -= steps
+        if self._left < 0:
+            raise Refused(
+                f"its pickle takes more than {_MOST_WORK:,} steps, which no file of weights "
+                f"needs; {SAVE_AGAIN}"
+            )
+
+    def take(self, num_bytes: int) -> None:
+        """Spends memory. Raises :class:`Refused` if none is left."""
+        self._room -= num_bytes
+        if self._room < 0:
+            raise Refused("its arrays claim to be many times larger than the file")
+
+
+class Name(str):
+    """The name of a class or function that is not known; as text, module and name."""
+
+    __slots__ = ()
+
+
+class Inert(dict):
+    """An object of a class that is not known: its items, or else its attributes, by name.
+
+    Nothing that it is asked for is done. A network, pickled whole, holds its arrays as its
+    state_dict names them.
+
+    Attributes:
+        name: of its class, or of what made it.
+        is_module: whether it is a network, or a part of one.
+    """
+
+    __slots__ = ("is_module", "name")
+    __hash__ = object.__hash__  # as an enumeration's may be the key of a dict
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+        self.is_module = name.startswith("__torch__.")  # of TorchScript
+
+    def set_state(self, state: Any, budget: Budget) -> None:
+        """Keeps attributes by name: a dict of them, or that and the one of slots."""
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        parts = [part for part in parts if isinstance(part, dict)]
+        if self or not parts:
+            return
+        groups = parts if self.is_module else _groups_of_module(parts[0], budget)
+        if groups:
+            self.is_module = True
+            self._hold_arrays(groups, budget)
+            return
+        for part in parts:
+            budget.work(len(part))
+            self.update(part)
+
+    def _hold_arrays(self, groups: list[Mapping[str, Any]], budget: Budget) -> None:
+        for name, value in (item for group in groups for item in group.items()):
+            budget.work(1)
+            if type(name) is not str:
+                continue
+            if isinstance(value, np.ndarray):
+                self[name] = value
+            elif isinstance(value, Inert) and value.is_module and value is not self:
+                for inner, array in value.items():
+                    budget.work(1 + (len(name) + len(inner)) // _CHARACTERS_OF_WORK)
+                    self[f"{name}.{inner}"] = array
+
+
+def _groups_of_module(state: Mapping[str, Any], budget: Budget) -> list[Mapping[str, Any]]:
+    """Parameters, buffers that are saved, and parts of a module of torch; nothing of another."""
+    groups = [state.get(f"_{kind}") for kind in ("parameters", "buffers", "modules")]
+    if not all(isinstance(group, dict) for group in groups):
+        return []
+    parameters, buffers, modules = groups
+    left_out = state.get("_non_persistent_buffers_set")
+    left_out = left_out if isinstance(left_out, list) else []
+    budget.work(len(left_out) + len(buffers))
+    names = {name for name in left_out if type(name) is str}
+    return [parameters, {n: b for n, b in buffers.items() if n not in names}, modules]
+
+
+class StorageType(NamedTuple):
+    """What a storage of torch is made of: the name of a numpy dtype; bytes, of an untyped one."""
+
+    dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes a value."""
+        return np.dtype(self.dtype).itemsize
+
+
+class Storage(NamedTuple):
+    """Values in a row, which tensors are views of."""
+
+    values: np.ndarray
+
+
+def storage_of(kind: StorageType, raw: bytes) -> Storage:
+    """The values that little-endian bytes stand for; bfloat16 becomes float32."""
+    if kind.dtype == "bool":
+        return Storage(np.frombuffer(raw, np.uint8) != 0)
+    values = np.frombuffer(raw, np.dtype(kind.dtype).newbyteorder("<"))
+    return Storage(values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values)
+
+
+def unread(name: str) -> np.ndarray:
+    """An array whose values are not known, but what it was made by: no axes, and no numbers."""
+    return np.array(printable(name), object)
+
+
+def printable(name: str) -> str:
+    """The beginning of a name that a file gives, which may have control characters."""
+    return ascii(str(name)[:80])[1:-1]
+
+
+class Known(NamedTuple):
+    """A function that a pickle may call, and may not change."""
+
+    function: Callable[..., Any]
+
+
+class Dtype:
+    """A dtype of numpy."""
+
+    def __init__(self, name: str):
+        self._name, self._order = name, "<"
+
+    def set_state(self, state: Any, _: Budget) -> None:
+        """Takes over in which order the bytes of a value lie."""
+        if isinstance(state, tuple) and state[1:2] == (">",):
+            self._order = ">"
+
+    @property
+    def of_numpy(self) -> np.dtype:
+        """The dtype itself."""
+        return np.dtype(self._name).newbyteorder(self._order)
+
+
+class Array(np.ndarray):
+    """An array of numpy, whose values come after it."""
+
+    def set_state(self, state: Any, budget: Budget) -> None:
+        """Fills the array. Without numbers it is one of :func:`unread`."""
+        _, shape, dtype, is_fortran, raw = state
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # of Python 2
+        if not isinstance(dtype, Dtype) or not isinstance(raw, bytes):
+            held = (1, (), np.dtype(object), False, ["of numpy, and not of numbers"])
+            super().__setstate__(held)
+            return
+        budget.take(len(raw))
+        super().__setstate__((1, _counts(shape), dtype.of_numpy, is_fortran is True, raw))
+
+
+class Makers:
+    """Functions that make arrays and plain values of what a pickle gives them.
+
+    Args:
+        budget: of the pickle.
+    """
+
+    def __init__(self, budget: Budget):
+        self._budget = budget
+        of_numpy = {
+            "multiarray.scalar": self._numpy_scalar,
+            "multiarray._reconstruct": _empty_array,
+            "numeric._frombuffer": self._from_buffer,
+        }
+        self.by_name = {
+            "torch._utils._rebuild_tensor": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_tensor_v3": self._tensor_of_bytes,
+            "torch._tensor._rebuild_from_type_v2": _of_type,
+            "torch.device": self._device,
+            "_codecs.encode": self._bytes,
+            **{f"numpy.{core}.{n}": made for core in _CORES for n, made in of_numpy.items()},
+            **{f"{module}.{name}": self._path for module in _OF_PATHS for name in _PATHS},
+        }
+
+    def _tensor(self, storage, offset, size, stride, *_):
+        """A copy of some values, checked to lie in the storage."""
+        if storage is None:
+            return None
+        if isinstance(storage, Name | Inert):
+            return unread(storage if isinstance(storage, Name) else storage.name)
+        if not isinstance(storage, Storage):
+            raise Refused("a tensor in it has no storage")
+        values, shape, strides = storage.values, _counts(size), _counts(stride)
+        (offset,) = _counts((offset,))
+        if 0 in shape:
+            return np.zeros(shape, values.dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if last >= len(values):
+            raise Refused(
+                f"a tensor in it, of shape {shape}, strides {strides} and offset {offset}, reaches "
+                f"outside its storage of {len(values)} values"
+            )
+        self._budget.take(math.prod(shape) * values.itemsize)
+        steps = [step * values.itemsize for step in strides]
+        return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
+
+    def _tensor_of_bytes(self, storage, offset, size, stride, _, __, dtype, *___):
+        """A tensor whose storage does not say what it holds."""
+        if storage is None:
+            return None
+        known = _OF_BYTES.get(dtype) if isinstance(dtype, Name) else None
+        if known is None or not isinstance(storage, Storage) or storage.values.dtype != np.uint8:
+            return unread(dtype if isinstance(dtype, Name) else "torch._utils._rebuild_tensor_v3")
+        numbers = Storage(storage.values.view(f"u{np.dtype(known).itemsize}"))
+        return self._tensor(numbers, offset, size, stride).view(known)  # numpy strides its own only
+
+    def _bytes(self, text, encoding):
+        """Bytes, as old protocols of pickle spell them."""
+        if encoding != "latin1" or type(text) is not str:
+            return Inert("_codecs.encode")
+        self._budget.take(len(text))
+        return text.encode("latin1")
+
+    def _path(self, *parts):
+        if not all(type(part) is str for part in parts):
+            return Inert("pathlib.Path")
+        self._budget.take(sum(map(len, parts)))
+        return "/".join(parts).replace("//", "/")
+
+    def _device(self, kind="", index=None, *_):
+        if type(kind) is not str or type(index) not in (int, type(None)):
+            return Inert("torch.device")
+        self._budget.take(len(kind))
+        return kind if index is None else f"{kind}:{index}"
+
+    def _numpy_scalar(self, dtype, raw):
+        if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | str):
+            return Inert("numpy.scalar")
+        (value,) = self._from_buffer(raw, dtype, (1,))
+        return value.item()
+
+    def _from_buffer(self, raw, dtype, shape, order="C"):
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | bytearray):
+            return unread("of numpy, and not of numbers")
+        self._budget.take(len(raw))
+        values = np.frombuffer(raw, dtype.of_numpy)
+        return values.reshape(_counts(shape), order="F" if order == "F" else "C")
+
+
+def _of_type(function, _, arguments, *__):
+    """A tensor of a class of its own, if it is made as others are."""
+    if not isinstance(function, Known) or not isinstance(arguments, tuple):
+        return unread(function if isinstance(function, Name) else "a class of tensors")
+    if len(arguments) > _MOST_ARGUMENTS or function.function is _of_type:
+        raise Refused("a tensor of a class in it is not made of a tensor")
+    return function.function(*arguments)
+
+
+def _first(data, *_):
+    return data
+
+
+def _dtype(name, *_):
+    is_number = isinstance(name, str) and re.fullmatch(r"[<|=>]?(?:b1|[iu][1248]|f[248])", name)
+    return Dtype(name.lstrip("<|=>")) if is_number else Inert("numpy.dtype")
+
+
+def _size(counts=(), *_):
+    if not isinstance(counts, list | tuple) or len(counts) > _MOST_AXES:
+        raise Refused(f"a size in it is no row of at most {_MOST_AXES} numbers")
+    return tuple(counts)
+
+
+def _listed(values=(), *_):
+    return values if isinstance(values, list | tuple) else []
+
+
+def _empty_row(*_):
+    return []
+
+
+def _empty_array(*_):
+    return Array.__new__(Array, (0,), np.uint8)
+
+
+def _not_to_be_called(*_):
+    raise Refused("it calls what is only to be named")
+
+
+def _counts(numbers) -> tuple[int, ...]:
+    """Raises :class:`Refused` unless they are whole numbers from 0 on."""
+    are_few = isinstance(numbers, tuple) and len(numbers) <= _MOST_AXES
+    if not are_few or any(type(n) is not int or not 0 <= n < _LARGEST_COUNT for n in numbers):
+        raise Refused("sizes, strides and offsets in it are not all whole numbers from 0 on")
+    return numbers
+
+
+SAVE_AGAIN = "if you trust it, load it in torch, and save the model's state_dict() alone"
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}
+_OF_BYTES = {
+    **{f"torch.{dtype}": dtype for dtype in ("uint16", "uint32", "uint64")},
+    **{
+        f"torch.{name}": getattr(ml_dtypes, name)
+        for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+    },
+}
+"""What lies in untyped storages."""
+
+_CORES = ("core", "_core")
+_OF_PATHS = ("pathlib", "pathlib._local")
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_BUILTINS = ("builtins", "__builtin__")
+
+KNOWN: Mapping[str, Any] = {
+    **{f"torch.{name}": StorageType(dtype) for name, dtype in STORAGES.items()},
+    **{f"{module}.UntypedStorage": StorageType("uint8") for module in ("torch", "torch.storage")},
+    **{
+        f"{module}.{name}": Known(_listed)
+        for module in _BUILTINS
+        for name in ("set", "frozenset", "list", "tuple")
+    },
+    **{
+        f"torch.jit._pickle.build_{kind}list": Known(_listed)
+        for kind in ("int", "double", "bool", "tensor")
+    },
+    "torch.jit._pickle.restore_type_tag": Known(_first),
+    "collections.deque": Known(_empty_row),
+    "torch.Size": Known(_size),
+    "torch._utils._rebuild_parameter": Known(_first),
+    "torch._utils._rebuild_parameter_with_state": Known(_first),
+    "torch._utils._rebuild_device_tensor_from_numpy": Known(_first),  # of XLA
+    "numpy.dtype": Known(_dtype),
+    "numpy.ndarray": Known(_not_to_be_called),
+}
+"""Beside :class:`Makers`, whatever is more than a name."""
