@@ -135,7 +135,7 @@ class LazyAnnotation:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, from the header. Raises `CorruptImage`."""
-        with naming_corruption(self.name):
+        with naming_corruption(self.name, self._read):
             return self._file.size
 
     def labels(self) -> Labels:
@@ -143,7 +143,7 @@ class LazyAnnotation:
 
         Raises `CorruptImage`, and `BadAnnotation` for what is no class of the rule.
         """
-        with naming_corruption(self.name):
+        with naming_corruption(self.name, self._read):
             stored = np.asarray(self._file)
             mode = self._file.mode
             del self._file  # frees what it has decoded

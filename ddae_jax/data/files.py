@@ -19,9 +19,21 @@ _OF_ONE_FILE += (errno.ENXIO, errno.ENAMETOOLONG)  # a socket, and a name that i
 # Before each further try, seconds: a server that restarts is back, and a lost packet sent again.
 _WAITS_S = (0.1, 1.0, 5.0, 15.0)
 
+DAMAGED = "damaged"
+TRUNCATED = "truncated"
+NOT_READ = "of a kind that is not read"
+"""Why files are refused, if in several places."""
+
 
 class ReadFailed(OSError):
     """A disk or a network that gives no answer, or a wrong one. The message names the file."""
+
+    def __init__(self, message: str):
+        super().__init__(message)  # alone, so that it travels from process to process
+
+
+class NoMemoryLeft(MemoryError):
+    """A machine that has no memory left to decode a file in. The message names the file."""
 
     def __init__(self, message: str):
         super().__init__(message)  # alone, so that it travels from process to process

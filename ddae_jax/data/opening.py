@@ -7,6 +7,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ddae_jax.data.deep_colour import DeepFile, deep_file
 from ddae_jax.data.files import Refused
+from ddae_jax.data.metadata import START_OF_PNG, without_ancillary_chunks, without_exif_of_avif
 from ddae_jax.data.tiff import (
     PLANES,
     STARTS_OF_TIFF,
@@ -58,6 +59,8 @@ class OpenedImage:
             return self.file.orientation
         try:
             return self.file.getexif().get(ExifTags.Base.Orientation, 1)
+        except MemoryError:
+            raise
         except Exception:  # of what is broken in the metadata the image need not suffer
             return 1
 
@@ -84,11 +87,22 @@ def open_encoded(encoded: bytes) -> OpenedImage:
 
 
 def open_by_pillow(encoded: bytes) -> Image.Image:
-    """Opens a file of one of `PILLOW_FORMATS`. Raises `Refused`, which says why, for others."""
+    """Opens a file of one of `PILLOW_FORMATS`. Raises `Refused`, which says why, for others.
+
+    Broken metadata do not cost the image: those of PNG are left out, and what AVIF has of Exif if
+    it is not opened with that.
+    """
+    if encoded.startswith(START_OF_PNG):
+        encoded = without_ancillary_chunks(encoded)
     try:
         return Image.open(io.BytesIO(encoded), formats=PILLOW_FORMATS)
-    except UnidentifiedImageError as error:
-        raise _refusal(encoded) from error
+    except Exception as error:
+        plainer = without_exif_of_avif(encoded)
+        if plainer != encoded:
+            return open_by_pillow(plainer)
+        if isinstance(error, UnidentifiedImageError):
+            raise _refusal(encoded) from error
+        raise
 
 
 def _refusal(encoded: bytes) -> Refused:
@@ -120,22 +134,3 @@ def _reason_against(format: str, encoded: bytes) -> str:
         except Exception as error:
             return str(error) or type(error).__name__
     return is_one if isinstance(is_one, str) else ""
-
-
-def webp_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP file, pixels, by its header; None if it is none.
-
-    Source: RFC 9649, WebP Image Format, sections 2.5 to 2.7.
-    """
-    kind, data = encoded[12:16], encoded[20:30]
-    if encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP" or len(data) < 10:
-        return None
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        sides = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-        return sides[0] & 0x3FFF, sides[1] & 0x3FFF
-    return None
