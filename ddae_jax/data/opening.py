@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ddae_jax.data.deep_colour import DeepFile, deep_file
-from ddae_jax.data.files import Refused
+from ddae_jax.data.files import DAMAGED, Refused
 from ddae_jax.data.metadata import START_OF_PNG, without_ancillary_chunks, without_exif_of_avif
 from ddae_jax.data.tiff import (
     PLANES,
@@ -30,7 +30,8 @@ any bytes.
 NO_IMAGE = "no image"
 DAMAGED_OR_NOT_READ = "damaged, or of a kind that is not read"
 
-_WIDTH, _HEIGHT = 256, 257  # tags of TIFF
+_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323  # tags of TIFF
+_ROOMY = 2**24  # pixels of a tile that may be larger than its image
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,17 @@ def open_encoded(encoded: bytes) -> OpenedImage:
     size = file.size
     if file.format == "TIFF":  # its size is the upright one in some versions of Pillow
         size = (file.tag_v2[_WIDTH], file.tag_v2[_HEIGHT])
+        _check_tiles(file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0), size)
     return OpenedImage(file, size, deep_file(file, encoded, lambda: open_by_pillow(encoded)))
+
+
+def _check_tiles(width: int, height: int, size: tuple[int, int]) -> None:
+    """Raises `Refused` for tiles far larger than their image, as each is unpacked as a whole."""
+    if width * height > 4 * size[0] * size[1] + _ROOMY:
+        raise Refused(
+            f"its tiles have {height} x {width} pixels, and the image {size[1]} x {size[0]}",
+            DAMAGED,
+        )
 
 
 def open_by_pillow(encoded: bytes) -> Image.Image:

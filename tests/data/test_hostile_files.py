@@ -86,17 +86,17 @@ def tiff_with_a_strip_of(strip, compression):
 class TestMemory:
     def test_a_header_of_a_gigabyte_is_not_unpacked(self):
         blanks = bytes(b" " * 10**7)
-        length = struct.pack("<I", 400 * 10**6)
-        content = archive(b"\x93NUMPY\x02\0" + length, *[blanks] * 40)
+        length = struct.pack("<I", 200 * 10**6)
+        content = archive(b"\x93NUMPY\x02\0" + length, *[blanks] * 20)
         before = peak()
         kind, told = refusal(content, 5)
         assert kind == "damaged"
-        assert "its header has 400,000,000 bytes; that of numbers has at most 10,000" in told
+        assert "its header has 200,000,000 bytes; that of numbers has at most 10,000" in told
         assert peak() - before < NEEDS_LITTLE
 
     def test_many_numbers_in_each_value_are_not_unpacked(self):
-        header = npy(described("('|u1', (80000000,))", (1, 1, 5)))
-        content = archive(header, *[bytes(10**7)] * 40)
+        header = npy(described("('|u1', (40000000,))", (1, 1, 5)))
+        content = archive(header, *[bytes(10**7)] * 20)
         before = peak()
         assert refusal(content, 5)[0] == "damaged"
         assert peak() - before < NEEDS_LITTLE
@@ -106,7 +106,7 @@ class TestMemory:
         [(zlib.compress, "zlib"), (lambda data: lzma.compress(data, preset=0), "lzma")],
     )
     def test_a_strip_that_becomes_far_more_than_its_image_is_refused(self, pack, compression):
-        content = tiff_with_a_strip_of(pack(bytes(3 * 10**8)), compression)
+        content = tiff_with_a_strip_of(pack(bytes(15 * 10**7)), compression)
         before = peak()
         kind, told = refusal(content, 5)
         assert kind == "damaged"
@@ -114,6 +114,27 @@ class TestMemory:
         assert peak() - before < NEEDS_LITTLE
         fine = tiff_with_a_strip_of(pack(bytes(64 * 64 * 10)), compression)
         assert pixels(fine, 5).shape == (64, 64, 5)
+
+    @pytest.mark.parametrize("channels", [3, 5])
+    def test_tiles_far_larger_than_their_image_are_refused(self, channels):
+        file = io.BytesIO()
+        tifffile.imwrite(
+            file,
+            np.zeros((64, 64, channels), np.uint8),
+            photometric="rgb" if channels == 3 else "minisblack",
+            planarconfig="contig",
+            tile=(64, 64),
+            compression="zlib",
+        )
+        content = file.getvalue()
+        assert pixels(content, channels).shape == (64, 64, channels)
+        for tag in (322, 323):
+            at = content.index(struct.pack("<H", tag), 8)
+            told = struct.pack("<HHII", tag, 4, 1, 16384)
+            content = content[:at] + told + content[at + 12 :]
+        kind, told = refusal(content, channels)
+        assert kind == "damaged"
+        assert "its tiles have 16384 x 16384 pixels, and the image 64 x 64" in told
 
     def test_an_archive_is_unpacked_to_the_values_that_were_stored(self):
         values = np.asfortranarray(np.arange(200_000, dtype=np.uint32).reshape(200, 200, 5))
