@@ -27,7 +27,7 @@ from ddae_jax.config.values import (
     unknown_key,
 )
 from ddae_jax.data.annotations import BadAnnotation
-from ddae_jax.data.files import ReadFailed
+from ddae_jax.data.files import NoMemoryLeft, ReadFailed
 from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.data.readable import NothingReadable
@@ -40,10 +40,10 @@ from ddae_jax.training.reading import ReadingHangs
 from ddae_jax.training.workdir import DISK_FULL, WorkdirInUse
 
 _BAD_INPUT = (ValueError, OSError, WorkdirInUse, CheckpointError, absl_flags.Error)
-_BAD_INPUT += (OtherProcessFailed,)
+_BAD_INPUT += (OtherProcessFailed, NoMemoryLeft)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 _RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel, NothingReadable)
-_RUN_ENDERS += (OddSize, ReadFailed, ReadingHangs, WorkerLost)
+_RUN_ENDERS += (NoMemoryLeft, OddSize, ReadFailed, ReadingHangs, WorkerLost)
 
 
 _PACKAGE = pathlib.Path(__file__).parent

@@ -18,7 +18,7 @@ from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.keys import DEFAULTS_VERSION, flatten
 from ddae_jax.data.annotations import BadAnnotation
-from ddae_jax.data.files import ReadFailed
+from ddae_jax.data.files import NoMemoryLeft, ReadFailed
 from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.data.sizes import OddSize
@@ -489,6 +489,7 @@ def test_other_bad_input_is_explained_too(error, capsys):
         BadAnnotation("why"),
         BadLabel("why"),
         OddSize("why"),
+        NoMemoryLeft("why"),
         ReadFailed("why"),
         ReadingHangs("why"),
         WorkerLost("why"),

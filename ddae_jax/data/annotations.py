@@ -167,7 +167,7 @@ class LazyAnnotation:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, from the header. Raises `CorruptImage`."""
-        with naming_corruption(self.name):
+        with naming_corruption(self.name, self._read):
             return self._file.size
 
     def labels(self) -> Labels:
@@ -175,7 +175,7 @@ class LazyAnnotation:
 
         Raises `CorruptImage`, and `BadAnnotation` for what is no class of the rule.
         """
-        with naming_corruption(self.name):
+        with naming_corruption(self.name, self._read):
             scale = _SCALES.get(raw_mode(self._file), 1)
             stored = np.asarray(self._file)
             mode = self._file.mode

@@ -1,5 +1,6 @@
 """Files of more than 8 bits that Pillow opens, of which it would drop or rescale values."""
 
+import itertools
 import math
 import re
 import sys
@@ -97,9 +98,10 @@ def _of_netpbm(file: Image.Image, encoded: bytes) -> DeepFile | None:
 
 def _plain_numbers(text: bytes, count: int) -> UInt16[np.ndarray, " value"]:
     """Numbers that are written as text, with comments."""
-    words = re.sub(rb"#[^\r\n]*", b" ", text).split(maxsplit=count)[:count]
+    # One by one: a list of all of them would take many times the memory of the image.
+    words = itertools.islice(re.finditer(rb"\S+", re.sub(rb"#[^\r\n]*", b" ", text)), count)
     try:
-        return np.array([int(word) for word in words], np.uint16)
+        return np.fromiter((int(word[0]) for word in words), np.uint16)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"a value is no number from 0 to {LARGEST_OF_16_BITS}") from error
 

@@ -7,6 +7,18 @@ from ddae_jax.disks import ReadFailed, is_of_one_file, patiently
 
 __all__ = ["ReadFailed", "Refused", "is_of_one_file", "patiently", "read_bytes"]
 
+DAMAGED = "damaged"
+TRUNCATED = "truncated"
+NOT_READ = "of a kind that is not read"
+"""Why files are refused, if in several places."""
+
+
+class NoMemoryLeft(MemoryError):
+    """A machine that has no memory left to decode a file in. The message names the file."""
+
+    def __init__(self, message: str):
+        super().__init__(message)  # alone, so that it travels from process to process
+
 
 class Refused(ValueError):
     """A file that is not decoded, although it might be; `kind` says why in a few words."""

@@ -11,17 +11,26 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ddae_jax.data.broken_off import breaks_off
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.depth import LARGEST_OF_16_BITS
-from ddae_jax.data.files import ReadFailed, Refused, is_of_one_file
+from ddae_jax.data.files import (
+    DAMAGED,
+    NOT_READ,
+    TRUNCATED,
+    NoMemoryLeft,
+    ReadFailed,
+    Refused,
+    is_of_one_file,
+)
+from ddae_jax.data.header_sizes import webp_size
 from ddae_jax.data.opening import (
     DAMAGED_OR_NOT_READ,
     NO_IMAGE,
     OpenedImage,
     open_encoded,
-    webp_size,
 )
-from ddae_jax.data.tiff import NEEDS_A_PACKAGE, NOT_READ
+from ddae_jax.data.tiff import NEEDS_A_PACKAGE
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()  # what is said once in a process
@@ -46,14 +55,16 @@ _SIDEWAYS = (5, 6, 7, 8)
 Pixels = UInt8[np.ndarray, "height width channel"]
 
 
+MORE_PIXELS = "more pixels than data.max_pixels"
+_LARGE_METADATA = "metadata too large"
 CAUSES = (
     "of unknown cause",
-    "damaged",
-    "truncated",
+    DAMAGED,
+    TRUNCATED,
     NO_IMAGE,
-    "more pixels than data.max_pixels",
+    MORE_PIXELS,
     "more bytes than data.max_pixels allows",
-    "metadata too large",
+    _LARGE_METADATA,
     "not readable",
     "no regular file",
     "of other channels than data.channels",
@@ -178,7 +189,7 @@ class EncodedImage:
         if size[0] * size[1] > limit:
             raise Refused(
                 f"it has {size[0]} x {size[1]} pixels, more than data.max_pixels={limit}",
-                "more pixels than data.max_pixels",
+                MORE_PIXELS,
             )
 
     @functools.cached_property
@@ -187,18 +198,18 @@ class EncodedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        with naming_corruption(self._name):
+        with naming_corruption(self._name, self._read):
             width, height = self._opened.size
             is_sideways = self._orientation in _SIDEWAYS
             return (height, width) if is_sideways else (width, height)
 
     @property
     def is_turned(self) -> bool:
-        with naming_corruption(self._name):
+        with naming_corruption(self._name, self._read):
             return self._orientation in _UPRIGHT
 
     def decode(self, reduction: int = 1) -> Image.Image:
-        with naming_corruption(self._name):
+        with naming_corruption(self._name, self._read):
             orientation, opened, channels = self._orientation, self._opened, self._decoding.channels
             del self._opened  # it remembers how it was decoded: the next decoding opens it anew
             tell_of_more_images(opened.holds_more_images, self._name)
@@ -277,12 +288,24 @@ class KnownCorruptImage:
 
 
 @contextlib.contextmanager
-def naming_corruption(name: str) -> Iterator[None]:
-    """Raises `CorruptImage` for errors of the body that are the named file's, not the machine's."""
+def naming_corruption(name: str, read: Callable[[], bytes]) -> Iterator[None]:
+    """Raises `CorruptImage` for errors of the body that are the named file's, not the machine's.
+
+    And `NoMemoryLeft` where the machine has none: what a file claims to need is checked before.
+
+    **Arguments:**
+
+    - `name`: of the file.
+    - `read`: gives its bytes, once more to tell whether what cannot be decoded breaks off.
+    """
     try:
         yield
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        told = f" ({error})" if str(error) else ""
+        raise NoMemoryLeft(
+            f"{name} cannot be decoded, as no memory is left{told}: lower data.num_threads, "
+            "data.num_workers or data.max_pixels, or give the job more memory"
+        ) from error
     except Exception as error:
         if isinstance(error, OSError) and is_of_one_file(error):
             message = f"{name} cannot be read: {error.strerror}"
@@ -290,7 +313,20 @@ def naming_corruption(name: str) -> Iterator[None]:
         # Any other errno comes from the disk or the network: the image may be fine, they are not.
         if isinstance(error, ReadFailed) or getattr(error, "errno", None) is not None:
             raise
-        raise CorruptImage(f"{name} cannot be decoded: {error}", _kind(error)) from error
+        kind, told = _kind(error), str(error) or type(error).__name__
+        if kind in (DAMAGED, NO_IMAGE, DAMAGED_OR_NOT_READ) and _breaks_off(read):
+            why = "" if kind == NO_IMAGE else f": {told}"
+            kind, told = TRUNCATED, f"it breaks off before its end{why}"
+        raise CorruptImage(f"{name} cannot be decoded: {told}", kind) from error
+
+
+def _breaks_off(read: Callable[[], bytes]) -> bool:
+    try:
+        return breaks_off(read())
+    except Exception as error:
+        if isinstance(error, Refused) or (isinstance(error, OSError) and is_of_one_file(error)):
+            return False  # it has changed since
+        raise
 
 
 def _kind(error: Exception) -> str:
@@ -299,12 +335,10 @@ def _kind(error: Exception) -> str:
     if isinstance(error, Refused):
         return error.kind
     if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than data.max_pixels"
-    if "truncated" in text or "not enough" in text:
-        return "truncated"
-    if "too large" in text or "memory limit" in text:
-        return "metadata too large"
-    return "damaged"
+        return MORE_PIXELS
+    if any(words in text for words in ("too large", "memory limit", "too much memory")):
+        return _LARGE_METADATA
+    return TRUNCATED if "truncated" in text or "not enough" in text else DAMAGED
 
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ddae_jax.data.deep_colour import DeepFile, deep_file
-from ddae_jax.data.files import Refused
+from ddae_jax.data.files import DAMAGED, Refused
+from ddae_jax.data.metadata import START_OF_PNG, without_ancillary_chunks, without_exif_of_avif
 from ddae_jax.data.tiff import (
     PLANES,
     STARTS_OF_TIFF,
@@ -29,10 +30,11 @@ any bytes.
 NO_IMAGE = "no image"
 DAMAGED_OR_NOT_READ = "damaged, or of a kind that is not read"
 
-_WIDTH, _HEIGHT = 256, 257  # tags of TIFF
+_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 322, 323  # tags of TIFF
 # Of a page of a TIFF file: what it is; the bits of a smaller version and of a mask (TIFF 6.0).
 _SUBFILE_TYPE = 254
 _NO_PAGE = 0b101
+_ROOMY = 2**24  # pixels of a tile that may be larger than its image
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class OpenedImage:
             return self.file.orientation
         try:
             return self.file.getexif().get(ExifTags.Base.Orientation, 1)
+        except MemoryError:
+            raise
         except Exception:  # of what is broken in the metadata the image need not suffer
             return 1
 
@@ -98,15 +102,36 @@ def open_encoded(encoded: bytes) -> OpenedImage:
     size = file.size
     if file.format == "TIFF":  # its size is the upright one in some versions of Pillow
         size = (file.tag_v2[_WIDTH], file.tag_v2[_HEIGHT])
+        _check_tiles(file.tag_v2.get(_TILE_WIDTH, 0), file.tag_v2.get(_TILE_HEIGHT, 0), size)
     return OpenedImage(file, size, deep_file(file, encoded, lambda: open_by_pillow(encoded)))
 
 
+def _check_tiles(width: int, height: int, size: tuple[int, int]) -> None:
+    """Raises `Refused` for tiles far larger than their image, as each is unpacked as a whole."""
+    if width * height > 4 * size[0] * size[1] + _ROOMY:
+        raise Refused(
+            f"its tiles have {height} x {width} pixels, and the image {size[1]} x {size[0]}",
+            DAMAGED,
+        )
+
+
 def open_by_pillow(encoded: bytes) -> Image.Image:
-    """Opens a file of one of `PILLOW_FORMATS`. Raises `Refused`, which says why, for others."""
+    """Opens a file of one of `PILLOW_FORMATS`. Raises `Refused`, which says why, for others.
+
+    Broken metadata do not cost the image: those of PNG are left out, and what AVIF has of Exif if
+    it is not opened with that.
+    """
+    if encoded.startswith(START_OF_PNG):
+        encoded = without_ancillary_chunks(encoded)
     try:
         return Image.open(io.BytesIO(encoded), formats=PILLOW_FORMATS)
-    except UnidentifiedImageError as error:
-        raise _refusal(encoded) from error
+    except Exception as error:
+        plainer = without_exif_of_avif(encoded)
+        if plainer != encoded:
+            return open_by_pillow(plainer)
+        if isinstance(error, UnidentifiedImageError):
+            raise _refusal(encoded) from error
+        raise
 
 
 def _refusal(encoded: bytes) -> Refused:
@@ -138,22 +163,3 @@ def _reason_against(format: str, encoded: bytes) -> str:
         except Exception as error:
             return str(error) or type(error).__name__
     return is_one if isinstance(is_one, str) else ""
-
-
-def webp_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP file, pixels, by its header; None if it is none.
-
-    Source: RFC 9649, WebP Image Format, sections 2.5 to 2.7.
-    """
-    kind, data = encoded[12:16], encoded[20:30]
-    if encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP" or len(data) < 10:
-        return None
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        sides = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-        return sides[0] & 0x3FFF, sides[1] & 0x3FFF
-    return None

@@ -1,20 +1,20 @@
 """Images of any number of channels, from files of arrays: .npy, .npz, and TIFF with many bands."""
 
 import functools
-import io
 import math
-import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ddae_jax.data.arrays import START_OF_NPY, START_OF_ZIP, ArrayFile
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.deep_colour import deep_file
 from ddae_jax.data.depth import scaled_to_eight_bits
-from ddae_jax.data.files import Refused
+from ddae_jax.data.files import NOT_READ, Refused
 from ddae_jax.data.images import (
+    MORE_PIXELS,
     PILLOW_MAX_PIXELS,
     Decoding,
     Pixels,
@@ -25,8 +25,8 @@ from ddae_jax.data.opening import open_by_pillow
 from ddae_jax.data.tiff import (
     STARTS_OF_TIFF,
     declared_no_value,
-    naming_packages,
     open_all_series,
+    read_series,
     white_of,
 )
 
@@ -34,7 +34,6 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 TIFF_SUFFIXES = (".tif", ".tiff")
 STACK_SUFFIXES = ARRAY_SUFFIXES + TIFF_SUFFIXES
 
-_NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _OTHER_SHAPE = "of other channels than data.channels"
 
 
@@ -73,7 +72,7 @@ class StackedImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        with naming_corruption(self._name):
+        with naming_corruption(self._name, self._read):
             shape = self._opened.shape
             height, width = shape[1:] if self._is_first(shape) else shape[:2]
             return width, height
@@ -84,13 +83,11 @@ class StackedImage:
         return Image.fromarray(pixels[..., 0]) if pixels.shape[-1] == 1 else _image_of(pixels)
 
     def pixels(self) -> Pixels:
-        with naming_corruption(self._name):
+        with naming_corruption(self._name, self._read):
             opened = self._opened
             del self._opened  # else the content of the file would be kept beside the pixels
             is_first = self._is_first(opened.shape)
             values = opened.load().reshape(opened.shape)
-            if values.dtype.kind not in "buif":
-                raise ValueError(f"its values are of type {values.dtype}; expected are numbers")
             values = np.moveaxis(values, 0, -1) if is_first else values
             return scaled_to_eight_bits(
                 values, self._decoding.max_value, self._name, opened.white, opened.no_value
@@ -100,8 +97,9 @@ class StackedImage:
     def _opened(self) -> _Array:
         """The shape by the header alone, with a channel at least, and what loads the values."""
         content = self._read()
-        if content.startswith((_NPY, _ZIP)):
-            opened = _open_arrays(content)
+        if content.startswith((START_OF_NPY, START_OF_ZIP)):
+            array = ArrayFile(content)
+            opened = _Array(array.shape, array.read)
         elif content.startswith(STARTS_OF_TIFF):
             opened = _open_tiff(content, self._name)
         else:
@@ -123,7 +121,7 @@ class StackedImage:
         if math.prod(shape) > limit * channels:
             raise Refused(
                 f"it has {math.prod(shape) // channels} pixels, more than data.max_pixels={limit}",
-                "more pixels than data.max_pixels",
+                MORE_PIXELS,
             )
 
     def _is_first(self, shape: tuple[int, ...]) -> bool:
@@ -134,44 +132,16 @@ def _image_of(pixels: Pixels) -> Image.Image | Channels:
     return Image.fromarray(pixels) if pixels.shape[-1] == 3 else Channels.from_pixels(pixels)
 
 
-def _open_arrays(content: bytes) -> _Array:
-    """Of an .npy file, or of the one array in an .npz file; nothing that is pickled is read."""
-
-    def file() -> Any:
-        if content.startswith(_NPY):
-            return io.BytesIO(content)
-        archive = zipfile.ZipFile(io.BytesIO(content))
-        names = archive.namelist()
-        if len(names) != 1:
-            raise ValueError(f"it holds {len(names)} arrays ({', '.join(names[:5])}); expected one")
-        return archive.open(names[0])
-
-    with file() as header:
-        version = np.lib.format.read_magic(header)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in read_header:
-            raise ValueError(f"it is of version {version} of NumPy's format; 1.0 and 2.0 are known")
-        shape, _, _ = read_header[version](header)
-
-    def load() -> np.ndarray:
-        with file() as whole:
-            return np.lib.format.read_array(whole, allow_pickle=False)
-
-    return _Array(shape, load)
-
-
 def _open_tiff(content: bytes, name: str) -> _Array:
     """Of the first series of a TIFF file: its bands, or its pages."""
     first, *others = open_all_series(content)
     page = first.keyframe
     tell_of_more_images(lambda: bool(others), name)
+    if page.dtype is None or page.dtype.kind not in "buif":
+        raise Refused(f"its values are of type {page.dtype}; expected are numbers", NOT_READ)
 
     def load() -> np.ndarray:
-        with naming_packages():
-            return first.asarray()
+        return read_series(first, content)
 
     return _Array(first.shape, load, white_of(page), declared_no_value(page))
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ddae_jax.data.deep_colour import no_value_of
 from ddae_jax.data.depth import DeepImage
-from ddae_jax.data.files import Refused
+from ddae_jax.data.files import DAMAGED, NOT_READ, Refused
+from ddae_jax.data.tiff_segments import check_segments
 
 if TYPE_CHECKING:
     import tifffile
@@ -24,7 +25,6 @@ UNKNOWN_TO_PILLOW = "of a kind that Pillow does not know"
 """What :func:`import_tifffile` says of the files that need it."""
 
 NEEDS_A_PACKAGE = "of a kind that needs another package"
-NOT_READ = "of a kind that is not read"
 
 _BITS_PER_SAMPLE, _ORIENTATION, _PLANAR, _NO_VALUE = 258, 274, 284, 42113  # tags
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED = 0, 1, 2, 5  # what samples may mean
@@ -54,6 +54,7 @@ class TiffPage:
     """
 
     def __init__(self, encoded: bytes, kind: str):
+        self._encoded = encoded
         self._file = _open(encoded, kind)
         self._page = self._file.pages.first
         self.size: tuple[int, int] = (self._page.imagewidth, self._page.imagelength)
@@ -100,8 +101,9 @@ class TiffPage:
         """Decodes it."""
         page = self._page
         with naming_packages():
+            check_segments(self._encoded, [page])
             planes, _, height, width, _ = page.shaped
-            values = page.asarray(squeeze=False).reshape(planes, height, width, -1)
+            values = page.asarray(squeeze=False, maxworkers=1).reshape(planes, height, width, -1)
         values = np.moveaxis(values, 0, -1)[..., 0, :] if planes > 1 else values[0]
         chosen = [*range(self._num_colours), *([] if self._alpha is None else [self._alpha])]
         if len(chosen) < values.shape[-1]:
@@ -123,6 +125,13 @@ def open_all_series(encoded: bytes) -> "list[tifffile.TiffPageSeries]":
     return _open(encoded, MANY_CHANNELS).series
 
 
+def read_series(series: "tifffile.TiffPageSeries", encoded: bytes) -> Num[np.ndarray, "*shape"]:
+    """Decodes a series, of which the caller has checked the shape, of a file of this content."""
+    with naming_packages():
+        check_segments(encoded, series.pages)
+        return series.asarray(maxworkers=1)  # as what reads images has threads of its own
+
+
 def _open(encoded: bytes, kind: str) -> "tifffile.TiffFile":
     """Opens a file that has a page."""
     import_tifffile(kind)
@@ -133,7 +142,7 @@ def _open(encoded: bytes, kind: str) -> "tifffile.TiffFile":
         file.pages.first  # noqa: B018
     except (IndexError, KeyError, ValueError) as error:
         reason = f": {error}" if isinstance(error, ValueError) else ""
-        raise Refused(f"it begins as a TIFF file, but holds no image{reason}", "damaged") from error
+        raise Refused(f"it begins as a TIFF file, but holds no image{reason}", DAMAGED) from error
     return file
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from ddae_jax import disks
 from ddae_jax.data import depth
 from ddae_jax.data.files import ReadFailed
+from ddae_jax.data.header_sizes import webp_size
 from ddae_jax.data.images import CAUSES, CorruptImage
-from ddae_jax.data.opening import webp_size
 from ddae_jax.data.sources import make_source
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
@@ -317,8 +317,8 @@ class TestHostile:
             ),
             (
                 b"\x89PNG\r\n\x1a\n1234",
-                "damaged, or of a kind that is not read",
-                "it begins as a PNG file, but Pillow does not read it: broken PNG file",
+                "truncated",
+                "it breaks off before its end: it begins as a PNG file, but Pillow does not read",
             ),
         ],
     )

@@ -245,14 +245,19 @@ class TestWhatCannotBeRead:
     def test_a_compression_that_nothing_here_knows_is_named(self):
         encoded = bytearray(tiff(noise(4, 4, 3)))
         tag = encoded.index(struct.pack("<HHIH", 259, 3, 1, 1))
-        encoded[tag + 8 : tag + 10] = struct.pack("<H", 50002)
+        encoded[tag + 8 : tag + 10] = struct.pack("<H", 34712)
         told = reason(bytes(encoded), "of a kind that needs another package")
-        assert "JPEGXL" in told
+        assert "JPEG2000" in told
         assert told.endswith("requires the 'imagecodecs' package: pip install imagecodecs")
+        encoded[tag + 8 : tag + 10] = struct.pack("<H", 50002)
+        told = reason(bytes(encoded), "of a kind that is not read")
+        assert told == "its compression JPEGXL is not read; deflate, LZW, ZSTD and JPEG are"
 
     @pytest.mark.parametrize("content", [b"II*\0 none", tiff(noise(4, 4, 3))[:8]])
     def test_damage_is_told(self, content):
-        assert reason(content, "damaged") == "it begins as a TIFF file, but holds no image"
+        assert reason(content, "truncated") == (
+            "it breaks off before its end: it begins as a TIFF file, but holds no image"
+        )
 
     def test_more_pixels_than_the_limit_are_not_decoded(self):
         encoded = planar(noise(300, 200, 3))

@@ -1,0 +1,57 @@
+"""Metadata that are left out of image files, as what is broken in them would cost the image."""
+
+import re
+import struct
+import zlib
+
+START_OF_PNG = b"\x89PNG\r\n\x1a\n"
+
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # where programs write the orientation too
+_NEEDED = (b"tRNS", b"eXIf", *_TEXTS)
+_TRANSPARENT_BYTES = {0: 2, 2: 6}  # of tRNS, by the type of colour: grey, and red, green and blue
+
+_EXIF_ITEM = re.compile(rb"(infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2})Exif", re.DOTALL)
+
+
+def without_ancillary_chunks(content: bytes) -> bytes:
+    """The PNG without chunks that no pixel needs, and without those that are broken.
+
+    What is left are critical chunks, transparency, and what may tell the orientation. Whatever
+    comes after the first chunk that is not there as a whole is left as it is.
+
+    Source: PNG (Third Edition), section 5: chunks.
+    """
+    kept, start, position = [], 0, len(START_OF_PNG)
+    while position + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 12 + length
+        if end > len(content) or not kind.isalpha():
+            break
+        if kind[:1].islower() and not _is_sound(content, kind, position + 8, length):
+            kept.append(content[start:position])
+            start = end
+        position = end
+        if kind == b"IEND":
+            break
+    return b"".join([*kept, content[start:]]) if start else content
+
+
+def _is_sound(content: bytes, kind: bytes, position: int, length: int) -> bool:
+    """Tells whether an ancillary chunk is needed, and such that Pillow reads it."""
+    if kind not in _NEEDED:
+        return False
+    data = content[position : position + length]
+    (checksum,) = struct.unpack_from(">I", content, position + length)
+    if zlib.crc32(kind + data) != checksum:
+        return False
+    if kind == b"tRNS":
+        return length >= _TRANSPARENT_BYTES.get(content[25], 1)
+    return kind != b"zTXt" or data.partition(b"\0")[2][:1] in (b"\0", b"")
+
+
+def without_exif_of_avif(content: bytes) -> bytes:
+    """The AVIF whose Exif data are called an item of no known type; other files as they are.
+
+    Source: ISO/IEC 14496-12, section 8.11.6: item information.
+    """
+    return _EXIF_ITEM.sub(rb"\1none", content) if content[4:8] == b"ftyp" else content
