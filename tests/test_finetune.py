@@ -399,7 +399,7 @@ def test_images_have_the_size_that_the_encoder_was_trained_on(runs, tmp_path, ca
         assert "to 10 classes, at 16 x 16 pixels (4 x 4 patches), from " in told
         stored = json.loads((tmp_path / "run" / "config.json").read_text())
         assert stored["model"]["image_size"] == [16, 16]
-    assert status(tmp_path, "none") == 2
+    assert status(tmp_path, "no_encoder") == 2
     told = capsys.readouterr().err
     assert "model.image_size=(0, 0) is that of the encoder in init_from, which is empty" in told
     assert status(tmp_path, "half", source, "--config.model.image_size=0,16") == 2

@@ -7,7 +7,8 @@ import zlib
 START_OF_PNG = b"\x89PNG\r\n\x1a\n"
 
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # where programs write the orientation too
-_NEEDED = (b"tRNS", b"eXIf", *_TEXTS)
+_ANIMATION = b"acTL"  # how many frames there are, of which the first is read
+_NEEDED = (b"tRNS", b"eXIf", _ANIMATION, *_TEXTS)
 _TRANSPARENT_BYTES = {0: 2, 2: 6}  # of tRNS, by the type of colour: grey, and red, green and blue
 
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2})Exif", re.DOTALL)
@@ -16,8 +17,8 @@ _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2})Exif", re.DOTA
 def without_ancillary_chunks(content: bytes) -> bytes:
     """The PNG without chunks that no pixel needs, and without those that are broken.
 
-    What is left are critical chunks, transparency, and what may tell the orientation. Whatever
-    comes after the first chunk that is not there as a whole is left as it is.
+    What is left are critical chunks, transparency, the number of frames, and what may tell the
+    orientation. Whatever comes after the first chunk that is not there as a whole is left as it is.
 
     Source: PNG (Third Edition), section 5: chunks.
     """
@@ -44,6 +45,8 @@ def _is_sound(content: bytes, kind: bytes, position: int, length: int) -> bool:
     (checksum,) = struct.unpack_from(">I", content, position + length)
     if zlib.crc32(kind + data) != checksum:
         return False
+    if kind == _ANIMATION:
+        return length == 8
     if kind == b"tRNS":
         return length >= _TRANSPARENT_BYTES.get(content[25], 1)
     return kind != b"zTXt" or data.partition(b"\0")[2][:1] in (b"\0", b"")
