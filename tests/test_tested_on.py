@@ -160,18 +160,15 @@ class TestTrainedOn:
         config.data.test_split = split
         return self.SHARED.format(split)
 
-    def test_fine_tuning_warns(self, photos, tmp_path, caplog):
-        config = config_of("finetune", photos)
-        build_parts(finetune, config, tmp_path)
-        message = self.shared(config, "train", caplog)
-        build_parts(finetune, config, tmp_path)
-        assert message in caplog.text
-
-    def test_segmentation_warns(self, scenes, tmp_path, caplog):
-        config = config_of("segment", scenes)
-        build_parts(segment, config, tmp_path)
-        message = self.shared(config, "training", caplog)
-        build_parts(segment, config, tmp_path)
+    @pytest.mark.parametrize(
+        ("job", "data", "split"),
+        [(finetune, "photos", "train"), (segment, "scenes", "training")],
+    )
+    def test_training_warns(self, request, tmp_path, caplog, job, data, split):
+        config = config_of(job.JOB.name, request.getfixturevalue(data))
+        build_parts(job, config, tmp_path)
+        message = self.shared(config, split, caplog)
+        build_parts(job, config, tmp_path)
         assert message in caplog.text
 
     def test_k_nn_warns(self, photos, caplog):

@@ -13,6 +13,7 @@ from ddae_jax.data.images import PILLOW_MAX_PIXELS
 from ddae_jax.data.view import INTERPOLATIONS
 from ddae_jax.hints import did_you_mean
 from ddae_jax.hog import FORMS
+from ddae_jax.interop.preprocessing import POOLS
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models.vit import SIZES
@@ -38,7 +39,7 @@ CHOICES = {
     "targets.feature_places": ("hidden", "visible", "both"),
     "data.source": ("digits", "tfds", "folder"),
     "data.augment_in": ("workers", "device"),
-    "evaluation.pool": ("mean", "class_token", "normed_mean"),
+    "evaluation.pool": POOLS,
     "evaluation.crop_mode": ("center", "squash"),
     "evaluation.interpolation": INTERPOLATIONS,
     "evaluation.encoder": ("student", "teacher"),

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Num, UInt8
 from PIL import Image
 
+from ddae_jax.data.once import warn_once
+
 _log = logging.getLogger(__name__)
-_told: set[str] = set()  # what is said once in a process
 
 LARGEST_OF_16_BITS = 65535
 
@@ -169,7 +170,8 @@ def _range_of(
         _warn_of_floats(name, largest)
     else:
         found = 0.0, largest
-    _warn_once(
+    warn_once(
+        _log,
         "scaling",
         "images of more than 8 bits are scaled to 8, each by its own range: %s from %g to %g. "
         "data.max_value sets what becomes white in all of them, such as 4095 for 12 bits",
@@ -192,7 +194,8 @@ def _extremes(
 
     ends = np.array([values.min(), values.max()])
     if not are_values(ends).all():  # what lies between them does not matter
-        _warn_once(
+        warn_once(
+            _log,
             "no value",
             "%s has numbers that stand where nothing was measured, such as NaN or -9999, or "
             "infinite ones: they are left out of its range. data.max_value sets a range for all",
@@ -206,7 +209,8 @@ def _extremes(
 def _warn_of_floats(name: str, largest: float) -> None:
     """Says what floats are taken for where that may be wrong."""
     if 1 < largest <= _LARGEST_FROM_0_TO_1:
-        _warn_once(
+        warn_once(
+            _log,
             "above 1",
             "%s has floats of up to %g: they are taken for values from 0 to 1, and what is above "
             "becomes white. data.max_value sets what becomes white in all images",
@@ -214,17 +218,11 @@ def _warn_of_floats(name: str, largest: float) -> None:
             largest,
         )
     elif _LARGEST_FROM_0_TO_1 < largest < _DARK:
-        _warn_once(
+        warn_once(
+            _log,
             "dark",
             "%s has floats of up to %g: they are taken for values from 0 to 255, and nearly all "
             "levels are lost. data.max_value sets what becomes white in all images",
             name,
             largest,
         )
-
-
-def _warn_once(kind: str, message: str, *arguments: object) -> None:
-    """Warns of one kind once in a process."""
-    if kind not in _told:
-        _told.add(kind)
-        _log.warning(message, *arguments)

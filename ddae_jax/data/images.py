@@ -24,6 +24,7 @@ from ddae_jax.data.files import (
     is_of_one_file,
 )
 from ddae_jax.data.header_sizes import webp_size
+from ddae_jax.data.once import is_told, warn_once
 from ddae_jax.data.opening import (
     DAMAGED_OR_NOT_READ,
     NO_IMAGE,
@@ -33,7 +34,6 @@ from ddae_jax.data.opening import (
 from ddae_jax.data.tiff import NEEDS_A_PACKAGE
 
 _log = logging.getLogger(__name__)
-_told: set[str] = set()  # what is said once in a process
 
 NO_LABEL = -1  # of an image that nobody labelled
 
@@ -57,6 +57,7 @@ Pixels = UInt8[np.ndarray, "height width channel"]
 
 MORE_PIXELS = "more pixels than data.max_pixels"
 _LARGE_METADATA = "metadata too large"
+_MORE_IMAGES = "more images"  # a kind of warning
 CAUSES = (
     "of unknown cause",
     DAMAGED,
@@ -235,10 +236,11 @@ def tell_of_more_images(holds_more: Callable[[], bool], name: str) -> None:
 
     `holds_more` finds out whether the file of that name does, and is asked until one does.
     """
-    if "more images" in _told or not holds_more():
+    if is_told(_MORE_IMAGES) or not holds_more():
         return
-    _told.add("more images")
-    _log.warning(
+    warn_once(
+        _log,
+        _MORE_IMAGES,
         "of files that hold several images, as pages or frames, the first one alone is read, such "
         "as of %s; take the others out into files of their own if they are wanted",
         name,

@@ -53,11 +53,10 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
         # Handlers run in the main thread alone, which may be where none can run.
-        self._noticed, notice = socket.socketpair()
-        notice.setblocking(False)
-        self._notice = notice
-        self._previous_fd = signal.set_wakeup_fd(notice.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(self._noticed,), daemon=True).start()
+        noticed, self._notice = socket.socketpair()
+        self._notice.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._notice.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(noticed,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -99,7 +98,7 @@ class StopRequest:
 
     def _watch(self, noticed: socket.socket) -> None:
         """Ends the process if a body goes on for longer than it may after a signal."""
-        asked_at = None
+        asked_at, number = None, None
         with noticed:
             while True:
                 noticed.settimeout(None if asked_at is None else _LOOK_EVERY_S)
@@ -107,17 +106,17 @@ class StopRequest:
                     numbers = noticed.recv(64)
                     if not numbers:
                         return
-                    if asked_at is None and {*numbers} & {*self.SIGNALS}:
-                        asked_at = time.monotonic()
-                        self._first = next(n for n in numbers if n in self.SIGNALS)
+                    if number is None:
+                        number = next((n for n in numbers if n in self.SIGNALS), None)
+                        asked_at = None if number is None else time.monotonic()
                 limit = self._limit
                 if asked_at is None or limit is None:
                     continue
                 if time.monotonic() > max(asked_at, limit.began) + limit.seconds:
-                    self._leave(limit)
+                    self._leave(number, limit)
 
-    def _leave(self, limit: "_Limit") -> None:
-        self.received = self.received or signal.Signals(self._first)
+    def _leave(self, number: int, limit: "_Limit") -> None:
+        self.received = self.received or signal.Signals(number)
         told = (
             f"\n{self.received.name}: what is going on has not ended for {limit.seconds:.0f} s, as "
             "if a file were read that never comes: leaving as it is. The same command continues "
