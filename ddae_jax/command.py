@@ -27,12 +27,13 @@ from ddae_jax.config.values import (
     unknown_key,
 )
 from ddae_jax.data.annotations import BadAnnotation
-from ddae_jax.data.files import NoMemoryLeft, ReadFailed
+from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.data.readable import NothingReadable
 from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.workers import WorkerLost
+from ddae_jax.disks import ReadFailed
 from ddae_jax.training.agreement import OtherProcessFailed
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.loop import NonFiniteLoss

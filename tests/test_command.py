@@ -18,11 +18,12 @@ from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.keys import DEFAULTS_VERSION, flatten
 from ddae_jax.data.annotations import BadAnnotation
-from ddae_jax.data.files import NoMemoryLeft, ReadFailed
+from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.labelled import BadLabel
 from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.workers import WorkerLost
+from ddae_jax.disks import ReadFailed
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.loop import NonFiniteLoss

@@ -324,7 +324,7 @@ time.sleep(120)
 # One process cannot read the batch of step 9: there is an error, or nothing comes.
 CANNOT_READ = """
 import time
-from ddae_jax.data.files import ReadFailed
+from ddae_jax.disks import ReadFailed
 from ddae_jax.data.pipeline import TrainLoader
 read = TrainLoader.next_unless
 def fail(self, is_over):

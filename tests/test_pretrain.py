@@ -23,7 +23,7 @@ from ddae_jax import build, job, pretrain
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.keys import EARLIER_DEFAULTS, defaults_of, flatten
 from ddae_jax.data import pipeline
-from ddae_jax.data.files import ReadFailed
+from ddae_jax.disks import ReadFailed
 from ddae_jax.monitor import KnnMonitor
 from ddae_jax.training.sharding import make_mesh
 from undrawn import pictures_left_out

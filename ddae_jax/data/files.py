@@ -3,9 +3,7 @@
 import os
 import stat
 
-from ddae_jax.disks import ReadFailed, is_of_one_file, patiently
-
-__all__ = ["ReadFailed", "Refused", "is_of_one_file", "patiently", "read_bytes"]
+from ddae_jax.disks import patiently
 
 DAMAGED = "damaged"
 TRUNCATED = "truncated"

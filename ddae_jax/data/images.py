@@ -19,9 +19,7 @@ from ddae_jax.data.files import (
     NOT_READ,
     TRUNCATED,
     NoMemoryLeft,
-    ReadFailed,
     Refused,
-    is_of_one_file,
 )
 from ddae_jax.data.header_sizes import webp_size
 from ddae_jax.data.once import is_told, warn_once
@@ -32,6 +30,7 @@ from ddae_jax.data.opening import (
     open_encoded,
 )
 from ddae_jax.data.tiff import NEEDS_A_PACKAGE
+from ddae_jax.disks import ReadFailed, is_of_one_file
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from ddae_jax.data.files import patiently
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import (
     NO_LABEL,
@@ -33,6 +32,7 @@ from ddae_jax.data.images import (
     LazyImage,
 )
 from ddae_jax.data.splits import split_folder, warn_of_parts
+from ddae_jax.disks import patiently
 
 _log = logging.getLogger(__name__)
 
