@@ -17,8 +17,9 @@ from collections.abc import Callable
 import jax
 
 from benchmarks.environment import RESULTS, store
-from ddae_jax import build, pretrain
-from ddae_jax.command import load_config
+from ddae_jax import pretrain
+from ddae_jax.builders import build
+from ddae_jax.jobs.cli import load_config
 from ddae_jax.training import checkpoint
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.digests import array_digests

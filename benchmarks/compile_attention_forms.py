@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.environment import store
-from ddae_jax.forecast.compiled import forecast_options, known_seconds
-from ddae_jax.forecast.gpu_work import gpu_work
-from ddae_jax.forecast.topology import topology_devices
+from ddae_jax.aot.compiled_step import forecast_options, known_seconds
+from ddae_jax.aot.gpu_cost import gpu_work
+from ddae_jax.aot.topology import topology_devices
 from ddae_jax.models.attention import SelfAttention
+from ddae_jax.models.backend import compiled_for
 from ddae_jax.models.transformer import layer_norm
-from ddae_jax.platform import compiled_for
 
 BATCH, TOKENS, WIDTH, HEADS = 64, 197, 768, 12
 FORMS = {

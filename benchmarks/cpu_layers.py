@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from benchmarks.environment import store, time_in_turn
-from ddae_jax import devices
+from ddae_jax.jobs import devices
 from ddae_jax.models.dense import Dense, matrix_product
 from ddae_jax.models.transformer import gelu
 from ddae_jax.models.upernet import Doubling

@@ -1,4 +1,4 @@
-"""What it saves on a CPU to keep freed memory for the next step (ddae_jax/devices.py).
+"""What it saves on a CPU to keep freed memory for the next step (ddae_jax/jobs/devices.py).
 
     python -m benchmarks.cpu_memory --config=configs/imagenet_mae_vit_b16.py \\
         --config.batch_size=8 --config.model.dtype=float32
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 from benchmarks import train_step
 from benchmarks.environment import spread, store
-from ddae_jax import command, devices
+from ddae_jax.jobs import cli, devices
 
 FORMS = {"given back": False, "kept": True}
 ROUNDS = 7
@@ -55,7 +55,7 @@ def _take_steps(argv: Sequence[str], is_kept: bool, pipe: Connection) -> None:
     if is_kept and not devices.keep_freed_memory():
         raise OSError("this system has no glibc: nothing can be kept")
     usage = f"benchmarks.cpu_memory {__doc__}"
-    flags = command.parse_config_flags(argv, usage, lambda flags: None, None)
+    flags = cli.parse_config_flags(argv, usage, lambda flags: None, None)
     step = train_step.Step(train_step.question_of(flags.config))
     step.run_steps(2)
     with contextlib.suppress(EOFError):  # until the other end is closed

@@ -5,7 +5,7 @@
 1. How many tokens change where a ViT-B/16 tokenizer computes in bfloat16: untrained, with 8192
    random codes, on crops of the two photographs that come with scikit-learn.
 2. Which share of a training step's operations, of ViT-B/16, is the tokenizer's or the teacher's
-   (:mod:`ddae_jax.forecast.flops`): it is the share that computes in another dtype.
+   (:mod:`ddae_jax.aot.flops`): it is the share that computes in another dtype.
 3. Seconds of a step of ViT-Ti/16 on this machine, the student in bfloat16, what is frozen in
    either dtype, in turn.
 
@@ -22,14 +22,14 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.environment import store, time_in_turn
 from benchmarks.supervision_cost import BATCH, runnable
-from ddae_jax import build, recipes
-from ddae_jax.codebook import unit_vectors
-from ddae_jax.config import pretrain_defaults
-from ddae_jax.forecast.flops import model_flops
-from ddae_jax.methods.trainable import Trainable
+from ddae_jax.aot.flops import model_flops
+from ddae_jax.builders import build
+from ddae_jax.builders.networks import build_normalize
+from ddae_jax.builders.pretrained import load_tokenizer, shapes_of_missing
+from ddae_jax.config import pretrain_defaults, recipes
+from ddae_jax.methods.task import Trainable
 from ddae_jax.methods.vqkd import TrainedTokenizer
-from ddae_jax.networks import build_normalize
-from ddae_jax.pretrained import load_tokenizer, shapes_of_missing
+from ddae_jax.models.codebook import unit_vectors
 
 NUM_CODES = 8192
 DTYPES = ("float32", "bfloat16")

@@ -13,8 +13,8 @@ import re
 
 from benchmarks.environment import store
 from ddae_jax import compile_check
-from ddae_jax.forecast.compiled import forecast_options, lower_step
-from ddae_jax.forecast.hlo import Operation, operations, own_result, sizes
+from ddae_jax.aot.compiled_step import forecast_options, lower_step
+from ddae_jax.aot.hlo import Operation, operations, own_result, sizes
 
 TOPOLOGY, IMAGES_PER_GPU = "h100:8", 64
 OPTION = "xla_gpu_enable_latency_hiding_scheduler"

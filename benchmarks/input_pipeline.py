@@ -34,7 +34,7 @@ from absl import app, flags
 
 from benchmarks.environment import spread, store
 from benchmarks.input_sides import configured, wait_until_idle
-from ddae_jax import build
+from ddae_jax.builders import build
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SIDES = pathlib.Path(__file__).with_name("input_sides.py")

@@ -18,7 +18,7 @@ import sys
 from benchmarks.environment import RESULTS, spread, store
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
-from ddae_jax.training.logging import read_metrics
+from ddae_jax.training.metrics import read_metrics
 from ddae_jax.training.workdir import Workdir
 
 NAME = "method_grid"

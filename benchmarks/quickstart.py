@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from benchmarks.downstream import recorded, scores_of
 from benchmarks.environment import store
 from benchmarks.few_labels import BEGINNINGS
-from ddae_jax.training.logging import read_metrics
+from ddae_jax.training.metrics import read_metrics
 from ddae_jax.training.workdir import Workdir
 
 NAME = "quickstart"

@@ -34,11 +34,12 @@ import numpy as np
 from benchmarks import few_labels
 from benchmarks.downstream import recorded
 from benchmarks.environment import RESULTS, store
-from ddae_jax import build, finetune, pretrain
+from ddae_jax import finetune, pretrain
+from ddae_jax.builders import build
+from ddae_jax.builders.networks import untrained_encoder_params
+from ddae_jax.builders.pretrained import restore_encoder
 from ddae_jax.config import from_plain
-from ddae_jax.networks import untrained_encoder_params
-from ddae_jax.pretrained import restore_encoder
-from ddae_jax.training.logging import read_metrics
+from ddae_jax.training.metrics import read_metrics
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir, read_json
 

@@ -9,8 +9,8 @@ called on: call it where the run was made.
 import sys
 
 from benchmarks.environment import spread, store
-from ddae_jax.config.keys import flatten
-from ddae_jax.training.logging import read_metrics
+from ddae_jax.config.schema import flatten
+from ddae_jax.training.metrics import read_metrics
 from ddae_jax.training.workdir import Workdir
 
 

@@ -24,12 +24,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from benchmarks.environment import RESULTS, store, time_in_turn
-from ddae_jax import build, recipes
-from ddae_jax.config import pretrain_defaults
-from ddae_jax.forecast.flops import model_flops
+from ddae_jax.aot.flops import model_flops
+from ddae_jax.builders import build
+from ddae_jax.builders.pretrained import shapes_of_missing
+from ddae_jax.config import pretrain_defaults, recipes
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.method import Method
-from ddae_jax.pretrained import shapes_of_missing
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import make_train_step
 

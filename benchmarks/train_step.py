@@ -38,12 +38,14 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from benchmarks.environment import spread, write
-from ddae_jax import build, command, compile_check, devices
+from ddae_jax import compile_check
+from ddae_jax.aot.chips import CHIPS
+from ddae_jax.builders import build
+from ddae_jax.builders.networks import build_encoder
 from ddae_jax.config import to_plain
-from ddae_jax.forecast.chips import CHIPS
-from ddae_jax.job import Data
+from ddae_jax.jobs import cli, devices
+from ddae_jax.jobs.runner import Data
 from ddae_jax.methods.vqkd import VqKd
-from ddae_jax.networks import build_encoder
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import batch_sharding, check_divisible, make_mesh
 from ddae_jax.training.step import jit_train_step
@@ -71,8 +73,8 @@ class PeerFailed(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; returns the exit status."""
-    with command.bad_input_is_explained():
-        flags = command.parse_config_flags(argv, f"benchmarks.train_step {__doc__}", _define, None)
+    with cli.bad_input_is_explained():
+        flags = cli.parse_config_flags(argv, f"benchmarks.train_step {__doc__}", _define, None)
         prepare_process(flags.cores, has_peers=bool(flags.peer))
         devices.start_devices(is_distributed=False)
         specs = {name: peer_spec(flags.config, name) for name in map(str.strip, flags.peer)}

@@ -13,7 +13,7 @@ Expect:     docs/evaluation.md
 from ml_collections import ConfigDict
 
 from ddae_jax.config import pretrain_defaults
-from ddae_jax.recipes import use_recipe
+from ddae_jax.config.recipes import use_recipe
 
 
 def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:

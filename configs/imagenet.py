@@ -12,7 +12,7 @@ Expect:     the configs imagenet_METHOD_vit_b16.py are each paper's own recipe, 
 from ml_collections import ConfigDict
 
 from ddae_jax.config import pretrain_defaults
-from ddae_jax.recipes import use_recipe
+from ddae_jax.config.recipes import use_recipe
 
 
 def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:

@@ -22,17 +22,19 @@ from absl import flags as absl_flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddae_jax import build, command, devices, finetune, pretrain, segment
+from ddae_jax import finetune, pretrain, segment
+from ddae_jax.aot.chips import CHIPS, usable_bytes
+from ddae_jax.aot.compiled_step import CompiledStep, DoesNotFit, compile_step, shortage
+from ddae_jax.aot.flops import model_flops
+from ddae_jax.aot.report import report
+from ddae_jax.aot.roofline import bound_of, pace
+from ddae_jax.aot.topology import topology_devices
+from ddae_jax.builders import build
+from ddae_jax.builders.pretrained import shapes_of_missing
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.forecast.chips import CHIPS, usable_bytes
-from ddae_jax.forecast.compiled import CompiledStep, DoesNotFit, compile_step, shortage
-from ddae_jax.forecast.flops import model_flops
-from ddae_jax.forecast.report import report
-from ddae_jax.forecast.roofline import bound_of, pace
-from ddae_jax.forecast.topology import topology_devices
-from ddae_jax.job import Data, Job
-from ddae_jax.pretrained import shapes_of_missing
+from ddae_jax.jobs import cli, devices
+from ddae_jax.jobs.runner import Data, Job
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import check_divisible, make_mesh, state_bytes
 
@@ -87,7 +89,7 @@ class Question:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 if the step fits, 3 if it does not."""
-    with command.bad_input_is_explained():
+    with cli.bad_input_is_explained():
         question, flags = ask(argv)
         program = question.program()
     found = answer(question, program)
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     """What a command line asks for. Raises ``ValueError`` or ``OSError`` for bad input."""
     usage = f"ddae_jax.compile_check {__doc__}"
-    flags, given = command.read_config_flags(argv, usage, _define_flags, None)
+    flags, given = cli.read_config_flags(argv, usage, _define_flags, None)
     config = flags.config
     check_config(config)
     if flags.topology:
@@ -252,4 +254,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -24,16 +24,16 @@ from collections.abc import Sequence
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax import command, devices
 from ddae_jax.config.ranges import CHOICES
-from ddae_jax.hints import printable
-from ddae_jax.tasks import TASKS, check_options
+from ddae_jax.evaluators import TASKS, check_options
+from ddae_jax.jobs import cli, devices
+from ddae_jax.suggestions import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with command.bad_input_is_explained():
-        flags = command.parse_flags(argv, "ddae_jax.evaluate " + __doc__, _define_flags)
+    with cli.bad_input_is_explained():
+        flags = cli.parse_flags(argv, "ddae_jax.evaluate " + __doc__, _define_flags)
         check_options(flags)
         devices.start_devices(flags.distributed)
         table, result = TASKS[flags.task](flags)
@@ -49,8 +49,8 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
     define("string", "workdir", None, "Folder of the run.")
     define("enum", "task", None, list(TASKS), "What to evaluate.")
-    command.require("workdir", "FOLDER", flags)
-    command.require("task", "|".join(TASKS), flags)
+    cli.require("workdir", "FOLDER", flags)
+    cli.require("task", "|".join(TASKS), flags)
 
     def of_the_run(kind: str, name: str, *arguments) -> None:
         *others, text = arguments
@@ -79,4 +79,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

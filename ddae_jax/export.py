@@ -24,8 +24,9 @@ from absl import flags as absl_flags
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from ddae_jax import build, command, devices
-from ddae_jax.card_code import Subject, how_to_load
+from ddae_jax.builders import build
+from ddae_jax.builders.networks import build_encoder
+from ddae_jax.builders.pretrained import is_imported, restore_encoder, restore_params
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
@@ -41,11 +42,11 @@ from ddae_jax.interop.exported import (
     write_exported,
 )
 from ddae_jax.interop.preprocessing import Preprocessing
-from ddae_jax.model_card import model_card
+from ddae_jax.jobs import cli, devices
+from ddae_jax.jobs.card_code import Subject, how_to_load
+from ddae_jax.jobs.model_card import model_card
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import ViT
-from ddae_jax.networks import build_encoder
-from ddae_jax.pretrained import is_imported, restore_encoder, restore_params
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 
@@ -54,8 +55,8 @@ FORMATS = ("timm", "transformers")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with command.bad_input_is_explained():
-        flags = command.parse_flags(argv, "ddae_jax.export " + __doc__, _define_flags)
+    with cli.bad_input_is_explained():
+        flags = cli.parse_flags(argv, "ddae_jax.export " + __doc__, _define_flags)
         devices.start_devices(is_distributed=False)
         out = _free_folder(flags.out)
         workdir, config = _read_run(flags)
@@ -239,9 +240,9 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     define("string", "workdir", "Folder of the run.")
     define("enum", "format", FORMATS, "The library that is to load it.")
     define("string", "out", "Folder to write; a new or an empty one.")
-    command.require("workdir", "FOLDER", flags)
-    command.require("format", "|".join(FORMATS), flags)
-    command.require("out", "FOLDER", flags)
+    cli.require("workdir", "FOLDER", flags)
+    cli.require("format", "|".join(FORMATS), flags)
+    cli.require("out", "FOLDER", flags)
     of_the_run = "(default: evaluation.{} of the run)"
     whose = f"Which one {of_the_run.format('encoder')}."
     define("enum", "encoder", ("student", "teacher"), whose)
@@ -252,4 +253,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -17,16 +17,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from ddae_jax import build, command, job
-from ddae_jax.beginning import begin, start_params, take_over
+from ddae_jax.builders import build
+from ddae_jax.builders.initialization import begin, start_params, take_over
+from ddae_jax.builders.networks import build_encoder, build_normalize
 from ddae_jax.config.downstream import check_architecture, check_size_is_known
-from ddae_jax.data.labelled import labelled, with_classes
+from ddae_jax.data.batch_augment import mixup_or_cutmix, random_erasing, smoothed_one_hot
+from ddae_jax.data.labels import labelled, with_classes
 from ddae_jax.data.rand_augment import rand_augment
-from ddae_jax.finetuning_watch import ClassificationWatch
-from ddae_jax.methods.labelled import LabelledTask, classification_error
-from ddae_jax.mixing import mixup_or_cutmix, random_erasing, smoothed_one_hot
+from ddae_jax.hooks.classification import ClassificationWatch
+from ddae_jax.jobs import cli, runner
+from ddae_jax.methods.supervised import LabelledTask, classification_error
 from ddae_jax.models.classifier import Classifier
-from ddae_jax.networks import build_encoder, build_normalize
 from ddae_jax.patches import patch_grid
 from ddae_jax.training.optimizer import make_finetuning_optimizer
 from ddae_jax.training.program import Program
@@ -36,7 +37,7 @@ from ddae_jax.training.workdir import Workdir
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return job.main(JOB, argv)
+    return runner.main(JOB, argv)
 
 
 def complete(
@@ -44,15 +45,15 @@ def complete(
 ) -> None:
     """Takes the encoder's architecture over; its positions are learned from now on.
 
-    Raises as :func:`ddae_jax.beginning.take_over` does, and ``ValueError`` for keys that ask for
-    what the encoder does not have.
+    Raises as :func:`ddae_jax.builders.initialization.take_over` does, and ``ValueError`` for
+    keys that ask for what the encoder does not have.
     """
     take_over(config, stored, given, learns_positions=True)
     check_size_is_known(config)
     check_architecture(config)
 
 
-def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
+def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> runner.Parts:
     """What a fine-tuning run is made of."""
     train, test = (
         build.build_source(config, split)
@@ -67,10 +68,10 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     test = build.checked_test(train, test, config)
     train = labelled(train, config.data.labelled_share, config.seed)
     schedule = build.build_schedule(config, len(train))
-    program = build_program(config, schedule, job.Data(num_classes=train.num_classes))
+    program = build_program(config, schedule, runner.Data(num_classes=train.num_classes))
     task = program.method
     has_checkpoint = workdir.has_checkpoint()
-    return job.Parts(
+    return runner.Parts(
         program=program,
         source=train,
         loader=build.build_loader(config, train, transform=build_transform(config)),
@@ -84,7 +85,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     )
 
 
-def build_program(config: ConfigDict, schedule: build.Schedule, data: job.Data) -> Program:
+def build_program(config: ConfigDict, schedule: build.Schedule, data: runner.Data) -> Program:
     """The step of a fine-tuning run."""
     prepare = build_prepare(config, data.num_classes)
     return labelled_program(config, schedule, build_task(config, data.num_classes), prepare)
@@ -108,9 +109,9 @@ def labelled_program(
     )
 
 
-def batch_shapes(config: ConfigDict, data: job.Data) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: ConfigDict, data: runner.Data) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch."""
-    return job.image_batch(config, tuple(config.model.image_size))
+    return runner.image_batch(config, tuple(config.model.image_size))
 
 
 def build_task(config: ConfigDict, num_classes: int) -> LabelledTask:
@@ -197,8 +198,8 @@ def starting_point(config: ConfigDict) -> str:
     return "from scratch" if is_fresh else f"from {config.init_from}"
 
 
-JOB = job.Job("finetune", __doc__, build_parts, build_program, batch_shapes, complete)
+JOB = runner.Job("finetune", __doc__, build_parts, build_program, batch_shapes, complete)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

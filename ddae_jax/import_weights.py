@@ -17,13 +17,13 @@ from collections.abc import Sequence
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax import command, devices, job
-from ddae_jax.beginning import load_init_from, start_params, take_over_all
+from ddae_jax.builders.initialization import load_init_from, start_params, take_over_all
+from ddae_jax.builders.networks import untrained_encoder_params
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.keys import flatten
+from ddae_jax.config.schema import flatten
 from ddae_jax.data.view import USUAL_SHARE
-from ddae_jax.networks import untrained_encoder_params
+from ddae_jax.jobs import cli, devices, runner
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.workdir import Workdir
 
@@ -32,9 +32,9 @@ _log = logging.getLogger("ddae_jax.import_weights")  # by python -m, __name__ is
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with command.bad_input_is_explained():
+    with cli.bad_input_is_explained():
         usage = f"ddae_jax.import_weights {__doc__}"
-        flags, given = command.read_config_flags(argv, usage, _define_flags)
+        flags, given = cli.read_config_flags(argv, usage, _define_flags)
         config = flags.config
         check_config(config)
         devices.start_devices(is_distributed=False)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "init_decoder=True is for ddae_jax.pretrain; what is imported is an encoder alone"
             )
         for key in ("data.data_dir", "init_from"):
-            config.update_from_flattened_dict({key: job.absolute(flatten(config)[key])})
+            config.update_from_flattened_dict({key: runner.absolute(flatten(config)[key])})
         workdir = Workdir(flags.workdir)
         workdir.check_is_a_run_or_empty()
         if workdir.has_checkpoint():
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string("workdir", None, "Folder that is made.", flag_values=flags)
-    command.require("workdir", "FOLDER", flags)
+    cli.require("workdir", "FOLDER", flags)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from ddae_jax.platform import platform
+from ddae_jax.models.backend import platform
 
 Grid = tuple[int, int]
 """Rows and columns of patches, ``(h, w)``; ``N = h * w``, counted row by row."""

@@ -13,18 +13,19 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from ddae_jax import build, command
+from ddae_jax.builders import build
 from ddae_jax.config.checks import check_config
 from ddae_jax.data.statistics import pixel_statistics
+from ddae_jax.jobs import cli
 
 _LEAST_STD = 0.001  # what data.std may be: a channel that is the same everywhere would have 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with command.bad_input_is_explained():
+    with cli.bad_input_is_explained():
         usage = f"ddae_jax.pixel_statistics {__doc__}"
-        flags, _ = command.read_config_flags(argv, usage, _define_flags, None)
+        flags, _ = cli.read_config_flags(argv, usage, _define_flags, None)
         config = flags.config
         if config.job == "segment":
             raise ValueError(
@@ -59,4 +60,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from ddae_jax import build, command, job
-from ddae_jax.beginning import begin, start_decoder, start_params, take_over
+from ddae_jax.builders import build
+from ddae_jax.builders.initialization import begin, start_decoder, start_params, take_over
 from ddae_jax.config.pretraining import check_images_of_statistics
-from ddae_jax.methods.trainable import Trainable
-from ddae_jax.monitor import PretrainingWatch
-from ddae_jax.recipes import departures
+from ddae_jax.config.recipes import departures
+from ddae_jax.hooks.pretraining import PretrainingWatch
+from ddae_jax.jobs import cli, runner
+from ddae_jax.methods.task import Trainable
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.program import Program
 from ddae_jax.training.state import TrainState
@@ -30,10 +31,10 @@ from ddae_jax.training.workdir import Workdir
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return job.main(JOB, argv)
+    return runner.main(JOB, argv)
 
 
-def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
+def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> runner.Parts:
     """What a pretraining run is made of."""
     method = build.build_trainable(config)
     source = build.build_source(config, config.data.train_split)  # may take long
@@ -41,7 +42,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     check_images_of_statistics(config, len(source))
     build.settle_crop_share(config, source)
     is_fresh = not workdir.has_checkpoint()
-    return job.Parts(
+    return runner.Parts(
         program=program_of(config, method, schedule),
         begin=functools.partial(
             begin,
@@ -59,7 +60,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     )
 
 
-def build_program(config: ConfigDict, schedule: build.Schedule, data: job.Data) -> Program:
+def build_program(config: ConfigDict, schedule: build.Schedule, data: runner.Data) -> Program:
     """The step of a pretraining run."""
     return program_of(config, build.build_trainable(config), schedule)
 
@@ -81,10 +82,10 @@ def program_of(config: ConfigDict, method: Trainable, schedule: build.Schedule) 
     )
 
 
-def batch_shapes(config: ConfigDict, data: job.Data) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: ConfigDict, data: runner.Data) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch."""
     size = data.image_size if config.data.augment_in == "device" else config.model.image_size
-    return job.image_batch(config, tuple(size))
+    return runner.image_batch(config, tuple(size))
 
 
 def describe(config: ConfigDict, method: Trainable) -> str:
@@ -131,8 +132,8 @@ def check_same_frozen(state: TrainState, config: ConfigDict, method: Trainable) 
         )
 
 
-JOB = job.Job("pretrain", __doc__, build_parts, build_program, batch_shapes, take_over)
+JOB = runner.Job("pretrain", __doc__, build_parts, build_program, batch_shapes, take_over)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -17,17 +17,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from ddae_jax import build, command, job
-from ddae_jax.beginning import begin, start_params
+from ddae_jax.builders import build
+from ddae_jax.builders.initialization import begin, start_params
+from ddae_jax.builders.networks import build_encoder, build_normalize
+from ddae_jax.data.eval_pairs import check_pairs
 from ddae_jax.data.joint_augment import Distortion, JointAugmentation
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.segmentation import PairSource, make_pair_source
-from ddae_jax.data.whole_pairs import check_pairs
 from ddae_jax.finetune import complete, labelled_program, starting_point
-from ddae_jax.methods.labelled import LabelledTask, segmentation_error
+from ddae_jax.hooks.segmentation import SegmentationWatch
+from ddae_jax.jobs import cli, runner
+from ddae_jax.methods.supervised import LabelledTask, segmentation_error
 from ddae_jax.models.upernet import Segmenter
-from ddae_jax.networks import build_encoder, build_normalize
-from ddae_jax.segmentation_watch import SegmentationWatch
 from ddae_jax.training.program import Program
 from ddae_jax.training.step import Prepare
 from ddae_jax.training.workdir import Workdir
@@ -38,10 +39,10 @@ NUM_DECODED = 1000
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return job.main(JOB, argv)
+    return runner.main(JOB, argv)
 
 
-def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
+def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> runner.Parts:
     """What a segmentation run is made of."""
     train, test = (
         build_pairs(config, split) for split in (config.data.train_split, config.data.test_split)
@@ -51,9 +52,9 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     check_pairs(train, num_decoded=NUM_DECODED, what=what, must_differ=True)
     check_pairs(test, what=f"the {config.data.test_split!r} split")
     schedule = build.build_schedule(config, len(train))
-    program = build_program(config, schedule, job.Data())
+    program = build_program(config, schedule, runner.Data())
     params = None if workdir.has_checkpoint() else start_params(config)
-    return job.Parts(
+    return runner.Parts(
         program=program,
         source=train,
         loader=build_loader(config, train),
@@ -64,16 +65,16 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> job.Parts:
     )
 
 
-def build_program(config: ConfigDict, schedule: build.Schedule, data: job.Data) -> Program:
+def build_program(config: ConfigDict, schedule: build.Schedule, data: runner.Data) -> Program:
     """The step of a segmentation run."""
     return labelled_program(config, schedule, build_task(config), build_prepare(config))
 
 
-def batch_shapes(config: ConfigDict, data: job.Data) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: ConfigDict, data: runner.Data) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch."""
     size = tuple(config.model.image_size)
     annotation = jax.ShapeDtypeStruct((config.batch_size, *size), jnp.uint8)
-    return {"image": job.image_batch(config, size)["image"], "annotation": annotation}
+    return {"image": runner.image_batch(config, size)["image"], "annotation": annotation}
 
 
 def build_pairs(config: ConfigDict, split: str) -> PairSource:
@@ -155,8 +156,8 @@ def describe(config: ConfigDict) -> str:
     )
 
 
-JOB = job.Job("segment", __doc__, build_parts, build_program, batch_shapes, complete)
+JOB = runner.Job("segment", __doc__, build_parts, build_program, batch_shapes, complete)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

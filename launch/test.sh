@@ -22,7 +22,7 @@ install_compiler() {
     mv "$half" "$folder"
   else
     rm -rf "$half"
-    echo "not installed: tests/forecast/test_$name.py is skipped" >&2
+    echo "not installed: tests/aot/test_$name.py is skipped" >&2
   fi
 }
 

@@ -7,7 +7,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddae_jax import export as export_command
-from ddae_jax.card_code import Subject
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
@@ -17,7 +16,8 @@ from ddae_jax.interop.exported import (
     export_transformers,
     export_transformers_mae,
 )
-from ddae_jax.model_card import model_card
+from ddae_jax.jobs.card_code import Subject
+from ddae_jax.jobs.model_card import model_card
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import Features, ViT

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ddae_jax import build
+from ddae_jax.builders import build
+from ddae_jax.builders.networks import build_encoder, build_tokenizer
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
-from ddae_jax.networks import build_encoder, build_tokenizer
 
 
 def parameters(init: Callable[[], PyTree], seed: int = 0) -> PyTree:

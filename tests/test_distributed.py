@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import tiny
-from ddae_jax import build, job
+from ddae_jax.builders import build
 from ddae_jax.config import from_plain
+from ddae_jax.jobs import runner
 
 PROGRAM = """
 import sys
@@ -128,7 +129,7 @@ def test_two_processes_train_as_one_does_and_write_everything_once(undisturbed, 
 
 
 PICTURES_FAIL = """
-from ddae_jax.monitor import ReportWriter
+from ddae_jax.hooks.pretraining import ReportWriter
 def fail(*_):
     raise OSError(28, "No space left on device")
 ReportWriter._draw = fail
@@ -142,7 +143,7 @@ def stopped(shallow, tmp_path_factory):
     options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
     options.append("--config.log.figures_every_epochs=0.1")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv(job.STOPPED_STATUS, "75")
+        patched.setenv(runner.STOPPED_STATUS, "75")
         processes = start(*options, patch=PICTURES_FAIL)
     wait_for_step(workdir, 6, processes)
     processes[1].send_signal(signal.SIGTERM)
@@ -324,7 +325,7 @@ time.sleep(120)
 # One process cannot read the batch of step 9: there is an error, or nothing comes.
 CANNOT_READ = """
 import time
-from ddae_jax.disks import ReadFailed
+from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.pipeline import TrainLoader
 read = TrainLoader.next_unless
 def fail(self, is_over):
@@ -398,7 +399,7 @@ monitor.PretrainingWatch.baselines = hang
 
 def test_an_error_in_one_process_ends_both_and_is_told(shallow, tmp_path):
     patch = """
-from ddae_jax.training.logging import MetricsWriter
+from ddae_jax.training.metrics import MetricsWriter
 write = MetricsWriter.write
 def fail(self, step, metrics):
     write(self, step, metrics)

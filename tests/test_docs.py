@@ -18,8 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import tiny
-from ddae_jax import command, job
 from ddae_jax.config.checks import check_config
+from ddae_jax.jobs import cli, runner
 
 PAGES = [tiny.ROOT / "README.md", *sorted((tiny.ROOT / "docs").glob("*.md"))]
 OF_JOBS = ("pretrain", "finetune", "segment")
@@ -106,13 +106,13 @@ def test_every_option_and_key_is_known(line, monkeypatch):
     name = name.removeprefix("ddae_jax.")
     module = importlib.import_module(f"ddae_jax.{name}")
     if name in ("evaluate", "export"):
-        command.parse_flags(arguments, name, module._define_flags)
+        cli.parse_flags(arguments, name, module._define_flags)
         return
-    define = job._define_flags if name in OF_JOBS else module._define_flags
+    define = runner._define_flags if name in OF_JOBS else module._define_flags
     stands_for_any = re.search(r"--config=[A-Z]+(?= |$)", line)
     arguments = [a for a in arguments if not stands_for_any or a != stands_for_any[0]]
     arguments += ["--config=configs/digits.py"] if stands_for_any else []
     missing = [a for a in ("--workdir=x",) if name in OF_JOBS and "--workdir" not in line]
-    flags, _ = command.read_config_flags([*arguments, *missing], name, define, None)
+    flags, _ = cli.read_config_flags([*arguments, *missing], name, define, None)
     if name != "pixel_statistics":  # whose config has no mean yet
         check_config(flags.config)

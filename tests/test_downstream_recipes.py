@@ -5,8 +5,9 @@ from typing import NamedTuple
 import pytest
 
 import tiny
-from ddae_jax import build, command
+from ddae_jax.builders import build
 from ddae_jax.config.checks import check_config, ignored_keys
+from ddae_jax.jobs import cli
 
 IMAGENET, ADE20K = 1_281_167, 20_210
 AN_EPOCH = IMAGENET // 1024
@@ -107,7 +108,7 @@ PUBLISHED = {
 
 
 def config_of(name):
-    return command.load_config(str(tiny.ROOT / "configs" / f"{name}.py"), PUBLISHED[name].job)
+    return cli.load_config(str(tiny.ROOT / "configs" / f"{name}.py"), PUBLISHED[name].job)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

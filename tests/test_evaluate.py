@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 import tiny
 from ddae_jax import evaluate
 from ddae_jax.evaluation.embeddings import Embedded
+from ddae_jax.evaluators import TASKS
 from ddae_jax.models import vit
-from ddae_jax.tasks import TASKS
 from ddae_jax.training.workdir import Workdir
 from drawn import picture
 
@@ -109,7 +109,7 @@ def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, 
     def extract_again(*_):
         raise AssertionError("features were extracted again")
 
-    monkeypatch.setattr("ddae_jax.evaluation.classify.encode_dataset", extract_again)
+    monkeypatch.setattr("ddae_jax.evaluation.labelled_images.encode_dataset", extract_again)
     assert evaluate.main(arguments) == 0
     assert last_line(capsys) == first
 
@@ -298,7 +298,7 @@ def test_the_last_word_on_progress_comes_also_where_images_are_unreadable(
     names, tell_every_s, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO, "ddae_jax")
-    embed = importlib.import_module("ddae_jax.tasks.embed")  # whose name its function has, too
+    embed = importlib.import_module("ddae_jax.evaluators.embed")  # whose name its function has, too
     monkeypatch.setattr(embed, "_TELL_EVERY_S", tell_every_s)
     batches = [Embedded(np.zeros((len(n), 2)), np.zeros(len(n)), n) for n in (["x"], names)]
     assert list(embed._with_progress(iter(batches), count=3)) == batches

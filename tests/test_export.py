@@ -10,19 +10,20 @@ import pytest
 
 import stand_ins
 import tiny
-from ddae_jax import card_code, export, model_card
-from ddae_jax.build import build_method, decoding
-from ddae_jax.command import CommandEnded, parse_config_flags
+from ddae_jax import export
+from ddae_jax.builders.build import build_method, decoding
+from ddae_jax.builders.networks import build_encoder
+from ddae_jax.builders.pretrained import load_pretrained, restore_encoder
 from ddae_jax.config import finetune_defaults, from_plain, pretrain_defaults, to_plain
 from ddae_jax.data.sources import make_source
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.digests import DamagedWeights
 from ddae_jax.interop.encoders import transformers_mae
 from ddae_jax.interop.weights import read_weights
+from ddae_jax.jobs import card_code, model_card
+from ddae_jax.jobs.cli import CommandEnded, parse_config_flags
 from ddae_jax.models import vit
 from ddae_jax.models.vit import ViT
-from ddae_jax.networks import build_encoder
-from ddae_jax.pretrained import load_pretrained, restore_encoder
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir

@@ -20,16 +20,18 @@ from sklearn import metrics
 
 import golden_arrays
 import tiny
-from ddae_jax import build, command, evaluate, finetune, networks
+from ddae_jax import evaluate, finetune
+from ddae_jax.builders import build, networks
 from ddae_jax.config import from_plain, ranges, to_plain
-from ddae_jax.config.keys import flatten
+from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.interop import backbones
+from ddae_jax.jobs import cli
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import Checkpoints
-from ddae_jax.training.logging import Recorder
+from ddae_jax.training.metrics import Recorder
 from undrawn import pictures_left_out
 
 CONFIG = """
@@ -192,7 +194,7 @@ def restored(workdir: pathlib.Path):
 
 def config_of(runs, given=(), **changes):
     """The config of the fine-tuning run, changed, with what it takes over."""
-    config = command.load_config(str(runs / "finetune.py"), "finetune")
+    config = cli.load_config(str(runs / "finetune.py"), "finetune")
     config.init_from = str(runs / "pretrained")
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     finetune.complete(config, None, given)
@@ -309,7 +311,7 @@ def test_a_file_for_other_channels_says_what_to_set(runs, size_of_file):
 
 def test_a_continued_run_has_the_channels_of_its_beginning(runs):
     stored = json.loads((runs / "finetuned" / "config.json").read_text())
-    config = command.load_config(str(runs / "finetune.py"), "finetune")
+    config = cli.load_config(str(runs / "finetune.py"), "finetune")
     config.init_from = "gone"
     config.data.channels, config.data.mean, config.data.std = 3, (0.5,) * 3, (0.5,) * 3
     finetune.complete(config, stored)

@@ -9,13 +9,14 @@ import pytest
 
 import golden_arrays
 import tiny
-from ddae_jax import beginning, evaluate, export, import_weights, pretrain
-from ddae_jax.command import CommandEnded
+from ddae_jax import evaluate, export, import_weights, pretrain
+from ddae_jax.builders import initialization
+from ddae_jax.builders.pretrained import load_pretrained
 from ddae_jax.config import finetune_defaults, from_plain
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.described import Told
+from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.models import vit
-from ddae_jax.pretrained import load_pretrained
 from undrawn import pictures_left_out
 
 WEIGHTS = golden_arrays.FOLDER / "backbones" / "timm_vit"
@@ -193,7 +194,7 @@ def test_other_jobs_say_what_they_have_otherwise_than_the_encoder(caplog):
     config = finetune_defaults()
     config.init_from, config.model.image_size = str(WEIGHTS), (24, 16)
     with caplog.at_level("INFO"):
-        beginning.take_over(config, None)
+        initialization.take_over(config, None)
     assert config.model.image_size == (24, 16)
     assert "model.image_size=(24, 16), and the encoder in" in caplog.text
     assert "was trained on images of (16, 16): its positions are resized" in caplog.text
@@ -201,14 +202,14 @@ def test_other_jobs_say_what_they_have_otherwise_than_the_encoder(caplog):
     caplog.clear()
     config.model.image_size, config.model.pool = (0, 0), "class_token"
     with caplog.at_level("INFO"):
-        beginning.take_over(config, None)
+        initialization.take_over(config, None)
     assert config.model.image_size == (16, 16)
     assert not caplog.text
 
 
 def test_of_weights_that_do_not_tell_how_images_are_cut_the_usual_is_taken(tmp_path, monkeypatch):
     found = load_pretrained(str(WEIGHTS))._replace(evaluation={})
-    monkeypatch.setattr(beginning, "load_pretrained", lambda *_: found)
+    monkeypatch.setattr(initialization, "load_pretrained", lambda *_: found)
     workdir = tmp_path / "run"
     assert import_weights.main([*options_of(tmp_path), f"--workdir={workdir}"]) == 0
     shown = stored(workdir).evaluation

@@ -20,8 +20,8 @@ from ddae_jax.masking import (
     spread_hidden,
     visible_indices,
 )
+from ddae_jax.models.backend import compiled_for
 from ddae_jax.patches import at_patches
-from ddae_jax.platform import compiled_for
 
 SAMPLERS = {"random": random_mask, "block": block_mask}
 every_sampler = pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS.keys())

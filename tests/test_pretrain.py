@@ -19,12 +19,14 @@ import pytest
 from PIL import Image
 
 import tiny
-from ddae_jax import build, job, pretrain
+from ddae_jax import pretrain
+from ddae_jax.builders import build
 from ddae_jax.config import pretrain_defaults, to_plain
-from ddae_jax.config.keys import EARLIER_DEFAULTS, defaults_of, flatten
+from ddae_jax.config.schema import EARLIER_DEFAULTS, defaults_of, flatten
 from ddae_jax.data import pipeline
-from ddae_jax.disks import ReadFailed
-from ddae_jax.monitor import KnnMonitor
+from ddae_jax.data.disks import ReadFailed
+from ddae_jax.hooks.pretraining import KnnMonitor
+from ddae_jax.jobs import runner
 from ddae_jax.training.sharding import make_mesh
 from undrawn import pictures_left_out
 
@@ -241,7 +243,7 @@ def test_a_stop_before_training_ends_at_once_and_writes_nothing(config, tmp_path
     monkeypatch.setattr(build, "build_source", asked_to_stop)
     workdir = tmp_path / "never"
     assert pretrain.main([f"--config={config}", f"--workdir={workdir}"]) == 0
-    monkeypatch.setenv(job.STOPPED_STATUS, "75")
+    monkeypatch.setenv(runner.STOPPED_STATUS, "75")
     assert pretrain.main([f"--config={config}", f"--workdir={workdir}"]) == 75
     assert not workdir.exists()
 
@@ -289,7 +291,7 @@ def test_baselines_are_computed_once_recorded_and_computed_anew_where_they_would
 def test_started_again_a_complete_run_says_so_and_changes_nothing(
     config, finished, monkeypatch, capsys
 ):
-    monkeypatch.setenv(job.STOPPED_STATUS, "75")  # it was not stopped
+    monkeypatch.setenv(runner.STOPPED_STATUS, "75")  # it was not stopped
     before = (finished / "metrics.jsonl").read_text()
     assert status([f"--config={config}", f"--workdir={finished}"]) == 0
     assert "complete" in capsys.readouterr().err
@@ -342,10 +344,10 @@ def test_a_run_without_a_checkpoint_starts_over_with_any_config(config, tmp_path
 
 def test_data_is_found_from_elsewhere_later(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert job.absolute("photos") == str(tmp_path / "photos")
-    assert job.absolute("~/photos") == os.path.expanduser("~/photos")
-    assert job.absolute("gs://bucket/tfds") == "gs://bucket/tfds"
-    assert job.absolute("") == ""
+    assert runner.absolute("photos") == str(tmp_path / "photos")
+    assert runner.absolute("~/photos") == os.path.expanduser("~/photos")
+    assert runner.absolute("gs://bucket/tfds") == "gs://bucket/tfds"
+    assert runner.absolute("") == ""
 
 
 def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
@@ -537,7 +539,7 @@ def test_what_init_from_tells_is_no_default_that_has_changed(tmp_path):
     store_as_before(tmp_path)
     now = pretrain_defaults()
     now.init_from = "runs/moved"
-    told = job.keep_as_stored(now, job.Workdir(tmp_path), ())
+    told = runner.keep_as_stored(now, runner.Workdir(tmp_path), ())
     assert told.startswith("continuing with the stored config, as defaults have changed since (")
     assert "optimizer.b2=0.5 (now 0.95)" in told
     for key in ("model.size", "data.mean", "init_from"):
@@ -617,17 +619,17 @@ def test_keys_without_effect_are_named_once_at_the_start(caplog):
     config.supervision.mode = "last"
     config.supervision.depths = (6, 12)
     schedule = build.Schedule(2, 200)
-    parts = job.Parts(
-        program=pretrain.build_program(config, schedule, job.Data()),
+    parts = runner.Parts(
+        program=pretrain.build_program(config, schedule, runner.Data()),
         source=range(512),
         loader=None,
         schedule=schedule,
         watch=None,
         description="",
     )
-    run = job.Run(config, workdir=None, mesh=make_mesh(), parts=parts)
+    run = runner.Run(config, workdir=None, mesh=make_mesh(), parts=parts)
     with caplog.at_level("WARNING", logger="ddae_jax"):
-        job.say_start(run, start_step=0)
+        runner.say_start(run, start_step=0)
     assert [record.getMessage() for record in caplog.records] == [
         "supervision.depths=(6, 12) is ignored: supervision.mode='last' reads out the last block "
         "alone"
@@ -652,9 +654,9 @@ def test_missing_data_is_explained_before_anything_is_written(config, tmp_path, 
 def test_a_status_that_no_process_can_end_with_is_refused(
     config, tmp_path, given, monkeypatch, capsys
 ):
-    monkeypatch.setenv(job.STOPPED_STATUS, given)
+    monkeypatch.setenv(runner.STOPPED_STATUS, given)
     assert status([f"--config={config}", f"--workdir={tmp_path / 'never'}"]) == 2
-    assert f"{job.STOPPED_STATUS}={given}; an exit status is" in capsys.readouterr().err
+    assert f"{runner.STOPPED_STATUS}={given}; an exit status is" in capsys.readouterr().err
 
 
 def test_a_workdir_with_other_files_is_refused(config, tmp_path, capsys):

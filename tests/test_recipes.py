@@ -10,18 +10,20 @@ import pytest
 
 import stand_ins
 import tiny
-from ddae_jax import build, command, pretrain
+from ddae_jax import pretrain
+from ddae_jax.builders import build
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.config.keys import EARLIER_DEFAULTS, flatten
+from ddae_jax.config.recipes import RECIPES, departures, use_recipe
+from ddae_jax.config.schema import EARLIER_DEFAULTS, flatten
 from ddae_jax.config.values import contradictions, take_stored
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source
+from ddae_jax.jobs import cli
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.methods.targets import hog_targets
 from ddae_jax.models import vit
-from ddae_jax.recipes import RECIPES, departures, use_recipe
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import make_mesh, put_batch
 from ddae_jax.training.step import jit_train_step
@@ -30,7 +32,7 @@ CELLS = [",".join(cell) for cell in itertools.product(METHODS, MODES)]
 
 
 def config_of(cell):
-    return command.load_config(f"{tiny.ROOT / 'configs' / 'cifar10.py'}:{cell}")
+    return cli.load_config(f"{tiny.ROOT / 'configs' / 'cifar10.py'}:{cell}")
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -247,7 +249,7 @@ def test_each_recipe_decays_what_its_authors_do(method, small):
 
 
 def test_maskfeat_s_blocks_and_histograms_are_its_authors(small):
-    config = command.load_config(str(tiny.ROOT / "configs" / "imagenet_maskfeat_vit_b16.py"))
+    config = cli.load_config(str(tiny.ROOT / "configs" / "imagenet_maskfeat_vit_b16.py"))
     method = build.build_method(config)
     assert method.sample_mask.keywords["min_block"] == 15
     images = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
@@ -320,7 +322,7 @@ def test_a_method_without_its_recipe_is_told_apart_from_the_published_one(method
 def test_each_papers_own_config_is_the_published_method(method):
     path = tiny.ROOT / "configs" / f"imagenet_{method}_vit_b16.py"
     for supervision in ("", ":deep_dynamic"):
-        assert departures(command.load_config(f"{path}{supervision}")) == []
+        assert departures(cli.load_config(f"{path}{supervision}")) == []
 
 
 def test_a_mask_in_units_that_is_not_the_method_s_is_told():
@@ -332,10 +334,10 @@ def test_a_mask_in_units_that_is_not_the_method_s_is_told():
 def test_a_config_that_takes_no_cell_says_which_do():
     file = str(tiny.ROOT / "configs" / "digits.py")
     with pytest.raises(ValueError, match=r"takes no ':mae'; those that take .*cifar10.py"):
-        command.load_config(f"{file}:mae")
+        cli.load_config(f"{file}:mae")
 
 
 def test_any_method_takes_a_folder_of_images():
-    config = command.load_config(str(tiny.ROOT / "configs" / "folder.py") + ":mae,last")
+    config = cli.load_config(str(tiny.ROOT / "configs" / "folder.py") + ":mae,last")
     assert (config.method, config.model.encoder_input) == ("mae", "visible")
     assert config.data.source == "folder"

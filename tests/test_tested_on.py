@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import annotated
-from ddae_jax import build, command, evaluate, finetune, segment
+from ddae_jax import evaluate, finetune, segment
+from ddae_jax.builders import build
 from ddae_jax.config import finetune_defaults, pretrain_defaults, segment_defaults, to_plain
 from ddae_jax.data.readable import NothingReadable
 from ddae_jax.evaluation.segmentation import mean_iou
-from ddae_jax.labelled_watch import LabelledWatch
-from ddae_jax.segmentation_watch import count_pixels
+from ddae_jax.hooks.report import LabelledWatch
+from ddae_jax.hooks.segmentation import count_pixels
+from ddae_jax.jobs import cli
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 from tiny import write_image
@@ -144,7 +146,7 @@ class TestGoneOnTheWay:
         assert "step 4: the test split has no scores: none of 3 labelled" in record.getMessage()
 
     def test_the_end_says_what_is_saved_and_what_to_do(self, watch, capsys):
-        with pytest.raises(command.CommandEnded) as ended, command.run_ends_are_explained():
+        with pytest.raises(cli.CommandEnded) as ended, cli.run_ends_are_explained():
             watch.finish(None, 10)
         assert ended.value.code == 1
         told = capsys.readouterr().err

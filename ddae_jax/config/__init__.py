@@ -4,7 +4,7 @@
 what may not be.
 """
 
-from ddae_jax.config.keys import finetune_defaults, pretrain_defaults, segment_defaults
+from ddae_jax.config.schema import finetune_defaults, pretrain_defaults, segment_defaults
 from ddae_jax.config.values import from_plain, to_plain
 
 __all__ = ["finetune_defaults", "from_plain", "pretrain_defaults", "segment_defaults", "to_plain"]

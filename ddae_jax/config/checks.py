@@ -8,9 +8,9 @@ from ddae_jax.config.downstream import (
     ignored_in_finetuning,
     ignored_in_segmentation,
 )
-from ddae_jax.config.keys import defaults_by_key, flatten
 from ddae_jax.config.pretraining import check_pretraining, ignored_in_pretraining
 from ddae_jax.config.ranges import check_each_key
+from ddae_jax.config.schema import defaults_by_key, flatten
 
 _CHECKS = {
     "pretrain": check_pretraining,

@@ -7,16 +7,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.keys import DEFAULTS_VERSION, TUPLES, defaults_by_key, flatten
+from ddae_jax.config.schema import DEFAULTS_VERSION, TUPLES, defaults_by_key, flatten
 from ddae_jax.config.values import check_keys, on_command_line, type_in_words
 from ddae_jax.data.images import PILLOW_MAX_PIXELS
 from ddae_jax.data.view import INTERPOLATIONS
-from ddae_jax.hints import did_you_mean
-from ddae_jax.hog import FORMS
 from ddae_jax.interop.preprocessing import POOLS
 from ddae_jax.methods import METHODS
+from ddae_jax.methods.hog import FORMS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models.vit import SIZES
+from ddae_jax.suggestions import did_you_mean
 from ddae_jax.training.optimizer import check_decay_also
 
 CHOICES = {

@@ -1,7 +1,7 @@
 """Values of keys: their types, how they are stored and typed in, and how two configs differ.
 
-``job`` is whose config it is everywhere (see :data:`ddae_jax.config.keys.JOBS`); what says nothing
-of a job, as configs that were stored before there was another, is pretraining's.
+``job`` is whose config it is everywhere (see :data:`ddae_jax.config.schema.JOBS`); what says
+nothing of a job, as configs that were stored before there was another, is pretraining's.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.keys import (
+from ddae_jax.config.schema import (
     DEFAULTS_VERSION,
     EARLIER_DEFAULTS,
     EXAMPLES,
@@ -64,7 +64,7 @@ def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json"
     """A stored config as it was; keys renamed since have their new names, retired ones are gone.
 
     Keys that came into being after it was stored have what was done before there was a choice: see
-    :data:`ddae_jax.config.keys.EARLIER_DEFAULTS`.
+    :data:`ddae_jax.config.schema.EARLIER_DEFAULTS`.
 
     Args:
         plain: as :func:`to_plain` gives it.

@@ -3,7 +3,7 @@
 import os
 import stat
 
-from ddae_jax.disks import patiently
+from ddae_jax.data.disks import patiently
 
 DAMAGED = "damaged"
 TRUNCATED = "truncated"

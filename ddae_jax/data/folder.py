@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
+from ddae_jax.data.disks import ReadFailed, patiently
 from ddae_jax.data.images import NO_LABEL
 from ddae_jax.data.opening import PILLOW_FORMATS
-from ddae_jax.disks import ReadFailed, patiently
 
 _log = logging.getLogger(__name__)
 

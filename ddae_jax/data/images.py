@@ -14,6 +14,7 @@ from PIL import Image
 from ddae_jax.data.broken_off import breaks_off
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.depth import LARGEST_OF_16_BITS
+from ddae_jax.data.disks import ReadFailed, is_of_one_file
 from ddae_jax.data.files import (
     DAMAGED,
     NOT_READ,
@@ -30,7 +31,6 @@ from ddae_jax.data.opening import (
     open_encoded,
 )
 from ddae_jax.data.tiff import NEEDS_A_PACKAGE
-from ddae_jax.disks import ReadFailed, is_of_one_file
 
 _log = logging.getLogger(__name__)
 

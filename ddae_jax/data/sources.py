@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from ddae_jax.data.disks import patiently
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import (
     NO_LABEL,
@@ -32,7 +33,6 @@ from ddae_jax.data.images import (
     LazyImage,
 )
 from ddae_jax.data.splits import split_folder, warn_of_parts
-from ddae_jax.disks import patiently
 
 _log = logging.getLogger(__name__)
 

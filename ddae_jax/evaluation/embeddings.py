@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ddae_jax.hints import printable
+from ddae_jax.suggestions import printable
 from ddae_jax.training.workdir import written_atomically
 
 

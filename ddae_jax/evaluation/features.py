@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ddae_jax.models.transformer import layer_norm
 from ddae_jax.models.vit import ViT
-from ddae_jax.training.agreement import agreed
+from ddae_jax.training.multihost import agreed
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
 from ddae_jax.training.workdir import written_atomically
 

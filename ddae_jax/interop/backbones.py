@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from ddae_jax.disks import ReadFailed, is_file
+from ddae_jax.data.disks import ReadFailed, is_file
 from ddae_jax.interop.described import (
     Backbone,
     Told,

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from ddae_jax.disks import is_file
+from ddae_jax.data.disks import is_file
 from ddae_jax.interop.described import read_json
 from ddae_jax.interop.encoders import Tree, UnknownWeights, official_mae, transformers_mae
 from ddae_jax.interop.weights import find_weights, read_network, read_weights

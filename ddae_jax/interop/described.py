@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.disks import is_file, read_file
+from ddae_jax.data.disks import is_file, read_file
 from ddae_jax.interop.downloads import MOST_OF_BEGINNING, mistaken_for
 from ddae_jax.interop.encoders import Tree, UnknownWeights
 from ddae_jax.interop.places import Network

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ddae_jax.disks import is_file
+from ddae_jax.data.disks import is_file
 from ddae_jax.interop.described import (
     ACTIVATIONS,
     Backbone,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.disks import is_file
+from ddae_jax.data.disks import is_file
 from ddae_jax.interop.described import describe_encoder
 from ddae_jax.interop.encoders import Tree, UnknownWeights, Weights, convert, timm_encoder
 from ddae_jax.interop.tables import Rule, layer

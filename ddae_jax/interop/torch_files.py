@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple
 
-from ddae_jax.disks import reading
+from ddae_jax.data.disks import reading
 from ddae_jax.interop.inert import (
     SAVE_AGAIN,
     Name,

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ddae_jax.disks import ReadFailed, is_file, is_of_one_file, reading
+from ddae_jax.data.disks import ReadFailed, is_file, is_of_one_file, reading
 from ddae_jax.interop.described import read_json
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.downloads import MOST_OF_BEGINNING, as_text, mistaken_for, shown

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 
-from ddae_jax.hints import did_you_mean
 from ddae_jax.methods.beit import beit
 from ddae_jax.methods.beit2 import beit2
 from ddae_jax.methods.ddae import ddae
@@ -11,6 +10,7 @@ from ddae_jax.methods.mae import mae
 from ddae_jax.methods.maskfeat import maskfeat
 from ddae_jax.methods.method import Method
 from ddae_jax.methods.simmim import simmim
+from ddae_jax.suggestions import did_you_mean
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ddae": ddae,

@@ -1,8 +1,8 @@
 """BEiT v2: BEiT's tokens, predicted a second time through the class token."""
 
 from ddae_jax.methods.beit import beit
+from ddae_jax.methods.masked_image_model import Aggregation
 from ddae_jax.methods.method import Method
-from ddae_jax.methods.student import Aggregation
 from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ddae_jax.methods.targets import squared_error
-from ddae_jax.methods.trainable import Images
+from ddae_jax.methods.task import Images
 from ddae_jax.models.vit import ViT
 
 FeatureNormalization = Literal["layer", "batch", "position", "instance"]

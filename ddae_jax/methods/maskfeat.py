@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from ddae_jax.hog import HogForm, check_form, directions
+from ddae_jax.methods.hog import HogForm, check_form, directions
 from ddae_jax.methods.method import Method, Objective, make_method
 from ddae_jax.methods.targets import check_cells, hog_targets, squared_error
 from ddae_jax.models.decoder import Decoder
@@ -31,7 +31,7 @@ def maskfeat(
         decoder: None for ``full`` input.
         channels: of the images, each of which has its own histograms.
         hog_cell: side of a cell, pixels; divides the patch's.
-        hog_form: ``sobel``, the authors', or ``differences``; see :func:`ddae_jax.hog.hog`.
+        hog_form: ``sobel``, the authors', or ``differences``; see :func:`ddae_jax.methods.hog.hog`.
         options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
 
     Raises:

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
 from ddae_jax.masking import hidden_indices, sample_hidden, spread_hidden, visible_indices
-from ddae_jax.methods.student import Aggregation, Outputs, Student
+from ddae_jax.methods.masked_image_model import Aggregation, Outputs, Student
 from ddae_jax.methods.supervision import BetaGradient, DeepDynamicSupervision, Supervised
-from ddae_jax.methods.trainable import Images, Mask, Predictions
+from ddae_jax.methods.task import Images, Mask, Predictions
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import at_patches
@@ -77,7 +77,7 @@ class Outcome(Supervised):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A masked-image-modelling method: a :class:`ddae_jax.methods.trainable.Trainable`.
+    """A masked-image-modelling method: a :class:`ddae_jax.methods.task.Trainable`.
 
     Attributes:
         student: the trained network.

@@ -15,9 +15,9 @@ from ddae_jax.dynamic_loss import (
     masked_mean,
     neighbourhood_weights,
 )
-from ddae_jax.hints import did_you_mean
 from ddae_jax.models.vit import check_depths
 from ddae_jax.patches import Grid
+from ddae_jax.suggestions import did_you_mean
 
 Mode = Literal["last", "deep", "deep_dynamic"]
 BetaGradient = Literal["relative", "absolute"]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ddae_jax.hog import HogForm, hog
+from ddae_jax.methods.hog import HogForm, hog
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import normalize_patches, patch_statistics, patchify, unpatchify
 
@@ -49,7 +49,7 @@ def hog_targets(
     """The histograms of oriented gradients of each patch's cells, float32.
 
     Values of a patch: row of cells, column, channel, orientation. For ``form`` see
-    :func:`ddae_jax.hog.hog`. Raises ``ValueError`` if a patch is not made of whole cells.
+    :func:`ddae_jax.methods.hog.hog`. Raises ``ValueError`` if a patch is not made of whole cells.
 
     Source: Wei et al. 2022, MaskFeat, section 3.
     """

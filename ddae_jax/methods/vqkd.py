@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ddae_jax.codebook import (
+from ddae_jax.methods.task import Images
+from ddae_jax.models.codebook import (
     Codebook,
     empty_codebook,
     nearest_codes,
@@ -17,7 +18,6 @@ from ddae_jax.codebook import (
     unit_vectors,
     update_codebook,
 )
-from ddae_jax.methods.trainable import Images
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import ViT
 
@@ -81,7 +81,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class VqKd:
-    """Vector-quantised knowledge distillation (a :class:`ddae_jax.methods.trainable.Trainable`).
+    """Vector-quantised knowledge distillation (a :class:`ddae_jax.methods.task.Trainable`).
 
     Each patch of an image is encoded as a unit vector and replaced by its nearest code; from the
     codes a decoder predicts the features that the teacher has of the patches. The gradient passes
@@ -95,7 +95,7 @@ class VqKd:
         num_codes: of the codebook.
         decay: of the codebook's moving averages.
         commitment: weight of the loss that draws vectors to their codes.
-        revive_below: see :func:`ddae_jax.codebook.update_codebook`.
+        revive_below: see :func:`ddae_jax.models.codebook.update_codebook`.
 
     Raises:
         ValueError: if the teacher sees other images or patches than the tokenizer.

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddae_jax.models.backend import platform
 from ddae_jax.models.dense import Dense, matrix_product
 from ddae_jax.models.positions import relative_positions
 from ddae_jax.patches import Grid
-from ddae_jax.platform import platform
 
 AttentionForm = Literal["auto", "batched_matmul", "dot_product", "cudnn", "einsum"]
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ddae_jax.platform import platform
+from ddae_jax.models.backend import platform
 
 
 class Dense(nn.Module):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ddae_jax.codebook import nearest_codes, unit_vectors
+from ddae_jax.models.codebook import nearest_codes, unit_vectors
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.vit import Features, ViT
@@ -13,8 +13,8 @@ from ddae_jax.models.vit import Features, ViT
 class Tokenizer(nn.Module):
     """Patches to unit vectors, and codes, once looked up, to a teacher's features.
 
-    The codebook is no parameter: it follows by moving averages (:mod:`ddae_jax.codebook`) and is
-    given to whoever needs it.
+    The codebook is no parameter: it follows by moving averages (:mod:`ddae_jax.models.codebook`)
+    and is given to whoever needs it.
 
     Attributes:
         encoder: of images.

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ddae_jax.training.agreement import AnyProcess, OtherProcessFailed, agreed
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
-from ddae_jax.training.interruption import Stopped, StopRequest
+from ddae_jax.training.multihost import AnyProcess, OtherProcessFailed, agreed
 from ddae_jax.training.reading import Batches, ReadAhead
+from ddae_jax.training.signals import Stopped, StopRequest
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import TrainStep
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from ddae_jax.hints import did_you_mean
+from ddae_jax.suggestions import did_you_mean
 
 _EMBEDDING = {"patch_embedding", "class_token", "mask_token", "positions", "embedding_norm"}
 

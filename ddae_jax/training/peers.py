@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from ddae_jax.training.agreement import of_each
+from ddae_jax.training.multihost import of_each
 
 _log = logging.getLogger(__name__)
 

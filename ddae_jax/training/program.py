@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from ddae_jax.methods.trainable import Trainable
+from ddae_jax.methods.task import Trainable
 from ddae_jax.training.sharding import abstract, state_sharding
 from ddae_jax.training.state import TrainState, init_state
 from ddae_jax.training.step import Prepare, TrainStep, make_train_step

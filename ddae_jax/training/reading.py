@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from ddae_jax.training.interruption import StopRequest
+from ddae_jax.training.signals import StopRequest
 
 _log = logging.getLogger(__name__)
 

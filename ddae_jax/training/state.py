@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from ddae_jax.methods.trainable import Trainable
+from ddae_jax.methods.task import Trainable
 
 
 @flax.struct.dataclass

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ddae_jax.methods.trainable import Trainable
+from ddae_jax.methods.task import Trainable
 from ddae_jax.training.compiler_options import compiler_options
 from ddae_jax.training.sharding import batch_sharding, replicated, state_sharding
 from ddae_jax.training.state import TrainState

@@ -5,9 +5,9 @@ import pytest
 
 import tiny
 from benchmarks import recipe_screening as screening
-from ddae_jax import command
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.values import parse_value
+from ddae_jax.jobs import cli
 
 
 def test_every_pair_of_factors_is_balanced():
@@ -20,7 +20,7 @@ def test_every_pair_of_factors_is_balanced():
 def test_every_run_is_a_sound_config_and_differs_from_the_others(part):
     found = []
     for cell, images, options in screening.PARTS[part]().values():
-        config = command.load_config(f"{tiny.ROOT / 'configs' / 'cifar10.py'}:{cell}")
+        config = cli.load_config(f"{tiny.ROOT / 'configs' / 'cifar10.py'}:{cell}")
         changes = screening.COMMON | options
         config.update_from_flattened_dict(
             {key: parse_value(key, str(value)) for key, value in changes.items()}

@@ -10,8 +10,8 @@ import pytest
 
 import tiny
 from benchmarks import peer_mae, train_step
-from ddae_jax import command
-from ddae_jax.command import CommandEnded
+from ddae_jax.jobs import cli
+from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.models import vit
 
 QUICK = ("--rounds=2", "--round_s=0")
@@ -54,7 +54,7 @@ def mae(*arguments):
 
 
 def config_of_mae():
-    config = command.load_config(CELL)
+    config = cli.load_config(CELL)
     config.update_from_flattened_dict(OPTIONS)
     return config
 

@@ -8,11 +8,10 @@ import pickle
 import pytest
 from PIL import Image
 
-from ddae_jax import disks
-from ddae_jax.data import sources
+from ddae_jax.data import disks, sources
+from ddae_jax.data.disks import ReadFailed, patiently
 from ddae_jax.data.folder import scan
 from ddae_jax.data.sources import make_source
-from ddae_jax.disks import ReadFailed, patiently
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax import disks
-from ddae_jax.data import once
+from ddae_jax.data import disks, once
+from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.header_sizes import webp_size
 from ddae_jax.data.images import CAUSES, CorruptImage
 from ddae_jax.data.sources import make_source
-from ddae_jax.disks import ReadFailed
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
 

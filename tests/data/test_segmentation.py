@@ -14,11 +14,11 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from annotated import CAMVID, CAMVID_RULE, needs_camvid, write_pair, write_pairs
-from ddae_jax.data import whole_pairs
+from ddae_jax.data import eval_pairs as eval_pairs_module
 from ddae_jax.data.annotations import IGNORED, BadAnnotation, LabelRule, LazyAnnotation
+from ddae_jax.data.eval_pairs import check_pairs, eval_pairs
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.segmentation import make_pair_source
-from ddae_jax.data.whole_pairs import check_pairs, eval_pairs
 
 
 def folder(root: Path, **options):
@@ -279,7 +279,7 @@ class TestCheck:
 
     def test_what_takes_long_is_told(self, tmp_path, monkeypatch, caplog):
         caplog.set_level(logging.INFO, "ddae_jax")
-        monkeypatch.setattr(whole_pairs, "_TELL_EVERY_S", -1)
+        monkeypatch.setattr(eval_pairs_module, "_TELL_EVERY_S", -1)
         write_pairs(tmp_path, 3)
         check_pairs(folder(tmp_path))
         assert "compared the sizes of 3 of 3 annotations" in caplog.text

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from ddae_jax.evaluation.classification import make_count, score
-from ddae_jax.evaluation.confusion_figure import confusion_figure, most_confused, worst_classes
+from ddae_jax.figures.confusion import confusion_figure, most_confused, worst_classes
 from ddae_jax.training.sharding import make_mesh
 from drawn import picture
 

@@ -8,7 +8,6 @@ from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import ArraySource
 from ddae_jax.evaluation import features
-from ddae_jax.evaluation.classify import LabelledImages, untrained_params
 from ddae_jax.evaluation.features import (
     cached,
     encode_dataset,
@@ -16,6 +15,7 @@ from ddae_jax.evaluation.features import (
     raw_pixel_size,
     raw_pixels,
 )
+from ddae_jax.evaluation.labelled_images import LabelledImages, untrained_params
 from ddae_jax.models.vit import ViT
 from ddae_jax.training.sharding import make_mesh
 

@@ -7,11 +7,11 @@ import pytest
 from pyarrow import parquet
 
 from ddae_jax.data.folder import scan
-from ddae_jax.evaluation import drawing
-from ddae_jax.evaluation.confusion_figure import confusion_figure
 from ddae_jax.evaluation.embeddings import Embedded, write_embeddings
-from ddae_jax.evaluation.report import write_report
-from ddae_jax.hints import printable
+from ddae_jax.figures import style
+from ddae_jax.figures.confusion import confusion_figure
+from ddae_jax.figures.report import write_report
+from ddae_jax.suggestions import printable
 from drawn import picture
 
 NO_UTF8 = os.fsdecode(b"caf\xe9")
@@ -21,7 +21,7 @@ NAMES = ("$_{", "100 $ and $ more", NO_UTF8, "grün")
 def test_bytes_that_are_no_utf8_are_shown_as_such():
     assert printable(NO_UTF8) == r"caf\xe9"
     assert printable("grün 100 %") == "grün 100 %"
-    assert drawing.label("$_{") == r"\$_{"
+    assert style.label("$_{") == r"\$_{"
 
 
 def test_they_are_drawn(tmp_path):

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
+from ddae_jax.builders.pretrained import load_teacher
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.models.vit import ViT
-from ddae_jax.pretrained import load_teacher
 
 FOLDERS = golden_arrays.FOLDER / "backbones"
 NAMES = ("timm_clip", "timm_vit", "transformers_vit", "transformers_vit_mae", "transformers_beit")

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import golden_arrays
-from ddae_jax import build
+from ddae_jax.builders import build
+from ddae_jax.builders.networks import build_normalize
 from ddae_jax.data.sources import make_source
 from ddae_jax.data.view import INTERPOLATIONS
 from ddae_jax.evaluation.features import encoded_batches, make_encode
@@ -27,7 +28,6 @@ from ddae_jax.interop.exported import (
 )
 from ddae_jax.interop.weights import read_weights
 from ddae_jax.models.vit import ViT
-from ddae_jax.networks import build_normalize
 from ddae_jax.patches import patchify
 from ddae_jax.training.sharding import make_mesh
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import golden_arrays
+from ddae_jax.builders.pretrained import load_pretrained, load_teacher
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop import backbones
 from ddae_jax.interop.backbones import read_backbone
@@ -23,7 +24,6 @@ from ddae_jax.interop.encoders import (
 )
 from ddae_jax.interop.weights import read_weights
 from ddae_jax.models.vit import ViT
-from ddae_jax.pretrained import load_pretrained, load_teacher
 
 FOLDER = golden_arrays.FOLDER / "torch_files"
 FILES = {"mae": "mae.pth", "beit": "beit.pth", "augreg": "augreg.npz"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from ddae_jax import disks
-from ddae_jax.disks import ReadFailed
+from ddae_jax.data import disks
+from ddae_jax.data.disks import ReadFailed
 from ddae_jax.interop import weights
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.described import read_json

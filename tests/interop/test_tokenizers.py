@@ -8,12 +8,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
-from ddae_jax import build
+from ddae_jax.builders import build
+from ddae_jax.builders.pretrained import load_teacher, load_tokenizer, shapes_of_missing
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop.encoders import UnknownWeights
 from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.models import vit
-from ddae_jax.pretrained import load_teacher, load_tokenizer, shapes_of_missing
 from pickled import write_arrays
 
 FOLDER = golden_arrays.FOLDER / "tokenizer"

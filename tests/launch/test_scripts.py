@@ -9,8 +9,8 @@ import sysconfig
 import pytest
 
 import scripts
-from ddae_jax.forecast import topology
-from ddae_jax.forecast.chips import CHIPS
+from ddae_jax.aot import topology
+from ddae_jax.aot.chips import CHIPS
 
 FOR_PEOPLE = ("tpu_pod.sh", "tpu_worker.sh", "gke.sh", "slurm.sh")
 

@@ -9,12 +9,12 @@ import pytest
 
 import golden_arrays
 import stand_ins
-from ddae_jax.codebook import unit_vectors
 from ddae_jax.interop.encoders import transformers_encoder
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.targets import cross_entropy
 from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models.attention import RelativePositionBias
+from ddae_jax.models.codebook import unit_vectors
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.transformer import Block, layer_norm

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import golden_arrays
-from ddae_jax.hog import hog
 from ddae_jax.methods import METHODS, options_of
+from ddae_jax.methods.hog import hog
 from ddae_jax.methods.targets import hog_targets
 from ddae_jax.models.vit import ViT
 

@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import golden_arrays
 import stand_ins
-from ddae_jax.codebook import Codebook, unit_vectors
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer, VqKd
+from ddae_jax.models.codebook import Codebook, unit_vectors
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import ViT

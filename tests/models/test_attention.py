@@ -10,8 +10,8 @@ from scipy.special import softmax
 
 from ddae_jax.evaluation.attention_distance import attention_distance
 from ddae_jax.models.attention import ATTENTION, CrossAttention, SelfAttention, _cudnn, best_form
+from ddae_jax.models.backend import compiled_for
 from ddae_jax.models.vit import ViT, attention_by_block
-from ddae_jax.platform import compiled_for
 
 SMALL = {"image_size": (8, 12), "patch_size": 4, "width": 16, "depth": 3, "num_heads": 2}
 FORMS = ("batched_matmul", "dot_product", "einsum")

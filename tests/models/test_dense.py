@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddae_jax.models.backend import compiled_for
 from ddae_jax.models.dense import Dense, matrix_product
-from ddae_jax.platform import compiled_for
 
 SHAPES = [(6, 4, 9), (6, 9, 4), (20, 9, 2), (5, 3, 3)]
 

@@ -11,7 +11,7 @@ import pytest
 
 import golden_arrays
 from ddae_jax.interop.encoders import transformers_encoder
-from ddae_jax.methods.labelled import LabelledTask, segmentation_error
+from ddae_jax.methods.supervised import LabelledTask, segmentation_error
 from ddae_jax.models.upernet import (
     FcnHead,
     FeaturePyramid,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
-from ddae_jax.training.interruption import StopRequest
 from ddae_jax.training.loop import Every, NonFiniteLoss, Plan, make_up, train
 from ddae_jax.training.sharding import abstract, make_mesh, put_batch, state_sharding
+from ddae_jax.training.signals import StopRequest
 from ddae_jax.training.state import TrainState
 
 BATCH = 8

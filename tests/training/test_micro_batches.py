@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from ddae_jax.data.batch_augment import smoothed_one_hot
 from ddae_jax.masking import random_mask
 from ddae_jax.methods import find_method
-from ddae_jax.methods.labelled import LabelledTask, classification_error
-from ddae_jax.mixing import smoothed_one_hot
+from ddae_jax.methods.supervised import LabelledTask, classification_error
 from ddae_jax.models.classifier import Classifier
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT

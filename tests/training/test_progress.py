@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from ddae_jax.training import logging as training_logging
-from ddae_jax.training.logging import ProgressDisplay
+from ddae_jax.training import metrics as training_logging
+from ddae_jax.training.metrics import ProgressDisplay
 
 METRICS = {"loss": 1.23456, "images_per_s": 12345.6}
 

@@ -1,0 +1,153 @@
+"""TPU slices and GPUs that are not there, as devices that the compiler compiles for."""
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from packaging.requirements import Requirement
+
+from ddae_jax.aot.gpu_targets import GPUS, target_config
+from ddae_jax.suggestions import did_you_mean
+
+# Dimensions of a slice of each generation, and what its hosts hold by default.
+_DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
+_HOST = (2, 2, 1)
+_WITHOUT_A_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # there is nobody to ask which one this machine has
+    "TPU_ACCELERATOR_TYPE": "v5p-8",  # nor does it matter, but the compiler complains without
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may compile at the same time
+}
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip are one device
+
+
+_GPU_COMPILERS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """The chips of a slice such as ``v5e:16x16``, or GPUs such as ``h100:8`` or ``h100:4x8``.
+
+    GPUs are those of a machine, or machines times the GPUs of each. The environment keeps what is
+    told to a compiler about this machine: not for a process that trains on an accelerator
+    afterwards.
+
+    Raises:
+        ValueError: for what names no slice and no GPUs, saying what does.
+        FileNotFoundError: if the compiler is not installed, saying how to install it.
+    """
+    kind, sides = _parse(name)
+    if kind in GPUS:
+        return _gpus(name, kind, sides)
+    bring = f'`pip install "jax[tpu]=={jax.__version__}"`'
+    if not _is_installed("libtpu"):
+        raise FileNotFoundError(
+            f"--topology={name}: the TPU compiler is not installed; on x86-64 Linux, {bring} "
+            "brings it, and no TPU is needed"
+        )
+    if misfit := _misfit("libtpu"):
+        raise ValueError(f"--topology={name}: {misfit}; {bring} brings the one that fits")
+    for variable, value in _WITHOUT_A_TPU.items():
+        os.environ.setdefault(variable, value)
+    host = tuple(math.gcd(side, most) for side, most in zip((*sides, 1), _HOST, strict=False))
+    options = dict(_OPTIONS.get(kind, {}))
+    if host != _HOST:
+        options |= {"chips_per_host_bounds": host, "chip_config_name": "default"}
+    return _described(name, platform="tpu", topology_name=name, **options)
+
+
+def _gpus(name: str, kind: str, sides: tuple[int, ...]) -> list[jax.Device]:
+    missing = _missing_for_gpus()
+    if missing:
+        raise FileNotFoundError(
+            f"--topology={name}: {missing} is not installed; on Linux, "
+            '`pip install "jax[cuda12]"` brings it, and no GPU is needed'
+        )
+    jax.devices()  # which makes JAX look for its compilers
+    machines, each = (1, *sides)[-2:]
+    return _described(
+        name,
+        platform="cuda",
+        target_config=target_config(GPUS[kind]),
+        topology=f"1x{machines}x{each}",
+    )
+
+
+def _misfit(package: str) -> str | None:
+    """What is wrong with the version of a package that JAX has as an extra; None if nothing is.
+
+    A compiler of another version compiles for minutes, and then ends with a stack trace.
+    """
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # there, but not by pip
+        return None
+    wanted = [
+        requirement.specifier
+        for requirement in map(Requirement, importlib.metadata.requires("jax") or [])
+        if requirement.name == package
+    ]
+    if not wanted or any(specifier.contains(found, prereleases=True) for specifier in wanted):
+        return None
+    return f"{package} {found} does not fit jax {jax.__version__}, which asks for {wanted[0]}"
+
+
+def _missing_for_gpus() -> str:
+    """What is not there of all that JAX compiles for GPUs with; nothing if it is."""
+    if not any(map(_is_installed, _GPU_COMPILERS)):
+        return "the GPU compiler"
+    has_cudnn = _is_installed("nvidia.cudnn") or ctypes.util.find_library("cudnn")
+    return "" if has_cudnn else "cuDNN"  # JAX asks it for its version
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
+def _described(name: str, **described: Any) -> list[jax.Device]:
+    try:
+        return list(topologies.get_topology_desc(**described).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"--topology={name}: {str(error).splitlines()[0]}") from error
+    except NotImplementedError as error:  # JAX has found no compiler that it can take
+        raise FileNotFoundError(
+            f"--topology={name}: the compiler is not that of jax {jax.__version__}; both have the "
+            "same version"
+        ) from error
+
+
+def _parse(name: str) -> tuple[str, tuple[int, ...]]:
+    kinds = (*_DIMENSIONS, *GPUS)
+    known = ", ".join(kinds)
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not found:
+        raise ValueError(
+            f"--topology={name}; it is a generation and the chips along each side, such as "
+            f"v5e:16x16 or v5p:4x4x4, or GPUs, such as h100:8 or h100:4x8; known: {known}"
+        )
+    kind, sides = found[1], tuple(map(int, found[2].split("x")))
+    if kind not in kinds:
+        raise ValueError(f"--topology={name}; known: {known}{did_you_mean(kind, kinds)}")
+    if kind in GPUS:
+        if len(sides) > 2 or min(sides) < 1:
+            raise ValueError(
+                f"--topology={name}; it is a number of GPUs, such as {kind}:8, or machines times "
+                f"the GPUs of each, such as {kind}:4x8"
+            )
+        return kind, sides
+    dimensions = _DIMENSIONS[kind]
+    if len(sides) != dimensions or min(sides) < 1:
+        such_as = "x".join("4" * dimensions)
+        raise ValueError(
+            f"--topology={name}; a slice of {kind} has {dimensions} sides of at least 1, "
+            f"such as {kind}:{such_as}"
+        )
+    return kind, sides

@@ -1,0 +1,123 @@
+"""From a config to the networks that it describes, and to the pixel values they are given."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, UInt8
+from ml_collections import ConfigDict
+
+from ddae_jax.methods import METHODS
+from ddae_jax.methods.task import Images
+from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.tokenizer import Tokenizer
+from ddae_jax.models.vit import SIZES, ViT
+
+
+def build_encoder(config: ConfigDict) -> ViT:
+    """The encoder that the config describes."""
+    model = config.model
+    return ViT(
+        image_size=tuple(model.image_size),
+        patch_size=model.patch_size,
+        positions=model.positions,
+        relative_positions=model.relative_positions,
+        has_key_bias=model.has_key_bias,
+        layer_scale=model.layer_scale or None,
+        norms_embedding=model.norms_embedding,
+        activation=model.activation,
+        norm_epsilon=model.norm_epsilon,
+        use_class_token=model.use_class_token,
+        drop_path_rate=model.drop_path_rate,
+        **SIZES[model.size]._asdict(),
+        **_computation(config),
+    )
+
+
+def build_decoder(config: ConfigDict) -> Decoder | None:
+    """What fills hidden patches in; None if they enter the encoder."""
+    if config.model.encoder_input == "full":
+        return None
+    options = config.decoder
+    return Decoder(
+        build_encoder(config).grid,
+        width=options.width,
+        depth=options.depth,
+        num_heads=options.num_heads,
+        kind=options.kind,
+        intermediate_blocks=options.intermediate_blocks,
+        **_computation(config),
+    )
+
+
+def build_tokenizer(config: ConfigDict, teacher_width: int) -> Tokenizer:
+    """The tokenizer around the config's encoder, which tells features of so many values."""
+    options = config.tokenizer
+    return tokenizer_around(
+        build_encoder(config), options.decoder_depth, options.code_width, teacher_width
+    )
+
+
+def tokenizer_around(
+    encoder: ViT, decoder_depth: int, code_width: int, teacher_width: int = 1
+) -> Tokenizer:
+    """A tokenizer whose decoder is as wide as its encoder."""
+    decoder = Decoder(
+        encoder.grid,
+        width=encoder.width,
+        depth=decoder_depth,
+        num_heads=encoder.num_heads,
+        rematerialization=encoder.rematerialization,
+        attention_form=encoder.attention_form,
+        dtype=encoder.dtype,
+    )
+    return Tokenizer(encoder, decoder, code_width, teacher_width)
+
+
+def untrained_encoder_params(config: ConfigDict) -> PyTree:
+    """What ``params["encoder"]`` of the run with this config starts as, whatever it predicts."""
+    encoder = build_encoder(config)
+    images = jnp.zeros((1, *encoder.image_size, config.data.channels))
+    mask = None
+    if config.method in METHODS and config.model.encoder_input == "full":
+        mask = jnp.ones((1, encoder.grid[0] * encoder.grid[1]), bool)  # so there is a mask token
+    # Below another module, as in training: flax draws parameters by their path.
+    init = jax.jit(lambda key: _Holder(encoder).init(key, images, mask=mask))
+    return init(jax.random.key(config.seed))["params"]["encoder"]
+
+
+def build_normalize(
+    config: ConfigDict,
+) -> Callable[[UInt8[Array, "*b c"]], Float[Array, "*b c"]]:
+    """Pixel values 0..255 to zero mean and unit deviation, by the config's statistics; float32."""
+    mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
+    return lambda images: (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def renormalize(
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    new_mean: tuple[float, ...],
+    new_std: tuple[float, ...],
+) -> Callable[[Images], Images]:
+    """From images normalised by some statistics to images normalised by others."""
+    scale = jnp.asarray(std) / jnp.asarray(new_std)
+    shift = (jnp.asarray(mean) - jnp.asarray(new_mean)) / jnp.asarray(new_std)
+    return lambda images: images * scale + shift
+
+
+class _Holder(nn.Module):
+    encoder: ViT
+
+    def __call__(self, *arguments, **options):
+        return self.encoder(*arguments, **options)
+
+
+def _computation(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "rematerialization": config.model.rematerialization,
+        "attention_form": config.model.attention_form,
+        "dtype": jnp.dtype(config.model.dtype),
+    }

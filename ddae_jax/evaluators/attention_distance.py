@@ -1,0 +1,133 @@
+"""The task attention_distance: how local the attention of one or several runs is."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags as absl_flags
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from ddae_jax.builders import build
+from ddae_jax.builders.networks import build_encoder, build_normalize
+from ddae_jax.builders.pretrained import restore_encoder
+from ddae_jax.config import from_plain, to_plain
+from ddae_jax.evaluation.attention_distance import (
+    RADII,
+    Locality,
+    measure_locality,
+    uniform_distance,
+    uniform_mass,
+)
+from ddae_jax.evaluators.run_folder import Run, draw, open_run, where_the_data_is
+from ddae_jax.figures.attention_distance import locality_figure, locality_table
+from ddae_jax.patches import Grid
+from ddae_jax.training.multihost import all_or_none
+
+
+def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
+    """How local the attention of a run's encoder is, and of those that it is compared with.
+
+    ``--compare`` names them, or checkpoints of one run, as ``FOLDER@STEP``. All see the same images
+    whole, those of the test split of ``--workdir``'s run, each at its size.
+    """
+    others = [_path_and_step(given) for given in flags.compare]
+    with all_or_none():
+        runs = [open_run(flags.workdir, "workdir", flags)]
+        runs += [open_run(path, "compare", flags) for path, _ in others]
+        grid = _common_grid(runs)
+    steps = [flags.step, *(step for _, step in others)]
+    restored = [
+        restore_encoder(run.workdir, run.config, run.mesh, step)
+        for run, step in zip(runs, steps, strict=True)
+    ]
+    names = _names(runs, [step for _, step, _ in restored])
+    localities, of_runs = {}, {}
+    for name, run, (params, step, _) in zip(names, runs, restored, strict=True):
+        config = _with_images_of(runs[0].config, run.config)
+        source = where_the_data_is(build.build_source, config, config.data.test_split)
+        batches = build.build_eval_batches(config, source, run.mesh, flags.limit or None)
+        locality = measure_locality(
+            build_encoder(config), params, build_normalize(config), batches, run.mesh
+        )
+        whose = {"encoder": config.evaluation.encoder, "step": step}
+        title = name.removesuffix(f"@{step}")
+        localities[f"{title} ({whose['encoder']}, step {step})"] = locality
+        of_runs[name] = {"workdir": str(run.workdir.path), **whose, **_plain_locality(locality)}
+    figure = draw(runs[0].workdir.figures / "attention_distance.png", locality_figure, localities)
+    result = {
+        "task": "attention_distance",
+        "limit": flags.limit,
+        "grid": list(grid),
+        "uniform": {
+            "distance": uniform_distance(grid),
+            "mass_within": {f"{radius:g}": uniform_mass(grid, radius) for radius in RADII},
+        },
+        "runs": of_runs,
+        "figure": figure,
+    }
+    return f"{locality_table(localities)}\nfigure: {figure or 'none'}", result
+
+
+def _path_and_step(given: str) -> tuple[str, int | None]:
+    """The folder and the step of ``FOLDER@STEP``; a folder that is called so has its latest."""
+    folder, _, step = given.rpartition("@")
+    if folder and step.isdecimal() and not os.path.isdir(os.path.expanduser(given)):
+        return folder, int(step)
+    return given, None
+
+
+def _names(runs: Sequence[Run], steps: Sequence[int]) -> list[str]:
+    """A name for each run: its folder's, with as many above it as tell the runs apart.
+
+    And ``@STEP`` where one run is there at several steps. Raises ``ValueError`` for the same step.
+    """
+    paths = [run.workdir.path for run in runs]
+    checkpoints = list(zip(paths, steps, strict=True))
+    for path, step in checkpoints:
+        if checkpoints.count((path, step)) > 1:
+            raise ValueError(
+                f"--compare: {path} is given twice at step {step}; name each run once, or another "
+                "step of it as FOLDER@STEP"
+            )
+    names = [path.name for path in paths]
+    if len(set(names)) < len(set(paths)):
+        above = os.path.commonpath([path.parent for path in paths])
+        names = [os.path.relpath(path, above) for path in paths]
+    return [
+        f"{name}@{step}" if paths.count(path) > 1 else name
+        for name, (path, step) in zip(names, checkpoints, strict=True)
+    ]
+
+
+def _common_grid(runs: Sequence[Run]) -> Grid:
+    """The patch grid of all runs. Raises ``ValueError`` if one has another than the first."""
+    grid, *others = (build_encoder(run.config).grid for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if other != grid:
+            raise ValueError(
+                f"--compare={run.workdir.path} has {other[0]} x {other[1]} patches, --workdir="
+                f"{runs[0].workdir.path} has {grid[0]} x {grid[1]}; distances in patches can be "
+                "compared on the same grid only"
+            )
+    return grid
+
+
+def _with_images_of(other: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """The config, with the data of another run, at its own size and by its own statistics."""
+    config = from_plain(to_plain(config))
+    for name in ("source", "name", "data_dir", "test_split", "in_memory"):
+        config.data[name] = other.data[name]
+    return config
+
+
+def _plain_locality(locality: Locality) -> dict:
+    def plain(values: Float[np.ndarray, "depth heads"]) -> list[list[float]]:
+        return np.round(values, 5).tolist()
+
+    return {
+        "num_images": locality.num_images,
+        "patch_size": locality.patch_size,
+        "distance": plain(locality.distance),
+        "mass_within": {f"{radius:g}": plain(mass) for radius, mass in locality.mass.items()},
+    }

@@ -1,0 +1,54 @@
+"""The task segmentation: what a segmenter reaches on its test split."""
+
+from absl import flags as absl_flags
+
+from ddae_jax.builders import build
+from ddae_jax.evaluation.segmentation import class_iou
+from ddae_jax.evaluators.run_folder import open_run, restore_labelled, where_the_data_is
+from ddae_jax.hooks.segmentation import (
+    build_segment,
+    class_names,
+    count_pixels,
+    in_words,
+    plain_scores,
+)
+from ddae_jax.segment import build_pairs, build_task
+from ddae_jax.training.multihost import all_or_none
+from ddae_jax.training.sharding import local_replica
+
+
+def segmentation(flags: absl_flags.FlagValues) -> tuple[str, dict]:
+    """Mean IoU, IoU of each class and pixel accuracy, of every image once.
+
+    ``--scales`` and ``--flip`` say of which views of an image the results are averaged.
+    """
+    with all_or_none():
+        run = open_run(flags.workdir, "workdir", flags, job="segment")
+        config = run.config
+        if flags.scales:
+            config.evaluation.scales = tuple(float(scale) for scale in flags.scales)
+        if flags.flip:
+            config.evaluation.flip = True
+        split = flags.split or config.data.test_split
+        source = where_the_data_is(build_pairs, config, split)
+        build.warn_if_trained_on(config, split, within="images")
+    task = build_task(config)
+    variables, step = restore_labelled(run, task, flags.step)
+    segment = build_segment(config, task)
+    confusion = count_pixels(config, segment, local_replica(variables), source, flags.limit or None)
+    names = class_names(source, config)
+    result = {
+        "task": "segmentation",
+        "step": step,
+        "scales": list(config.evaluation.scales),
+        "flip": config.evaluation.flip,
+        **plain_scores(confusion, names),
+    }
+    width = max(map(len, names))
+    lines = [in_words(confusion)]
+    lines += [
+        f"  {name:{width}s}  {iou:6.2%}"
+        for name, iou in zip(names, class_iou(confusion), strict=True)
+        if iou == iou
+    ]
+    return "\n".join(lines), result

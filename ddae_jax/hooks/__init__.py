@@ -1,0 +1,1 @@
+"""Hooks: what happens beside training, such as scores, warnings and the report."""

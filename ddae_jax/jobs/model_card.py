@@ -1,0 +1,265 @@
+"""The card of an exported encoder: how it was trained, how its features are read, whom to cite."""
+
+import pathlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddae_jax.config.pretraining import ignored_in_pretraining
+from ddae_jax.config.schema import FOLDERS, flatten
+from ddae_jax.jobs.card_code import Subject, code_to_load, is_pooled_by_beit, plain_number, resized
+
+_VIT = (
+    "Dosovitskiy et al. 2021. *An Image is Worth 16x16 Words: Transformers for Image Recognition "
+    "at Scale*. ICLR. arXiv:2010.11929"
+)
+_DDAE = (
+    "Chen, Kong, Zhang, Zhao, Huang 2024. *DDAE: Towards Deep Dynamic Vision BERT Pretraining*. "
+    "AAAI. doi:10.1609/aaai.v38i2.27864"
+)
+_BEIT = (
+    "Bao, Dong, Piao, Wei 2022. *BEiT: BERT Pre-Training of Image Transformers*. ICLR. "
+    "arXiv:2106.08254"
+)
+_BEIT2 = (
+    "Peng, Dong, Bao, Ye, Wei 2022. *BEiT v2: Masked Image Modeling with Vector-Quantized Visual "
+    "Tokenizers*. arXiv:2208.06366"
+)
+PAPERS = MappingProxyType(
+    {
+        "ddae": (_DDAE,),
+        "mae": (
+            "He, Chen, Xie, Li, Dollár, Girshick 2022. *Masked Autoencoders Are Scalable Vision "
+            "Learners*. CVPR. arXiv:2111.06377",
+        ),
+        "simmim": (
+            "Xie et al. 2022. *SimMIM: A Simple Framework for Masked Image Modeling*. CVPR. "
+            "arXiv:2111.09886",
+        ),
+        "maskfeat": (
+            "Wei et al. 2022. *Masked Feature Prediction for Self-Supervised Visual "
+            "Pre-Training*. CVPR. arXiv:2112.09133",
+        ),
+        "beit": (_BEIT,),
+        "beit2": (_BEIT2, _BEIT),
+        "vqkd": (_BEIT2,),
+    }
+)
+"""Those of each method."""
+
+_SHOWN = ("model.", "decoder.", "mask.", "targets.", "tokenizer.", "supervision.", "teacher.")
+_SHOWN += ("optimizer.", "data.crop", "data.flip", "seed")
+_OF_THE_COMPUTATION = ("model.attention_form", "model.rematerialization")
+
+
+def model_card(subject: Subject, config: ConfigDict) -> str:
+    """The text of ``README.md``: Markdown, after what model hubs read of it.
+
+    It names no folder of the machine that trained, and no number that nobody measured.
+
+    Args:
+        subject: what was exported.
+        config: of the run.
+    """
+    data = config.data
+    rows = {
+        "method": config.method,
+        "supervision": config.supervision.mode if config.method != "vqkd" else "last",
+        "dataset": f"{data.source} {data.name}".strip(),
+        "encoder": subject.encoder,
+        "epochs planned": f"{config.epochs:g}",
+        "step": subject.step,
+        "batch": config.batch_size,
+    }
+    height, width = config.model.image_size
+    reading = {
+        "input": f"{height} x {width} pixels, {data.channels} channels, values from 0 to 1",
+        "mean": ", ".join(f"{value:g}" for value in data.mean),
+        "standard deviation": ", ".join(f"{value:g}" for value in data.std),
+        "patch": f"{config.model.patch_size} x {config.model.patch_size} pixels",
+    }
+    if subject.sha256:
+        reading["SHA-256 of `model.safetensors`"] = f"`{subject.sha256}`"
+    papers = dict.fromkeys((*PAPERS[config.method], *_of_supervision(config), _VIT))
+    if subject.is_imported:
+        papers = {_VIT: None}
+        training = (_how_it_was_imported(subject, config),)
+    else:
+        if config.init_from:
+            rows["began with"] = pathlib.PurePath(config.init_from).name
+        training = (_table("", rows), _table("key", _settings(config)))
+    told = "imported by" if subject.is_imported else "pretrained without labels by"
+    return (
+        "\n\n".join(
+            (
+                _front_matter(subject, config),
+                f"# {subject.folder}",
+                f"A vision transformer that was {told} `ddae_jax`; here as `{subject.network}` of "
+                f"{subject.library}.",
+                "## How it was trained",
+                *training,
+                "## How features are read",
+                _table("", reading),
+                _how_images_are_cut(subject, config),
+                _how_values_are_scaled(config),
+                _how_features_are_read(subject, config),
+                f"```python\n{code_to_load(subject, config)}\n```",
+                "## Citation",
+                "\n".join(f"- {paper}" for paper in papers),
+            )
+        )
+        + "\n"
+    )
+
+
+def _front_matter(subject: Subject, config: ConfigDict) -> str:
+    tags = ["image-feature-extraction"]
+    if not subject.is_imported:
+        tags += ["self-supervised-learning", "masked-image-modeling", config.method]
+    lines = (f"library_name: {subject.library}", "tags:", *(f"- {t}" for t in tags))
+    return "\n".join(("---", *lines, "---"))
+
+
+def _table(name: str, rows: Mapping[str, Any]) -> str:
+    lines = (f"| {key} | {value} |" for key, value in rows.items())
+    return "\n".join((f"| {name} | |", "|---|---|", *lines))
+
+
+def _settings(config: ConfigDict) -> dict[str, str]:
+    """The keys that had an effect on what was trained, but for folders."""
+    ignored = tuple(
+        prefix
+        for holds, prefixes, _ in ignored_in_pretraining(config)
+        for prefix in prefixes
+        if holds
+    )
+    return {
+        f"`{key}`": f"`{value!r}`"
+        for key, value in flatten(config).items()
+        if key.startswith(_SHOWN)
+        and not key.startswith(ignored)
+        and key not in FOLDERS
+        and key not in _OF_THE_COMPUTATION
+    }
+
+
+def _how_it_was_imported(subject: Subject, config: ConfigDict) -> str:
+    told = (
+        f"The weights were imported from `{pathlib.PurePath(config.init_from).name}` and not "
+        "trained further; who made them says how, and under which license they are."
+    )
+    if subject.trained_size and subject.trained_size != tuple(config.model.image_size):
+        before, now = (
+            f"{height} x {width}"
+            for height, width in (subject.trained_size, config.model.image_size)
+        )
+        told += (
+            f" They were trained on images of {before} pixels; their positions were resized for "
+            f"{now} pixels, without any training."
+        )
+    return told
+
+
+def _of_supervision(config: ConfigDict) -> tuple[str, ...]:
+    is_last = config.method == "vqkd" or config.supervision.mode == "last"
+    return () if is_last else (_DDAE,)
+
+
+def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:
+    height, width = config.model.image_size
+    resized_height, resized_width = resized(config)
+    shown = config.evaluation
+    if shown.crop_mode == "squash":
+        told = f"An image is stretched to {resized_height} x {resized_width} pixels"
+    elif resized_height == resized_width:
+        told = f"An image is resized in proportion, its shorter side to {resized_height} pixels"
+    else:
+        told = (
+            "An image is resized in proportion, so that it just covers "
+            f"{resized_height} x {resized_width} pixels"
+        )
+    told += f", with a {shown.interpolation} kernel"
+    if (resized_height, resized_width) != (height, width) or shown.crop_mode == "center":
+        told += f"; shown are the {height} x {width} pixels in the middle"
+    told += ". `ddae_jax.evaluate` shows the same pixels"
+    if not shown.crop_share:
+        told += (
+            ", but for images that have the input's size already: of them it shows all, and they "
+            "need no more than the normalisation"
+        )
+    told += ". What is transparent counts as white there. "
+    if config.data.channels not in (1, 3):
+        return told + "The code below is for an array of the input's size."
+    if subject.library == "timm":
+        return told + "timm's transform here does it all, once the image has 8 bits."
+    if shown.crop_mode == "center" and height != width:
+        return told + "The processor here cannot cut images, and is given what is cut."
+    told += "The code below cuts images itself. "
+    if shown.crop_mode == "center":
+        told += (
+            "The processor alone begins a pixel earlier in images of some shapes, as it rounds "
+            "half a pixel otherwise. "
+        )
+    return told + "With torchvision, the processor resizes by other code, which rounds otherwise."
+
+
+def _how_values_are_scaled(config: ConfigDict) -> str:
+    """How an image of more than 8 bits becomes one of 8, of which all else speaks."""
+    max_value = config.data.max_value
+    told = (
+        "Values of 8 bits are divided by 255. Images of more bits are scaled to 8 before all else, "
+    )
+    if max_value:
+        told += (
+            f"so that {plain_number(max_value)} becomes 255, and with it what is larger "
+            "(`data.max_value` of the run)"
+        )
+    else:
+        told += (
+            "each by its own range: white is what its largest value's number of bits can hold, "
+            "such as 4095 for 12 bits; of floats 1 if none is above 2, else 255 or, if it is "
+            "larger, their largest (`data.max_value=0`)"
+        )
+    if config.data.channels not in (1, 3):
+        return told + (
+            ". The code below does so where no value is below 0 or missing; `ddae_jax` reads those "
+            "too."
+        )
+    return told + (
+        ". The code below does so for PNG and TIFF files of one channel, where no value is below 0 "
+        "or missing. Pillow opens other files of more bits as `ddae_jax` does not: of colours it "
+        "keeps the upper 8 bits, and it spreads PGM and JPEG 2000 over 16. Of these, values have "
+        "to be read otherwise, and scaled alike."
+    )
+
+
+def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
+    pool = config.evaluation.pool
+    if pool == "normed_mean":
+        told = (
+            "Features of the tokens are those of the last block before the final norm; features "
+            "of the image are that norm of their mean over the patches"
+        )
+    else:
+        told = (
+            "Features of the tokens are those of the last block after the final norm; features of "
+            "the image are "
+        )
+        told += "the class token's" if pool == "class_token" else "their mean over the patches"
+    if pool != "class_token" and subject.use_class_token:
+        told += ", without the class token"
+    if subject.network == "ViTMAEForPreTraining":
+        told += (
+            ". `mask_ratio=0.0` shows the encoder all patches, in random order; with "
+            "`AutoModelForPreTraining` decoder and head are there too"
+        )
+    elif subject.library == "transformers" and not is_pooled_by_beit(subject, pool):
+        told += ". The pooler's output was not trained"
+    if subject.network == "Beit":
+        told += ". Needs timm 1.0.31 or newer"
+    told += ". `ddae_jax.evaluate --task=embed` gives the same features of the same images"
+    if config.model.dtype != "float32":
+        told += f", in {config.model.dtype} unless `--dtype=float32` is given"
+    return f"{told}."

@@ -1,0 +1,88 @@
+"""The moving average of the weights: by hand after a step, and what predictions are made with."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from ddae_jax.methods.supervised import LabelledTask, classification_error
+from ddae_jax.models.classifier import Classifier
+from ddae_jax.models.vit import ViT
+from ddae_jax.training.state import init_state
+from ddae_jax.training.step import make_train_step
+
+DECAY = 0.75
+NETWORK = Classifier(ViT((8, 8), 4, width=8, depth=1, num_heads=2), 3, init_deviation=0.1)
+IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
+TARGETS = np.eye(3, dtype=np.float32)[np.arange(6) % 3]
+
+
+def task(keeps_average):
+    return LabelledTask(NETWORK, classification_error, keeps_average=keeps_average)
+
+
+@pytest.fixture(scope="module")
+def averaged():
+    """The state before and after one step."""
+    optimizer = optax.sgd(0.5)
+    step = make_train_step(
+        task(True),
+        optimizer,
+        lambda key, batch: batch,
+        learning_rate=optax.constant_schedule(0.5),
+        momentum=optax.constant_schedule(DECAY),
+        seed=0,
+    )
+
+    @jax.jit
+    def both(key):
+        before = init_state(key, task(True), optimizer, 1)
+        after, _ = step(before, (IMAGES, TARGETS))
+        return before, after
+
+    return jax.device_get(both(jax.random.key(0)))
+
+
+def test_a_step_leaves_a_state_of_the_types_that_it_took():
+    """Statistics of batches among it; otherwise the second step would be compiled anew."""
+    optimizer = optax.sgd(0.5)
+    normed = LabelledTask(NETWORK.clone(normalization="batch"), classification_error)
+    step = make_train_step(
+        normed,
+        optimizer,
+        lambda key, batch: batch,
+        learning_rate=optax.constant_schedule(0.5),
+        momentum=optax.constant_schedule(DECAY),
+        seed=0,
+    )
+    before = jax.eval_shape(lambda key: init_state(key, normed, optimizer, 1), jax.random.key(0))
+    after, _ = jax.eval_shape(step, before, (IMAGES, TARGETS))
+    assert jax.tree.leaves(before.teacher["statistics"])
+    assert after == before  # shapes, dtypes, and whether they are weak
+
+
+def test_the_average_is_decay_of_the_old_and_the_rest_of_the_new(averaged):
+    before, after = averaged
+    old, new, found = (
+        jax.tree.leaves(tree) for tree in (before.params, after.params, after.teacher["average"])
+    )
+    assert max(np.abs(a - b).max() for a, b in zip(old, new, strict=True)) > 1e-2  # it has learned
+    for a, b, average in zip(old, new, found, strict=True):
+        np.testing.assert_allclose(average, DECAY * a + (1 - DECAY) * b, atol=1e-6)
+
+
+def test_predictions_are_those_of_the_average(averaged):
+    _, after = averaged
+    logits = jax.jit(lambda params: NETWORK.apply({"params": params}, IMAGES))
+    found = jax.jit(task(True).predict)(after.params, after.teacher, IMAGES)
+    np.testing.assert_allclose(found, logits(after.teacher["average"]), atol=1e-6)
+    assert np.abs(found - logits(after.params)).max() > 1e-2
+
+
+def test_without_an_average_predictions_are_those_of_the_parameters(averaged):
+    params = averaged[1].params
+    teacher = task(False).teacher_of(params)
+    assert teacher["average"] == {}
+    expected = jax.jit(NETWORK.apply)({"params": params}, IMAGES)
+    found = jax.jit(task(False).predict)(params, teacher, IMAGES)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
