@@ -21,7 +21,7 @@ from ddae_jax.masking import (
     visible_indices,
 )
 from ddae_jax.models.backend import compiled_for
-from ddae_jax.patches import at_patches
+from ddae_jax.models.gather import at_patches
 
 SAMPLERS = {"random": random_mask, "block": block_mask}
 every_sampler = pytest.mark.parametrize("sample", SAMPLERS.values(), ids=SAMPLERS.keys())

@@ -16,8 +16,8 @@ from ddae_jax.methods import METHODS
 from ddae_jax.methods.hog import FORMS
 from ddae_jax.methods.supervision import MODES
 from ddae_jax.models.vit import SIZES
+from ddae_jax.models.weight_decay import check_decay_also
 from ddae_jax.suggestions import did_you_mean
-from ddae_jax.training.optimizer import check_decay_also
 
 CHOICES = {
     "method": (*METHODS, "vqkd"),

@@ -1,8 +1,6 @@
 """How a run went: logged records in, one PNG each out. NumPy and matplotlib only."""
 
-import re
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,9 +12,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ddae_jax.figures import style
-
-Record = Mapping[str, object]
-"""One line of ``metrics.jsonl``. Figures skip the records that lack what they draw."""
+from ddae_jax.training.metrics import (
+    Record,
+    has_series,
+    keys_by_depth,
+    keys_by_objective,
+    latest,
+    logged_depths,
+    series,
+)
 
 CAPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -278,7 +282,7 @@ def collapse_figure(path: Path, records: Sequence[Record]) -> bool:
         title: {f"{family}/{name}": (name, colour) for name, colour in networks.items()}
         for title, family in (("effective rank", "rank"), ("deviation over images", "deviation"))
     }
-    shares = _keys_by_depth(records, "position_share")
+    shares = keys_by_depth(records, "position_share")
     colours = style.depth_colours(sorted({*logged_depths(records), *shares.values()}))
     lines["share of targets told by place"] = {
         key: (f"depth {depth}", colours[depth]) for key, depth in shares.items()
@@ -304,64 +308,6 @@ def collapse_figure(path: Path, records: Sequence[Record]) -> bool:
     return True
 
 
-def keys_by_objective(records: Sequence[Record], family: str) -> dict[str, dict[str, int]]:
-    """The keys ``FAMILY/OBJECTIVE/depth_N`` of all records, per objective: key to depth.
-
-    Objectives come in the order they were logged, depths in that of their number.
-    """
-    pattern = re.compile(rf"{re.escape(family)}/(?P<objective>.+)/depth_(?P<depth>\d+)")
-    found: dict[str, dict[str, int]] = {}
-    for key in dict.fromkeys(key for record in records for key in record):
-        if match := pattern.fullmatch(key):
-            found.setdefault(match["objective"], {})[key] = int(match["depth"])
-    return {
-        name: dict(sorted(keys.items(), key=lambda pair: pair[1])) for name, keys in found.items()
-    }
-
-
-def _keys_by_depth(records: Sequence[Record], family: str) -> dict[str, int]:
-    """The keys ``FAMILY/depth_N`` of all records, shallow to deep: key to depth."""
-    pattern = re.compile(rf"{re.escape(family)}/depth_(\d+)")
-    keys = {key for record in records for key in record}
-    found = {key: int(match[1]) for key in keys if (match := pattern.fullmatch(key))}
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
-
-
-def logged_depths(records: Sequence[Record]) -> list[int]:
-    """Every depth of which a loss or a beta was logged, shallow to deep."""
-    groups = [*keys_by_objective(records, "loss").values()]
-    groups += keys_by_objective(records, "beta").values()
-    return sorted({depth for group in groups for depth in group.values()})
-
-
-def series(
-    records: Sequence[Record], key: str, against: str = "epoch"
-) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """The logged values of one key, and what they are drawn against, in its order.
-
-    What is no number becomes NaN. Where a resumed run logged the same point again, the later value
-    counts.
-    """
-    points = {
-        _number(record[against]): _number(record[key])
-        for record in records
-        if key in record and np.isfinite(_number(record.get(against)))
-    }
-    ordered = np.array(sorted(points.items()), dtype=np.float64).reshape(-1, 2)
-    return ordered[:, 0], ordered[:, 1]
-
-
-def has_series(records: Sequence[Record], key: str, against: str = "epoch") -> bool:
-    """Whether any finite value of the key was logged with what it is drawn against."""
-    return bool(np.isfinite(series(records, key, against)[1]).any())
-
-
-def latest(records: Sequence[Record], key: str) -> float | None:
-    """The last finite value of one key, or None."""
-    values = (_number(record[key]) for record in reversed(records) if key in record)
-    return next((value for value in values if np.isfinite(value)), None)
-
-
 def running_mean(values: Float[np.ndarray, " points"], window: int) -> Float[np.ndarray, " points"]:
     """The centred mean over an odd ``window``, of what is finite in it; NaN where nothing is."""
     is_finite = np.isfinite(values)
@@ -369,10 +315,6 @@ def running_mean(values: Float[np.ndarray, " points"], window: int) -> Float[np.
     total = np.convolve(np.where(is_finite, values, 0.0), kernel, "same")
     count = np.convolve(is_finite, kernel, "same")
     return np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, Real) else np.nan
 
 
 def _power_of_ten(values: Float[np.ndarray, " points"]) -> int:

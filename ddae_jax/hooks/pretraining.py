@@ -20,7 +20,6 @@ from ddae_jax.evaluation.features import Encode
 from ddae_jax.evaluation.labelled_images import LabelledImages
 from ddae_jax.figures import metrics as metric_figures
 from ddae_jax.figures import predictions as prediction_figures
-from ddae_jax.figures.metrics import latest
 from ddae_jax.figures.report import Captioned, Summary, write_report
 from ddae_jax.hooks.collapse import (
     CollapseWatch,
@@ -30,7 +29,7 @@ from ddae_jax.hooks.collapse import (
 )
 from ddae_jax.methods.task import Trainable
 from ddae_jax.training.loop import Every
-from ddae_jax.training.metrics import read_metrics
+from ddae_jax.training.metrics import latest, read_metrics
 from ddae_jax.training.multihost import from_first
 from ddae_jax.training.sharding import replicated
 from ddae_jax.training.state import TrainState

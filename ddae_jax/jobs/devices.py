@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax.training.metrics import set_up_logging
+from ddae_jax.training.display import set_up_logging
 from ddae_jax.training.peers import watch_each_other
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")

@@ -31,7 +31,6 @@ from ddae_jax.config.schema import FOLDERS, flatten
 from ddae_jax.config.values import contradictions, is_free, job_of, take_stored
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source
-from ddae_jax.figures.metrics import latest
 from ddae_jax.jobs import cli, devices
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.loop import (
@@ -42,7 +41,7 @@ from ddae_jax.training.loop import (
     make_up,
     train,
 )
-from ddae_jax.training.metrics import Recorder, read_metrics
+from ddae_jax.training.metrics import Recorder, latest, read_metrics
 from ddae_jax.training.multihost import all_or_none, check_same_everywhere, from_first, of_each
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import (

@@ -15,9 +15,9 @@ from ddae_jax.methods.task import Images, Mask, Predictions
 from ddae_jax.models.attention import RelativePositionBias
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.dense import Dense
+from ddae_jax.models.gather import at_patches
 from ddae_jax.models.transformer import block_class
 from ddae_jax.models.vit import Features, ViT
-from ddae_jax.patches import at_patches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from ddae_jax.methods.masked_image_model import Aggregation, Outputs, Student
 from ddae_jax.methods.supervision import BetaGradient, DeepDynamicSupervision, Supervised
 from ddae_jax.methods.task import Images, Mask, Predictions
 from ddae_jax.models.decoder import Decoder
+from ddae_jax.models.gather import at_patches
 from ddae_jax.models.vit import ViT
-from ddae_jax.patches import at_patches
 
 WeightSchedule = Callable[[Array | float], Array | float]
 """From the share of the run that is done to a factor of a weight."""

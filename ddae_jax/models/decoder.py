@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ddae_jax.masking import visible_indices
 from ddae_jax.models.attention import AttentionForm
 from ddae_jax.models.dense import Dense
+from ddae_jax.models.gather import at_patches
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.transformer import (
     Rematerialization,
@@ -17,7 +18,7 @@ from ddae_jax.models.transformer import (
     token_initializer,
 )
 from ddae_jax.models.vit import Features
-from ddae_jax.patches import Grid, at_patches
+from ddae_jax.patches import Grid
 
 DecoderKind = Literal["self", "cross"]
 

@@ -1,49 +1,28 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
+"""Records of a run: written to metrics.jsonl, TensorBoard and the terminal, and read again."""
 
 import contextlib
 import json
 import logging
 import math
 import pathlib
-import sys
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import numpy as np
+from jaxtyping import Float
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from ddae_jax.training.display import ProgressDisplay
 from ddae_jax.training.workdir import Workdir, write_atomically
 
 _log = logging.getLogger(__name__)
 
-_console = Console(stderr=True)
-
-
-def set_up_logging(is_primary: bool = True) -> None:
-    """Sends the log to the terminal, in plain lines where it is none; only warnings elsewhere."""
-    handler: logging.Handler
-    if _console.is_terminal:
-        handler = RichHandler(console=_console, show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each thing that it does
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks of a restore that has failed
-    for name in ("ddae_jax", "__main__"):  # as which python -m ddae_jax.COMMAND runs it
-        logging.getLogger(name).setLevel(logging.INFO if is_primary else logging.WARNING)
+Record = Mapping[str, object]
+"""One line of ``metrics.jsonl``. Figures skip the records that lack what they draw."""
 
 
 class MetricsWriter:
@@ -145,61 +124,6 @@ def _record(line: str) -> dict | None:
     return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
-class ProgressDisplay:
-    """A progress bar with rate, time left and loss on a terminal; plain lines, now and then, else.
-
-    Args:
-        total_steps: of the run.
-        start_step: where it continues.
-        plain_every_s: seconds between plain lines.
-    """
-
-    def __init__(self, total_steps: int, start_step: int = 0, plain_every_s: float = 10.0):
-        self._total = total_steps
-        self._start = start_step
-        self._plain_every_s = plain_every_s
-        self._began = time.monotonic()
-        self._last_plain = -math.inf
-        self._bar = None
-        if _console.is_terminal:
-            self._bar = Progress(
-                TextColumn("pretraining"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
-                TextColumn("gone,"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-                console=_console,
-            )
-            self._task = self._bar.add_task("", total=total_steps, completed=start_step, text="")
-            self._bar.start()
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows the step and the metrics that people watch."""
-        text = watched(metrics)
-        if self._bar:
-            self._bar.update(self._task, completed=step, text=text)
-            return
-        now = time.monotonic()
-        if now - self._last_plain >= self._plain_every_s or step >= self._total:
-            self._last_plain = now
-            rate = (step - self._start) / max(now - self._began, 1e-9)
-            left = (self._total - step) / rate if rate > 0 else 0.0
-            _log.info("step %d/%d  %s  %s left", step, self._total, text, duration(left))
-
-    def advance(self, step: int) -> None:
-        """Moves the bar."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        if self._bar:
-            self._bar.stop()
-
-
 class Recorder:
     """Takes a run's records to its files and to the terminal, in the first process only.
 
@@ -251,31 +175,63 @@ class Recorder:
             self._writer.write(step, metrics)
 
 
-def watched(metrics: Mapping[str, float]) -> str:
-    """The metrics that people watch, in a few words: loss, each objective's betas, and the rate.
+def keys_by_objective(records: Sequence[Record], family: str) -> dict[str, dict[str, int]]:
+    """The keys ``FAMILY/OBJECTIVE/depth_N`` of all records, per objective: key to depth.
 
-    ``plain`` is the loss with all patches weighed alike, which does not move with beta. Betas are
-    shown from the first depth's to the last one's, ``beta pixels -0.41..-0.32``, where learned.
+    Objectives come in the order they were logged, depths in that of their number.
     """
-    betas: dict[str, dict[int, float]] = {}
-    for name, value in metrics.items():
-        family, _, place = name.partition("/")
-        if family == "beta":
-            objective, _, depth = place.partition("/depth_")
-            betas.setdefault(objective, {})[int(depth)] = value
-    if not any(value for by_depth in betas.values() for value in by_depth.values()):
-        betas = {}  # they are not learned
-    parts = [f"loss {metrics['loss']:.3f}"]
-    if betas:
-        parts.append(f"plain {metrics['plain_loss']:.3f}")
-    for objective, by_depth in betas.items():
-        first, last = by_depth[min(by_depth)], by_depth[max(by_depth)]
-        parts.append(f"beta {objective} {first:+.2f}..{last:+.2f}")
-    return "  ".join([*parts, f"{metrics['images_per_s']:,.0f} img/s"])
+    pattern = re.compile(rf"{re.escape(family)}/(?P<objective>.+)/depth_(?P<depth>\d+)")
+    found: dict[str, dict[str, int]] = {}
+    for key in dict.fromkeys(key for record in records for key in record):
+        if match := pattern.fullmatch(key):
+            found.setdefault(match["objective"], {})[key] = int(match["depth"])
+    return {
+        name: dict(sorted(keys.items(), key=lambda pair: pair[1])) for name, keys in found.items()
+    }
 
 
-def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+def keys_by_depth(records: Sequence[Record], family: str) -> dict[str, int]:
+    """The keys ``FAMILY/depth_N`` of all records, shallow to deep: key to depth."""
+    pattern = re.compile(rf"{re.escape(family)}/depth_(\d+)")
+    keys = {key for record in records for key in record}
+    found = {key: int(match[1]) for key in keys if (match := pattern.fullmatch(key))}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+
+
+def logged_depths(records: Sequence[Record]) -> list[int]:
+    """Every depth of which a loss or a beta was logged, shallow to deep."""
+    groups = [*keys_by_objective(records, "loss").values()]
+    groups += keys_by_objective(records, "beta").values()
+    return sorted({depth for group in groups for depth in group.values()})
+
+
+def series(
+    records: Sequence[Record], key: str, against: str = "epoch"
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """The logged values of one key, and what they are drawn against, in its order.
+
+    What is no number becomes NaN. Where a resumed run logged the same point again, the later value
+    counts.
+    """
+    points = {
+        _number(record[against]): _number(record[key])
+        for record in records
+        if key in record and np.isfinite(_number(record.get(against)))
+    }
+    ordered = np.array(sorted(points.items()), dtype=np.float64).reshape(-1, 2)
+    return ordered[:, 0], ordered[:, 1]
+
+
+def has_series(records: Sequence[Record], key: str, against: str = "epoch") -> bool:
+    """Whether any finite value of the key was logged with what it is drawn against."""
+    return bool(np.isfinite(series(records, key, against)[1]).any())
+
+
+def latest(records: Sequence[Record], key: str) -> float | None:
+    """The last finite value of one key, or None."""
+    values = (_number(record[key]) for record in reversed(records) if key in record)
+    return next((value for value in values if np.isfinite(value)), None)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, Real) else np.nan

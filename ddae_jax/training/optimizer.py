@@ -10,17 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from ddae_jax.suggestions import did_you_mean
+from ddae_jax.models.weight_decay import is_decayed
 
 _EMBEDDING = {"patch_embedding", "class_token", "mask_token", "positions", "embedding_norm"}
-
-DECAYED_ON_DEMAND = {
-    "class_token": "class_token",
-    "mask_token": "mask_token",
-    "positions": "positions",
-    "relative_positions": "table",
-}
-"""What weight decay may include beside kernels, and what such parameters are called."""
 
 
 def make_optimizer(
@@ -47,7 +39,8 @@ def make_optimizer(
         learning_rate: schedule over steps.
         total_steps: of the run.
         weight_decay: of kernels, and of what ``decay_also`` names.
-        decay_also: words of :data:`DECAYED_ON_DEMAND`, separated by commas.
+        decay_also: words of :data:`ddae_jax.models.weight_decay.DECAYED_ON_DEMAND`, separated by
+            commas.
         b1, b2: AdamW's.
         clip_norm: largest global norm of the gradient; None for no clipping.
         beta_step: beta's whole way in a run in which what it descends stayed at -1.
@@ -154,24 +147,6 @@ def parameter_groups(params: PyTree) -> PyTree:
     return _by_name(params, lambda name: "beta" if name == "beta" else "network")
 
 
-def is_decayed(params: PyTree, also: str = "") -> PyTree:
-    """True for kernels, and for what is named (see :data:`DECAYED_ON_DEMAND`)."""
-    names = {"kernel", *(DECAYED_ON_DEMAND[word] for word in _words(also))}
-    return _by_name(params, lambda name: name in names)
-
-
-def check_decay_also(decay_also: str) -> None:
-    """Raises ``ValueError`` unless all words, separated by commas, are known ones."""
-    for word in _words(decay_also):
-        if word not in DECAYED_ON_DEMAND:
-            known = ", ".join(map(repr, DECAYED_ON_DEMAND))
-            raise ValueError(
-                f"decay_also={decay_also!r}: {word!r} is nothing that weight decay may include "
-                f"beside kernels; known, separated by commas: {known}"
-                f"{did_you_mean(word, DECAYED_ON_DEMAND)}"
-            )
-
-
 def keep_in_range(lowest: float, highest: float) -> optax.GradientTransformation:
     """Shortens updates so that parameters stay within ``[lowest, highest]``, up to rounding."""
 
@@ -182,10 +157,6 @@ def keep_in_range(lowest: float, highest: float) -> optax.GradientTransformation
         return jax.tree.map(shorten, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _by_name(params: PyTree, label: Callable) -> PyTree:

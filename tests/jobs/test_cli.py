@@ -32,7 +32,7 @@ from ddae_jax.training.reading import ReadingHangs
 from ddae_jax.training.workdir import WorkdirInUse
 from tiny import write_config
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 JOB_OF_WORD = {
     "finetune": "finetune",
     "linear": "finetune",

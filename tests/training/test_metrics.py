@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from ddae_jax.training import metrics as training_logging
-from ddae_jax.training.metrics import MetricsWriter, duration, read_metrics, set_up_logging
+from ddae_jax.training import display, metrics
+from ddae_jax.training.display import duration, set_up_logging
+from ddae_jax.training.metrics import MetricsWriter, read_metrics
 
 
 def strict_records(path):
@@ -152,7 +153,7 @@ def test_a_full_disk_ends_the_events_with_one_warning_and_nothing_else(
     def disk_is_full(self, event):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(training_logging.EventsWriter, "write_event", disk_is_full)
+    monkeypatch.setattr(metrics.EventsWriter, "write_event", disk_is_full)
     for step in range(100):  # more than any queue holds
         writer.write(step, {"loss": 1.0})
     writer.close()
@@ -199,7 +200,7 @@ def messages(is_primary, logger):
 def test_the_log_goes_to_stderr_in_plain_lines_and_only_the_first_process_tells_all(
     is_primary, expected, logger, restored_logging, monkeypatch, capsys
 ):
-    monkeypatch.setattr(training_logging, "_console", Console(file=io.StringIO()))
+    monkeypatch.setattr(display, "_console", Console(file=io.StringIO()))
     messages(is_primary, logger)
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -211,7 +212,7 @@ def test_the_log_goes_to_stderr_in_plain_lines_and_only_the_first_process_tells_
 def test_the_log_is_rich_on_a_terminal(restored_logging, monkeypatch):
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
-    monkeypatch.setattr(training_logging, "_console", console)
+    monkeypatch.setattr(display, "_console", console)
     messages(is_primary=True, logger="ddae_jax.anything")
     assert "progress made" in text.getvalue()
     assert "\x1b[" in text.getvalue()

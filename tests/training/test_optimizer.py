@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from ddae_jax.masking import random_mask
 from ddae_jax.methods.ddae import ddae
 from ddae_jax.models.vit import ViT
+from ddae_jax.models.weight_decay import DECAYED_ON_DEMAND, check_decay_also, is_decayed
 from ddae_jax.training.optimizer import (
-    DECAYED_ON_DEMAND,
-    check_decay_also,
-    is_decayed,
     keep_in_range,
     make_finetuning_optimizer,
     make_optimizer,

@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from ddae_jax.training import metrics as training_logging
-from ddae_jax.training.metrics import ProgressDisplay
+from ddae_jax.training import display as display_module
+from ddae_jax.training.display import ProgressDisplay
 
 METRICS = {"loss": 1.23456, "images_per_s": 12345.6}
 
@@ -25,14 +25,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(training_logging, "time", clock)
+    monkeypatch.setattr(display_module, "time", clock)
     return clock
 
 
 @pytest.fixture
 def plain_lines(monkeypatch, caplog):
     """What is logged while standard error is no terminal."""
-    monkeypatch.setattr(training_logging, "_console", Console(file=io.StringIO()))
+    monkeypatch.setattr(display_module, "_console", Console(file=io.StringIO()))
     caplog.set_level(logging.INFO, "ddae_jax")
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -48,7 +48,7 @@ def test_without_a_terminal_there_are_plain_lines_with_rate_loss_and_time_left(p
 
 def test_on_a_terminal_the_bar_moves_with_every_step(monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr(training_logging, "_console", console)
+    monkeypatch.setattr(display_module, "_console", console)
     display = ProgressDisplay(40)
     display.update(10, METRICS)
     display.advance(13)
@@ -91,7 +91,7 @@ def test_the_first_record_may_come_at_once(plain_lines, clock):
 def test_on_a_terminal_a_bar_moves(monkeypatch, caplog):
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=120, legacy_windows=False)
-    monkeypatch.setattr(training_logging, "_console", console)
+    monkeypatch.setattr(display_module, "_console", console)
     caplog.set_level(logging.INFO, "ddae_jax")
     display = ProgressDisplay(40, start_step=10)
     for step in itertools.chain(range(11, 30), [30]):
