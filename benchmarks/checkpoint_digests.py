@@ -18,11 +18,12 @@ import jax
 
 from benchmarks.environment import RESULTS, store
 from ddae_jax import pretrain
-from ddae_jax.builders import build
+from ddae_jax.builders.methods import build_method
 from ddae_jax.jobs.cli import load_config
 from ddae_jax.training import checkpoint
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.digests import array_digests
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import make_mesh
 
 CONFIG = RESULTS.parents[1] / "configs" / "imagenet_ddae_vit_b16.py"
@@ -32,8 +33,8 @@ def main(size: str = "B", repeats: str = "5") -> None:
     """Measures, stores and prints."""
     config = load_config(str(CONFIG))
     config.model.size = size
-    schedule = build.Schedule(steps_per_epoch=100, total_steps=10_000)
-    program = pretrain.program_of(config, build.build_trainable(config), schedule)
+    schedule = Schedule(steps_per_epoch=100, total_steps=10_000)
+    program = pretrain.program_of(config, build_method(config), schedule)
     state = jax.block_until_ready(program.fresh_state(make_mesh()))
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     array_digests(state)  # compiles

@@ -23,11 +23,12 @@ from sklearn.datasets import load_sample_images
 from benchmarks.environment import store, time_in_turn
 from benchmarks.supervision_cost import BATCH, runnable
 from ddae_jax.aot.flops import model_flops
-from ddae_jax.builders import build
+from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_normalize
-from ddae_jax.builders.pretrained import load_tokenizer, shapes_of_missing
+from ddae_jax.builders.pretrained import shapes_of_missing
+from ddae_jax.builders.tokenizers import load_tokenizer
 from ddae_jax.config import pretrain_defaults, recipes
-from ddae_jax.methods.task import Trainable
+from ddae_jax.methods.task import TrainTask
 from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models.codebook import unit_vectors
 
@@ -87,12 +88,12 @@ def share_of_operations(name: str) -> float:
     """Of a step's operations, the tokenizer's or the teacher's."""
     method = method_of(name)
     params = jax.eval_shape(lambda key: method.init(key, 3), jax.random.key(0))
-    teacher = jax.eval_shape(method.teacher_of, params, method.frozen)
+    teacher = jax.eval_shape(method.init_teacher, params, method.frozen)
     images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32)
 
     def told(_, teacher, images):
         if name == "vqkd":
-            encoder = {"params": method.frozen_of(teacher)}
+            encoder = {"params": method.frozen_part(teacher)}
             return method.teacher.module.apply(encoder, images).patches
         return method.targets(teacher, images)["tokens"]
 
@@ -103,7 +104,7 @@ def share_of_operations(name: str) -> float:
     return frozen / model_flops(loss, params, teacher, images)
 
 
-def method_of(name: str) -> Trainable:
+def method_of(name: str) -> TrainTask:
     """The published one of ViT-B/16, with shapes for what it would be given."""
     config = pretrain_defaults()
     if name == "vqkd":
@@ -111,7 +112,7 @@ def method_of(name: str) -> Trainable:
     else:
         recipes.use_recipe(config, f"{name},last")
     with shapes_of_missing():
-        return build.build_trainable(config)
+        return build_method(config)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from absl import app, flags
 
 from benchmarks.environment import spread, store
 from benchmarks.input_sides import configured, wait_until_idle
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_loader, build_source
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SIDES = pathlib.Path(__file__).with_name("input_sides.py")
@@ -161,7 +161,7 @@ def measure_workers(num_workers: int) -> dict[str, dict[str, float]]:
     config = configured(_CONFIG.value, _FOLDER.value, _BATCH_SIZE.value, _THREADS.value)
     config.data.num_workers = num_workers
     rates, own, in_main, of_workers = [], [], [], []
-    with build.build_loader(config, build.build_source(config, "train")) as loader:
+    with build_loader(config, build_source(config, "train")) as loader:
         next(loader)
         wait_until_idle(_cpu_of_all, busy_share=0.4)
         for _ in range(_ROUNDS.value):

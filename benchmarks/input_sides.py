@@ -24,10 +24,10 @@ CROP_SCALE = (0.2, 1.0)  # of all sides; MAE's
 
 def pipeline(folder: str, batch_size: int, threads: int, config: str) -> Iterator[int]:
     """What pretraining reads, as a config builds it, in threads of this process."""
-    from ddae_jax.builders import build
+    from ddae_jax.builders.data import build_loader, build_source
 
     config = configured(config, folder, batch_size, threads)
-    with build.build_loader(config, build.build_source(config, "train")) as loader:
+    with build_loader(config, build_source(config, "train")) as loader:
         for batch in loader:
             yield len(batch["image"])
 

@@ -35,9 +35,9 @@ from benchmarks import few_labels
 from benchmarks.downstream import recorded
 from benchmarks.environment import RESULTS, store
 from ddae_jax import finetune, pretrain
-from ddae_jax.builders import build
+from ddae_jax.builders.evaluation import build_encode, build_labelled_images, build_predict
 from ddae_jax.builders.networks import untrained_encoder_params
-from ddae_jax.builders.pretrained import restore_encoder
+from ddae_jax.builders.restore import restore_encoder
 from ddae_jax.config import from_plain
 from ddae_jax.training.metrics import read_metrics
 from ddae_jax.training.sharding import make_mesh
@@ -209,16 +209,15 @@ def frozen_accuracy(folder: pathlib.Path, is_trained: bool = True) -> dict[str, 
     workdir = Workdir(folder)
     config = from_plain(workdir.read_config(), workdir.config)
     mesh = make_mesh()
-    images = build.build_labelled_images(config, mesh, limit=LIMIT)
-    encode = build.build_encode(config, mesh, depth=0, pool="mean")
+    images = build_labelled_images(config, mesh, limit=LIMIT)
+    encode = build_encode(config, mesh, depth=0, pool="mean")
     if is_trained:
         params, _, _ = restore_encoder(workdir, config, mesh)
     else:
         params = untrained_encoder_params(config)
     features = images.features(encode, params)
     return {
-        task: images.accuracy(build.build_predict(config, task), *features)
-        for task in ("knn", "linear")
+        task: images.accuracy(build_predict(config, task), *features) for task in ("knn", "linear")
     }
 
 

@@ -25,11 +25,14 @@ from jaxtyping import PyTree
 
 from benchmarks.environment import RESULTS, store, time_in_turn
 from ddae_jax.aot.flops import model_flops
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_preprocess
+from ddae_jax.builders.methods import build_method
+from ddae_jax.builders.optimization import build_optimizer
 from ddae_jax.builders.pretrained import shapes_of_missing
 from ddae_jax.config import pretrain_defaults, recipes
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.method import Method
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.state import init_state
 from ddae_jax.training.step import make_train_step
 
@@ -115,7 +118,7 @@ def model_operations(cell: str) -> float:
     """Counts operations an image of a ViT-B's products, by its own definition."""
     _, _, method = step_of(cell, "B")
     params = jax.eval_shape(lambda: method.init(jax.random.key(0), 3))
-    teacher = jax.eval_shape(method.teacher_of, params, method.frozen)
+    teacher = jax.eval_shape(method.init_teacher, params, method.frozen)
     images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32)
 
     def loss(params: PyTree, teacher: PyTree, images: jax.Array) -> PyTree:
@@ -155,13 +158,13 @@ def step_of(cell: str, size: str, **changes: str) -> tuple[Callable, Callable, M
         config.model.encoder_input = "full"
     config.decoder.update(CHANGES.get(cell, {}))
     with shapes_of_missing():
-        method = build.build_method(config)
-    schedule = build.Schedule(steps_per_epoch=100, total_steps=1000)
-    optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
+        method = build_method(config)
+    schedule = Schedule(steps_per_epoch=100, total_steps=1000)
+    optimizer, learning_rate, momentum = build_optimizer(config, schedule)
     step = make_train_step(
         method,
         optimizer,
-        build.build_prepare(config),
+        build_preprocess(config),
         learning_rate=learning_rate,
         momentum=momentum,
         seed=0,

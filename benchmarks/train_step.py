@@ -40,10 +40,10 @@ from ml_collections import ConfigDict
 from benchmarks.environment import spread, write
 from ddae_jax import compile_check
 from ddae_jax.aot.chips import CHIPS
-from ddae_jax.builders import build
+from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_encoder
 from ddae_jax.config import to_plain
-from ddae_jax.jobs import cli, devices
+from ddae_jax.jobs import cli, devices, exits
 from ddae_jax.jobs.runner import Data
 from ddae_jax.methods.vqkd import VqKd
 from ddae_jax.training.program import Program
@@ -73,7 +73,7 @@ class PeerFailed(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints and writes; returns the exit status."""
-    with cli.bad_input_is_explained():
+    with exits.explain_bad_input():
         flags = cli.parse_config_flags(argv, f"benchmarks.train_step {__doc__}", _define, None)
         prepare_process(flags.cores, has_peers=bool(flags.peer))
         devices.start_devices(is_distributed=False)
@@ -249,7 +249,7 @@ def peer_spec(config: ConfigDict, name: str) -> dict[str, Any]:
             "data.augment_in='workers', as it does not augment"
         )
     encoder, decoder, optimizer = build_encoder(config), config.decoder, config.optimizer
-    method = build.build_method(config)
+    method = build_method(config)
     return {
         "kind": kind,
         "is_compiled": suffix != "eager",

@@ -29,18 +29,19 @@ from ddae_jax.aot.flops import model_flops
 from ddae_jax.aot.report import report
 from ddae_jax.aot.roofline import bound_of, pace
 from ddae_jax.aot.topology import topology_devices
-from ddae_jax.builders import build
-from ddae_jax.builders.pretrained import shapes_of_missing
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.jobs import cli, devices
-from ddae_jax.jobs.runner import Data, Job
-from ddae_jax.training.program import Program
+from ddae_jax.jobs import cli, devices, exits
+from ddae_jax.jobs.job import DataSpec, Job
+from ddae_jax.training.program import TrainProgram
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import check_divisible, make_mesh, state_bytes
 
 _log = logging.getLogger(__name__)
 
-JOBS: Mapping[str, Job] = {j.name: j for j in (pretrain.JOB, finetune.JOB, segment.JOB)}
+JOBS: Mapping[str, type[Job]] = {
+    job.name: job for job in (pretrain.PretrainJob, finetune.FinetuneJob, segment.SegmentJob)
+}
 """All jobs that train, by the name that a config has."""
 
 
@@ -49,7 +50,7 @@ class Question:
     """What is to be compiled.
 
     Attributes:
-        job: whose step.
+        job_class: whose step.
         config: of the run.
         mesh: of devices.
         data: what the step has to know of the images.
@@ -58,18 +59,23 @@ class Question:
         topology: name of the slice or the GPUs; empty for the devices at hand.
     """
 
-    job: Job
+    job_class: type[Job]
     config: ConfigDict
     mesh: Mesh
-    data: Data
+    data: DataSpec
     num_images: int
     share: float
     topology: str
 
     @property
-    def schedule(self) -> build.Schedule:
-        """Of the run."""
-        return build.build_schedule(self.config, self.num_images)
+    def job(self) -> Job:
+        """The job of the config."""
+        return self.job_class(self.config)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the run."""
+        return self.job.schedule(self.num_images)
 
     def with_batch_per_device(self, count: int) -> "Question":
         """The same with another batch."""
@@ -77,19 +83,18 @@ class Question:
         config.batch_size = count * self.mesh.size
         return dataclasses.replace(self, config=config)
 
-    def program(self) -> Program:
-        """The step; a tokenizer or teacher that is not there needs only its shapes."""
-        with shapes_of_missing():
-            return self.job.program(self.config, self.schedule, self.data)
+    def program(self) -> TrainProgram:
+        """Builds the step; a tokenizer or teacher that is not there needs only its shapes."""
+        return self.job.program(self.schedule, self.data, stand_in_missing=True)
 
     def batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """The arrays of a batch."""
-        return self.job.batch_shapes(self.config, self.data)
+        """Returns the arrays of a batch."""
+        return self.job.batch_spec(self.data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 if the step fits, 3 if it does not."""
-    with cli.bad_input_is_explained():
+    with exits.explain_bad_input():
         question, flags = ask(argv)
         program = question.program()
     found = answer(question, program)
@@ -113,14 +118,16 @@ def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     chips = topology_devices(flags.topology) if flags.topology else jax.devices()
     mesh = make_mesh(**config.mesh, devices=chips)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
-    job = JOBS[config.job]
-    job.complete(config, None, given)
+    job_class = JOBS[config.job]
+    job_class.resolve_config(config, None, given)
     image_size = tuple(map(int, flags.stored_image_size)) or tuple(config.model.image_size)
-    data = Data(num_classes=flags.num_classes, image_size=image_size)
-    return Question(job, config, mesh, data, flags.num_images, flags.share, flags.topology), flags
+    data = DataSpec(num_classes=flags.num_classes, image_size=image_size)
+    return Question(
+        job_class, config, mesh, data, flags.num_images, flags.share, flags.topology
+    ), flags
 
 
-def answer(question: Question, program: Program) -> dict[str, Any]:
+def answer(question: Question, program: TrainProgram) -> dict[str, Any]:
     """Compiles the step, and tells all that is known of it as plain values."""
     config, mesh = question.config, question.mesh
     kind = mesh.devices.flat[0].device_kind
@@ -152,14 +159,14 @@ def answer(question: Question, program: Program) -> dict[str, Any]:
     return found | _at_best(step, question)
 
 
-def flops_per_image(program: Program, question: Question) -> float:
+def flops_per_image(program: TrainProgram, question: Question) -> float:
     """The model's own count of operations for an image, forward and backward."""
     small = dataclasses.replace(question, mesh=make_mesh(devices=jax.devices()[:1]))
     small = small.with_batch_per_device(2)
-    state, method = program.state_shapes(), program.method
+    state, task = program.state_shapes(), program.task
 
     def loss(params, teacher, batch, key, progress):
-        return method.loss(params, teacher, program.prepare(key, batch), key, progress=progress)
+        return task.loss(params, teacher, program.preprocess(key, batch), key, progress=progress)
 
     key, progress = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
     return model_flops(loss, state.params, state.teacher, dict(small.batch()), key, progress) / 2
@@ -254,4 +261,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -26,13 +26,13 @@ from absl import flags as absl_flags
 
 from ddae_jax.config.ranges import CHOICES
 from ddae_jax.evaluators import TASKS, check_options
-from ddae_jax.jobs import cli, devices
+from ddae_jax.jobs import cli, devices, exits
 from ddae_jax.suggestions import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with cli.bad_input_is_explained():
+    with exits.explain_bad_input():
         flags = cli.parse_flags(argv, "ddae_jax.evaluate " + __doc__, _define_flags)
         check_options(flags)
         devices.start_devices(flags.distributed)
@@ -79,4 +79,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

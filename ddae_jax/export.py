@@ -24,9 +24,9 @@ from absl import flags as absl_flags
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from ddae_jax.builders import build
+from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_encoder
-from ddae_jax.builders.pretrained import is_imported, restore_encoder, restore_params
+from ddae_jax.builders.restore import is_imported, restore_encoder, restore_params
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
@@ -42,7 +42,7 @@ from ddae_jax.interop.exported import (
     write_exported,
 )
 from ddae_jax.interop.preprocessing import Preprocessing
-from ddae_jax.jobs import cli, devices
+from ddae_jax.jobs import cli, devices, exits
 from ddae_jax.jobs.card_code import Subject, how_to_load
 from ddae_jax.jobs.model_card import model_card
 from ddae_jax.models.positions import sincos_positions
@@ -55,7 +55,7 @@ FORMATS = ("timm", "transformers")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with cli.bad_input_is_explained():
+    with exits.explain_bad_input():
         flags = cli.parse_flags(argv, "ddae_jax.export " + __doc__, _define_flags)
         devices.start_devices(is_distributed=False)
         out = _free_folder(flags.out)
@@ -157,7 +157,7 @@ def _export_encoder(
 
 
 def _export_mae(workdir: Workdir, config: ConfigDict, step: int | None) -> tuple[Exported, int]:
-    method = build.build_method(config)
+    method = build_method(config)
     shapes = jax.eval_shape(lambda key: method.init(key, config.data.channels), jax.random.key(0))
     wanted = {name: shapes[name] for name in ("encoder", "decoder", "head")}
     params, step = restore_params(workdir, wanted, step)
@@ -253,4 +253,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax.builders.initialization import load_init_from, start_params, take_over_all
+from ddae_jax.builders.initialization import inherit_all, initial_params
 from ddae_jax.builders.networks import untrained_encoder_params
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.schema import flatten
 from ddae_jax.data.view import USUAL_SHARE
-from ddae_jax.jobs import cli, devices, runner
+from ddae_jax.jobs import cli, devices, exits
+from ddae_jax.jobs.start_checks import absolute
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.workdir import Workdir
 
@@ -32,7 +33,7 @@ _log = logging.getLogger("ddae_jax.import_weights")  # by python -m, __name__ is
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with cli.bad_input_is_explained():
+    with exits.explain_bad_input():
         usage = f"ddae_jax.import_weights {__doc__}"
         flags, given = cli.read_config_flags(argv, usage, _define_flags)
         config = flags.config
@@ -45,17 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "init_decoder=True is for ddae_jax.pretrain; what is imported is an encoder alone"
             )
         for key in ("data.data_dir", "init_from"):
-            config.update_from_flattened_dict({key: runner.absolute(flatten(config)[key])})
+            config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
         workdir = Workdir(flags.workdir)
         workdir.check_is_a_run_or_empty()
         if workdir.has_checkpoint():
             raise ValueError(f"--workdir={workdir.path} holds a run already; give another")
-        take_over_all(config, given)
+        pretrained = inherit_all(config, given)
         # Published weights are of photographs, where nothing else is known.
         config.evaluation.crop_share = config.evaluation.crop_share or USUAL_SHARE
-        imported = start_params(config)
+        imported = initial_params(config, pretrained)["encoder"]
         workdir.claim()
-        workdir.write_trained_size(load_init_from(config).module.image_size)
+        workdir.write_trained_size(pretrained.module.image_size)
         # What weights need not have, such as a mask token, is fresh.
         params = untrained_encoder_params(config) | imported
         workdir.write_config(to_plain(config))
@@ -74,4 +75,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_source
 from ddae_jax.config.checks import check_config
 from ddae_jax.data.statistics import pixel_statistics
-from ddae_jax.jobs import cli
+from ddae_jax.jobs import cli, exits
 
 _LEAST_STD = 0.001  # what data.std may be: a channel that is the same everywhere would have 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    with cli.bad_input_is_explained():
+    with exits.explain_bad_input():
         usage = f"ddae_jax.pixel_statistics {__doc__}"
         flags, _ = cli.read_config_flags(argv, usage, _define_flags, None)
         config = flags.config
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.data.mean, config.data.std = (0.5,) * channels, (0.5,) * channels
             config.data.in_memory = False
         check_config(config)
-        source = build.build_source(config, config.data.train_split)
+        source = build_source(config, config.data.train_split)
         found = pixel_statistics(source, flags.limit)
     mean = [round(value, 4) for value in found.mean]
     std = [max(round(value, 4), _LEAST_STD) for value in found.std]
@@ -60,4 +60,4 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -7,8 +7,8 @@ the config; with ``--config.init_from`` the encoder goes on from another run, or
 weights. docs/method.md says what is learned; the README, what lies in the workdir afterwards.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,124 +16,183 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from ddae_jax.builders import build
-from ddae_jax.builders.initialization import begin, start_decoder, start_params, take_over
+from ddae_jax.builders.data import (
+    build_loader,
+    build_preprocess,
+    build_source,
+    settle_crop_share,
+)
+from ddae_jax.builders.initialization import (
+    inherit_architecture,
+    initial_decoder,
+    initial_params,
+)
+from ddae_jax.builders.methods import build_method
+from ddae_jax.builders.optimization import build_learning_rate, build_momentum, build_optimizer
+from ddae_jax.builders.pretrained import Pretrained
 from ddae_jax.config.pretraining import check_images_of_statistics
-from ddae_jax.config.recipes import departures
-from ddae_jax.hooks.pretraining import PretrainingWatch
-from ddae_jax.jobs import cli, runner
-from ddae_jax.methods.task import Trainable
+from ddae_jax.config.recipes import recipe_differences
+from ddae_jax.config.schema import flatten
+from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.hooks.codebook import CodebookWarning
+from ddae_jax.hooks.collapse import FeatureCollapseWarning, FeatureStatistics
+from ddae_jax.hooks.knn import KnnHook
+from ddae_jax.hooks.pretraining import PretrainingReport
+from ddae_jax.jobs import exits, runner
+from ddae_jax.jobs.job import DataSpec, Job, Sources, image_batch
+from ddae_jax.methods import METHODS
+from ddae_jax.methods.method import Method
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.program import Program
-from ddae_jax.training.state import TrainState
-from ddae_jax.training.workdir import Workdir
+from ddae_jax.training.hooks import Hook
+from ddae_jax.training.program import TrainProgram, TrainState
+from ddae_jax.training.schedules import Schedule
+
+
+class PretrainJob(Job):
+    """The job that pretrains an encoder, or a tokenizer for others."""
+
+    name = "pretrain"
+    usage = __doc__
+
+    @classmethod
+    def resolve_config(
+        cls, config: ConfigDict, stored: Mapping[str, Any] | None, given: Container[str]
+    ) -> Pretrained | None:
+        """Copies the architecture of the encoder in ``init_from``."""
+        return inherit_architecture(config, stored, given)
+
+    def sources(self) -> Sources:
+        """Opens the images to train on."""
+        config = self.config
+        train = build_source(config, config.data.train_split)  # may take long
+        check_images_of_statistics(config, len(train))
+        settle_crop_share(config, train)
+        return Sources(train)
+
+    def program(
+        self, schedule: Schedule, data: DataSpec, *, stand_in_missing: bool = False
+    ) -> TrainProgram:
+        """Builds the step that trains the method."""
+        config = self.config
+        learning_rate = build_learning_rate(config, schedule)
+        return TrainProgram(
+            task=build_method(config, stand_in_missing=stand_in_missing),
+            preprocess=build_preprocess(config),
+            optimizer=build_optimizer(config, learning_rate, schedule),
+            learning_rate=learning_rate,
+            momentum=build_momentum(config, schedule),
+            channels=config.data.channels,
+            seed=config.seed,
+            micro_batches=config.optimizer.micro_batches,
+            max_skipped=config.optimizer.skip_nonfinite,
+            total_steps=schedule.total_steps,
+        )
+
+    def batch_spec(self, data: DataSpec) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns images, and labels, which are not looked at."""
+        is_on_device = self.config.data.augment_in == "device"
+        size = data.image_size if is_on_device else self.config.model.image_size
+        return image_batch(self.config, tuple(size))
+
+    def loader(self, sources: Sources) -> TrainLoader:
+        """Opens the augmented crops of images."""
+        return build_loader(self.config, sources.train)
+
+    def hooks(
+        self, program: TrainProgram, sources: Sources, schedule: Schedule, mesh: Mesh
+    ) -> list[Hook]:
+        """Builds statistics of features, k-NN, the report, and warnings of collapse."""
+        config, method, workdir = self.config, program.task, self.workdir
+        hooks: list[Hook] = []
+        warnings: list[Hook] = [
+            CodebookWarning(config.tokenizer.min_perplexity_share * config.tokenizer.num_codes)
+        ]
+        if config.evaluation.knn_every_epochs:
+            steps = schedule.steps(config.evaluation.knn_every_epochs)
+            hooks.append(KnnHook(config, workdir, steps, mesh))
+        figures_every = config.log.figures_every_epochs
+        report = PretrainingReport(
+            config,
+            workdir,
+            schedule.total_steps,
+            schedule.steps(figures_every) if figures_every else None,
+            method=method,
+            source=sources.train,
+            mesh=mesh,
+        )
+        if isinstance(method, Method):  # of a tokenizer, it is the codebook that may collapse
+            statistics = FeatureStatistics(config, method, sources.train, mesh)
+            hooks.insert(0, statistics)
+            if jax.process_index() == 0:  # which has the records
+                warnings.append(_collapse_warning(config, workdir, method, statistics))
+        return [*hooks, report, *warnings]
+
+    def initial_params(self, program: TrainProgram) -> PyTree | None:
+        """Returns the encoder in ``init_from``, with its decoder if that is asked for."""
+        encoder = initial_params(self.config, self.initial)
+        if encoder is None:
+            return None
+        return encoder | initial_decoder(self.config, program.task)
+
+    def description(self, program: TrainProgram, data: DataSpec) -> str:
+        """Returns the method, its teacher if it has one, and what it learns."""
+        is_masked = METHODS[self.config.method].kind == "masked"
+        of_teacher = "" if is_masked else f" of {self.config.tokenizer.teacher}"
+        return f"{self.config.method}: {program.task.description}{of_teacher}"
+
+    def warnings(self, program: TrainProgram) -> list[str]:
+        """Warns of a method that is not the published one, and of more codes than patches."""
+        config = self.config
+        lines = []
+        differences = recipe_differences(config)
+        if differences:
+            lines.append(
+                f"this is not {config.method} as published: {'; '.join(differences)}. "
+                f"--config=configs/folder.py:{config.method}, or another of configs/ with such an "
+                "ending, sets them"
+            )
+        h, w = program.task.encoder.grid
+        num_patches = config.batch_size * h * w
+        is_tokenizer = METHODS[config.method].kind == "tokenizer"
+        if is_tokenizer and config.tokenizer.num_codes > num_patches:
+            lines.append(
+                f"tokenizer.num_codes={config.tokenizer.num_codes} are more than the "
+                f"{num_patches:,} patches of a batch: most codes will have none; lower it, or "
+                "raise batch_size"
+            )
+        return lines
+
+    def check_continues(self, program: TrainProgram, state: TrainState) -> None:
+        """Raises ``CheckpointError`` if tokenizer or teacher is not that of the run so far."""
+
+        @jax.jit
+        def is_same(ours: PyTree, given: PyTree) -> Array:
+            equal = jax.tree.map(lambda a, b: (a == b).all(), ours, given)
+            return jnp.all(jnp.asarray(jax.tree.leaves(equal)))
+
+        ours = program.task.frozen_part(state.teacher)
+        if jax.tree.leaves(ours) and not is_same(ours, program.task.frozen):
+            key = METHODS[self.config.method].trained_network_key
+            raise CheckpointError(
+                f"{key}={flatten(self.config)[key]!r} is not what this run started with; give "
+                "that, or another --workdir"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return runner.main(JOB, argv)
+    return runner.main(PretrainJob, argv)
 
 
-def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> runner.Parts:
-    """What a pretraining run is made of."""
-    method = build.build_trainable(config)
-    source = build.build_source(config, config.data.train_split)  # may take long
-    schedule = build.build_schedule(config, len(source))
-    check_images_of_statistics(config, len(source))
-    build.settle_crop_share(config, source)
-    is_fresh = not workdir.has_checkpoint()
-    return runner.Parts(
-        program=program_of(config, method, schedule),
-        begin=functools.partial(
-            begin,
-            method=method,
-            params=start_params(config) if is_fresh else None,
-            beside=start_decoder(config, method) if is_fresh else None,
-        ),
-        source=source,
-        loader=build.build_loader(config, source),
-        schedule=schedule,
-        watch=PretrainingWatch(config, workdir, method, source, schedule, mesh),
-        description=describe(config, method),
-        notes=notes(config, method),
-        check_continues=functools.partial(check_same_frozen, config=config, method=method),
+def _collapse_warning(config, workdir, method, statistics) -> FeatureCollapseWarning:
+    targets = config.targets
+    return FeatureCollapseWarning(
+        workdir.metrics,
+        most_rank=min(method.encoder.width, statistics.num_images - 1),
+        learned_from=targets.feature_start if targets.pixel_weight else 0.0,
+        normalization=targets.feature_normalization,
     )
-
-
-def build_program(config: ConfigDict, schedule: build.Schedule, data: runner.Data) -> Program:
-    """The step of a pretraining run."""
-    return program_of(config, build.build_trainable(config), schedule)
-
-
-def program_of(config: ConfigDict, method: Trainable, schedule: build.Schedule) -> Program:
-    """The step that trains a method."""
-    optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
-    return Program(
-        method=method,
-        prepare=build.build_prepare(config),
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        momentum=momentum,
-        channels=config.data.channels,
-        seed=config.seed,
-        micro_batches=config.optimizer.micro_batches,
-        skips_nonfinite=config.optimizer.skip_nonfinite > 0,
-        total_steps=schedule.total_steps,
-    )
-
-
-def batch_shapes(config: ConfigDict, data: runner.Data) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a batch."""
-    size = data.image_size if config.data.augment_in == "device" else config.model.image_size
-    return runner.image_batch(config, tuple(size))
-
-
-def describe(config: ConfigDict, method: Trainable) -> str:
-    """One line on what is trained."""
-    of_teacher = f" of {config.tokenizer.teacher}" if config.method == "vqkd" else ""
-    return f"{config.method}: {method.description}{of_teacher}"
-
-
-def notes(config: ConfigDict, method: Trainable) -> list[str]:
-    """What may not be meant: a method that is not the published one, more codes than patches."""
-    found = []
-    differing = departures(config)
-    if differing:
-        found.append(
-            f"this is not {config.method} as published: {'; '.join(differing)}. "
-            f"--config=configs/folder.py:{config.method}, or another of configs/ with such an "
-            "ending, sets them"
-        )
-    h, w = method.encoder.grid
-    num_patches = config.batch_size * h * w
-    if config.method == "vqkd" and config.tokenizer.num_codes > num_patches:
-        found.append(
-            f"tokenizer.num_codes={config.tokenizer.num_codes} are more than the {num_patches:,} "
-            "patches of a batch: most codes will have none; lower it, or raise batch_size"
-        )
-    return found
-
-
-def check_same_frozen(state: TrainState, config: ConfigDict, method: Trainable) -> None:
-    """Raises ``CheckpointError`` if a tokenizer or teacher is not what the run started with."""
-
-    @jax.jit
-    def is_same(ours: PyTree, given: PyTree) -> Array:
-        equal = jax.tree.map(lambda a, b: (a == b).all(), ours, given)
-        return jnp.all(jnp.asarray(jax.tree.leaves(equal)))
-
-    ours = method.frozen_of(state.teacher)
-    if jax.tree.leaves(ours) and not is_same(ours, method.frozen):
-        key = "tokenizer.teacher" if config.method == "vqkd" else "targets.tokenizer"
-        section, name = key.split(".")
-        raise CheckpointError(
-            f"{key}={config[section][name]!r} is not what this run started with; give that, or "
-            "another --workdir"
-        )
-
-
-JOB = runner.Job("pretrain", __doc__, build_parts, build_program, batch_shapes, take_over)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    exits.run(main)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ddae_jax.builders import build
 from ddae_jax.builders.networks import build_encoder, build_tokenizer
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 

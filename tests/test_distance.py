@@ -117,7 +117,9 @@ def test_distance_costs_under_one_percent_of_a_vit_b16_train_steps_flops():
     params = jax.eval_shape(lambda key: method.init(key, 3), key)
     images = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.float32)
     step = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
-    step_flops = step.lower(params, method.teacher_of(params), images, key).cost_analysis()["flops"]
+    step_flops = step.lower(params, method.init_teacher(params), images, key).cost_analysis()[
+        "flops"
+    ]
     # A forward pass of ViT-B/16 is some 17.5 GMAC an image; a step holds several.
     assert step_flops > batch * 3 * 2 * 17e9
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_loader, build_source
 from ddae_jax.config import from_plain
 from ddae_jax.jobs import runner
 
@@ -259,7 +259,7 @@ def test_continued_by_other_processes_devices_and_shares_it_is_as_if_never_stopp
         np.testing.assert_allclose(many[step], once[step], rtol=2e-5, err_msg=f"step {step}")
 
     settings = from_plain(json.loads((workdir / "config.json").read_text()))
-    with build.build_loader(settings, build.build_source(settings, "train")) as of_one_process:
+    with build_loader(settings, build_source(settings, "train")) as of_one_process:
         for step in range(15):
             expected = next(of_one_process)["image"]
             if step < 4:
@@ -440,12 +440,12 @@ def test_a_stop_of_one_process_while_they_prepare_stops_both(shallow, tmp_path):
     patch = """
 import signal
 from ddae_jax import build
-make = build.build_source
+make = build_source
 def stopped(*arguments):
     if index == 1:
         signal.raise_signal(signal.SIGTERM)
     return make(*arguments)
-build.build_source = stopped
+build_source = stopped
 """
     workdir = tmp_path / "run"
     options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import pytest
 
 import tiny
-from ddae_jax.builders import build
+from ddae_jax.builders.optimization import build_learning_rate
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.jobs import cli
+from ddae_jax.jobs.job import make_schedule
+from ddae_jax.training.schedules import Schedule
 
 IMAGENET, ADE20K = 1_281_167, 20_210
 AN_EPOCH = IMAGENET // 1024
@@ -118,8 +120,8 @@ def test_each_recipe_is_the_published_one(name):
     check_config(config)
     assert ignored_keys(config) == []
     options = config.optimizer
-    schedule = build.build_schedule(config, wanted.num_images)
-    learning_rate = build.build_learning_rate(config, schedule)
+    schedule = make_schedule(config, wanted.num_images)
+    learning_rate = build_learning_rate(config, schedule)
     scale = config.augment.scale_range if wanted.job == "segment" else config.data.crop_scale
     found = Recipe(
         job=config.job,
@@ -158,5 +160,5 @@ def test_fine_tuning_regularises_as_published(name):
 
 def test_an_epoch_of_ade20k_has_so_many_steps_that_160_000_are_160_000():
     config = config_of("ade20k_upernet_vit_b16")
-    schedule = build.build_schedule(config, ADE20K)
-    assert schedule == build.Schedule(steps_per_epoch=1_263, total_steps=160_000)
+    schedule = make_schedule(config, ADE20K)
+    assert schedule == Schedule(steps_per_epoch=1_263, total_steps=160_000)

@@ -13,7 +13,8 @@ import tiny
 from ddae_jax import export
 from ddae_jax.builders.build import build_method, decoding
 from ddae_jax.builders.networks import build_encoder
-from ddae_jax.builders.pretrained import load_pretrained, restore_encoder
+from ddae_jax.builders.pretrained import load_pretrained
+from ddae_jax.builders.restore import restore_encoder
 from ddae_jax.config import finetune_defaults, from_plain, pretrain_defaults, to_plain
 from ddae_jax.data.sources import make_source
 from ddae_jax.interop.backbones import read_backbone
@@ -60,7 +61,7 @@ def begin(path, flags):
     params = stand_ins.parameters(
         lambda: method.init(jax.random.key(0), flags.config.data.channels)
     )
-    state = {"params": params, "teacher": method.teacher_of(params)}
+    state = {"params": params, "teacher": method.init_teacher(params)}
     with Checkpoints(workdir.checkpoints) as checkpoints:
         checkpoints.save(state, 0, {})
     workdir.release()

@@ -21,7 +21,7 @@ from sklearn import metrics
 import golden_arrays
 import tiny
 from ddae_jax import evaluate, finetune
-from ddae_jax.builders import build, networks
+from ddae_jax.builders import networks
 from ddae_jax.config import from_plain, ranges, to_plain
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions
@@ -150,7 +150,7 @@ def test_scores_are_those_of_the_average_of_the_weights(runs, tmp_path, capsys):
 def write_checkpoint(folder, config, task, params, average):
     """What a fine-tuning run leaves, with these parameters and this average."""
     (folder / "config.json").write_text(json.dumps(config))
-    state = {"params": params, "teacher": task.teacher_of(params) | {"average": average}}
+    state = {"params": params, "teacher": task.init_teacher(params) | {"average": average}}
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(state, 0, {})
 

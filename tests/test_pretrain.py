@@ -20,13 +20,14 @@ from PIL import Image
 
 import tiny
 from ddae_jax import pretrain
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_source
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.schema import EARLIER_DEFAULTS, defaults_of, flatten
 from ddae_jax.data import pipeline
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.hooks.pretraining import KnnMonitor
 from ddae_jax.jobs import runner
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import make_mesh
 from undrawn import pictures_left_out
 
@@ -315,7 +316,7 @@ def test_a_run_that_came_and_went_while_this_one_prepared_is_noticed(
     config, tmp_path, monkeypatch, capsys
 ):
     workdir = tmp_path / "run"
-    make = build.build_source
+    make = build_source
 
     def meanwhile(*arguments):
         other = pretrain_defaults()
@@ -618,7 +619,7 @@ def test_keys_without_effect_are_named_once_at_the_start(caplog):
     config.model.size = "Ti"
     config.supervision.mode = "last"
     config.supervision.depths = (6, 12)
-    schedule = build.Schedule(2, 200)
+    schedule = Schedule(2, 200)
     parts = runner.Parts(
         program=pretrain.build_program(config, schedule, runner.Data()),
         source=range(512),

@@ -11,10 +11,12 @@ import pytest
 import stand_ins
 import tiny
 from ddae_jax import pretrain
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_preprocess
+from ddae_jax.builders.methods import build_method
+from ddae_jax.builders.optimization import build_optimizer
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.config.recipes import RECIPES, departures, use_recipe
+from ddae_jax.config.recipes import recipe_differences, use_recipe
 from ddae_jax.config.schema import EARLIER_DEFAULTS, flatten
 from ddae_jax.config.values import contradictions, take_stored
 from ddae_jax.data.pipeline import eval_batches
@@ -25,6 +27,7 @@ from ddae_jax.methods.supervision import MODES
 from ddae_jax.methods.targets import hog_targets
 from ddae_jax.models import vit
 from ddae_jax.training.program import Program
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import make_mesh, put_batch
 from ddae_jax.training.step import jit_train_step
 
@@ -79,12 +82,12 @@ def eight_images():
 
 def train(config, num_steps, mesh):
     """The state and the metrics after each step, of one batch again and again."""
-    method = build.build_trainable(config)
-    schedule = build.Schedule(steps_per_epoch=30, total_steps=30)
-    optimizer, learning_rate, momentum = build.build_optimizer(config, schedule)
+    method = build_method(config)
+    schedule = Schedule(steps_per_epoch=30, total_steps=30)
+    optimizer, learning_rate, momentum = build_optimizer(config, schedule)
     program = Program(
         method,
-        build.build_prepare(config),
+        build_preprocess(config),
         optimizer,
         learning_rate,
         momentum,
@@ -162,7 +165,7 @@ def test_a_step_that_went_wrong_may_leave_everything_as_it_was(small, monkeypatc
     mesh = make_mesh(1, 1, jax.devices()[:1])
     config = small(config_of("ddae,deep_dynamic"))
     config.optimizer.skip_nonfinite = 1
-    program = pretrain.program_of(config, build.build_trainable(config), build.Schedule(30, 30))
+    program = pretrain.program_of(config, build_method(config), Schedule(30, 30))
     state = program.fresh_state(mesh)
     before = jax.device_get(state)
     prepare = program.prepare
@@ -234,9 +237,9 @@ def test_each_recipe_decays_what_its_authors_do(method, small):
     """What nothing pulls at shrinks by its share of the learning rate, or stays."""
     config = small(config_of(f"{method},last"))
     shapes = jax.eval_shape(
-        functools.partial(build.build_trainable(config).init, channels=3), jax.random.key(0)
+        functools.partial(build_method(config).init, channels=3), jax.random.key(0)
     )
-    optimizer, learning_rate, _ = build.build_optimizer(config, build.Schedule(30, 30))
+    optimizer, learning_rate, _ = build_optimizer(config, Schedule(30, 30))
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
     state, nothing = optimizer.init(params), jax.tree.map(np.zeros_like, params)
     updates = jax.tree.leaves_with_path(optimizer.update(nothing, state, params)[0])
@@ -250,7 +253,7 @@ def test_each_recipe_decays_what_its_authors_do(method, small):
 
 def test_maskfeat_s_blocks_and_histograms_are_its_authors(small):
     config = cli.load_config(str(tiny.ROOT / "configs" / "imagenet_maskfeat_vit_b16.py"))
-    method = build.build_method(config)
+    method = build_method(config)
     assert method.sample_mask.keywords["min_block"] == 15
     images = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
     expected = hog_targets(images, 16, 8, "sobel")
@@ -304,10 +307,10 @@ def test_an_unknown_cell_names_the_known_ones(cell, message):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_without_its_recipe_is_told_apart_from_the_published_one(method):
     config = config_of(method)
-    assert departures(config) == []
+    assert recipe_differences(config) == []
     other = pretrain_defaults()
     other.method = method
-    found = departures(other)
+    found = recipe_differences(other)
     assert bool(found) == (method in ("mae", "simmim", "maskfeat", "beit", "beit2"))
     if method == "mae":
         assert found == [
@@ -322,13 +325,13 @@ def test_a_method_without_its_recipe_is_told_apart_from_the_published_one(method
 def test_each_papers_own_config_is_the_published_method(method):
     path = tiny.ROOT / "configs" / f"imagenet_{method}_vit_b16.py"
     for supervision in ("", ":deep_dynamic"):
-        assert departures(cli.load_config(f"{path}{supervision}")) == []
+        assert recipe_differences(cli.load_config(f"{path}{supervision}")) == []
 
 
 def test_a_mask_in_units_that_is_not_the_method_s_is_told():
     config = config_of("mae,last")
     config.mask.unit = 2
-    assert departures(config) == ["mask.unit=2, not 1"]
+    assert recipe_differences(config) == ["mask.unit=2, not 1"]
 
 
 def test_a_config_that_takes_no_cell_says_which_do():

@@ -19,7 +19,7 @@ from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.eval_pairs import eval_pairs
 from ddae_jax.hooks.segmentation import build_segment
 from ddae_jax.interop import backbones
-from ddae_jax.jobs import cli
+from ddae_jax.jobs import exits
 from ddae_jax.models import vit
 from ddae_jax.training.metrics import read_metrics
 from undrawn import pictures_left_out
@@ -216,7 +216,7 @@ def test_bad_input_is_named_before_anything_is_trained(
         for number in range(100):
             labels = np.full((2, 2), 5 if number == 77 else 0)
             annotated.write_pair(tmp_path / "data", f"{number:03d}", labels, labels, split)
-    with pytest.raises(cli.CommandEnded) as ended:
+    with pytest.raises(exits.CommandEnded) as ended:
         run(tmp_path, "never", *options)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_blocks_that_the_encoder_of_another_run_has_not_are_named_before_anythin
     monkeypatch.setitem(ranges.CHOICES, "model.size", tuple(vit.SIZES))
     file = golden_arrays.FOLDER / "torch_files" / "mae.pth"  # of two blocks
     shutil.copy(folder / "segment.py", tmp_path)
-    with pytest.raises(cli.CommandEnded) as ended:
+    with pytest.raises(exits.CommandEnded) as ended:
         run(tmp_path, "never", f"--config.init_from={file}", "--config.head.depths=1,2,3,4")
     assert ended.value.code == 2
     told = f"head.depths=(1, 2, 3, 4); the encoder of init_from='{file}' has 2 blocks"

@@ -7,13 +7,14 @@ import pytest
 
 import annotated
 from ddae_jax import evaluate, finetune, segment
-from ddae_jax.builders import build
+from ddae_jax.builders.evaluation import build_labelled_images
 from ddae_jax.config import finetune_defaults, pretrain_defaults, segment_defaults, to_plain
 from ddae_jax.data.readable import NothingReadable
 from ddae_jax.evaluation.segmentation import mean_iou
 from ddae_jax.hooks.report import LabelledWatch
 from ddae_jax.hooks.segmentation import count_pixels
-from ddae_jax.jobs import cli
+from ddae_jax.jobs import exits
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 from tiny import write_image
@@ -95,7 +96,7 @@ class TestUnreadable:
     def test_images_for_k_nn_are_named(self, split, photos):
         spoil(photos / split)
         with pytest.raises(NothingReadable, match=f"the '{split}' split: none of 4 examples"):
-            build.build_labelled_images(config_of("pretrain", photos), make_mesh())
+            build_labelled_images(config_of("pretrain", photos), make_mesh())
 
     def test_images_are_named_where_a_run_is_evaluated_again(self, photos, tmp_path, capsys):
         spoil(photos / "validation")
@@ -136,7 +137,7 @@ class TestGoneOnTheWay:
     @pytest.fixture
     def watch(self, photos, tmp_path):
         config = config_of("finetune", photos)
-        return Watch(config, Workdir(tmp_path / "run"), build.Schedule(2, 10))
+        return Watch(config, Workdir(tmp_path / "run"), Schedule(2, 10))
 
     def test_scores_are_left_out_without_a_traceback(self, watch, caplog):
         (action,) = watch.actions()
@@ -146,7 +147,7 @@ class TestGoneOnTheWay:
         assert "step 4: the test split has no scores: none of 3 labelled" in record.getMessage()
 
     def test_the_end_says_what_is_saved_and_what_to_do(self, watch, capsys):
-        with pytest.raises(cli.CommandEnded) as ended, cli.run_ends_are_explained():
+        with pytest.raises(exits.CommandEnded) as ended, exits.explain_run_ends():
             watch.finish(None, 10)
         assert ended.value.code == 1
         told = capsys.readouterr().err
@@ -175,9 +176,9 @@ class TestTrainedOn:
 
     def test_k_nn_warns(self, photos, caplog):
         config = config_of("pretrain", photos)
-        build.build_labelled_images(config, make_mesh())
+        build_labelled_images(config, make_mesh())
         message = self.shared(config, "train", caplog)
-        build.build_labelled_images(config, make_mesh())
+        build_labelled_images(config, make_mesh())
         assert message in caplog.text
 
     @pytest.mark.parametrize(

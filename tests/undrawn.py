@@ -77,6 +77,6 @@ def _put_digits_in_place() -> None:
 
 if __name__ == "__main__":
     job = load(sys.argv[1])
-    from ddae_jax.jobs import cli
+    from ddae_jax.jobs import exits
 
-    cli.run(lambda: job.main(sys.argv[2:]))
+    exits.run(lambda: job.main(sys.argv[2:]))

@@ -13,9 +13,8 @@ from ddae_jax.aot.collectives import Traffic, collectives
 from ddae_jax.aot.gpu_cost import gpu_work
 from ddae_jax.models.backend import compiled_for
 from ddae_jax.training.compiler_options import compiler_options
-from ddae_jax.training.program import Program
+from ddae_jax.training.program import TrainProgram
 from ddae_jax.training.sharding import batch_sharding, bytes_per_device, state_bytes
-from ddae_jax.training.step import jit_train_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -62,7 +61,7 @@ class CompiledStep:
 
 
 def compile_step(
-    program: Program, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct]
+    program: TrainProgram, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct]
 ) -> CompiledStep:
     """Compiles a step for a mesh of devices.
 
@@ -110,7 +109,7 @@ def compile_step(
 
 
 def lower_step(
-    program: Program,
+    program: TrainProgram,
     mesh: Mesh,
     batch: Mapping[str, jax.ShapeDtypeStruct],
     options: Mapping[str, str | bool] | None = None,
@@ -119,13 +118,11 @@ def lower_step(
 
     Args:
         program, mesh, batch: see :func:`compile_step`.
-        options: see :func:`ddae_jax.training.step.jit_train_step`.
+        options: see :func:`ddae_jax.training.program.TrainProgram.jit`.
     """
     state = program.state_shapes(mesh)
     with compiled_for(mesh.devices.flat[0].platform):
-        return jit_train_step(program.step(), mesh, state, options).lower(
-            state, _laid_out(batch, mesh)
-        )
+        return program.jit(mesh, options).lower(state, _laid_out(batch, mesh))
 
 
 def forecast_options(mesh: Mesh) -> dict[str, str | bool]:

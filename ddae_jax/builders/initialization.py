@@ -1,25 +1,27 @@
-"""How a run begins with an encoder that somebody has trained: a run's, or published weights."""
+"""Initialization: how a run begins with a pretrained encoder."""
 
 import logging
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from ddae_jax.builders.networks import build_encoder
 from ddae_jax.builders.pretrained import Pretrained, check_fits, load_decoder, load_pretrained
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
+from ddae_jax.config.downstream import (
+    TOLD_BY_INIT_FROM,
+    check_architecture,
+    check_size_is_known,
+)
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import typed
 from ddae_jax.interop.described import Told
-from ddae_jax.methods.task import Trainable
+from ddae_jax.methods.task import TrainTask
 from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.training.checkpoint import differences
-from ddae_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -28,47 +30,75 @@ _log = logging.getLogger(__name__)
 _GIVEN_COUNTS = ("data.mean", "data.std", "model.norm_epsilon")
 
 
-def take_over(
+def inherit_architecture(
     config: ConfigDict,
     stored: Mapping[str, Any] | None,
     given: Container[str] = (),
     learns_positions: bool = False,
-) -> None:
-    """Takes over from ``init_from`` what it tells: the architecture, and the pixels' statistics.
+) -> Pretrained | None:
+    """Copies architecture and pixel statistics from ``init_from`` into the config.
 
-    A run that is continued has it in its own config, wherever its beginning is now.
+    A continued run reads them from its stored config, so ``init_from`` may have moved since.
 
     Args:
         config: of the run; is changed in place.
         stored: the config of a run that is continued, else None.
-        given: keys that the command line sets. Pixel statistics and the norms' epsilon count more
-            than what the encoder has, which a warning says.
+        given: keys that the command line sets. Pixel statistics and the norms' epsilon among them
+            count more than those of the encoder, and a warning says so.
         learns_positions: whether sine-cosine positions become learned ones, which begin as these.
 
-    Raises as :func:`ddae_jax.builders.pretrained.load_pretrained` does, and ``ValueError`` if the
-    command line gives another architecture than the encoder has.
+    Returns:
+        The encoder in ``init_from``; None without one, and for a run that is continued.
+
+    Raises:
+        ValueError: if the command line gives another architecture than the encoder has, and as
+            :func:`ddae_jax.builders.pretrained.load_pretrained` does.
+        FileNotFoundError: if there is nothing at ``init_from``.
     """
     if not config.init_from:
-        return
-    if stored is not None:
-        told = flatten(stored)
+        return None
+    pretrained = None
+    if stored is None:
+        pretrained = load_init_from(config)
+        _adopt(config, pretrained, given, learns_positions)
+    else:
+        values = flatten(stored)
         config.update_from_flattened_dict(
             # What is given is compared with what is stored, and refused if it is something else.
             {
-                key: typed(key, told[key], config.job)
+                key: typed(key, values[key], config.job)
                 for key in TOLD_BY_INIT_FROM
                 if key not in given
             }
         )
         if not any(config.model.image_size):
-            config.model.image_size = tuple(told["model.image_size"])
-    else:
-        _adopt(config, given, learns_positions)
+            config.model.image_size = tuple(values["model.image_size"])
     check_config(config)
+    return pretrained
 
 
-def take_over_all(config: ConfigDict, given: Container[str]) -> None:
-    """Takes over what :func:`take_over` does, and how ``init_from`` is shown images and read.
+def inherit_to_finetune(
+    config: ConfigDict, stored: Mapping[str, Any] | None, given: Container[str] = ()
+) -> Pretrained | None:
+    """Copies the architecture of the encoder in ``init_from``, whose positions are learned then on.
+
+    Returns what :func:`inherit_architecture` returns, and raises what that raises; and
+    ``ValueError`` for keys that ask for what the encoder does not have.
+    """
+    pretrained = inherit_architecture(config, stored, given, learns_positions=True)
+    check_size_is_known(config)
+    check_architecture(config)
+    return pretrained
+
+
+def starting_point(config: ConfigDict) -> str:
+    """Describes where the encoder of a fine-tuning run is from."""
+    is_fresh = not config.init_from or config.from_scratch
+    return "from scratch" if is_fresh else f"from {config.init_from}"
+
+
+def inherit_all(config: ConfigDict, given: Container[str]) -> Pretrained:
+    """Copies what :func:`inherit_architecture` does, and how the encoder is shown images and read.
 
     That is the size of the images, how they are cut to it, and how features are pooled. What the
     command line gives counts more; where that is something else, it is said in a warning.
@@ -77,28 +107,36 @@ def take_over_all(config: ConfigDict, given: Container[str]) -> None:
         config: of imported weights; is changed in place.
         given: keys that the command line sets.
 
-    Raises as :func:`take_over` does, and ``ValueError`` for keys that contradict each other.
+    Returns:
+        The encoder in ``init_from``.
+
+    Raises:
+        ValueError: as :func:`inherit_architecture` does, and for keys that contradict each other.
+        FileNotFoundError: if there is nothing at ``init_from``.
     """
-    found = load_init_from(config)
-    told = {"model.image_size": tuple(found.module.image_size)}
-    told |= {f"evaluation.{name}": value for name, value in found.evaluation.items()}
+    pretrained = load_init_from(config)
+    shown = {"model.image_size": tuple(pretrained.module.image_size)}
+    shown |= {f"evaluation.{name}": value for name, value in pretrained.evaluation.items()}
     flat = flatten(config)
-    kept = {key for key, value in told.items() if key in given and flat[key] != value}
-    taken = {key: value for key, value in told.items() if key not in given}
+    overridden = {key for key, value in shown.items() if key in given and flat[key] != value}
+    taken = {key: value for key, value in shown.items() if key not in given}
     config.update_from_flattened_dict(taken)
-    shown = [
+    lines = [
         f"{key}={value!r}" + (f" (the config: {flat[key]!r})" if flat[key] != value else "")
         for key, value in taken.items()
     ]
-    _log.info("taken over from %s: %s", config.init_from, ", ".join(shown) or "nothing")
-    for key in sorted(kept):
-        _log.warning("%s=%r is given; %s has %r", key, flat[key], config.init_from, told[key])
-    _adopt(config, given, learns_positions=False)
+    _log.info("taken over from %s: %s", config.init_from, ", ".join(lines) or "nothing")
+    for key in sorted(overridden):
+        _log.warning("%s=%r is given; %s has %r", key, flat[key], config.init_from, shown[key])
+    _adopt(config, pretrained, given, learns_positions=False)
     check_config(config)
+    return pretrained
 
 
-def _adopt(config: ConfigDict, given: Container[str], learns_positions: bool) -> None:
-    found, before = load_init_from(config), flatten(config)
+def _adopt(
+    config: ConfigDict, found: Pretrained, given: Container[str], learns_positions: bool
+) -> None:
+    before = flatten(config)
     config.model.update(found.model)
     size, trained = tuple(config.model.image_size), tuple(found.module.image_size)
     if not any(size):
@@ -176,27 +214,30 @@ def _told(config: ConfigDict) -> Told:
     return Told(config.init_heads, config.init_activation, config.init_part)
 
 
-def start_params(config: ConfigDict) -> PyTree | None:
-    """The encoder's parameters that training begins with; None for fresh ones.
+def initial_params(config: ConfigDict, pretrained: Pretrained | None) -> PyTree | None:
+    """Returns the encoder's parameters that training begins with; None for fresh ones.
+
+    Args:
+        config: of the run, resolved by :func:`inherit_architecture`.
+        pretrained: the encoder in ``init_from``, if there is one.
 
     Raises ``ValueError``, naming the first differences, for what does not fit.
     """
-    if not config.init_from or config.get("from_scratch", False):
+    if pretrained is None:
         return None
-    found = load_init_from(config)
     encoder = build_encoder(config)
-    params = adapt_encoder(found.params, found.module, encoder)
+    params = adapt_encoder(pretrained.params, pretrained.module, encoder)
     check_fits(params, encoder, config.data.channels, config.init_from)
-    return params
+    return {"encoder": params}
 
 
-def start_decoder(config: ConfigDict, method: Trainable) -> PyTree | None:
-    """The parameters of decoder and head that pretraining begins with; None for fresh ones.
+def initial_decoder(config: ConfigDict, method: TrainTask) -> PyTree:
+    """Returns the parameters of decoder and head that pretraining begins with; {} for fresh ones.
 
     Raises ``ValueError``, naming the first differences, for what does not fit the method's.
     """
     if not (config.init_from and config.init_decoder):
-        return None
+        return {}
     found, heads = load_decoder(config.init_from, _told(config))
     wanted = jax.eval_shape(lambda key: method.init(key, config.data.channels), jax.random.key(0))
     wanted = {name: wanted[name] for name in found}
@@ -216,31 +257,3 @@ def start_decoder(config: ConfigDict, method: Trainable) -> PyTree | None:
             config.decoder.num_heads,
         )
     return found
-
-
-def begin(
-    state: TrainState, method: Trainable, params: PyTree | None, beside: PyTree | None = None
-) -> TrainState:
-    """A fresh state whose encoder has these parameters, and so has what follows it.
-
-    What the parameters lack, such as a mask token, stays fresh.
-
-    Args:
-        state: the fresh one.
-        method: that trains it.
-        params: of the encoder; None leaves all as it is.
-        beside: of what else is taken over, by name.
-    """
-    if params is None:
-        return state
-
-    def put(state: TrainState, encoder: PyTree) -> TrainState:
-        params = state.params | (beside or {})
-        params |= {"encoder": state.params["encoder"] | encoder}
-        teacher = method.teacher_of(params, method.frozen_of(state.teacher))
-        # A copy of each: steps give both back to the device, and what was loaded stays.
-        copied = jax.tree.map(jnp.array, {"params": params, "teacher": teacher})
-        return state.replace(**copied)
-
-    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(put, out_shardings=sharding)(state, params)

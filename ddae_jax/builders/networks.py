@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.task import Images
 from ddae_jax.models.decoder import Decoder
-from ddae_jax.models.tokenizer import Tokenizer
+from ddae_jax.models.tokenizer import Tokenizer, make_tokenizer
 from ddae_jax.models.vit import SIZES, ViT
 
 
@@ -55,25 +55,9 @@ def build_decoder(config: ConfigDict) -> Decoder | None:
 def build_tokenizer(config: ConfigDict, teacher_width: int) -> Tokenizer:
     """The tokenizer around the config's encoder, which tells features of so many values."""
     options = config.tokenizer
-    return tokenizer_around(
+    return make_tokenizer(
         build_encoder(config), options.decoder_depth, options.code_width, teacher_width
     )
-
-
-def tokenizer_around(
-    encoder: ViT, decoder_depth: int, code_width: int, teacher_width: int = 1
-) -> Tokenizer:
-    """A tokenizer whose decoder is as wide as its encoder."""
-    decoder = Decoder(
-        encoder.grid,
-        width=encoder.width,
-        depth=decoder_depth,
-        num_heads=encoder.num_heads,
-        rematerialization=encoder.rematerialization,
-        attention_form=encoder.attention_form,
-        dtype=encoder.dtype,
-    )
-    return Tokenizer(encoder, decoder, code_width, teacher_width)
 
 
 def untrained_encoder_params(config: ConfigDict) -> PyTree:
@@ -81,7 +65,7 @@ def untrained_encoder_params(config: ConfigDict) -> PyTree:
     encoder = build_encoder(config)
     images = jnp.zeros((1, *encoder.image_size, config.data.channels))
     mask = None
-    if config.method in METHODS and config.model.encoder_input == "full":
+    if METHODS[config.method].kind == "masked" and config.model.encoder_input == "full":
         mask = jnp.ones((1, encoder.grid[0] * encoder.grid[1]), bool)  # so there is a mask token
     # Below another module, as in training: flax draws parameters by their path.
     init = jax.jit(lambda key: _Holder(encoder).init(key, images, mask=mask))

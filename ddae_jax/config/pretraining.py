@@ -14,11 +14,10 @@ from ddae_jax.config.ranges import (
 )
 from ddae_jax.config.schema import flatten
 from ddae_jax.masking import num_masked_patches
-from ddae_jax.methods import METHODS, options_of
+from ddae_jax.methods import METHODS
 from ddae_jax.methods.ddae import check_feature_places
 from ddae_jax.methods.method import num_sampled_patches
 from ddae_jax.methods.supervision import supervised_depths
-from ddae_jax.methods.targets import check_cells
 from ddae_jax.models.vit import SIZES
 from ddae_jax.patches import patch_grid
 
@@ -58,7 +57,7 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
     """Which keys have no effect under which condition, and why."""
     flat = flatten(config)
     mode, method = flat["supervision.mode"], flat["method"]
-    learns_alone = method != "vqkd" and "tokenizer" not in _options(config)
+    spec = METHODS[method]
     return [
         (not flat["init_from"], (*OF_INIT_FROM, "init_decoder"), "init_from is empty"),
         (
@@ -90,11 +89,11 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
             ("decoder.intermediate_", "decoder.is_shared"),
             "supervision.mode='last' decodes no intermediate depth",
         ),
-        (method != "vqkd", ("tokenizer.",), f"method={method!r} trains no tokenizer"),
+        (spec.kind != "tokenizer", ("tokenizer.",), f"method={method!r} trains no tokenizer"),
         (
-            method == "vqkd",
+            spec.kind == "tokenizer",
             ("mask.", "supervision."),
-            "method='vqkd' hides nothing, and is supervised at its end",
+            f"method={method!r} hides nothing, and is supervised at its end",
         ),
         (
             True,
@@ -116,7 +115,11 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
         *_ignored_of_features(config),
         *_ignored_of_teacher(config),
         *_ignored_of_mask(config),
-        (learns_alone, ("model.frozen_dtype",), f"method={method!r} is given no trained network"),
+        (
+            not spec.trained_network_key,
+            ("model.frozen_dtype",),
+            f"method={method!r} is given no trained network",
+        ),
         *ignored_of_weight_decay(config),
         *ignored_of_data(config),
         (
@@ -194,8 +197,8 @@ def has_momentum_encoder(config: ConfigDict) -> bool:
 
 
 def _options(config: ConfigDict) -> frozenset[str]:
-    """The method's own ones; a tokenizer, which hides nothing, has none."""
-    return options_of(config.method) if config.method in METHODS else frozenset()
+    """Returns the names of the method's own options."""
+    return METHODS[config.method].options
 
 
 def predicts_pixels(config: ConfigDict) -> bool:
@@ -260,37 +263,13 @@ def _check_decoder(config: ConfigDict) -> None:
 
 
 def _check_method(config: ConfigDict) -> None:
-    model, targets = config.model, config.targets
-    if model.encoder_input == "visible" and config.method in ("beit2", "vqkd"):
-        raise ValueError(
-            f"method={config.method!r} encodes all patches; set model.encoder_input='full'"
-        )
-    if config.method == "beit2" and not model.use_class_token:
-        raise ValueError(
-            "method='beit2' aggregates in the class token: set model.use_class_token=True"
-        )
-    if "tokenizer" in _options(config) and not targets.tokenizer:
-        raise ValueError(
-            f"method={config.method!r} predicts the tokens of a trained tokenizer: give the "
-            "workdir of a run with method='vqkd', or the .pth of one that was published, or a "
-            "folder with its model.safetensors, as targets.tokenizer"
-        )
-    if config.method == "vqkd" and not config.tokenizer.teacher:
-        raise ValueError(
-            "method='vqkd' learns from a teacher: give the workdir of an earlier run, or a folder "
-            "with model.safetensors, as tokenizer.teacher"
-        )
-    if config.method == "vqkd" and config.optimizer.micro_batches > 1:
-        raise ValueError(
-            f"optimizer.micro_batches={config.optimizer.micro_batches}: method='vqkd' moves its "
-            "codes by whole batches; set it to 1, and use model.rematerialization='full' to save "
-            "memory"
-        )
-    if "hog_cell" in _options(config):
-        with named_by_key(hog_cell="targets.hog_cell", patch_size="model.patch_size"):
-            check_cells(model.patch_size, targets.hog_cell)
-    weights = {"pixel_weight", "feature_weight"} & _options(config)
-    if weights and not any(targets[name] for name in weights):
+    """Raises ``ValueError`` for what does not go with the method, or leaves nothing to learn."""
+    spec = METHODS[config.method]
+    own = {name: f"targets.{name}" for name in spec.options if name in config.targets}
+    with named_by_key(patch_size="model.patch_size", **own):
+        spec.check_needs(flatten(config))
+    weights = {"pixel_weight", "feature_weight"} & spec.options
+    if weights and not any(config.targets[name] for name in weights):
         raise ValueError(
             "targets.pixel_weight and targets.feature_weight are both 0; nothing is left to learn"
         )

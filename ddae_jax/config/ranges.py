@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from ddae_jax.models.weight_decay import check_decay_also
 from ddae_jax.suggestions import did_you_mean
 
 CHOICES = {
-    "method": (*METHODS, "vqkd"),
+    "method": tuple(METHODS),
     "model.size": tuple(SIZES),
     "model.encoder_input": ("full", "visible"),
     "model.positions": ("sincos", "learned", "none"),
@@ -254,7 +255,7 @@ def named_by_key(**keys: str) -> Iterator[None]:
     except ValueError as error:
         message = str(error)
         for name, key in keys.items():
-            message = message.replace(f"{name}=", f"{key}=")
+            message = re.sub(rf"(?<![\w.]){name}=", f"{key}=", message)
         raise ValueError(message) from None
 
 

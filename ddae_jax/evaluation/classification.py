@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +113,19 @@ def score(
         )
     confusion, num_in_top5, loss_sum = total
     return Scores(confusion.astype(np.int64), int(num_in_top5), float(loss_sum))
+
+
+def scores_to_json(scores: Scores, names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the scores as JSON stores them: accuracy by class name, and the confusion."""
+    per_class = {
+        name: None if np.isnan(value) else round(float(value), 6)
+        for name, value in zip(names, scores.per_class, strict=True)
+    }
+    return {
+        "num_images": scores.num_images,
+        "top1": scores.top1,
+        "top5": scores.top5,
+        "loss": scores.loss,
+        "per_class": per_class,
+        "confusion": scores.confusion.tolist(),
+    }

@@ -8,6 +8,7 @@ serves all images.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ Predict = Callable[
 ]
 """From normalised crops to the logits of each of their pixels."""
 Taps = tuple[Int[np.ndarray, "out"], Int[np.ndarray, "out"], Float[np.ndarray, "out"]]
+
+Confusion = Int[np.ndarray, "classes classes"]
+"""Pixels of each class (row) that were taken for each class (column)."""
 
 _SOME = 5
 # Pixels. Logits are summed on canvases of such sides, so that few programs do it for many sizes.
@@ -114,6 +118,27 @@ def _mean_of_some(scores: Float[np.ndarray, "some"]) -> float:
     if np.isnan(scores).all():
         raise ValueError("the confusion matrix counts no pixel; are all of them ignored?")
     return float(np.nanmean(scores))
+
+
+def scores_to_json(confusion: Confusion, names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the scores as JSON stores them, the IoU of each class by its name."""
+    return {
+        "num_pixels": int(confusion.sum()),
+        "miou": mean_iou(confusion),
+        "pixel_accuracy": pixel_accuracy(confusion),
+        "mean_accuracy": mean_accuracy(confusion),
+        "iou": dict(zip(names, map(_rounded, class_iou(confusion)), strict=True)),
+        "confusion": confusion.tolist(),
+    }
+
+
+def format_scores(confusion: Confusion) -> str:
+    """Formats mean IoU and pixel accuracy for the log."""
+    return f"mIoU {mean_iou(confusion):.2%}, pixel accuracy {pixel_accuracy(confusion):.2%}"
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
 
 
 # ---- inference on images of any size

@@ -8,9 +8,9 @@ from absl import flags as absl_flags
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_eval_batches, build_source
 from ddae_jax.builders.networks import build_encoder, build_normalize
-from ddae_jax.builders.pretrained import restore_encoder
+from ddae_jax.builders.restore import restore_encoder
 from ddae_jax.config import from_plain, to_plain
 from ddae_jax.evaluation.attention_distance import (
     RADII,
@@ -45,8 +45,8 @@ def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     localities, of_runs = {}, {}
     for name, run, (params, step, _) in zip(names, runs, restored, strict=True):
         config = _with_images_of(runs[0].config, run.config)
-        source = where_the_data_is(build.build_source, config, config.data.test_split)
-        batches = build.build_eval_batches(config, source, run.mesh, flags.limit or None)
+        source = where_the_data_is(build_source, config, config.data.test_split)
+        batches = build_eval_batches(config, source, run.mesh, flags.limit or None)
         locality = measure_locality(
             build_encoder(config), params, build_normalize(config), batches, run.mesh
         )

@@ -2,14 +2,13 @@
 
 from absl import flags as absl_flags
 
-from ddae_jax.builders import build
+from ddae_jax.builders.classification import build_classification_task, build_count
+from ddae_jax.builders.data import build_eval_batches, build_source, class_names, warn_if_trained_on
 from ddae_jax.data.labels import checked, with_classes
 from ddae_jax.data.readable import check_any_is_readable
-from ddae_jax.evaluation.classification import score
+from ddae_jax.evaluation.classification import score, scores_to_json
 from ddae_jax.evaluators.run_folder import draw, open_run, restore_labelled, where_the_data_is
 from ddae_jax.figures.confusion import confusion_figure, worst_classes
-from ddae_jax.finetune import build_task
-from ddae_jax.hooks.classification import build_count, class_names, plain_scores
 from ddae_jax.training.multihost import all_or_none
 
 _NUM_SHOWN = 5
@@ -20,8 +19,8 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     with all_or_none():
         run = open_run(flags.workdir, "workdir", flags, job="finetune")
         split = flags.split or run.config.data.test_split
-        source = where_the_data_is(build.build_source, run.config, split)
-        build.warn_if_trained_on(run.config, split)
+        source = where_the_data_is(build_source, run.config, split)
+        warn_if_trained_on(run.config, split)
         names = run.workdir.read_classes()
         if names:
             what = f"the {split!r} split"
@@ -29,14 +28,14 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         source = checked(source)
         check_any_is_readable(source, f"the {split!r} split")
     config, mesh = run.config, run.mesh
-    task = build_task(config, source.num_classes)
+    task = build_classification_task(config, source.num_classes)
     variables, step = restore_labelled(run, task, flags.step)
     count = build_count(config, task, source.num_classes, mesh)
-    batches = build.build_eval_batches(config, source, mesh, flags.limit or None)
+    batches = build_eval_batches(config, source, mesh, flags.limit or None)
     scores = score(count, variables, batches, mesh)
-    names = class_names(source)
+    names = class_names(source, source.num_classes)
     figure = draw(run.workdir.figures / "confusion.png", confusion_figure, scores.confusion, names)
-    result = {"task": "classification", "step": step, **plain_scores(scores, names)}
+    result = {"task": "classification", "step": step, **scores_to_json(scores, names)}
     result |= {"figure": figure}
     worst = worst_classes(scores.per_class, names)[:_NUM_SHOWN]
     lines = [

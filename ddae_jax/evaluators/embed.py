@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax.builders import build
-from ddae_jax.builders.pretrained import restore_encoder
+from ddae_jax.builders.data import build_eval_batches, build_source, decoding
+from ddae_jax.builders.evaluation import build_encode
+from ddae_jax.builders.restore import restore_encoder
 from ddae_jax.data.sources import Source, make_source
 from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writes_to
 from ddae_jax.evaluation.features import encoded_batches
@@ -38,8 +39,8 @@ def embed(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     config = run.config
     params, step, _ = restore_encoder(run.workdir, config, run.mesh, flags.step)
     depth = config.evaluation.depth or SIZES[config.model.size].depth
-    encode = build.build_encode(config, run.mesh, depth=depth, pool=config.evaluation.pool)
-    batches = build.build_eval_batches(config, source, run.mesh, flags.limit or None)
+    encode = build_encode(config, run.mesh, depth=depth, pool=config.evaluation.pool)
+    batches = build_eval_batches(config, source, run.mesh, flags.limit or None)
     found = encoded_batches(lambda images: encode(params, images), batches, run.mesh)
     count = min(len(source), flags.limit or len(source))
     told = _with_progress(
@@ -77,10 +78,10 @@ def _source(run: Run, flags: absl_flags.FlagValues) -> Source:
                     f"--{name} is of the run's data, and --images={flags.images} is another "
                     "folder, all of which is read: give one of the two"
                 )
-        options = build.decoding(run.config)
+        options = decoding(run.config)
         return make_source("folder", data_dir=flags.images, split="", **options)
     split = flags.split or run.config.data.test_split
-    return where_the_data_is(build.build_source, run.config, split)
+    return where_the_data_is(build_source, run.config, split)
 
 
 def _with_progress(batches: Iterator[Embedded], count: int) -> Iterator[Embedded]:

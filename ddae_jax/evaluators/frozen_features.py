@@ -7,9 +7,10 @@ import numpy as np
 from absl import flags as absl_flags
 from jaxtyping import PyTree
 
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_view
+from ddae_jax.builders.evaluation import build_encode, build_labelled_images, build_predict
 from ddae_jax.builders.networks import untrained_encoder_params
-from ddae_jax.builders.pretrained import restore_encoder
+from ddae_jax.builders.restore import restore_encoder
 from ddae_jax.config import to_plain
 from ddae_jax.evaluation.features import cached, raw_pixel_size
 from ddae_jax.evaluation.few_shot import NUM_DRAWS, few_shot_accuracies
@@ -67,7 +68,7 @@ class Frozen:
             flags.limit,
         )
         images = where_the_data_is(
-            build.build_labelled_images, config, run.mesh, limit=readout.limit or None
+            build_labelled_images, config, run.mesh, limit=readout.limit or None
         )
         return cls(run, params, saved_at, readout, images)
 
@@ -97,7 +98,7 @@ class Frozen:
         return dataclasses.replace(self, readout=dataclasses.replace(self.readout, depth=depth))
 
     def _features(self, params: PyTree) -> tuple[Examples, Examples]:
-        encode = build.build_encode(
+        encode = build_encode(
             self.run.config, self.run.mesh, depth=self.readout.depth, pool=self.readout.pool
         )
         return self.images.features(encode, params)
@@ -106,7 +107,7 @@ class Frozen:
         config = self.run.config
         key = key | {"data": to_plain(config.data), "image_size": list(config.model.image_size)}
         key |= {"examples": self.images.fingerprint}
-        key |= {"view": dataclasses.asdict(build.build_view(config))}
+        key |= {"view": dataclasses.asdict(build_view(config))}
         return cached(self.run.workdir.features, key, compute)
 
 
@@ -114,7 +115,7 @@ def classify(task: str, flags: absl_flags.FlagValues) -> tuple[str, dict]:
     """Accuracy of ``knn`` or ``linear`` on the features, and on the two baselines'."""
     frozen = Frozen.of(flags)
     config = frozen.run.config
-    predict = build.build_predict(config, task)
+    predict = build_predict(config, task)
     trained = frozen.trained()
     result = {
         "task": task,
@@ -166,7 +167,7 @@ def depths(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     frozen = Frozen.of(flags)
     config = frozen.run.config
     predictors: dict[str, Predict] = {
-        name: build.build_predict(config, name) for name in ("knn", "linear")
+        name: build_predict(config, name) for name in ("knn", "linear")
     }
     rows = {f"{name}{kind}": [] for kind in ("", "_untrained") for name in predictors}
     every_depth = range(1, SIZES[config.model.size].depth + 1)

@@ -80,7 +80,7 @@ def restore_labelled(
 
     def init() -> dict:
         params = task.init(jax.random.key(0), run.config.data.channels)
-        return {"params": params, "teacher": task.teacher_of(params)}
+        return {"params": params, "teacher": task.init_teacher(params)}
 
     shapes = jax.eval_shape(init)
     wanted = abstract(shapes, state_sharding(run.mesh, shapes))

@@ -2,17 +2,15 @@
 
 from absl import flags as absl_flags
 
-from ddae_jax.builders import build
-from ddae_jax.evaluation.segmentation import class_iou
-from ddae_jax.evaluators.run_folder import open_run, restore_labelled, where_the_data_is
-from ddae_jax.hooks.segmentation import (
+from ddae_jax.builders.data import class_names, warn_if_trained_on
+from ddae_jax.builders.segmentation import (
+    build_pairs,
     build_segment,
-    class_names,
+    build_segmentation_task,
     count_pixels,
-    in_words,
-    plain_scores,
 )
-from ddae_jax.segment import build_pairs, build_task
+from ddae_jax.evaluation.segmentation import class_iou, format_scores, scores_to_json
+from ddae_jax.evaluators.run_folder import open_run, restore_labelled, where_the_data_is
 from ddae_jax.training.multihost import all_or_none
 from ddae_jax.training.sharding import local_replica
 
@@ -31,21 +29,21 @@ def segmentation(flags: absl_flags.FlagValues) -> tuple[str, dict]:
             config.evaluation.flip = True
         split = flags.split or config.data.test_split
         source = where_the_data_is(build_pairs, config, split)
-        build.warn_if_trained_on(config, split, within="images")
-    task = build_task(config)
+        warn_if_trained_on(config, split, within="images")
+    task = build_segmentation_task(config)
     variables, step = restore_labelled(run, task, flags.step)
     segment = build_segment(config, task)
     confusion = count_pixels(config, segment, local_replica(variables), source, flags.limit or None)
-    names = class_names(source, config)
+    names = class_names(source, config.data.num_classes)
     result = {
         "task": "segmentation",
         "step": step,
         "scales": list(config.evaluation.scales),
         "flip": config.evaluation.flip,
-        **plain_scores(confusion, names),
+        **scores_to_json(confusion, names),
     }
     width = max(map(len, names))
-    lines = [in_words(confusion)]
+    lines = [format_scores(confusion)]
     lines += [
         f"  {name:{width}s}  {iou:6.2%}"
         for name, iou in zip(names, class_iou(confusion), strict=True)

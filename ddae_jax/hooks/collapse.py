@@ -1,25 +1,22 @@
-"""Watches over collapse on the way: of features, of their targets, and of a codebook."""
+"""Collapse of features, and of their targets: measured at each record, and warned of."""
 
 import collections
 import logging
-import math
 import pathlib
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ddae_jax.builders.build import build_view
+from ddae_jax.builders.data import sample_images
 from ddae_jax.builders.networks import build_normalize
-from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import Source
 from ddae_jax.evaluation.collapse import make_collapse_metrics
 from ddae_jax.methods.method import Method
-from ddae_jax.methods.task import Trainable
+from ddae_jax.training.hooks import Hook
 from ddae_jax.training.metrics import read_metrics
-from ddae_jax.training.state import TrainState
+from ddae_jax.training.program import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +41,8 @@ _ADVICE_ON_TARGETS = (
 _OTHER_NORMALIZATION = "targets.feature_normalization='position', "
 
 
-class FeatureMonitor:
-    """How well the features of student and teacher tell images apart while it is trained.
+class FeatureStatistics(Hook):
+    """Measures of how well the features of student and teacher tell images apart, at each record.
 
     They are always of the same images, as many as a step's (where it is taken in parts, a part's),
     but from 32 to 256: so they need no more memory than training does, and hardly any time.
@@ -57,63 +54,32 @@ class FeatureMonitor:
         mesh: of devices.
     """
 
+    metric = "rank/student"
+
     def __init__(self, config: ConfigDict, method: Method, source: Source, mesh: Mesh):
         fewest, most = _NUM_PROBED
         count = config.batch_size // config.optimizer.micro_batches
+        self.every_steps = config.log.every_steps
         self._images = sample_images(source, config, min(max(count, fewest), most))
         self._metrics = make_collapse_metrics(method, build_normalize(config), mesh)
-
-    @classmethod
-    def from_config(
-        cls, config: ConfigDict, method: Trainable, source: Source, mesh: Mesh
-    ) -> "FeatureMonitor | None":
-        """None for a tokenizer: it is its codebook that may collapse."""
-        return cls(config, method, source, mesh) if isinstance(method, Method) else None
 
     @property
     def num_images(self) -> int:
         """Images whose features are looked at."""
         return len(self._images)
 
-    def measure(self, state: TrainState, step: int) -> dict[str, float]:
-        """The metrics of :func:`ddae_jax.evaluation.collapse.make_collapse_metrics`."""
-        found = self._metrics(state.params["encoder"], state.teacher, self._images)
-        return {name: float(value) for name, value in jax.device_get(found).items()}
+    def on_start(self, state: TrainState) -> dict[str, float]:
+        """Returns the metrics before the first step, which later ones are compared with."""
+        return self.on_steps(state, 0)
+
+    def on_steps(self, state: TrainState, step: int) -> dict[str, float]:
+        """Returns the metrics of :func:`ddae_jax.evaluation.collapse.make_collapse_metrics`."""
+        metrics = self._metrics(state.params["encoder"], state.teacher, self._images)
+        return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
-class CollapseWatch:
-    """Warns of a codebook that has collapsed: few of its codes are used, and it stays so.
-
-    Args:
-        least: perplexity below which it has; 0 for no warnings.
-        patience: records in a row.
-    """
-
-    def __init__(self, least: float, patience: int = 5):
-        self._least = least
-        self._patience = patience
-        self._num_below = 0
-
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes a record; warns at every ``patience`` -th one in a row that is below."""
-        found = metrics.get("codebook/perplexity", math.inf)
-        self._num_below = self._num_below + 1 if found < self._least else 0
-        if self._num_below and self._num_below % self._patience == 0:
-            _log.warning(
-                "step %d: the codebook has COLLAPSED: its perplexity is %.1f, below %g (its size "
-                "times tokenizer.min_perplexity_share), for %d records in a row. Its tokens say "
-                "little. A "
-                "lower optimizer.learning_rate, a smaller tokenizer.code_width, a larger "
-                "batch_size or a higher tokenizer.revive_below usually helps",
-                step,
-                found,
-                self._least,
-                self._num_below,
-            )
-
-
-class FeatureCollapseWatch:
-    """Warns of features that no longer tell images apart, and of targets that never did.
+class FeatureCollapseWarning(Hook):
+    """A warning of features that no longer tell images apart, and of targets that never did.
 
     It warns if one of these holds for ``patience`` records in a row:
 
@@ -159,7 +125,7 @@ class FeatureCollapseWatch:
         self._first: dict[str, Mapping[str, float]] = {}
         self._num_bad: collections.Counter[str] = collections.Counter()
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes a record; warns at every ``patience`` -th one in a row that is bad."""
         has_begun = metrics.get("progress", 1.0) >= self._learned_from
         advice = self._advice_on_targets if has_begun and "rank/teacher" in metrics else _ADVICE
@@ -232,13 +198,3 @@ class FeatureCollapseWatch:
     def _has_lasted(self, what: str, is_bad: bool) -> bool:
         self._num_bad[what] = self._num_bad[what] + 1 if is_bad else 0
         return is_bad and self._num_bad[what] % self._patience == 0
-
-
-def sample_images(source: Source, config: ConfigDict, count: int) -> np.ndarray:
-    """Reads at most so many images, spread evenly, as evaluation sees them.
-
-    They are the same in all processes: ``uint8 [images, height, width, channels]``.
-    """
-    size = tuple(config.model.image_size)
-    batch = next(eval_batches(source, size, count, limit=count, view=build_view(config)))
-    return batch["image"][batch["valid"]]

@@ -1,172 +1,140 @@
-"""How a run that learns from labels is watched: scores on the test split, figures, the report."""
+"""The report: figures and scores of a run, on one page, now and then and at its end."""
 
 import abc
+import importlib.metadata
 import logging
 import pathlib
+import platform
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 from ml_collections import ConfigDict
 
-from ddae_jax.builders import build
 from ddae_jax.config import to_plain
-from ddae_jax.data.readable import NothingReadable
-from ddae_jax.figures.metrics import CAPTIONS, loss_figure, schedule_figure
 from ddae_jax.figures.report import Captioned, Summary, write_report
-from ddae_jax.hooks.pretraining import environment
-from ddae_jax.training.loop import Every
-from ddae_jax.training.metrics import read_metrics
-from ddae_jax.training.state import TrainState
-from ddae_jax.training.workdir import Workdir, write_json
+from ddae_jax.training.hooks import Hook, Metrics
+from ddae_jax.training.metrics import Record, read_metrics
+from ddae_jax.training.program import TrainState
+from ddae_jax.training.workdir import Workdir
 
 _log = logging.getLogger(__name__)
 
-Scores = TypeVar("Scores")
+Content = TypeVar("Content")
 
 
-class LabelledWatch(abc.ABC, Generic[Scores]):
-    """Who looks at such a run: a :class:`ddae_jax.jobs.runner.Watch`, but for what the scores are.
+class ReportHook(Hook, abc.ABC, Generic[Content]):
+    """A base class of the hooks that draw a run's figures and write its report.
 
     Args:
         config: of the run.
-        workdir: where scores, figures and report go.
-        schedule: of the run.
+        workdir: where figures and report go.
+        total_steps: of the run.
+        every_steps: steps between reports; None for one at the end alone.
     """
 
-    title: str
-    """What the run does, for the report."""
+    at_end = False  # there is on_end, for a run that is stopped too
 
-    headline: str
-    """The metric that people ask for first."""
-
-    captions: Mapping[str, tuple[str, str]]
+    captions: ClassVar[Mapping[str, tuple[str, str]]]
     """Caption and section of each figure, by its name, in the order of the report."""
 
-    def __init__(self, config: ConfigDict, workdir: Workdir, schedule: build.Schedule):
-        self._config = config
-        self._workdir = workdir
-        self._schedule = schedule
-        self._latest: tuple[int, Scores] | None = None
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Workdir,
+        total_steps: int,
+        every_steps: int | None = None,
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.total_steps = total_steps
+        self.every_steps = every_steps
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """The kind of the run, as the report's title has it."""
 
     @abc.abstractmethod
-    def score(self, state: TrainState) -> Scores:
-        """Scores on every test image once; all processes take part.
-
-        Raises ``NothingReadable`` if there is nothing to score on.
-        """
+    def content(self, state: TrainState, step: int) -> Content:
+        """Computes what the figures show; all processes take part."""
 
     @abc.abstractmethod
-    def metrics(self, scores: Scores) -> dict[str, float]:
-        """Scores for the records."""
+    def draw(self, content: Content, records: Sequence[Record]) -> None:
+        """Draws the figures, those that there is something to draw of; the first process does."""
 
     @abc.abstractmethod
-    def in_words(self, scores: Scores) -> str:
-        """Scores for the log."""
+    def summary(self, content: Content, records: Sequence[Record]) -> Sequence[Summary]:
+        """Returns the cards at the head of the report."""
 
     @abc.abstractmethod
-    def plain(self, scores: Scores) -> dict[str, Any]:
-        """Scores for ``scores.json``."""
+    def results(self, content: Content, records: Sequence[Record]) -> Mapping[str, Mapping]:
+        """Returns the tables of the report: values by name, by the table's title."""
 
-    @abc.abstractmethod
-    def summary(self, scores: Scores) -> tuple[Sequence[Summary], Mapping[str, Mapping]]:
-        """Cards and table of the report."""
+    def headline(self, content: Content) -> str:
+        """Returns the result that the last line of the log begins with; empty for none."""
+        return ""
 
-    @abc.abstractmethod
-    def draw(self, scores: Scores, variables: Any, records: list[dict]) -> None:
-        """Draws the figures that are not of every such run."""
+    def log_results(self) -> None:
+        """Logs results that have lines of their own."""
 
-    def for_drawing(self, state: TrainState) -> Any:
-        """What :meth:`draw` needs of the state; all processes take part."""
-        return None
-
-    def baselines(self) -> Mapping[str, float]:
-        """Nothing."""
+    def on_steps(self, state: TrainState, step: int) -> Metrics:
+        """Draws and writes everything, from the state and the records so far."""
+        self._write(self.content(state, step), step)
         return {}
 
-    def measure_fresh(self, state: TrainState) -> Mapping[str, float]:
-        """Nothing."""
-        return {}
-
-    def actions(self) -> list[Every]:
-        """Scores on the test split, as often as the config says."""
-        every_epochs = self._config.evaluation.every_epochs
-        if not every_epochs:
-            return []
-        return [Every(self._schedule.steps(every_epochs), self.measure_now, metric=self.headline)]
-
-    def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def measure(self, state: TrainState, step: int) -> dict[str, float]:
-        """The metrics of the test split."""
-        scores = self.score(state)
-        self._latest = step, scores
-        _log.info("step %d: %s", step, self.in_words(scores))
-        return self.metrics(scores)
-
-    def measure_now(self, state: TrainState, step: int) -> dict[str, float]:
-        """The metrics of the test split; none, with an error in the log, if it cannot be read."""
-        try:
-            return self.measure(state, step)
-        except NothingReadable as error:
-            _log.error("step %d: the test split has no scores: %s", step, error)
-            return {}
-
-    def finish(self, state: TrainState, step: int) -> None:
-        """Writes scores, figures and report.
-
-        Raises ``NothingReadable`` if there is nothing to score on; the state is saved then.
-        """
-        is_complete = step >= self._schedule.total_steps
-        if self._latest is None or self._latest[0] != step:
-            try:
-                self.measure(state, step)
-            except NothingReadable as error:
-                raise NothingReadable(
-                    f"step {step} is saved, but the test split has no scores: {error}. Once it can "
-                    "be read, the same command scores it and writes the report"
-                ) from error
-        _, scores = self._latest
-        variables = self.for_drawing(state)
-        if jax.process_index() == 0:
-            write_json(self._workdir.scores, self.plain(scores))
-            try:
-                records = read_metrics(self._workdir.metrics)
-                loss_figure(self.figure("loss"), records)
-                schedule_figure(self.figure("schedule"), records)
-                self.draw(scores, variables, records)
-                self._write_report(step, scores, None if is_complete else "stopped")
-            except Exception:  # no run ends for its pictures
-                _log.exception("step %d: figures or report could not be written", step)
+    def on_end(self, state: TrainState, step: int) -> None:
+        """Draws and writes everything for the last time, and logs how the run stands."""
+        is_complete = step >= self.total_steps
+        content = self.content(state, step)
+        self._write(content, step, None if is_complete else "stopped")
+        self.log_results()
+        headline = self.headline(content)
         _log.info(
-            "%s: %s; report: %s",
+            "%s%s; report: %s",
             "complete" if is_complete else f"stopped at step {step}",
-            self.in_words(scores),
-            self._workdir.report,
+            f": {headline}" if headline else "",
+            self.workdir.report,
         )
 
     def figure(self, name: str) -> pathlib.Path:
-        """Where a figure goes."""
-        return self._workdir.figures / f"{name}.png"
+        """Returns the path of a figure."""
+        return self.workdir.figures / f"{name}.png"
 
-    def _write_report(self, step: int, scores: Scores, status: str | None) -> None:
-        summary, results = self.summary(scores)
-        of_every_run = {
-            name: (CAPTIONS[name], "How training went") for name in ("loss", "schedule")
-        }
-        write_report(
-            self._workdir.report,
-            title=f"{self.title} · {self._workdir.path.name}",
-            step=step,
-            num_steps=self._schedule.total_steps,
-            summary=summary,
-            figures=[
-                Captioned(self.figure(name), caption, section)
-                for name, (caption, section) in ({**self.captions, **of_every_run}).items()
-            ],
-            results=results,
-            config=to_plain(self._config),
-            environment=environment(),
-            state=status,
-        )
+    def _write(self, content: Content, step: int, status: str | None = None) -> None:
+        """Draws and writes; the log tells what goes wrong, as no run ends for its figures."""
+        if jax.process_index() != 0:
+            return
+        try:
+            records = read_metrics(self.workdir.metrics)
+            self.draw(content, records)
+            write_report(
+                self.workdir.report,
+                title=f"{self.title} · {self.workdir.path.name}",
+                step=step,
+                num_steps=self.total_steps,
+                summary=self.summary(content, records),
+                figures=[
+                    Captioned(self.figure(name), caption, section)
+                    for name, (caption, section) in self.captions.items()
+                ],
+                results=self.results(content, records),
+                config=to_plain(self.config),
+                environment=environment(),
+                state=status,
+            )
+        except Exception:
+            _log.exception("step %d: figures or report could not be written", step)
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a run depends on besides its config: versions and devices."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "processes": jax.process_count(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

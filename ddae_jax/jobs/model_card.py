@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,45 +9,13 @@ from ml_collections import ConfigDict
 from ddae_jax.config.pretraining import ignored_in_pretraining
 from ddae_jax.config.schema import FOLDERS, flatten
 from ddae_jax.jobs.card_code import Subject, code_to_load, is_pooled_by_beit, plain_number, resized
+from ddae_jax.methods import METHODS
+from ddae_jax.methods.supervision import PAPER
 
 _VIT = (
     "Dosovitskiy et al. 2021. *An Image is Worth 16x16 Words: Transformers for Image Recognition "
     "at Scale*. ICLR. arXiv:2010.11929"
 )
-_DDAE = (
-    "Chen, Kong, Zhang, Zhao, Huang 2024. *DDAE: Towards Deep Dynamic Vision BERT Pretraining*. "
-    "AAAI. doi:10.1609/aaai.v38i2.27864"
-)
-_BEIT = (
-    "Bao, Dong, Piao, Wei 2022. *BEiT: BERT Pre-Training of Image Transformers*. ICLR. "
-    "arXiv:2106.08254"
-)
-_BEIT2 = (
-    "Peng, Dong, Bao, Ye, Wei 2022. *BEiT v2: Masked Image Modeling with Vector-Quantized Visual "
-    "Tokenizers*. arXiv:2208.06366"
-)
-PAPERS = MappingProxyType(
-    {
-        "ddae": (_DDAE,),
-        "mae": (
-            "He, Chen, Xie, Li, Dollár, Girshick 2022. *Masked Autoencoders Are Scalable Vision "
-            "Learners*. CVPR. arXiv:2111.06377",
-        ),
-        "simmim": (
-            "Xie et al. 2022. *SimMIM: A Simple Framework for Masked Image Modeling*. CVPR. "
-            "arXiv:2111.09886",
-        ),
-        "maskfeat": (
-            "Wei et al. 2022. *Masked Feature Prediction for Self-Supervised Visual "
-            "Pre-Training*. CVPR. arXiv:2112.09133",
-        ),
-        "beit": (_BEIT,),
-        "beit2": (_BEIT2, _BEIT),
-        "vqkd": (_BEIT2,),
-    }
-)
-"""Those of each method."""
-
 _SHOWN = ("model.", "decoder.", "mask.", "targets.", "tokenizer.", "supervision.", "teacher.")
 _SHOWN += ("optimizer.", "data.crop", "data.flip", "seed")
 _OF_THE_COMPUTATION = ("model.attention_form", "model.rematerialization")
@@ -66,7 +33,7 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
     data = config.data
     rows = {
         "method": config.method,
-        "supervision": config.supervision.mode if config.method != "vqkd" else "last",
+        "supervision": _supervision_mode(config),
         "dataset": f"{data.source} {data.name}".strip(),
         "encoder": subject.encoder,
         "epochs planned": f"{config.epochs:g}",
@@ -82,7 +49,7 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
     }
     if subject.sha256:
         reading["SHA-256 of `model.safetensors`"] = f"`{subject.sha256}`"
-    papers = dict.fromkeys((*PAPERS[config.method], *_of_supervision(config), _VIT))
+    papers = dict.fromkeys((*METHODS[config.method].papers, *_of_supervision(config), _VIT))
     if subject.is_imported:
         papers = {_VIT: None}
         training = (_how_it_was_imported(subject, config),)
@@ -163,8 +130,12 @@ def _how_it_was_imported(subject: Subject, config: ConfigDict) -> str:
 
 
 def _of_supervision(config: ConfigDict) -> tuple[str, ...]:
-    is_last = config.method == "vqkd" or config.supervision.mode == "last"
-    return () if is_last else (_DDAE,)
+    return () if _supervision_mode(config) == "last" else (PAPER,)
+
+
+def _supervision_mode(config: ConfigDict) -> str:
+    is_masked = METHODS[config.method].kind == "masked"
+    return config.supervision.mode if is_masked else "last"
 
 
 def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:

@@ -1,39 +1,51 @@
-"""What each method predicts, against what, and how its errors are supervised."""
+"""Methods: what each predicts, against what, and how its errors are supervised.
 
-import inspect
-from collections.abc import Callable
+A file of this folder that has a ``SPEC`` is a method; docs/adding_a_method.md shows how to write
+one. Packages add methods of their own by an entry point ``ddae_jax.methods`` that names a
+:class:`ddae_jax.methods.spec.MethodSpec`, and scripts by :func:`register_method`.
+"""
 
-from ddae_jax.methods.beit import beit
-from ddae_jax.methods.beit2 import beit2
-from ddae_jax.methods.ddae import ddae
-from ddae_jax.methods.mae import mae
-from ddae_jax.methods.maskfeat import maskfeat
-from ddae_jax.methods.method import Method
-from ddae_jax.methods.simmim import simmim
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ddae_jax.methods.spec import MethodSpec
 from ddae_jax.suggestions import did_you_mean
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "ddae": ddae,
-    "mae": mae,
-    "simmim": simmim,
-    "maskfeat": maskfeat,
-    "beit": beit,
-    "beit2": beit2,
-}
-"""Every method by name. Adding one: docs/adding_a_method.md."""
+_methods: dict[str, MethodSpec] = {}
+
+METHODS: Mapping[str, MethodSpec] = MappingProxyType(_methods)
+"""Every method by name."""
 
 
-def options_of(name: str) -> frozenset[str]:
-    """The names of a method's own options, such as ``feature_weight``."""
-    parameters = inspect.signature(find_method(name)).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+def register_method(spec: MethodSpec) -> None:
+    """Makes a method known by its name, to configs, commands and model cards.
+
+    Raises:
+        ValueError: if another method has that name.
+    """
+    if _methods.get(spec.name, spec) != spec:
+        raise ValueError(f"there is a method {spec.name!r} already; call this one otherwise")
+    _methods[spec.name] = spec
 
 
-def find_method(name: str) -> Callable[..., Method]:
-    """The builder of the method of that name. Raises ``ValueError`` naming the known ones."""
+def find_method(name: str) -> MethodSpec:
+    """Returns the method of that name. Raises ``ValueError`` naming the known ones."""
     if name not in METHODS:
-        hint = did_you_mean(name, METHODS)
-        if name == "vqkd":
-            hint = "; vqkd trains a tokenizer for them, with configs/cifar10_tokenizer.py"
-        raise ValueError(f"method={name!r}; known: {', '.join(METHODS)}{hint}")
+        known = ", ".join(METHODS)
+        raise ValueError(f"method={name!r}; known: {known}{did_you_mean(name, METHODS)}")
     return METHODS[name]
+
+
+def _discover() -> None:
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        spec = getattr(importlib.import_module(module.name), "SPEC", None)
+        if spec is not None:
+            register_method(spec)
+    for entry in importlib.metadata.entry_points(group="ddae_jax.methods"):
+        register_method(entry.load())
+
+
+_discover()

@@ -2,7 +2,9 @@
 
 from jaxtyping import Array
 
-from ddae_jax.methods.method import Method, Objective, make_method
+from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.objectives import Objective
+from ddae_jax.methods.spec import DECAYED_BY_BEIT, RELATIVE_POSITIONS, Keys, MethodSpec
 from ddae_jax.methods.targets import cross_entropy
 from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models.decoder import Decoder
@@ -37,7 +39,7 @@ def beit(
     def targets(teacher, images):
         return {"tokens": tokenizer.tokens(teacher, images)[None]}
 
-    def show(predictions, targets, teacher, images) -> dict[str, Array]:
+    def visualize(predictions, targets, teacher, images) -> dict[str, Array]:
         return {
             "tokens": targets["tokens"][0],
             "predicted_tokens": predictions["tokens"].argmax(axis=-1),
@@ -46,7 +48,13 @@ def beit(
 
     objectives = {"tokens": Objective(tokenizer.num_codes, cross_entropy)}
     return make_method(
-        encoder, decoder, objectives, targets, frozen=tokenizer.frozen, show=show, **options
+        encoder,
+        decoder,
+        objectives,
+        targets,
+        frozen=tokenizer.frozen,
+        visualize_predictions=visualize,
+        **options,
     )
 
 
@@ -59,3 +67,32 @@ def _check_same_patches(tokenizer: ViT, encoder: ViT) -> None:
                 f"model {what}={ours} and {encoder.grid}: each patch needs one token. Train a "
                 "tokenizer for this model, or change the model's"
             )
+
+
+def check_tokenizer(keys: Keys) -> None:
+    """Raises ``ValueError`` if a method that predicts tokens is given no tokenizer."""
+    if not keys["targets.tokenizer"]:
+        raise ValueError(
+            f"method={keys['method']!r} predicts the tokens of a trained tokenizer: give the "
+            "workdir of a run with method='vqkd', or the .pth of one that was published, or a "
+            "folder with its model.safetensors, as targets.tokenizer"
+        )
+
+
+SPEC = MethodSpec(
+    name="beit",
+    summary="the visual tokens of hidden patches, as a given tokenizer has them",
+    build=beit,
+    papers=(
+        "Bao, Dong, Piao, Wei 2022. *BEiT: BERT Pre-Training of Image Transformers*. ICLR. "
+        "arXiv:2106.08254",
+    ),
+    recipe={
+        "model.encoder_input": "full",
+        **RELATIVE_POSITIONS,
+        "mask.kind": "block",
+        "mask.ratio": 0.4,
+        "optimizer.decay_also": DECAYED_BY_BEIT,
+    },
+    check=check_tokenizer,
+)

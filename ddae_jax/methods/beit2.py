@@ -1,8 +1,11 @@
 """BEiT v2: BEiT's tokens, predicted a second time through the class token."""
 
-from ddae_jax.methods.beit import beit
+from ddae_jax.methods.beit import SPEC as BEIT
+from ddae_jax.methods.beit import beit, check_tokenizer
 from ddae_jax.methods.masked_image_model import Aggregation
 from ddae_jax.methods.method import Method
+from ddae_jax.methods.spec import MethodSpec
+from ddae_jax.methods.vqkd import SPEC as VQKD
 from ddae_jax.methods.vqkd import TrainedTokenizer
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
@@ -51,3 +54,15 @@ def beit2(
         )
     aggregation = Aggregation(aggregation_blocks, patches_from)
     return beit(encoder, None, tokenizer=tokenizer, aggregation=aggregation, **options)
+
+
+SPEC = MethodSpec(
+    name="beit2",
+    summary="BEiT's tokens, predicted a second time through the class token",
+    build=beit2,
+    papers=(*VQKD.papers, *BEIT.papers),
+    recipe=BEIT.recipe,
+    encoder_input="full",
+    needs_class_token=True,
+    check=check_tokenizer,
+)

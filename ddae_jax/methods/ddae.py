@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ddae_jax.methods.features import FeatureNormalization, FeatureStatistics, FeatureTargets
-from ddae_jax.methods.method import Alignment, Method, Objective, make_method
+from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.objectives import Alignment, Objective
 from ddae_jax.methods.pixels import pixel_objective
-from ddae_jax.methods.targets import pixel_targets, show_pixels, squared_error
+from ddae_jax.methods.spec import MethodSpec
+from ddae_jax.methods.supervision import PAPER
+from ddae_jax.methods.targets import pixel_targets, squared_error, visualize_pixels
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
@@ -115,7 +118,7 @@ def ddae(
         target_statistics=features.statistics if needs_whole_batch else None,
         watched_features=features.watched if learns_features else None,
         has_momentum_encoder=learns_features,
-        show=show_pixels(encoder, normalize_pixels) if pixel_weight else None,
+        visualize_predictions=visualize_pixels(encoder, normalize_pixels) if pixel_weight else None,
         **options,
     )
 
@@ -143,3 +146,11 @@ def check_feature_places(
             "feature_places='visible', pixel_weight=0: nothing is predicted of hidden patches; set "
             "pixel_weight or feature_places='both'"
         )
+
+
+SPEC = MethodSpec(
+    name="ddae",
+    summary="pixels and momentum features of hidden patches, at several depths",
+    build=ddae,
+    papers=(PAPER,),
+)

@@ -2,6 +2,7 @@
 
 from ddae_jax.methods.method import Method
 from ddae_jax.methods.pixels import predict_pixels
+from ddae_jax.methods.spec import MethodSpec
 from ddae_jax.methods.targets import squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
@@ -32,3 +33,26 @@ def mae(
     Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners".
     """
     return predict_pixels(encoder, decoder, squared_error, channels, normalize_pixels, **options)
+
+
+SPEC = MethodSpec(
+    name="mae",
+    summary="the pixels of hidden patches, from visible ones, by squared error",
+    build=mae,
+    papers=(
+        "He, Chen, Xie, Li, Dollár, Girshick 2022. *Masked Autoencoders Are Scalable Vision "
+        "Learners*. CVPR. arXiv:2111.06377",
+    ),
+    recipe={
+        "model.encoder_input": "visible",
+        "decoder.kind": "self",
+        "decoder.depth": 8,
+        # How deep supervision decodes intermediate depths is this package's choice.
+        "decoder.intermediate_share": 0.25,
+        "decoder.intermediate_blocks": 1,
+        "mask.kind": "random",
+        "mask.ratio": 0.75,
+        "targets.normalize_pixels": True,
+        "optimizer.decay_also": "class_token,mask_token",
+    },
+)

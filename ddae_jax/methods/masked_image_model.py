@@ -1,4 +1,4 @@
-"""The network that a method trains: encoder, decoder, and ONE head for all that is predicted."""
+"""The masked image model: encoder, decoder, and one head for all that is predicted."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ddae_jax.masking import visible_indices
-from ddae_jax.methods.supervision import DeepDynamicSupervision, Supervised
 from ddae_jax.methods.task import Images, Mask, Predictions
 from ddae_jax.models.attention import RelativePositionBias
 from ddae_jax.models.decoder import Decoder
@@ -53,17 +52,18 @@ class Outputs:
     visible: Float[Array, "depths batch visible width"] | None = None
 
 
-class Student(nn.Module):
+class MaskedImageModel(nn.Module):
     """The trained network: encoder, decoder if only visible patches are encoded, and ONE head.
 
-    The same head (and decoder) reads every depth of ``supervision.depths`` and serves every
+    The same head (and decoder) reads every depth of ``depths`` and serves every
     objective, so that deep supervision adds no structure to a method.
 
     Attributes:
         encoder: the vision transformer.
         decoder: None, if hidden patches enter the encoder as mask tokens.
         output_widths: values to predict for a patch, by objective.
-        supervision: the loss of the errors.
+        depths: blocks after which predictions are read out, ascending; beyond the encoder's for
+            the aggregation.
         aggregation: None, or the blocks of a patch-aggregation head, which makes one more readout:
             as many blocks deeper than the encoder.
         has_decoder_per_depth: for comparison, whether each depth has a decoder of its own.
@@ -73,7 +73,7 @@ class Student(nn.Module):
     encoder: ViT
     decoder: Decoder | None
     output_widths: Mapping[str, int]
-    supervision: DeepDynamicSupervision
+    depths: tuple[int, ...]
     aggregation: Aggregation | None = None
     has_decoder_per_depth: bool = False
     normalizes_intermediate: bool = True
@@ -91,7 +91,7 @@ class Student(nn.Module):
             RelativePositionBias(**self.encoder.position_options)
             for _ in range(num_blocks * (self.encoder.relative_positions == "per_block"))
         ]
-        num_own = len(self.supervision.depths) - 1 if self.has_decoder_per_depth else 0
+        num_own = len(self.depths) - 1 if self.has_decoder_per_depth else 0
         self.intermediate_decoders = [self.decoder.clone(parent=None) for _ in range(num_own)]
 
     def __call__(
@@ -120,7 +120,7 @@ class Student(nn.Module):
             features = self.encoder(
                 images,
                 visible=visible_indices(mask, num_visible),
-                depths=self.supervision.depths,
+                depths=self.depths,
                 normalize=False,
                 is_training=is_training,
             )
@@ -174,7 +174,7 @@ class Student(nn.Module):
     ) -> Float[Array, "depths batch chosen width"]:
         """Features of patches, where hidden ones enter the encoder as mask tokens."""
         choose = (lambda patches: patches) if at is None else (lambda p: at_patches(p, at))
-        depths = tuple(d for d in self.supervision.depths if d <= self.encoder.depth)
+        depths = tuple(d for d in self.depths if d <= self.encoder.depth)
         earlier = () if self.aggregation is None else (self.aggregation.patches_from,)
         read = tuple(sorted({*depths, *earlier}))
         features = self.encoder(
@@ -195,7 +195,7 @@ class Student(nn.Module):
         """The encoder's final norm of all depths, or of the encoder's last one and what follows."""
         if self.normalizes_intermediate:
             return self.encoder.norm(features)
-        count = sum(depth < self.encoder.depth for depth in self.supervision.depths)
+        count = sum(depth < self.encoder.depth for depth in self.depths)
         return jnp.concatenate([features[:count], self.encoder.norm(features[count:])])
 
     def _aggregate(
@@ -211,20 +211,3 @@ class Student(nn.Module):
         for block, bias in zip(self.aggregation_blocks, own, strict=False):
             tokens = block(tokens, is_training, bias)
         return tokens
-
-    def supervise(
-        self,
-        errors: Float[Array, "objectives depths batch patches"],
-        mask: Mask,
-        objective_weights: Float[Array, "objectives"] | None = None,
-    ) -> Supervised:
-        """See :class:`DeepDynamicSupervision`."""
-        return self.supervision(errors, mask, self.encoder.grid, objective_weights)
-
-    def weights(self, mask: Mask) -> Float[Array, "objectives depths batch patches"]:
-        """What the error of each patch is multiplied by."""
-        return self.supervision.weights(mask, self.encoder.grid)
-
-    def beta(self) -> Float[Array, "objectives depths"]:
-        """The exponents in force."""
-        return self.supervision.beta()

@@ -3,7 +3,9 @@
 import jax.numpy as jnp
 
 from ddae_jax.methods.hog import HogForm, check_form, directions
-from ddae_jax.methods.method import Method, Objective, make_method
+from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.objectives import Objective
+from ddae_jax.methods.spec import MethodSpec
 from ddae_jax.methods.targets import check_cells, hog_targets, squared_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
@@ -43,7 +45,7 @@ def maskfeat(
     def targets(teacher, images):
         return {"hog": hog_targets(images, encoder.patch_size, hog_cell, hog_form)[None]}
 
-    def show(predictions, targets, teacher, images):
+    def visualize(predictions, targets, teacher, images):
         on_grid = (*encoder.grid, cells, cells, channels, _NUM_ORIENTATIONS)
 
         def histograms(values):  # mean over channels, on the grid of cells
@@ -63,5 +65,31 @@ def maskfeat(
     cells = encoder.patch_size // hog_cell
     width = cells**2 * channels * _NUM_ORIENTATIONS
     return make_method(
-        encoder, decoder, {"hog": Objective(width, squared_error)}, targets, show=show, **options
+        encoder,
+        decoder,
+        {"hog": Objective(width, squared_error)},
+        targets,
+        visualize_predictions=visualize,
+        **options,
     )
+
+
+SPEC = MethodSpec(
+    name="maskfeat",
+    summary="the histograms of oriented gradients of hidden patches",
+    build=maskfeat,
+    papers=(
+        "Wei et al. 2022. *Masked Feature Prediction for Self-Supervised Visual Pre-Training*. "
+        "CVPR. arXiv:2112.09133",
+    ),
+    recipe={
+        "model.encoder_input": "full",
+        "model.positions": "learned",
+        "mask.kind": "block",
+        "mask.ratio": 0.4,
+        "mask.min_block_share": 0.2,
+        "targets.hog_form": "sobel",
+        "optimizer.decay_also": "class_token,mask_token,positions",
+    },
+    check=lambda keys: check_cells(keys["model.patch_size"], keys["targets.hog_cell"]),
+)

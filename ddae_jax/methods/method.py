@@ -14,54 +14,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
 from ddae_jax.masking import hidden_indices, sample_hidden, spread_hidden, visible_indices
-from ddae_jax.methods.masked_image_model import Aggregation, Outputs, Student
-from ddae_jax.methods.supervision import BetaGradient, DeepDynamicSupervision, Supervised
+from ddae_jax.methods.masked_image_model import Aggregation, MaskedImageModel, Outputs
+from ddae_jax.methods.objectives import Alignment, Objective, weight_at
+from ddae_jax.methods.supervision import BetaGradient, DeepDynamicSupervision, SupervisionOutput
 from ddae_jax.methods.task import Images, Mask, Predictions
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.gather import at_patches
 from ddae_jax.models.vit import ViT
 
-WeightSchedule = Callable[[Array | float], Array | float]
-"""From the share of the run that is done to a factor of a weight."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """Something to predict for each hidden patch.
-
-    Attributes:
-        width: values predicted for a patch.
-        error: ``(predictions, targets) -> error of each patch``, over the last axis.
-        weight: ``lambda``, its share in the loss.
-        schedule: a factor of ``weight``, by the share of the run that is done; None for 1.
-    """
-
-    width: int
-    error: Callable[[Array, Array], Array]
-    weight: float = 1.0
-    schedule: WeightSchedule | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Alignment:
-    """The encoder's own features of visible patches, against targets at their places and depths.
-
-    They pass no decoder and no head, and all count alike: visible patches are at distance 0.
-
-    Attributes:
-        name: of the targets.
-        error: ``(features, targets) -> error of each patch``, over the last axis.
-        weight, schedule: as of an :class:`Objective`.
-    """
-
-    name: str
-    error: Callable[[Array, Array], Array]
-    weight: float = 1.0
-    schedule: WeightSchedule | None = None
-
 
 @flax.struct.dataclass
-class Outcome(Supervised):
+class MethodOutput(SupervisionOutput):
     """What a step's loss is made of.
 
     Attributes:
@@ -77,10 +40,11 @@ class Outcome(Supervised):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A masked-image-modelling method: a :class:`ddae_jax.methods.task.Trainable`.
+    """A masked-image-modelling method: a :class:`ddae_jax.methods.task.TrainTask`.
 
     Attributes:
         student: the trained network.
+        supervision: the loss of its errors.
         objectives: by name, in the supervision's order.
         targets: ``(teacher, images) -> targets by objective``, each of shape ``(depths or 1, batch,
             patches, ...)``. No gradient passes through them.
@@ -99,10 +63,12 @@ class Method:
         beta_gradient: what beta descends: ``relative``, the logarithm of its own loss
             (:meth:`DeepDynamicSupervision.relative_gradient`), whatever that is measured in and
             weighed by; or ``absolute``, the loss.
-        show: ``(predictions, targets, teacher, images) -> arrays for the figures``, of all patches.
+        visualize_predictions: ``(predictions, targets, teacher, images) -> arrays for figures``, of
+            all patches.
     """
 
-    student: Student
+    student: MaskedImageModel
+    supervision: DeepDynamicSupervision
     objectives: Mapping[str, Objective]
     targets: Callable[..., Predictions]
     sample_mask: Callable[[PRNGKeyArray, int], Mask]
@@ -114,7 +80,9 @@ class Method:
     has_momentum_encoder: bool = False
     frozen: PyTree = dataclasses.field(default_factory=dict)
     beta_gradient: BetaGradient = "relative"
-    show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None
+    visualize_predictions: (
+        Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None
+    ) = None
 
     @property
     def encoder(self) -> ViT:
@@ -124,7 +92,7 @@ class Method:
     @property
     def depths(self) -> tuple[int, ...]:
         """Supervised depths."""
-        return self.student.supervision.depths
+        return self.supervision.depths
 
     @property
     def num_visible(self) -> int:
@@ -135,7 +103,7 @@ class Method:
     @property
     def description(self) -> str:
         """One line on what is trained."""
-        supervision, (h, w) = self.student.supervision, self.encoder.grid
+        supervision, (h, w) = self.supervision, self.encoder.grid
         learned = list(self.objectives)
         if self.alignment is not None:
             learned.append(f"visible {self.alignment.name}")
@@ -151,26 +119,25 @@ class Method:
         mask = jnp.arange(self.num_masked + self.num_visible)[None] < self.num_masked
 
         hidden = hidden_indices(mask, self.num_masked)
+        places = self._places(hidden, hidden)
+        network = self.student.init(key, images, mask, self.num_visible, places)["params"]
+        errors = jnp.zeros((len(self.objectives), len(self.depths), *mask.shape))
+        supervision = self.supervision.init(key, errors, mask, self.encoder.grid)
+        return network | ({"supervision": supervision["params"]} if supervision else {})
 
-        def touch_everything(student):
-            outputs = student(images, mask, self.num_visible, self._places(hidden, hidden))
-            names = outputs.predictions[0]
-            errors = jnp.zeros((len(names), len(student.supervision.depths), *mask.shape))
-            return student.supervise(errors, mask)
-
-        return self.student.init(key, method=touch_everything)["params"]
-
-    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
+    def init_teacher(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
         """The student's encoder, for a momentum encoder to start from, or what is frozen."""
         if self.has_momentum_encoder:
             return params["encoder"]
         return self.frozen if frozen is None else frozen
 
-    def frozen_of(self, teacher: PyTree) -> PyTree:
+    def frozen_part(self, teacher: PyTree) -> PyTree:
         """All of it, if it is no momentum encoder."""
         return {} if self.has_momentum_encoder else teacher
 
-    def follow(self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Array) -> PyTree:
+    def update_teacher(
+        self, teacher: PyTree, params: PyTree, output: MethodOutput, momentum: Array
+    ) -> PyTree:
         """``teacher <- momentum * teacher + (1 - momentum) * student``, or as it was."""
         if not self.has_momentum_encoder:
             return teacher
@@ -187,20 +154,20 @@ class Method:
         mask: Mask | None = None,
         sampled: Mask | None = None,
         statistics: PyTree | None = None,
-    ) -> tuple[Float[Array, ""], Outcome]:
+    ) -> tuple[Float[Array, ""], MethodOutput]:
         """Loss of a batch of normalised images, and what it is made of.
 
         Only hidden patches are predicted: the others carry no loss. Where the depths before the
         last one predict some of them, those count for as many more, so that the loss is an unbiased
-        estimate if each is decoded by itself. Masks are those of :meth:`draw`; statistics are those
-        of all parts of the batch, and of these images if none are given.
+        estimate if each is decoded by itself. Masks are those of :meth:`sample_masks`; statistics
+        are those of all parts of the batch, and of these images if none are given.
 
         Raises:
             ValueError: if weights change over a run and no ``progress`` is given; or if one of
                 ``mask`` and ``sampled`` is missing.
         """
         if mask is None:
-            drawn = self.draw(key, len(images))
+            drawn = self.sample_masks(key, len(images))
             mask, sampled = drawn["mask"], drawn.get("sampled")
         if (sampled is None) == self._samples_hidden:
             raise ValueError("mask and sampled go together, as draw gives them")
@@ -229,15 +196,15 @@ class Method:
                 [spread_hidden(earlier, sampled), spread_hidden(last, mask)], axis=1
             )
         weights = self._objective_weights(progress)
-        supervised = self._apply(
-            params, errors, mask, weights if self._has_schedule else None, method="supervise"
+        supervised = self._supervise(
+            params, errors, mask, self.encoder.grid, weights if self._has_schedule else None
         )
-        outcome = Outcome(**vars(supervised), objective_weights=weights)
+        output = MethodOutput(**vars(supervised), objective_weights=weights)
         if self.alignment is not None:
-            outcome = self._aligned(outcome, outputs, targets, mask, progress)
-        return outcome.loss, outcome
+            output = self._aligned(output, outputs, targets, mask, progress)
+        return output.loss, output
 
-    def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Mask]:
+    def sample_masks(self, key: PRNGKeyArray, batch: int) -> dict[str, Mask]:
         """The masks, and which of the hidden patches the depths before the last one predict."""
         mask_key, other_key = jax.random.split(key)
         drawn = {"mask": self.sample_mask(mask_key, batch)}
@@ -281,35 +248,35 @@ class Method:
         return jnp.stack([error(name, o) for name, o in self.objectives.items()])
 
     def _objective_weights(self, progress: Array | float | None) -> Float[Array, "objectives"]:
-        return jnp.stack([_weight(o, progress) for o in self.objectives.values()])
+        return jnp.stack([weight_at(o, progress) for o in self.objectives.values()])
 
     def _aligned(
-        self, outcome: Outcome, outputs: Outputs, targets: Predictions, mask: Mask, progress
-    ) -> Outcome:
-        """The outcome with the errors of visible patches added."""
+        self, output: MethodOutput, outputs: Outputs, targets: Predictions, mask: Mask, progress
+    ) -> MethodOutput:
+        """The output with the errors of visible patches added."""
         alignment = self.alignment
         visible = visible_indices(mask, self.num_visible)
         wanted = at_patches(targets[alignment.name], visible)
         losses = alignment.error(outputs.visible, wanted).mean(axis=(1, 2))
-        alpha = self.student.supervision.depth_weights or (1.0,) * len(self.depths)
+        alpha = self.supervision.depth_weights or (1.0,) * len(self.depths)
         total = (jnp.asarray(alpha) * losses).sum()
-        weight = _weight(alignment, progress)
-        return outcome.replace(
-            loss=outcome.loss + weight * total,
-            plain_loss=outcome.plain_loss + alignment.weight * total,
+        weight = weight_at(alignment, progress)
+        return output.replace(
+            loss=output.loss + weight * total,
+            plain_loss=output.plain_loss + alignment.weight * total,
             visible_losses=losses,
             visible_weight=weight,
         )
 
-    def descent(self, gradient: PyTree, outcome: Outcome) -> PyTree:
+    def descent(self, gradient: PyTree, output: MethodOutput) -> PyTree:
         """The gradient, in which beta's is relative if it is to be so."""
-        supervision = self.student.supervision
+        supervision = self.supervision
         if not supervision.learns_beta or self.beta_gradient == "absolute":
             return gradient
-        beta = supervision.relative_gradient(gradient["supervision"]["beta"], outcome.losses)
+        beta = supervision.relative_gradient(gradient["supervision"]["beta"], output.losses)
         return gradient | {"supervision": gradient["supervision"] | {"beta": beta}}
 
-    def metrics(self, outcome: Outcome) -> dict[str, Float[Array, ""]]:
+    def metrics(self, output: MethodOutput) -> dict[str, Float[Array, ""]]:
         """Dynamic loss, plain loss and beta by objective and depth.
 
         ``loss/pixels/depth_6`` and so on; ``plain_loss``, and ``plain_loss/...``, are the same with
@@ -317,25 +284,25 @@ class Method:
         where they change over the run; ``loss/visible_features/depth_6`` the error of visible
         patches, where they are aligned.
         """
-        found = {"plain_loss": outcome.plain_loss}
+        found = {"plain_loss": output.plain_loss}
         for row, objective in enumerate(self.objectives):
-            for column, depth in enumerate(self.student.supervision.depths):
+            for column, depth in enumerate(self.depths):
                 place = f"{objective}/depth_{depth}"
-                found[f"loss/{place}"] = outcome.losses[row, column]
-                found[f"plain_loss/{place}"] = outcome.plain_losses[row, column]
-                found[f"beta/{place}"] = outcome.beta[row, column]
+                found[f"loss/{place}"] = output.losses[row, column]
+                found[f"plain_loss/{place}"] = output.plain_losses[row, column]
+                found[f"beta/{place}"] = output.beta[row, column]
         if self._has_schedule:
             for row, objective in enumerate(self.objectives):
-                found[f"weight/{objective}"] = outcome.objective_weights[row]
+                found[f"weight/{objective}"] = output.objective_weights[row]
         if self.alignment is not None:
             name = f"visible_{self.alignment.name}"
             for column, depth in enumerate(self.depths):
-                found[f"loss/{name}/depth_{depth}"] = outcome.visible_losses[column]
+                found[f"loss/{name}/depth_{depth}"] = output.visible_losses[column]
             if self._has_schedule:
-                found[f"weight/{name}"] = outcome.visible_weight
+                found[f"weight/{name}"] = output.visible_weight
         return found
 
-    def look(
+    def visualize(
         self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
     ) -> dict[str, Array]:
         """What people look at: masks, distances, weights, beta, and what the method predicts.
@@ -343,20 +310,22 @@ class Method:
         Returns:
             ``mask`` (batch, patches); if beta is learned, ``distance`` (batch, patches),
             ``weights`` (objectives, depths, batch, patches) and ``beta`` (objectives, depths); and
-            what ``show`` makes of the predictions for all patches.
+            what ``visualize_predictions`` makes of the predictions for all patches.
         """
-        supervision = self.student.supervision
         mask = self.sample_mask(key, images.shape[0])
         seen = {"mask": mask}
-        if supervision.mode == "deep_dynamic":  # else all weights are 1
+        if self.supervision.mode == "deep_dynamic":  # else all weights are 1
+            grid = self.encoder.grid
             seen |= {
-                "distance": distance_map(mask, self.encoder.grid),
-                "weights": self._apply(params, mask, method="weights"),
-                "beta": self._apply(params, method="beta"),
+                "distance": distance_map(mask, grid),
+                "weights": self._supervise(params, mask, grid, method="weights"),
+                "beta": self._supervise(params, method="beta"),
             }
-        if self.show is not None:
+        if self.visualize_predictions is not None:
             predictions = self._predictions(params, images, mask)
-            seen |= self.show(predictions, self.targets(teacher, images), teacher, images)
+            seen |= self.visualize_predictions(
+                predictions, self.targets(teacher, images), teacher, images
+            )
         return seen
 
     def _predictions(self, params: PyTree, images: Images, mask: Mask) -> Predictions:
@@ -381,7 +350,11 @@ class Method:
         return found
 
     def _apply(self, params: PyTree, *args, **kwargs):
-        return self.student.apply({"params": params}, *args, **kwargs)
+        network = {name: values for name, values in params.items() if name != "supervision"}
+        return self.student.apply({"params": network}, *args, **kwargs)
+
+    def _supervise(self, params: PyTree, *args, **kwargs):
+        return self.supervision.apply({"params": params.get("supervision", {})}, *args, **kwargs)
 
 
 def make_method(
@@ -402,7 +375,9 @@ def make_method(
     aggregation: Aggregation | None = None,
     has_momentum_encoder: bool = False,
     frozen: PyTree | None = None,
-    show: Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None = None,
+    visualize_predictions: (
+        Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None
+    ) = None,
     depth_weights: tuple[float, ...] | None = None,
     beta_gradient: BetaGradient = "relative",
     **supervision,
@@ -411,9 +386,10 @@ def make_method(
 
     Args:
         encoder, decoder, objectives, has_decoder_per_depth, normalizes_intermediate: of the
-            :class:`Student`.
+            :class:`MaskedImageModel`.
         targets, sample_mask, num_masked, alignment, target_statistics, watched_features,
-            has_momentum_encoder, frozen, beta_gradient, show: of the :class:`Method`.
+            has_momentum_encoder, frozen, beta_gradient, visualize_predictions: of the
+            :class:`Method`.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
         intermediate_share: share of an image's hidden patches that depths before the last one
             predict, with a decoder; see :func:`num_sampled_patches`.
@@ -430,10 +406,17 @@ def make_method(
     if decodes_several:
         num_sampled = num_sampled_patches(num_masked, intermediate_share)
         num_sampled = num_sampled if num_sampled < num_masked else None
-    student = Student(
+    student = MaskedImageModel(
         encoder=encoder,
         decoder=decoder,
         output_widths={name: o.width for name, o in objectives.items()},
+        depths=depths,
+        aggregation=aggregation,
+        has_decoder_per_depth=has_decoder_per_depth and decodes_several,
+        normalizes_intermediate=normalizes_intermediate,
+    )
+    return Method(
+        student=student,
         supervision=DeepDynamicSupervision(
             objectives=tuple(objectives),
             depths=depths,
@@ -441,12 +424,6 @@ def make_method(
             depth_weights=depth_weights,
             **supervision,
         ),
-        aggregation=aggregation,
-        has_decoder_per_depth=has_decoder_per_depth and decodes_several,
-        normalizes_intermediate=normalizes_intermediate,
-    )
-    return Method(
-        student=student,
         objectives=objectives,
         targets=targets,
         sample_mask=sample_mask,
@@ -458,7 +435,7 @@ def make_method(
         has_momentum_encoder=has_momentum_encoder,
         frozen=frozen or {},
         beta_gradient=beta_gradient,
-        show=show,
+        visualize_predictions=visualize_predictions,
     )
 
 
@@ -479,14 +456,3 @@ def num_sampled_patches(num_masked: int, intermediate_share: float) -> int:
             f"patches of an image to intermediate depths; {1 / num_masked:.3f} leaves one"
         )
     return num_sampled
-
-
-def _weight(item: Objective | Alignment, progress: Array | float | None) -> Float[Array, ""]:
-    """What an error counts for at this share of a run. Raises ``ValueError`` if that is missing."""
-    if item.schedule is None:
-        return jnp.float32(item.weight)
-    if progress is None:
-        raise ValueError(
-            "weights of this method change over a run: give progress, the share of it that is done"
-        )
-    return jnp.float32(item.weight) * item.schedule(progress)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from jaxtyping import Array
 
-from ddae_jax.methods.method import Method, Objective, WeightSchedule, make_method
-from ddae_jax.methods.targets import pixel_targets, show_pixels
+from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.objectives import Objective, WeightSchedule
+from ddae_jax.methods.targets import pixel_targets, visualize_pixels
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
 
@@ -48,6 +49,6 @@ def predict_pixels(
         decoder,
         {"pixels": pixel_objective(encoder, channels, error)},
         targets,
-        show=show_pixels(encoder, normalize_pixels),
+        visualize_predictions=visualize_pixels(encoder, normalize_pixels),
         **options,
     )

@@ -2,6 +2,7 @@
 
 from ddae_jax.methods.method import Method
 from ddae_jax.methods.pixels import predict_pixels
+from ddae_jax.methods.spec import DECAYED_BY_BEIT, RELATIVE_POSITIONS, MethodSpec
 from ddae_jax.methods.targets import absolute_error
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
@@ -32,3 +33,23 @@ def simmim(
     Source: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling".
     """
     return predict_pixels(encoder, decoder, absolute_error, channels, normalize_pixels, **options)
+
+
+SPEC = MethodSpec(
+    name="simmim",
+    summary="the pixels of hidden patches, by absolute error",
+    build=simmim,
+    papers=(
+        "Xie et al. 2022. *SimMIM: A Simple Framework for Masked Image Modeling*. CVPR. "
+        "arXiv:2111.09886",
+    ),
+    recipe={
+        "model.encoder_input": "full",
+        "mask.kind": "random",
+        "mask.ratio": 0.6,
+        "mask.unit": 2,  # 32 pixels, for patches of 16
+        "targets.normalize_pixels": False,
+        "optimizer.decay_also": DECAYED_BY_BEIT,
+        **RELATIVE_POSITIONS,
+    },
+)

@@ -18,7 +18,7 @@ Metrics = Mapping[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class LabelledTask:
-    """A network and an error of its outputs: a :class:`ddae_jax.methods.task.Trainable`.
+    """A network and an error of its outputs: a :class:`ddae_jax.methods.task.TrainTask`.
 
     Its teacher holds what no gradient moves: ``statistics``, the running ones of batch norms, and
     ``average``, the moving average of the parameters, where that is kept.
@@ -49,7 +49,7 @@ class LabelledTask:
         """Fresh parameters, float32."""
         return self._variables(key, channels)["params"]
 
-    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
+    def init_teacher(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
         """Statistics as they are before any batch, and the average, which begins with these."""
         del frozen
         channels = self._channels(params)
@@ -61,7 +61,7 @@ class LabelledTask:
         average = params if self.keeps_average else {}
         return {"statistics": statistics, "average": average}
 
-    def frozen_of(self, teacher: PyTree) -> PyTree:
+    def frozen_part(self, teacher: PyTree) -> PyTree:
         """Nothing."""
         return {}
 
@@ -87,7 +87,7 @@ class LabelledTask:
         loss, metrics = self.error(outputs, targets)
         return loss, {"statistics": changed.get("batch_stats", {}), "metrics": dict(metrics)}
 
-    def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
+    def sample_masks(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
         """Nothing."""
         return {}
 
@@ -95,22 +95,24 @@ class LabelledTask:
         """Nothing."""
         return {}
 
-    def descent(self, gradient: PyTree, outcome: PyTree) -> PyTree:
+    def descent(self, gradient: PyTree, output: PyTree) -> PyTree:
         """The gradient."""
         return gradient
 
-    def follow(self, teacher: PyTree, params: PyTree, outcome: PyTree, momentum: Array) -> PyTree:
+    def update_teacher(
+        self, teacher: PyTree, params: PyTree, output: PyTree, momentum: Array
+    ) -> PyTree:
         """The new statistics, and the average moved a little towards the parameters."""
         average = teacher["average"]
         if self.keeps_average:
             average = optax.incremental_update(params, average, 1 - momentum)
-        return {"statistics": outcome["statistics"], "average": average}
+        return {"statistics": output["statistics"], "average": average}
 
-    def metrics(self, outcome: PyTree) -> dict[str, Float[Array, ""]]:
+    def metrics(self, output: PyTree) -> dict[str, Float[Array, ""]]:
         """Those of the error."""
-        return outcome["metrics"]
+        return output["metrics"]
 
-    def look(
+    def visualize(
         self, params: PyTree, teacher: PyTree, images: Array, key: PRNGKeyArray
     ) -> dict[str, Array]:
         """Nothing: what people look at here is made by evaluation."""

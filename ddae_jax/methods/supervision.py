@@ -23,9 +23,15 @@ Mode = Literal["last", "deep", "deep_dynamic"]
 BetaGradient = Literal["relative", "absolute"]
 MODES: tuple[Mode, ...] = ("last", "deep", "deep_dynamic")
 
+PAPER = (
+    "Chen, Kong, Zhang, Zhao, Huang 2024. *DDAE: Towards Deep Dynamic Vision BERT Pretraining*. "
+    "AAAI. doi:10.1609/aaai.v38i2.27864"
+)
+"""Whom to cite, as Markdown."""
+
 
 @flax.struct.dataclass
-class Supervised:
+class SupervisionOutput:
     """What supervision makes of a batch's errors.
 
     Attributes:
@@ -91,7 +97,7 @@ class DeepDynamicSupervision(nn.Module):
         mask: Bool[Array, "batch patches"],
         grid: Grid,
         objective_weights: Float[Array, "objectives"] | None = None,
-    ) -> Supervised:
+    ) -> SupervisionOutput:
         """The loss of a batch.
 
         Args:
@@ -118,7 +124,7 @@ class DeepDynamicSupervision(nn.Module):
         if objective_weights is None:
             objective_weights = whole
         depth_weights = _weights(self.depth_weights, self.depths, "depth_weights")
-        return Supervised(
+        return SupervisionOutput(
             loss=(jnp.outer(objective_weights, depth_weights) * losses).sum(),
             plain_loss=(jnp.outer(whole, depth_weights) * plain_losses).sum(),
             losses=losses,

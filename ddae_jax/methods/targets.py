@@ -22,14 +22,15 @@ def pixel_targets(
     return normalize_patches(patches) if normalize else patches
 
 
-def show_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Array]]:
-    """``Method.show`` of an objective ``pixels``: ``reconstructions`` at each depth.
+def visualize_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Array]]:
+    """Makes ``Method.visualize_predictions`` of an objective ``pixels``.
 
-    They are images in the units of those given, of shape (depths, batch, height, width, channels);
-    normalised predictions get the true patches' mean and deviation back.
+    It returns ``reconstructions`` at each depth: images in the units of those given, of shape
+    (depths, batch, height, width, channels); normalised predictions get the true patches' mean and
+    deviation back.
     """
 
-    def show(predictions, targets, teacher, images):
+    def visualize(predictions, targets, teacher, images):
         patches = predictions["pixels"].astype(jnp.float32)
         if is_normalized:
             true_patches = patchify(images.astype(jnp.float32), encoder.patch_size)
@@ -37,7 +38,7 @@ def show_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Ar
             patches = patches * deviation + mean
         return {"reconstructions": unpatchify(patches, encoder.grid, encoder.patch_size)}
 
-    return show
+    return visualize
 
 
 def hog_targets(

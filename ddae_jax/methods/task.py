@@ -12,7 +12,7 @@ Mask = Bool[Array, "batch patches"]
 Predictions = Mapping[str, Num[Array, "depths batch patches *values"]]
 
 
-class Trainable(Protocol):
+class TrainTask(Protocol):
     """What a run needs of whatever it trains: a method, or a tokenizer.
 
     Attributes:
@@ -42,13 +42,13 @@ class Trainable(Protocol):
     def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
         """Fresh parameters, float32."""
 
-    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
+    def init_teacher(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
         """What no gradient moves, where the student starts with these parameters.
 
         ``frozen`` stands for the attribute, where that must not become a constant of a program.
         """
 
-    def frozen_of(self, teacher: PyTree) -> PyTree:
+    def frozen_part(self, teacher: PyTree) -> PyTree:
         """The part of a teacher that is as ``frozen``."""
 
     def loss(
@@ -60,14 +60,14 @@ class Trainable(Protocol):
         is_training: bool = True,
         progress: Float[Array, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], Any]:
-        """Loss of a batch of normalised images, and its outcome, for the two below.
+        """Loss of a batch of normalised images, and its output, for the two below.
 
         ``progress`` is the share of the run that is done, which those need whose loss changes over
-        it. Further arguments are what :meth:`draw`
+        it. Further arguments are what :meth:`sample_masks`
         and :meth:`statistics` give, by name.
         """
 
-    def draw(self, key: PRNGKeyArray, batch: int) -> Mapping[str, Array]:
+    def sample_masks(self, key: PRNGKeyArray, batch: int) -> Mapping[str, Array]:
         """What ``loss`` draws for each image of a batch with this key, the first axis the batch.
 
         Given to ``loss``, it takes the place of what that would draw: so the parts of a batch can
@@ -81,16 +81,18 @@ class Trainable(Protocol):
         first axis.
         """
 
-    def descent(self, gradient: PyTree, outcome: Any) -> PyTree:
-        """What the optimizer is given of a step's gradient and outcome, those of all its parts."""
+    def descent(self, gradient: PyTree, output: Any) -> PyTree:
+        """What the optimizer is given of a step's gradient and output, those of all its parts."""
 
-    def follow(self, teacher: PyTree, params: PyTree, outcome: Any, momentum: Array) -> PyTree:
+    def update_teacher(
+        self, teacher: PyTree, params: PyTree, output: Any, momentum: Array
+    ) -> PyTree:
         """The teacher after a step that led to these parameters."""
 
-    def metrics(self, outcome: Any) -> dict[str, Float[Array, ""]]:
-        """What a step's outcome is made of, under readable names."""
+    def metrics(self, output: Any) -> dict[str, Float[Array, ""]]:
+        """What a step's output is made of, under readable names."""
 
-    def look(
+    def visualize(
         self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
     ) -> dict[str, Array]:
         """What people look at, for the figures."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ddae_jax.methods.spec import Keys, MethodSpec
 from ddae_jax.methods.task import Images
 from ddae_jax.models.codebook import (
     Codebook,
@@ -18,7 +19,7 @@ from ddae_jax.models.codebook import (
     unit_vectors,
     update_codebook,
 )
-from ddae_jax.models.tokenizer import Tokenizer
+from ddae_jax.models.tokenizer import Tokenizer, make_tokenizer
 from ddae_jax.models.vit import ViT
 
 
@@ -63,7 +64,7 @@ class DistilledTeacher:
 
 
 @flax.struct.dataclass
-class Outcome:
+class VqKdOutput:
     """What a step of :class:`VqKd` comes to.
 
     Attributes:
@@ -81,7 +82,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class VqKd:
-    """Vector-quantised knowledge distillation (a :class:`ddae_jax.methods.task.Trainable`).
+    """Vector-quantised knowledge distillation (a :class:`ddae_jax.methods.task.TrainTask`).
 
     Each patch of an image is encoded as a unit vector and replaced by its nearest code; from the
     codes a decoder predicts the features that the teacher has of the patches. The gradient passes
@@ -149,24 +150,26 @@ class VqKd:
             "params"
         ]
 
-    def teacher_of(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
+    def init_teacher(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
         """A codebook that has not started, and the teacher's parameters."""
         return {
             "codebook": empty_codebook(self.num_codes, self.tokenizer.code_width),
             "encoder": self.frozen if frozen is None else frozen,
         }
 
-    def frozen_of(self, teacher: PyTree) -> PyTree:
+    def frozen_part(self, teacher: PyTree) -> PyTree:
         """The distilled teacher's parameters."""
         return teacher["encoder"]
 
-    def descent(self, gradient: PyTree, outcome: Outcome) -> PyTree:
+    def descent(self, gradient: PyTree, output: VqKdOutput) -> PyTree:
         """The gradient."""
         return gradient
 
-    def follow(self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Array) -> PyTree:
+    def update_teacher(
+        self, teacher: PyTree, params: PyTree, output: VqKdOutput, momentum: Array
+    ) -> PyTree:
         """The codebook after the step, and the teacher as it was."""
-        return teacher | {"codebook": outcome.codebook}
+        return teacher | {"codebook": output.codebook}
 
     def loss(
         self,
@@ -176,7 +179,7 @@ class VqKd:
         key: PRNGKeyArray,
         is_training: bool = True,
         progress: Float[Array, ""] | float | None = None,
-    ) -> tuple[Float[Array, ""], Outcome]:
+    ) -> tuple[Float[Array, ""], VqKdOutput]:
         """``mean(1 - cos(predicted, true)) + commitment * mean((vector - code)^2)``."""
         start_key, drop_path_key, revive_key = jax.random.split(key, 3)
         apply, of_student = self.tokenizer.apply, {"params": params}
@@ -203,10 +206,10 @@ class VqKd:
             revive_key, codebook, flat, indices, self.decay, self.revive_below
         )
         share = jnp.zeros(self.num_codes).at[indices].add(1 / indices.size)
-        outcome = Outcome(updated, share, feature_loss, commitment_loss)
-        return feature_loss + self.commitment * commitment_loss, outcome
+        output = VqKdOutput(updated, share, feature_loss, commitment_loss)
+        return feature_loss + self.commitment * commitment_loss, output
 
-    def draw(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
+    def sample_masks(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
         """Nothing that belongs to an image."""
         return {}
 
@@ -214,23 +217,81 @@ class VqKd:
         """Nothing."""
         return {}
 
-    def metrics(self, outcome: Outcome) -> dict[str, Float[Array, ""]]:
+    def metrics(self, output: VqKdOutput) -> dict[str, Float[Array, ""]]:
         """Both losses, and how much of the codebook the batch used.
 
         ``codebook/used`` is the share of codes that some patch has, ``codebook/perplexity`` how
         many equally used codes would be as varied.
         """
         return {
-            "loss/features": outcome.feature_loss,
-            "loss/commitment": outcome.commitment_loss,
-            "codebook/used": (outcome.share > 0).mean(),
-            "codebook/perplexity": perplexity(outcome.share),
+            "loss/features": output.feature_loss,
+            "loss/commitment": output.commitment_loss,
+            "codebook/used": (output.share > 0).mean(),
+            "codebook/perplexity": perplexity(output.share),
         }
 
-    def look(
+    def visualize(
         self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
     ) -> dict[str, Array]:
         """``tokens`` (batch, patches), the ``codes``, and their ``usage``."""
         codebook = teacher["codebook"]
         tokens = self.tokenizer.apply({"params": params}, images, codebook.codes, method="tokens")
         return {"tokens": tokens, "codes": codebook.codes, "usage": codebook.usage}
+
+
+def vqkd(
+    encoder: ViT,
+    decoder: None,
+    *,
+    teacher: DistilledTeacher,
+    num_codes: int = 8192,
+    code_width: int = 32,
+    decoder_depth: int = 3,
+    decay: float = 0.99,
+    commitment: float = 1.0,
+    revive_below: float = 0.1,
+) -> VqKd:
+    """Builds a tokenizer around an encoder, to be trained by VQ-KD.
+
+    Args:
+        encoder: of the tokenizer; sees all patches.
+        decoder: None, as nothing is hidden.
+        teacher: whose features are told from the codes.
+        code_width: values of a code.
+        decoder_depth: blocks of the tokenizer's decoder.
+        num_codes, decay, commitment, revive_below: see :class:`VqKd`.
+
+    Raises:
+        ValueError: as :class:`VqKd` does.
+    """
+    tokenizer = make_tokenizer(encoder, decoder_depth, code_width, teacher.module.width)
+    return VqKd(tokenizer, teacher, num_codes, decay, commitment, revive_below)
+
+
+def _check(keys: Keys) -> None:
+    if not keys["tokenizer.teacher"]:
+        raise ValueError(
+            "method='vqkd' learns from a teacher: give the workdir of an earlier run, or a folder "
+            "with model.safetensors, as tokenizer.teacher"
+        )
+    if keys["optimizer.micro_batches"] > 1:
+        raise ValueError(
+            f"optimizer.micro_batches={keys['optimizer.micro_batches']}: method='vqkd' moves its "
+            "codes by whole batches; set it to 1, and use model.rematerialization='full' to save "
+            "memory"
+        )
+
+
+SPEC = MethodSpec(
+    name="vqkd",
+    summary="a tokenizer for beit and beit2, from the features of a given teacher",
+    build=vqkd,
+    papers=(
+        "Peng, Dong, Bao, Ye, Wei 2022. *BEiT v2: Masked Image Modeling with Vector-Quantized "
+        "Visual Tokenizers*. arXiv:2208.06366",
+    ),
+    recipe={"model.encoder_input": "full"},
+    kind="tokenizer",
+    encoder_input="full",
+    check=_check,
+)

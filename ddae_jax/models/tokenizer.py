@@ -67,3 +67,19 @@ class Tokenizer(nn.Module):
     ) -> Int[Array, "batch patches"]:
         """The index of each patch's code."""
         return nearest_codes(self.encode(images), codes)
+
+
+def make_tokenizer(
+    encoder: ViT, decoder_depth: int, code_width: int, teacher_width: int = 1
+) -> Tokenizer:
+    """Makes a tokenizer whose decoder is as wide as its encoder."""
+    decoder = Decoder(
+        encoder.grid,
+        width=encoder.width,
+        depth=decoder_depth,
+        num_heads=encoder.num_heads,
+        rematerialization=encoder.rematerialization,
+        attention_form=encoder.attention_form,
+        dtype=encoder.dtype,
+    )
+    return Tokenizer(encoder, decoder, code_width, teacher_width)

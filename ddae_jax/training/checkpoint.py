@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from ddae_jax.training.digests import array_digests, leaves_by_name
 from ddae_jax.training.multihost import OtherProcessFailed, all_or_none, from_first, of_each
-from ddae_jax.training.state import TrainState
+from ddae_jax.training.program import TrainState
 from ddae_jax.training.workdir import DISK_FULL
 
 _log = logging.getLogger(__name__)

@@ -1,8 +1,6 @@
-"""The loop: steps, metrics, checkpoints and whatever else is to happen now and then."""
+"""The training loop: steps, records, checkpoints, and whatever hooks do beside them."""
 
 import collections
-import dataclasses
-import functools
 import logging
 import resource
 import time
@@ -10,15 +8,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
-from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
+from ddae_jax.training.checkpoint import Checkpoints
+from ddae_jax.training.health import Health
+from ddae_jax.training.hooks import Hook
 from ddae_jax.training.multihost import AnyProcess, OtherProcessFailed, agreed
+from ddae_jax.training.program import TrainState, TrainStep
 from ddae_jax.training.reading import Batches, ReadAhead
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.signals import Stopped, StopRequest
-from ddae_jax.training.state import TrainState
-from ddae_jax.training.step import TrainStep
 
 _log = logging.getLogger(__name__)
 
@@ -26,101 +25,18 @@ _log = logging.getLogger(__name__)
 _MAX_STEPS_IN_FLIGHT = 2
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is no longer a number; the run stopped before saving it.
-
-    ``step`` is the first one that went wrong; ``exit_status`` that of the command.
-    """
-
-    exit_status = 1
-
-    def __init__(self, message: str, step: int = 0):
-        super().__init__(message)
-        self.step = step
-
-
-class RecurringNonFiniteLoss(NonFiniteLoss):
-    """It went wrong at the same step as the time before, and nothing has changed since."""
-
-    exit_status = 70  # what the scripts in launch/ do not start again
-
-
-@dataclasses.dataclass(frozen=True)
-class Every:
-    """An action on the state, every so many steps; what it returns joins the metrics.
-
-    Its time is not counted in the rate. At the last step it happens if ``at_end``, and only then.
-    An error in it is logged, and training goes on. ``metric`` is one that it always returns, by
-    which a record shows that it was done; None for an action that measures nothing.
-    """
-
-    steps: int
-    action: Callable[[TrainState, int], Mapping[str, float]]
-    at_end: bool = True
-    metric: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How far a run goes, and what happens on the way.
-
-    Attributes:
-        total_steps: of the run.
-        batch_size: images a step, over all devices.
-        steps_per_epoch: for the metric ``epoch``.
-        log_every_steps: steps between records.
-        save_every_steps: steps between checkpoints.
-        actions: further things to do.
-        on_record: takes ``(step, metrics)`` of each record.
-        on_step: takes each step that was taken.
-        most_skipped: steps in a row that may be left out because they went wrong, as their metric
-            ``skipped`` says.
-        skipped: how many were left out before, in all and last in a row.
-    """
-
-    total_steps: int
-    batch_size: int
-    steps_per_epoch: int
-    log_every_steps: int
-    save_every_steps: int
-    actions: Sequence[Every] = ()
-    on_record: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None
-    on_step: Callable[[int], None] = lambda step: None
-    most_skipped: int = 0
-    skipped: tuple[int, int] = (0, 0)
-
-    def progress(self, step: int) -> dict[str, float]:
-        """How far a step is: ``epoch``, and ``progress`` from 0 to 1."""
-        return {"epoch": step / self.steps_per_epoch, "progress": step / self.total_steps}
-
-    def due(self, step: int) -> list[Every]:
-        """The actions that happen after a step."""
-        is_last = step == self.total_steps
-        return [a for a in self.actions if (a.at_end if is_last else step % a.steps == 0)]
-
-    def to_resume(
-        self, step: int, batches: Batches, record: Mapping[str, float] | None
-    ) -> dict[str, Any]:
-        """What a checkpoint keeps beside the state, as JSON: data position, schedule and record.
-
-        The record is that of the checkpoint's step, if it has one: it is written after the
-        checkpoint, so that a run that is killed in between would lose it (see :func:`make_up`).
-        """
-        schedule = {"steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
-        kept = batches.get_state(step) | {"schedule": schedule}
-        return kept if record is None else kept | {"record": dict(record)}
-
-
-def train(
+def fit(
     state: TrainState,
     train_step: TrainStep,
     batches: Batches,
     put: Callable[[PyTree], PyTree],
     checkpoints: Checkpoints,
-    plan: Plan,
+    schedule: Schedule,
+    hooks: Sequence[Hook],
     stop: StopRequest,
+    health: Health | None = None,
 ) -> TrainState:
-    """Takes steps until the plan is fulfilled or a stop is asked for; the last state is saved.
+    """Takes steps until the schedule's end or until a stop is asked for; the last state is saved.
 
     Args:
         state: to start from; the last one is returned, whose step tells how far it is.
@@ -128,8 +44,10 @@ def train(
         batches: positioned at the state's step.
         put: moves this process's share of a batch onto the devices.
         checkpoints: of the run.
-        plan: see :class:`Plan`.
+        schedule: of the run.
+        hooks: what happens beside training, in this order.
         stop: becomes true when the run is to end early.
+        health: watches over losses and gradients; by default none may go wrong.
 
     Raises:
         NonFiniteLoss: naming the step, the metrics and the last good checkpoint.
@@ -137,118 +55,177 @@ def train(
         Exception: what reading a batch raises, after the last finished step was saved. Of several
             processes the others raise ``OtherProcessFailed``.
     """
-    step = saved_step = recorded_step = int(state.step)
-    meter = _Meter(plan.batch_size)
-    watch = _HealthWatch(checkpoints, plan.most_skipped, plan.skipped)
-    measure = functools.partial(_measured, plan=plan, batches=batches, watch=watch, meter=meter)
+    run = _Progress(batches, checkpoints, schedule, hooks, health or Health(checkpoints), state)
     any_process = AnyProcess(put, delay=_MAX_STEPS_IN_FLIGHT)
     num_ready = 0 if jax.process_count() == 1 else any_process.delay + 1
-    reader = ReadAhead(batches, stop, plan.total_steps - step, num_ready)
+    reader = ReadAhead(batches, stop, schedule.total_steps - run.step, num_ready)
     in_flight = collections.deque()
     is_stopping = any_process(bool(stop))
 
-    while step < plan.total_steps and not is_stopping:
-        with meter.waiting():
+    while run.step < schedule.total_steps and not is_stopping:
+        with run.meter.waiting():
             batch = reader.next()
         if batch is None:
             break
         batch = put(batch)
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, batch)
-        step += 1
-        meter.count_step()
-        watch.note(step, metrics)
+        run.count_step(metrics)
         in_flight.append(metrics["loss"])
         if len(in_flight) > _MAX_STEPS_IN_FLIGHT:
             in_flight.popleft().block_until_ready()
-        plan.on_step(step)
-
-        is_last = step == plan.total_steps
         is_stopping = any_process(bool(stop) or reader.failure is not None)
-        due = plan.due(step)
-        is_recorded = due or step % plan.log_every_steps == 0 or is_last or is_stopping
-        values = measure(step) if is_recorded else None
-        with meter.paused():
-            # Saving comes first: what is saved is not lost while something else takes its time.
-            if step % plan.save_every_steps == 0 or is_last or is_stopping:
-                watch.check()
-                kept = plan.to_resume(step, batches, values) | watch.to_resume()
-                checkpoints.save(state, step, kept)
-                saved_step = step
-            if due and not is_stopping:
-                found, is_stopping = _act(due, state, step, stop)
-                values |= found
-        if is_recorded:
-            plan.on_record(step, values)
-            recorded_step = step
+        is_stopping = run.record_and_save(state, is_stopping, stop)
 
-    if saved_step != step:
-        values = measure(step) if recorded_step != step and reader.failure is None else None
-        watch.check()
-        checkpoints.save(state, step, plan.to_resume(step, batches, values) | watch.to_resume())
-        if values is not None:
-            plan.on_record(step, values)
-    checkpoints.wait()
+    run.save_what_is_left(state, can_read=reader.failure is None)
     if agreed(reader.failure is None):
         return state
-    if step:
-        _log.error("no batch can be read after step %d, which is saved", step)
+    if run.step:
+        _log.error("no batch can be read after step %d, which is saved", run.step)
     raise reader.failure or OtherProcessFailed("another process of this run cannot read on")
 
 
-def make_up(
+def catch_up(
     state: TrainState,
-    plan: Plan,
+    schedule: Schedule,
+    hooks: Sequence[Hook],
     stored: Mapping[str, float],
-    known: Collection[str],
+    recorded: Collection[str],
     stop: StopRequest,
 ) -> None:
     """Records what a run that ended just after a checkpoint has not recorded of its step.
 
     Args:
         state: that the checkpoint has.
-        plan: of the run.
+        schedule: of the run.
+        hooks: of the run.
         stored: the record that the checkpoint keeps; empty if its step was due for none.
-        known: names of the metrics that are recorded of this step.
-        stop: cuts the actions short.
+        recorded: names of the metrics that are recorded of this step.
+        stop: cuts the hooks short.
     """
     step = int(state.step)
-    missing = [a for a in plan.due(step) if a.metric and a.metric not in known]
-    values = {} if "loss" in known else dict(stored)
+    missing = [
+        hook
+        for hook in hooks
+        if hook.is_due(step, schedule.total_steps) and hook.metric and hook.metric not in recorded
+    ]
+    values = {} if "loss" in recorded else dict(stored)
     if missing:
-        values |= _act(missing, state, step, stop)[0]
+        values |= _call(missing, state, step, stop)[0]
     if values:
-        plan.on_record(step, plan.progress(step) | values)
+        for hook in hooks:
+            hook.on_record(step, schedule.progress(step) | values)
 
 
-def _measured(
-    step: int, plan: Plan, batches: Batches, watch: "_HealthWatch", meter: "_Meter"
-) -> dict[str, float]:
-    """What is recorded of a step. All processes have to ask.
+class _Progress:
+    """The progress of a run: its step, what was recorded and saved of it, and what is to be.
 
-    Raises what ``batches.synchronize()`` raises, and :class:`NonFiniteLoss`.
+    All processes call the same methods at the same steps.
     """
-    batches.synchronize()
-    values = watch.check() | meter.read() | plan.progress(step) | peak_memory()
-    values["corrupt_images"] = float(batches.corrupt_count)
-    for cause, count in batches.corrupt_causes.items():
-        values[f"corrupt_images/{cause}"] = float(count)
-    return values
+
+    def __init__(
+        self,
+        batches: Batches,
+        checkpoints: Checkpoints,
+        schedule: Schedule,
+        hooks: Sequence[Hook],
+        health: Health,
+        state: TrainState,
+    ):
+        self._batches = batches
+        self._checkpoints = checkpoints
+        self._schedule = schedule
+        self._hooks = hooks
+        self._health = health
+        self.meter = _Meter(schedule.batch_size)
+        self.step = self._saved_step = self._recorded_step = int(state.step)
+
+    def count_step(self, metrics: Mapping[str, Any]) -> None:
+        """Counts a step that was taken, with its metrics on the device."""
+        self.step += 1
+        self.meter.count_step()
+        self._health.note(self.step, metrics)
+        for hook in self._hooks:
+            hook.after_step(self.step)
+
+    def record_and_save(self, state: TrainState, is_stopping: bool, stop: StopRequest) -> bool:
+        """Does what is due after a step; returns whether the run is to stop."""
+        step, schedule = self.step, self._schedule
+        is_last = step == schedule.total_steps
+        due = [hook for hook in self._hooks if hook.is_due(step, schedule.total_steps)]
+        is_recorded = due or step % schedule.log_every_steps == 0 or is_last or is_stopping
+        values = self._measure() if is_recorded else None
+        with self.meter.paused():
+            # Saving comes first: what is saved is not lost while something else takes its time.
+            if step % schedule.save_every_steps == 0 or is_last or is_stopping:
+                self._save(state, values)
+            if due and not is_stopping:
+                returned, is_stopping = _call(due, state, step, stop)
+                values |= returned
+        if is_recorded:
+            self._record(values)
+        return is_stopping
+
+    def save_what_is_left(self, state: TrainState, can_read: bool) -> None:
+        """Saves the last state, if it is not saved yet, and waits until all is written.
+
+        Args:
+            state: the last one.
+            can_read: whether batches can still be read, by which the data's position is known.
+        """
+        if self._saved_step != self.step:
+            is_recorded = self._recorded_step != self.step and can_read
+            values = self._measure() if is_recorded else None
+            self._save(state, values)
+            if is_recorded:
+                self._record(values)
+        self._checkpoints.wait()
+
+    def _measure(self) -> dict[str, float]:
+        """Returns what is recorded of the step.
+
+        Raises what ``batches.synchronize()`` raises, and :class:`NonFiniteLoss`.
+        """
+        self._batches.synchronize()
+        values = self._health.check() | self.meter.read()
+        values |= self._schedule.progress(self.step) | peak_memory()
+        values["corrupt_images"] = float(self._batches.corrupt_count)
+        for cause, count in self._batches.corrupt_causes.items():
+            values[f"corrupt_images/{cause}"] = float(count)
+        return values
+
+    def _save(self, state: TrainState, record: Mapping[str, float] | None) -> None:
+        """Saves the state, and beside it data position, schedule and record, as JSON.
+
+        The record is that of the checkpoint's step, if it has one: it is written after the
+        checkpoint, so that a run that is killed in between would lose it (see :func:`catch_up`).
+        """
+        self._health.check()
+        beside = self._batches.get_state(self.step) | {"schedule": self._schedule.length}
+        if record is not None:
+            beside["record"] = dict(record)
+        self._checkpoints.save(state, self.step, beside | self._health.to_resume())
+        self._saved_step = self.step
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        for hook in self._hooks:
+            hook.on_record(self.step, values)
+        self._recorded_step = self.step
 
 
-def _act(
-    actions: Sequence[Every], state: TrainState, step: int, stop: StopRequest
+def _call(
+    hooks: Sequence[Hook], state: TrainState, step: int, stop: StopRequest
 ) -> tuple[dict[str, float], bool]:
-    """What the actions return, and whether a stop cut them short."""
+    """Returns what the hooks return of a step, and whether a stop cut them short."""
     values = {}
-    for due in actions:
+    for hook in hooks:
         if jax.process_count() > 1:  # one that leaves it alone would let the others wait
             with stop.together():
-                values |= due.action(state, step)
+                values |= hook.on_steps(state, step)
             continue
         try:
             with stop.at_once():
-                values |= due.action(state, step)
+                values |= hook.on_steps(state, step)
         except Stopped:
             return values, True
         except Exception:
@@ -309,89 +286,3 @@ class _Stopwatch:
 
     def __exit__(self, *_) -> None:
         self._add(time.perf_counter() - self._began)
-
-
-class _HealthWatch:
-    """Keeps each step's norms on the device until they are looked at together."""
-
-    _WATCHED = ("loss", "gradient_norm", "parameter_norm")
-
-    def __init__(self, checkpoints: Checkpoints, most_skipped: int, skipped: tuple[int, int]):
-        self._checkpoints = checkpoints
-        self._most_skipped = most_skipped
-        self._num_skipped, self._num_in_a_row = skipped
-        self._unchecked: list[tuple[int, tuple[Any, ...]]] = []
-        self._latest: tuple[int, Mapping[str, Any]] = (0, {})
-
-    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
-        self._unchecked.append((step, tuple(metrics[name] for name in self._WATCHED)))
-        self._latest = (step, metrics)
-
-    def to_resume(self) -> dict[str, tuple[int, int]]:
-        """What a checkpoint keeps: how many steps were left out, in all and last in a row."""
-        counts = (self._num_skipped, self._num_in_a_row)
-        return {"skipped": counts} if self._most_skipped else {}
-
-    def check(self) -> dict[str, float]:
-        """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong.
-
-        Steps that were left out may go wrong, so many in a row; they are counted.
-        """
-        fetched, (last_step, latest) = jax.device_get((self._unchecked, self._latest))
-        self._unchecked = []
-        for step, values in fetched:
-            if np.all(np.isfinite(values)):
-                self._num_in_a_row = 0
-                continue
-            shown = _shown(dict(zip(self._WATCHED, values, strict=True)))
-            self._num_in_a_row += 1
-            if self._num_in_a_row <= self._most_skipped and np.isfinite(values[-1]):
-                self._num_skipped += 1
-                _log.warning(
-                    "step %d: %s. It is left out, as number %d in a row, of at most %d "
-                    "(optimizer.skip_nonfinite)",
-                    step,
-                    shown,
-                    self._num_in_a_row,
-                    self._most_skipped,
-                )
-                continue
-            raise NonFiniteLoss(
-                f"step {step}: {shown}. {self._why_not_skipped(values[-1])}Nothing of it was "
-                f"saved; {self._last_good()}; the same command continues from there. A lower "
-                "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
-                f"optimizer.clip_norm usually helps{self._other_help(values[-1])} (with "
-                f"--allow_config_changes). Metrics of step {last_step}: {_shown(latest)}",
-                step,
-            )
-        values = {name: float(value) for name, value in latest.items() if name != "skipped"}
-        return values | ({"skipped_steps": float(self._num_skipped)} if self._most_skipped else {})
-
-    def _why_not_skipped(self, parameter_norm: float) -> str:
-        if self._num_in_a_row > self._most_skipped > 0:
-            return (
-                f"It is number {self._num_in_a_row} in a row, and optimizer.skip_nonfinite leaves "
-                f"out {self._most_skipped}. "
-            )
-        if not np.isfinite(parameter_norm):
-            return "The parameters themselves are no numbers any more. "
-        return ""
-
-    def _other_help(self, parameter_norm: float) -> str:
-        if self._most_skipped or not np.isfinite(parameter_norm):
-            return ""
-        return ", and optimizer.skip_nonfinite=5 leaves out up to five such steps in a row"
-
-    def _last_good(self) -> str:
-        try:
-            self._checkpoints.wait()
-        except CheckpointError as error:
-            return str(error)
-        good = self._checkpoints.latest_step()
-        if good is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is that of step {good}"
-
-
-def _shown(metrics: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())

@@ -17,6 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ddae_jax.training.display import ProgressDisplay
+from ddae_jax.training.hooks import Hook
 from ddae_jax.training.workdir import Workdir, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -124,8 +125,8 @@ def _record(line: str) -> dict | None:
     return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
-class Recorder:
-    """Takes a run's records to its files and to the terminal, in the first process only.
+class MetricsHook(Hook):
+    """The records of a run, to its files and to the terminal, in the first process only.
 
     Args:
         workdir: of the run.
@@ -150,7 +151,7 @@ class Recorder:
             self._writer = MetricsWriter(workdir.metrics, tensorboard, start_step)
             self._display = ProgressDisplay(total_steps, start_step)
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> "MetricsHook":
         return self
 
     def __exit__(self, *_) -> None:
@@ -158,14 +159,14 @@ class Recorder:
             self._display.close()
             self._writer.close()
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a record, and shows it if it is one of a step that was taken."""
         self.write(step, metrics)
         if self._display and "loss" in metrics:
             self._display.update(step, metrics)
 
-    def advance(self, step: int) -> None:
-        """Shows that a step was taken."""
+    def after_step(self, step: int) -> None:
+        """Moves the progress bar."""
         if self._display:
             self._display.advance(step)
 

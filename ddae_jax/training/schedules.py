@@ -1,5 +1,6 @@
-"""What changes with the step: learning rate and teacher momentum."""
+"""Schedules: a run's length in steps, and what changes with the step."""
 
+import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
@@ -7,6 +8,46 @@ import optax
 from jaxtyping import Array, Float, Num
 
 Decay = Literal["cosine", "linear"]
+
+MAX_STEPS = 2**31 - 1
+"""The longest run: its steps are counted in an int32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A run's length in steps, and how often it records and saves.
+
+    Attributes:
+        steps_per_epoch: steps of an epoch.
+        total_steps: steps of the run.
+        batch_size: images a step, over all devices.
+        log_every_steps: steps between records.
+        save_every_steps: steps between checkpoints.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    batch_size: int = 1
+    log_every_steps: int = 1
+    save_every_steps: int = MAX_STEPS
+
+    def steps(self, epochs: float) -> int:
+        """Returns the steps of so many epochs, from 1 to :data:`MAX_STEPS`, which is never."""
+        return steps_of(epochs, self.steps_per_epoch)
+
+    def progress(self, step: int) -> dict[str, float]:
+        """Returns how far a step is: ``epoch``, and ``progress`` from 0 to 1."""
+        return {"epoch": step / self.steps_per_epoch, "progress": step / self.total_steps}
+
+    @property
+    def length(self) -> dict[str, int]:
+        """What a checkpoint keeps of it."""
+        return {"steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
+
+
+def steps_of(epochs: float, steps_per_epoch: int) -> int:
+    """Returns the steps of so many epochs, from 1 to :data:`MAX_STEPS`, which is never."""
+    return max(1, round(min(epochs * steps_per_epoch, MAX_STEPS)))
 
 
 def learning_rate_schedule(

@@ -67,7 +67,7 @@ def test_deep_dynamic_supervision_of_vit_b_costs_no_more_than_it_may():
         config = load_config(f"{tiny.ROOT / 'configs' / 'imagenet.py'}:{cell}")
         method = build_method(config)
         params = jax.eval_shape(lambda: method.init(jax.random.key(0), 3))
-        teacher = jax.eval_shape(method.teacher_of, params)
+        teacher = jax.eval_shape(method.init_teacher, params)
         images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 
         def loss(params, teacher, images):

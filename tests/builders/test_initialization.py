@@ -11,12 +11,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
-from ddae_jax.builders import build, pretrained
+from ddae_jax.builders import pretrained
 from ddae_jax.builders.initialization import begin, start_decoder, start_params, take_over
-from ddae_jax.builders.pretrained import load_pretrained, load_teacher
+from ddae_jax.builders.methods import build_method
+from ddae_jax.builders.pretrained import load_pretrained
+from ddae_jax.builders.tokenizers import load_teacher
 from ddae_jax.config import finetune_defaults, pretrain_defaults
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.interop.described import Told
+from ddae_jax.jobs.job import make_schedule
 from ddae_jax.models import vit
 from ddae_jax.pretrain import program_of
 from ddae_jax.training.sharding import make_mesh
@@ -75,9 +78,9 @@ def test_an_mae_goes_on_with_its_decoder_as_it_was(mae):
     folder, arrays = mae
     config = config_of(folder)
     take_over(config, None)
-    method = build.build_method(config)
+    method = build_method(config)
     params, beside = start_params(config), start_decoder(config, method)
-    fresh = program_of(config, method, build.build_schedule(config, 512)).fresh_state(make_mesh())
+    fresh = program_of(config, method, make_schedule(config, 512)).fresh_state(make_mesh())
     state = begin(fresh, method, params, beside)
     found = golden_arrays.predict(method, state.params, arrays["images"], arrays["mask"])
     np.testing.assert_allclose(found["pixels"][0], arrays["predictions"], atol=1e-5)
@@ -96,7 +99,7 @@ def test_a_decoder_that_is_not_the_run_s_is_refused_with_what_it_is(changes, mes
     config = config_of(mae[0], **changes)
     take_over(config, None)
     with pytest.raises(ValueError, match=rf"(?s)init_decoder=True: the decoder in .*{message}"):
-        start_decoder(config, build.build_method(config))
+        start_decoder(config, build_method(config))
 
 
 @pytest.mark.parametrize(

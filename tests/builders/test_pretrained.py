@@ -12,9 +12,10 @@ import pytest
 
 import tiny
 from ddae_jax import evaluate, pretrain
-from ddae_jax.builders import build
+from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import untrained_encoder_params
-from ddae_jax.builders.pretrained import load_pretrained, load_teacher, load_tokenizer
+from ddae_jax.builders.pretrained import load_pretrained
+from ddae_jax.builders.tokenizers import load_teacher, load_tokenizer
 from ddae_jax.config import from_plain
 from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.models import vit
@@ -152,7 +153,7 @@ def test_features_are_evaluated_although_the_tokenizer_is_gone(runs, tmp_path, c
 @pytest.mark.parametrize("name", ["teacher", "tokenizer", "beit2"])
 def test_the_untrained_encoder_is_the_one_that_the_run_started_with(name, runs):
     config = from_plain(json.loads((runs / name / "config.json").read_text()))
-    method = build.build_trainable(config)
+    method = build_method(config)
     params = jax.jit(lambda key: method.init(key, 1))(jax.random.key(config.seed))
     assert_same_arrays(untrained_encoder_params(config), params["encoder"])
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
-from ddae_jax.builders.pretrained import load_teacher
+from ddae_jax.builders.tokenizers import load_teacher
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.models.vit import ViT

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import golden_arrays
-from ddae_jax.builders import build
+from ddae_jax.builders.data import build_eval_batches, decoding
 from ddae_jax.builders.networks import build_normalize
 from ddae_jax.data.sources import make_source
 from ddae_jax.data.view import INTERPOLATIONS
@@ -98,9 +98,9 @@ def test_who_follows_the_card_gets_the_features_of_evaluation(name, photos):
     params.pop("of_decoder", None)
     config = exported_encoders.config_named(name)
     mesh, pool = make_mesh(), config.evaluation.pool
-    source = make_source("folder", data_dir=str(photos), split="train", **build.decoding(config))
+    source = make_source("folder", data_dir=str(photos), split="train", **decoding(config))
     encode = make_encode(encoder, build_normalize(config), mesh, depth=2, pool=pool)
-    batches = build.build_eval_batches(config, source, mesh)
+    batches = build_eval_batches(config, source, mesh)
     (found,) = encoded_batches(lambda images: encode(params, images), batches, mesh)
     order = [PHOTOS.index(source.name(int(index)).rpartition("/")[2]) for index in found["index"]]
     assert sorted(order) == list(range(len(PHOTOS)))

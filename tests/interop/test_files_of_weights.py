@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import golden_arrays
-from ddae_jax.builders.pretrained import load_pretrained, load_teacher
+from ddae_jax.builders.pretrained import load_pretrained
+from ddae_jax.builders.tokenizers import load_teacher
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop import backbones
 from ddae_jax.interop.backbones import read_backbone

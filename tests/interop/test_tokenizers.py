@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
-from ddae_jax.builders import build
-from ddae_jax.builders.pretrained import load_teacher, load_tokenizer, shapes_of_missing
+from ddae_jax.builders.methods import build_method
+from ddae_jax.builders.pretrained import shapes_of_missing
+from ddae_jax.builders.tokenizers import load_teacher, load_tokenizer
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop.encoders import UnknownWeights
 from ddae_jax.interop.tokenizers import read_tokenizer
@@ -102,7 +103,7 @@ def test_beit_predicts_its_tokens(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     config = config_of(**{"method": "beit", "targets.tokenizer": str(FOLDER), "mask.ratio": 0.4})
     config.model.size = "micro"
-    method = build.build_method(config)
+    method = build_method(config)
     pixels, tokens = golden()
     images = (pixels - np.float32(config.data.mean)) / np.float32(config.data.std)
     np.testing.assert_array_equal(
@@ -116,7 +117,7 @@ def test_for_another_grid_it_is_refused(monkeypatch):
     config = config_of(**{"method": "beit", "targets.tokenizer": str(FOLDER)})
     config.model.size, config.model.patch_size = "micro", 2
     with pytest.raises(ValueError, match=r"the tokenizer has patch_size=4"):
-        build.build_method(config)
+        build_method(config)
 
 
 @pytest.mark.parametrize(

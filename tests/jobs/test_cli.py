@@ -12,7 +12,8 @@ import pytest
 from absl import flags as absl_flags
 
 import stand_ins
-from ddae_jax.builders import build
+from ddae_jax.builders.methods import build_method
+from ddae_jax.builders.optimization import build_optimizer
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.schema import DEFAULTS_VERSION, flatten
@@ -29,6 +30,7 @@ from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.loop import NonFiniteLoss
 from ddae_jax.training.reading import ReadingHangs
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.workdir import WorkdirInUse
 from tiny import write_config
 
@@ -410,9 +412,9 @@ def refusal(check, *arguments):
 
 def build_all(config):
     """All that is made of a config alone, before anything is compiled or written."""
-    schedule = build.Schedule(22, 44)
-    build.build_method(config)
-    build.build_optimizer(config, schedule)
+    schedule = Schedule(22, 44)
+    build_method(config)
+    build_optimizer(config, schedule)
     assert 1 <= schedule.steps(config.checkpoint.every_epochs) < 2**31
     assert 1 <= schedule.steps(config.log.figures_every_epochs) < 2**31
     json.dumps(to_plain(config), allow_nan=False)
@@ -530,7 +532,7 @@ def test_bugs_while_reading_input_keep_their_traceback():
 @functools.cache
 def parameter_shapes(plain_model):
     """Shapes of a model, once for all configs that share it."""
-    method = build.build_trainable(plain_model.config)
+    method = build_method(plain_model.config)
     channels = plain_model.config.data.channels
     return method, jax.eval_shape(lambda key: method.init(key, channels), jax.random.key(0))
 
@@ -616,7 +618,7 @@ def main():
     print("said")
     {end}
 ''', program)
-        cli.run(program["main"])
+        exits.run(program["main"])
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

@@ -141,7 +141,7 @@ def test_targets_are_the_tokenizer_s_and_no_gradient_moves_it():
     tokenizer = tokenizer_of()
     ours = method(mask=jnp.asarray(mask), tokenizer=tokenizer, depths=(1, 2), mode="deep")
     params = golden_arrays.initialize(ours)
-    teacher = ours.teacher_of(params)
+    teacher = ours.init_teacher(params)
     tokens = jax.jit(functools.partial(tokenizer.module.apply, method="tokens"))(
         {"params": tokenizer.frozen["params"]}, images, tokenizer.frozen["codes"]
     )
@@ -152,16 +152,16 @@ def test_targets_are_the_tokenizer_s_and_no_gradient_moves_it():
     (loss, outcome), _ = golden_arrays.loss_and_gradient(ours, params, teacher, images)
     np.testing.assert_allclose(loss, by_hand[:, mask].mean(axis=1).sum(), rtol=1e-5)
     assert jax.tree.all(
-        jax.tree.map(np.array_equal, ours.follow(teacher, params, outcome, 0.5), teacher)
+        jax.tree.map(np.array_equal, ours.update_teacher(teacher, params, outcome, 0.5), teacher)
     )
-    assert ours.frozen_of(teacher) is teacher
+    assert ours.frozen_part(teacher) is teacher
 
 
 def test_what_people_see_are_tokens_true_and_predicted():
     images, mask = images_and_mask()
     ours = method(mask=jnp.asarray(mask), depths=(1, 2), mode="deep")
     params = golden_arrays.initialize(ours)
-    seen = jax.jit(ours.look)(params, ours.teacher_of(params), images, jax.random.key(0))
+    seen = jax.jit(ours.visualize)(params, ours.init_teacher(params), images, jax.random.key(0))
     predicted = golden_arrays.predict(ours, params, images, mask)["tokens"]
     np.testing.assert_array_equal(seen["predicted_tokens"], np.argmax(predicted, -1))
     assert seen["tokens"].shape == (3, 16)

@@ -43,7 +43,7 @@ class Example:
         self.method = method
         shapes = jax.eval_shape(lambda: method.init(jax.random.key(0), 3))
         self.params = random_like(shapes)
-        self.teacher = random_like(method.teacher_of(shapes), seed=1)
+        self.teacher = random_like(method.init_teacher(shapes), seed=1)
         self.init = jax.jit(lambda: method.init(jax.random.key(0), 3))
         self.targets = jax.jit(method.targets)
         self.predict = jax.jit(
@@ -51,7 +51,7 @@ class Example:
                 {"params": params}, images, MASK, method.num_visible, method="predict"
             )
         )
-        self.look = jax.jit(method.look)
+        self.visualize = jax.jit(method.visualize)
         self.loss = jax.jit(method.loss, static_argnames="is_training")
         # ((loss, supervised), (by the student's parameters, by the teacher's))
         self.step = jax.jit(jax.value_and_grad(method.loss, argnums=(0, 1), has_aux=True))
@@ -156,7 +156,7 @@ def test_every_parameter_of_the_student_receives_a_gradient(inputs):
 def test_the_teacher_is_the_students_encoder_and_starts_as_it():
     example = example_of("full")
     params = example.params
-    teacher = example.method.teacher_of(params)
+    teacher = example.method.init_teacher(params)
     jax.tree.map(np.testing.assert_array_equal, teacher, params["encoder"])
     assert "head" not in teacher
     # Where nothing is hidden and both are the same network, both see the same.
@@ -238,7 +238,7 @@ def test_without_the_features_there_is_no_teacher():
     assert not example.method.has_momentum_encoder
     assert list(example.method.objectives) == ["pixels"]
     params = example.params
-    assert example.method.teacher_of(params) == {}
+    assert example.method.init_teacher(params) == {}
     assert params["supervision"]["beta"].shape == (1, 2)
     assert params["head"]["kernel"].shape == (WIDTH, 12)
     _, alone = example.loss(params, {}, images_of(), key())
@@ -254,7 +254,7 @@ def test_without_the_pixels_there_is_nothing_to_reconstruct():
     example = example_of(pixel_weight=0.0)
     assert example.method.has_momentum_encoder
     assert list(example.method.objectives) == ["features"]
-    seen = example.look(example.params, example.teacher, images_of(), key())
+    seen = example.visualize(example.params, example.teacher, images_of(), key())
     assert "reconstructions" not in seen
 
 
@@ -304,7 +304,7 @@ def test_bfloat16_keeps_parameters_gradients_and_losses_in_float32(inputs):
 def test_what_people_look_at_is_what_the_documentation_says(inputs):
     example = example_of(inputs)
     params, images = example.params, images_of()
-    seen = example.look(params, example.teacher, images, key())
+    seen = example.visualize(params, example.teacher, images, key())
     assert {name: value.shape for name, value in seen.items()} == {
         "mask": (3, 6),
         "distance": (3, 6),
@@ -330,7 +330,7 @@ def test_reconstructions_are_predictions_in_the_units_of_the_images(is_normalize
         patches = numpy_patches(images.astype(np.float64))
         deviation = np.sqrt(patches.var(-1, ddof=1, keepdims=True) + 1e-6)
         predicted = predicted * deviation + patches.mean(-1, keepdims=True)
-    seen = example.look(params, example.teacher, images, key())
+    seen = example.visualize(params, example.teacher, images, key())
     reconstructions = np.asarray(seen["reconstructions"])
     for depth in range(2):
         np.testing.assert_allclose(
@@ -342,7 +342,7 @@ def test_initial_beta_is_negative_and_depth_weights_pass_through():
     example = example_of(depth_weights=(0.0, 1.0))
     params = example.init()
     np.testing.assert_array_equal(params["supervision"]["beta"], np.full((2, 2), -0.5, np.float32))
-    loss, supervised = example.loss(params, example.method.teacher_of(params), images_of(), key())
+    loss, supervised = example.loss(params, example.method.init_teacher(params), images_of(), key())
     expected = 2 * supervised.losses[0, 1] + 0.5 * supervised.losses[1, 1]
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 

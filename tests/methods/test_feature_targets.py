@@ -48,7 +48,7 @@ def method_of_decoder(decoder, **options):
 
 def variables_of(method):
     shapes = jax.eval_shape(lambda: method.init(key(), 3))
-    return random_like(shapes), random_like(method.teacher_of(shapes), seed=1)
+    return random_like(shapes), random_like(method.init_teacher(shapes), seed=1)
 
 
 def outcome_of(method, progress=1.0):
@@ -272,13 +272,17 @@ def test_figures_show_what_depths_that_predict_a_share_make_of_all_hidden_patche
     decoder = Decoder(GRID, width=12, depth=1, num_heads=2, kind=kind)
     method = method_of_decoder(decoder, intermediate_share=0.5)
     params, teacher = variables_of(method)
-    shown = np.asarray(jax.jit(method.look)(params, teacher, images_of(), key())["reconstructions"])
+    shown = np.asarray(
+        jax.jit(method.visualize)(params, teacher, images_of(), key())["reconstructions"]
+    )
     at_once = jax.jit(
         lambda p: method.student.apply(
             {"params": p}, images_of(), MASK, method.num_visible, method="predict"
         )
     )(params)
-    at_once = np.asarray(method.show(at_once, {}, {}, images_of())["reconstructions"])
+    at_once = np.asarray(
+        method.visualize_predictions(at_once, {}, {}, images_of())["reconstructions"]
+    )
     is_hidden = MASK.reshape(3, *GRID).repeat(PATCH, 1).repeat(PATCH, 2)
     np.testing.assert_allclose(shown[1], at_once[1], atol=1e-5)
     difference = np.abs(shown[0] - at_once[0])[is_hidden]
@@ -298,7 +302,9 @@ def test_figures_show_what_depths_that_predict_a_share_make_of_all_hidden_patche
         whole = np.zeros((1, 3, 6, PATCH * PATCH * 3), np.float32)
         for image, row in enumerate(chosen):
             whole[0, image, row] = outputs.predictions[0]["pixels"][0, image]
-        expected = method.show({"pixels": whole}, {}, {}, images_of())["reconstructions"]
+        expected = method.visualize_predictions({"pixels": whole}, {}, {}, images_of())[
+            "reconstructions"
+        ]
         was_first = sampled.reshape(3, *GRID).repeat(PATCH, 1).repeat(PATCH, 2)
         np.testing.assert_allclose(
             shown[0][was_first], np.asarray(expected)[0][was_first], atol=1e-5
@@ -315,9 +321,9 @@ def test_what_is_sampled_is_drawn_anew_and_always_hidden():
     assert (sampled.any(axis=0) == MASK).all()
     assert len({s.tobytes() for s in sampled}) > 10
     np.testing.assert_array_equal(drawn[0]["sampled"], draw(key(0), 3)["sampled"])
-    assert "sampled" not in method_of(intermediate_share=0.5, depths=(2,), mode="last").draw(
-        key(), 3
-    )
+    assert "sampled" not in method_of(
+        intermediate_share=0.5, depths=(2,), mode="last"
+    ).sample_masks(key(), 3)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, 0.01])

@@ -36,13 +36,13 @@ def test_the_loss_is_the_squared_error_at_hidden_patches():
     (loss, outcome), _ = golden_arrays.loss_and_gradient(ours, params, {}, images_of())
     np.testing.assert_allclose(outcome.losses[0], error[:, MASK].mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(loss, error[:, MASK].mean(axis=1).sum(), rtol=1e-5)
-    assert ours.teacher_of(params) == {}
+    assert ours.init_teacher(params) == {}
 
 
 def test_people_see_the_mean_histogram_of_each_cell():
     ours = method(depths=(1, 2), mode="deep")
     params = golden_arrays.initialize(ours)
-    seen = jax.jit(ours.look)(params, {}, images_of(), jax.random.key(0))
+    seen = jax.jit(ours.visualize)(params, {}, images_of(), jax.random.key(0))
     expected = np.asarray(hog(images_of(), 4, form="sobel")).mean(axis=-2)
     np.testing.assert_allclose(seen["histograms"], expected, atol=1e-5)
     np.testing.assert_allclose(seen["directions"], np.radians(20 * np.arange(9)), rtol=1e-6)

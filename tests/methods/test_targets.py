@@ -6,8 +6,8 @@ import pytest
 
 from ddae_jax.methods.targets import (
     pixel_targets,
-    show_pixels,
     squared_error,
+    visualize_pixels,
 )
 from ddae_jax.models.vit import ViT
 
@@ -39,7 +39,7 @@ def test_targets_are_float32_even_of_bfloat16_images(normalize):
 
 def shown(predictions, images, normalize):
     encoder = ViT((4, 6), 2, width=8, depth=1, num_heads=2)
-    show = show_pixels(encoder, normalize)
+    show = visualize_pixels(encoder, normalize)
     return show({"pixels": jnp.asarray(predictions)}, {}, {}, images)["reconstructions"]
 
 

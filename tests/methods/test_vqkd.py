@@ -44,7 +44,7 @@ def example(**options):
 def started(method, params):
     codes = unit_vectors(np.random.default_rng(1).normal(size=(NUM_CODES, 6)))
     usage = jnp.full(NUM_CODES, 1 / NUM_CODES)
-    return method.teacher_of(params) | {"codebook": Codebook(codes, usage)}
+    return method.init_teacher(params) | {"codebook": Codebook(codes, usage)}
 
 
 def encode(method, params, images):
@@ -116,11 +116,11 @@ def test_the_gradient_passes_the_codes_as_if_they_were_the_vectors():
 
 def test_the_codebook_starts_at_the_first_batch_and_follows_from_there():
     method, params, loss = example()
-    teacher, images = method.teacher_of(params), images_of()
+    teacher, images = method.init_teacher(params), images_of()
     assert not np.any(teacher["codebook"].codes)
     _, outcome = loss(params, teacher, images, jax.random.key(0))
     assert float(outcome.share.max()) < 1
-    after = method.follow(teacher, params, outcome, 0.5)
+    after = method.update_teacher(teacher, params, outcome, 0.5)
     np.testing.assert_allclose(np.linalg.norm(after["codebook"].codes, axis=1), 1, atol=1e-5)
     # At k-means' centres, a batch's vectors are nearer to their codes than to others' codes.
     _, at_random = loss(params, started(method, params), images, jax.random.key(0))
@@ -144,7 +144,7 @@ def test_over_four_devices_it_learns_what_it_learns_on_one():
     method, params, loss = example()
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.device_put(images_of(), NamedSharding(mesh, PartitionSpec("data")))
-    teacher = method.teacher_of(params)
+    teacher = method.init_teacher(params)
     value, one = loss(params, teacher, images_of(), jax.random.key(0))
     value_of_four, four = loss(params, teacher, split, jax.random.key(0))
     np.testing.assert_allclose(value_of_four, value, rtol=1e-5)
@@ -165,7 +165,7 @@ def test_a_trained_tokenizer_tells_the_tokens_that_training_saw():
     vectors = encode(method, params, images)
     expected = np.argmax(vectors @ codes.T, -1)
     np.testing.assert_array_equal(jax.jit(trained.tokens)(trained.frozen, 2 * images), expected)
-    seen = jax.jit(method.look)(params, teacher, images, jax.random.key(0))
+    seen = jax.jit(method.visualize)(params, teacher, images, jax.random.key(0))
     np.testing.assert_array_equal(seen["tokens"], expected)
 
 

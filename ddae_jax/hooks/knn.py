@@ -1,0 +1,98 @@
+"""k-NN accuracy on frozen features, while an encoder is pretrained."""
+
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ddae_jax.builders.evaluation import build_encode, build_labelled_images, build_predict
+from ddae_jax.builders.networks import untrained_encoder_params
+from ddae_jax.config import to_plain
+from ddae_jax.evaluation.features import Encode
+from ddae_jax.evaluation.labelled_images import LabelledImages
+from ddae_jax.training.hooks import Hook
+from ddae_jax.training.multihost import from_first
+from ddae_jax.training.program import TrainState
+from ddae_jax.training.workdir import Workdir, read_json, write_json
+
+_log = logging.getLogger(__name__)
+
+
+class KnnHook(Hook):
+    """k-NN accuracy of the student or teacher while it is trained.
+
+    Args:
+        config: of the run.
+        workdir: where the baselines are kept.
+        every_steps: steps between measurements.
+        mesh: of devices.
+
+    Raises:
+        ValueError: if there are no labels.
+        FileNotFoundError: if there is no such data.
+    """
+
+    metric = "knn/trained"
+
+    def __init__(self, config: ConfigDict, workdir: Workdir, every_steps: int, mesh: Mesh):
+        self.every_steps = every_steps
+        self._config = config
+        self._path = workdir.baselines
+        try:
+            self._images: LabelledImages = build_labelled_images(
+                config, mesh, limit=config.evaluation.max_examples or None
+            )
+        except (ValueError, FileNotFoundError) as error:
+            without = "set evaluation.knn_every_epochs=0 to pretrain without k-NN"
+            raise type(error)(f"{error}; {without}") from error
+        self._encode: Encode = build_encode(
+            config, mesh, depth=config.evaluation.depth, pool=config.evaluation.pool
+        )
+        self._predict = build_predict(config, "knn")
+
+    def baselines(self) -> dict[str, float]:
+        """Returns ``knn/untrained`` and ``knn/raw_pixels``: what k-NN reaches without training.
+
+        They are kept in the workdir with all that they depend on, and computed anew where that
+        differs.
+        """
+        key = {name: to_plain(self._config[name]) for name in ("data", "model", "evaluation")}
+        key |= {"seed": self._config.seed, "examples": self._images.fingerprint}
+        kept = _kept(self._path, key)
+        # The first process decides: computing takes all of them.
+        if from_first(kept is not None):
+            return kept or {}
+        untrained = self._accuracy(untrained_encoder_params(self._config))
+        raw_pixels = self._images.accuracy(self._predict, *self._images.pixels())
+        _log.info("k-NN accuracy: untrained %.3f, raw pixels %.3f", untrained, raw_pixels)
+        values = {"knn/untrained": untrained, "knn/raw_pixels": raw_pixels}
+        if jax.process_index() == 0:
+            try:
+                write_json(self._path, {"of": key, "values": values})
+            except OSError as error:
+                _log.warning("the baselines could not be kept for the next start: %s", error)
+        return values
+
+    def on_steps(self, state: TrainState, step: int) -> dict[str, float]:
+        """Returns ``knn/trained``, of the encoder that the config names."""
+        is_teacher = self._config.evaluation.encoder == "teacher"
+        params = state.teacher if is_teacher else state.params["encoder"]
+        accuracy = self._accuracy(params)
+        _log.info("k-NN accuracy at step %d: %.3f", step, accuracy)
+        return {"knn/trained": accuracy}
+
+    def _accuracy(self, encoder_params) -> float:
+        features = self._images.features(self._encode, encoder_params)
+        return self._images.accuracy(self._predict, *features)
+
+
+def _kept(path: pathlib.Path, key: Mapping[str, Any]) -> dict[str, float] | None:
+    try:
+        kept = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return kept.get("values") if kept.get("of") == key else None

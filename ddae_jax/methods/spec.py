@@ -1,0 +1,89 @@
+"""The specification of a method: all that the rest of the package knows of it."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ddae_jax.methods.task import TrainTask
+
+Keys = Mapping[str, Any]
+"""Values of a config by dotted key, such as ``{"mask.ratio": 0.75}``."""
+
+RELATIVE_POSITIONS: Keys = MappingProxyType(
+    {
+        "model.positions": "none",
+        "model.relative_positions": "shared",
+        "model.layer_scale": 0.1,
+        "model.has_key_bias": False,
+    }
+)
+"""The architecture that BEiT and SimMIM share, as part of their recipes."""
+
+DECAYED_BY_BEIT = "mask_token,relative_positions"
+"""What the authors' code of BEiT, BEiT v2 and SimMIM decays beside kernels.
+
+All of these decay whatever is learned and has more than one axis, as their tokens have, but for
+class token and positions.
+"""
+
+_TRAINED_NETWORKS = {"tokenizer": "targets.tokenizer", "teacher": "tokenizer.teacher"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSpec:
+    """A method under its name, with its builder, its published form and its needs.
+
+    Attributes:
+        name: the value of ``config.method``.
+        summary: one line for ``--help``: what is predicted, from what.
+        build: ``(encoder, decoder, *, OPTION..., **options) -> task``. Its keyword-only parameters
+            are the method's own options: each is given the config's value of that name (see
+            :mod:`ddae_jax.builders.methods`). A method that hides patches passes ``options``,
+            masking and supervision, on to :func:`ddae_jax.methods.method.make_method`.
+        papers: whom to cite, as Markdown.
+        recipe: config keys that make the method the published one, beside the defaults.
+        kind: ``masked`` for a method that predicts hidden patches under a supervision,
+            ``tokenizer`` for one that trains a tokenizer for others.
+        encoder_input: the only ``model.encoder_input`` that it can have; None for any.
+        needs_class_token: whether the encoder must have one.
+        check: raises ``ValueError`` for config keys that contradict each other in this method.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., TrainTask]
+    papers: tuple[str, ...]
+    recipe: Keys = dataclasses.field(default_factory=dict)
+    kind: Literal["masked", "tokenizer"] = "masked"
+    encoder_input: Literal["visible", "full"] | None = None
+    needs_class_token: bool = False
+    check: Callable[[Keys], None] = lambda keys: None
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The names of the method's own options, such as ``feature_weight``."""
+        parameters = inspect.signature(self.build).parameters.values()
+        return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    @property
+    def trained_network_key(self) -> str | None:
+        """The config key of the trained network that the method is given; None if it needs none."""
+        keys = (key for option, key in _TRAINED_NETWORKS.items() if option in self.options)
+        return next(keys, None)
+
+    def check_needs(self, keys: Keys) -> None:
+        """Raises ``ValueError`` for config keys that do not go with this method."""
+        if self.encoder_input not in (None, keys["model.encoder_input"]):
+            what = "all patches" if self.encoder_input == "full" else "visible patches alone"
+            raise ValueError(
+                f"method={self.name!r} encodes {what}; set model.encoder_input="
+                f"{self.encoder_input!r}"
+            )
+        if self.needs_class_token and not keys["model.use_class_token"]:
+            raise ValueError(
+                f"method={self.name!r} aggregates in the class token: set "
+                "model.use_class_token=True"
+            )
+        self.check(keys)

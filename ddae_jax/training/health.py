@@ -1,0 +1,126 @@
+"""The health of a run: losses and gradients that are no longer numbers end it, or are skipped."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
+
+_log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is no longer a number; the run stopped before saving it.
+
+    ``step`` is the first one that went wrong; ``exit_status`` that of the command.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, step: int = 0):
+        super().__init__(message)
+        self.step = step
+
+
+class RecurringNonFiniteLoss(NonFiniteLoss):
+    """It went wrong at the same step as the time before, and nothing has changed since."""
+
+    exit_status = 70  # what the scripts in launch/ do not start again
+
+
+class Health:
+    """The health of a run: each step's norms, kept on the device until they are looked at.
+
+    Args:
+        checkpoints: of the run, of which messages name the last good one.
+        max_skipped: steps in a row that may be left out because they went wrong, as their metric
+            ``skipped`` says.
+        skipped: how many were left out before, in all and last in a row.
+    """
+
+    _WATCHED = ("loss", "gradient_norm", "parameter_norm")
+
+    def __init__(
+        self, checkpoints: Checkpoints, max_skipped: int = 0, skipped: tuple[int, int] = (0, 0)
+    ):
+        self._checkpoints = checkpoints
+        self._max_skipped = max_skipped
+        self._num_skipped, self._num_in_a_row = skipped
+        self._unchecked: list[tuple[int, tuple[Any, ...]]] = []
+        self._latest: tuple[int, Mapping[str, Any]] = (0, {})
+
+    def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._unchecked.append((step, tuple(metrics[name] for name in self._WATCHED)))
+        self._latest = (step, metrics)
+
+    def to_resume(self) -> dict[str, tuple[int, int]]:
+        """What a checkpoint keeps: how many steps were left out, in all and last in a row."""
+        counts = (self._num_skipped, self._num_in_a_row)
+        return {"skipped": counts} if self._max_skipped else {}
+
+    def check(self) -> dict[str, float]:
+        """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong.
+
+        Steps that were left out may go wrong, so many in a row; they are counted.
+        """
+        fetched, (last_step, latest) = jax.device_get((self._unchecked, self._latest))
+        self._unchecked = []
+        for step, values in fetched:
+            if np.all(np.isfinite(values)):
+                self._num_in_a_row = 0
+                continue
+            shown = _shown(dict(zip(self._WATCHED, values, strict=True)))
+            self._num_in_a_row += 1
+            if self._num_in_a_row <= self._max_skipped and np.isfinite(values[-1]):
+                self._num_skipped += 1
+                _log.warning(
+                    "step %d: %s. It is left out, as number %d in a row, of at most %d "
+                    "(optimizer.skip_nonfinite)",
+                    step,
+                    shown,
+                    self._num_in_a_row,
+                    self._max_skipped,
+                )
+                continue
+            raise NonFiniteLoss(
+                f"step {step}: {shown}. {self._why_not_skipped(values[-1])}Nothing of it was "
+                f"saved; {self._last_good()}; the same command continues from there. A lower "
+                "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
+                f"optimizer.clip_norm usually helps{self._other_help(values[-1])} (with "
+                f"--allow_config_changes). Metrics of step {last_step}: {_shown(latest)}",
+                step,
+            )
+        values = {name: float(value) for name, value in latest.items() if name != "skipped"}
+        return values | ({"skipped_steps": float(self._num_skipped)} if self._max_skipped else {})
+
+    def _why_not_skipped(self, parameter_norm: float) -> str:
+        if self._num_in_a_row > self._max_skipped > 0:
+            return (
+                f"It is number {self._num_in_a_row} in a row, and optimizer.skip_nonfinite leaves "
+                f"out {self._max_skipped}. "
+            )
+        if not np.isfinite(parameter_norm):
+            return "The parameters themselves are no numbers any more. "
+        return ""
+
+    def _other_help(self, parameter_norm: float) -> str:
+        if self._max_skipped or not np.isfinite(parameter_norm):
+            return ""
+        return ", and optimizer.skip_nonfinite=5 leaves out up to five such steps in a row"
+
+    def _last_good(self) -> str:
+        try:
+            self._checkpoints.wait()
+        except CheckpointError as error:
+            return str(error)
+        good = self._checkpoints.latest_step()
+        if good is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is that of step {good}"
+
+
+def _shown(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())
