@@ -18,8 +18,8 @@ import jax
 
 from benchmarks.environment import RESULTS, store
 from ddae_jax import pretrain
-from ddae_jax.builders.methods import build_method
 from ddae_jax.jobs.cli import load_config
+from ddae_jax.jobs.job import DataSpec
 from ddae_jax.training import checkpoint
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.digests import array_digests
@@ -34,8 +34,8 @@ def main(size: str = "B", repeats: str = "5") -> None:
     config = load_config(str(CONFIG))
     config.model.size = size
     schedule = Schedule(steps_per_epoch=100, total_steps=10_000)
-    program = pretrain.program_of(config, build_method(config), schedule)
-    state = jax.block_until_ready(program.fresh_state(make_mesh()))
+    program = pretrain.PretrainJob(config).program(schedule, DataSpec())
+    state = jax.block_until_ready(program.init_state(make_mesh()))
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     array_digests(state)  # compiles
     measured = {"digests": [], "until the loop goes on": [], "until it is on disk": []}

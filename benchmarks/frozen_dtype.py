@@ -25,7 +25,6 @@ from benchmarks.supervision_cost import BATCH, runnable
 from ddae_jax.aot.flops import model_flops
 from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_normalize
-from ddae_jax.builders.pretrained import shapes_of_missing
 from ddae_jax.builders.tokenizers import load_tokenizer
 from ddae_jax.config import pretrain_defaults, recipes
 from ddae_jax.methods.task import TrainTask
@@ -69,8 +68,7 @@ def tokenizer_of(dtype: str) -> tuple[TrainedTokenizer, PyTree]:
     """One of ViT-B/16 in a dtype, the same untrained parameters, and random codes."""
     config = pretrain_defaults()
     config.model.frozen_dtype = dtype
-    with shapes_of_missing():
-        tokenizer = load_tokenizer("", config)
+    tokenizer = load_tokenizer("", config, stand_in_missing=True)
     images = jnp.zeros((1, *config.model.image_size, 3))
     params = jax.jit(tokenizer.module.init)(jax.random.key(0), images)["params"]
     codes = jax.random.normal(jax.random.key(1), (NUM_CODES, config.tokenizer.code_width))
@@ -111,8 +109,7 @@ def method_of(name: str) -> TrainTask:
         config.method, config.model.encoder_input = "vqkd", "full"
     else:
         recipes.use_recipe(config, f"{name},last")
-    with shapes_of_missing():
-        return build_method(config)
+    return build_method(config, stand_in_missing=True)
 
 
 if __name__ == "__main__":

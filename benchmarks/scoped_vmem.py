@@ -21,7 +21,7 @@ from configs import imagenet_ddae_vit_b16
 from ddae_jax import pretrain
 from ddae_jax.aot.compiled_step import known_seconds, lower_step
 from ddae_jax.aot.topology import topology_devices
-from ddae_jax.jobs import runner
+from ddae_jax.jobs.job import DataSpec
 from ddae_jax.models import vit
 from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import make_mesh
@@ -51,9 +51,10 @@ def compiled(topology: str, kib: str) -> dict[str, float]:
     config.supervision.depths = (1, 2)
     mesh = make_mesh(devices=topology_devices(topology))
     config.batch_size = IMAGES_PER_CHIP * mesh.size
-    program = pretrain.build_program(config, Schedule(100, 1000), runner.Data())
+    job = pretrain.PretrainJob(config)
+    program = job.program(Schedule(100, 1000), DataSpec())
     options = {"xla_tpu_scoped_vmem_limit_kib": kib} if int(kib) else {}
-    lowered = lower_step(program, mesh, pretrain.batch_shapes(config, runner.Data()), options)
+    lowered = lower_step(program, mesh, job.batch_spec(DataSpec()), options)
     began = time.process_time()
     step = lowered.compile()
     costs = step.cost_analysis()

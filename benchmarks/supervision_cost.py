@@ -13,7 +13,6 @@ Adds what it measures to benchmarks/results/supervision_cost.json and prints it,
 ``last`` of the method; of DDAE, to ``last`` of MAE.
 """
 
-import functools
 import json
 import sys
 from collections.abc import Callable
@@ -24,17 +23,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from benchmarks.environment import RESULTS, store, time_in_turn
+from ddae_jax import pretrain
 from ddae_jax.aot.flops import model_flops
-from ddae_jax.builders.data import build_preprocess
-from ddae_jax.builders.methods import build_method
-from ddae_jax.builders.optimization import build_optimizer
-from ddae_jax.builders.pretrained import shapes_of_missing
 from ddae_jax.config import pretrain_defaults, recipes
+from ddae_jax.jobs.job import DataSpec
 from ddae_jax.methods import METHODS
-from ddae_jax.methods.method import Method
+from ddae_jax.training.program import TrainProgram
 from ddae_jax.training.schedules import Schedule
-from ddae_jax.training.state import init_state
-from ddae_jax.training.step import make_train_step
 
 BATCH = 8
 DEFAULT = (*(f"{method}:Ti" for method in METHODS), "mae:B", "ddae:B", "beit:B")
@@ -108,15 +103,15 @@ def first(cell: str) -> str:
 
 def operations(cell: str) -> float:
     """Counts floating-point operations of a step of ViT-B, before XLA optimises it."""
-    step, initialize, method = step_of(cell, "B")
-    state = jax.eval_shape(initialize, jax.random.key(0), frozen=method.frozen)
+    program = program_of(cell, "B")
     images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.uint8)
-    return step.lower(state, {"image": images}).cost_analysis()["flops"]
+    lowered = jax.jit(program.train_step).lower(program.state_shapes(), {"image": images})
+    return lowered.cost_analysis()["flops"]
 
 
 def model_operations(cell: str) -> float:
     """Counts operations an image of a ViT-B's products, by its own definition."""
-    _, _, method = step_of(cell, "B")
+    method = program_of(cell, "B").task
     params = jax.eval_shape(lambda: method.init(jax.random.key(0), 3))
     teacher = jax.eval_shape(method.init_teacher, params, method.frozen)
     images = jax.ShapeDtypeStruct((BATCH, 224, 224, 3), jnp.float32)
@@ -128,11 +123,14 @@ def model_operations(cell: str) -> float:
 
 
 def runnable(cell: str, size: str, **changes: str) -> Callable[[], None]:
-    """Makes what takes a step and waits for it; for ``changes`` see :func:`step_of`."""
-    step, initialize, method = step_of(cell, size, **changes)
+    """Makes what takes a step and waits for it; for ``changes`` see :func:`program_of`."""
+    program = program_of(cell, size, **changes)
     draw = np.random.default_rng(0).normal
-    frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), method.frozen)
-    held = {"state": jax.jit(initialize)(jax.random.key(0), frozen=frozen)}
+    state = jax.tree.map(
+        lambda leaf: np.asarray(draw(0, 0.02, leaf.shape), leaf.dtype), program.state_shapes()
+    )
+    held = {"state": jax.device_put(state)}
+    step = jax.jit(program.train_step, donate_argnums=0)
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 224, 224, 3), np.uint8)
 
     def run() -> None:
@@ -142,8 +140,8 @@ def runnable(cell: str, size: str, **changes: str) -> Callable[[], None]:
     return run
 
 
-def step_of(cell: str, size: str, **changes: str) -> tuple[Callable, Callable, Method]:
-    """Builds the step of a cell, what makes its first state, and its method, nothing loaded.
+def program_of(cell: str, size: str, **changes: str) -> TrainProgram:
+    """Builds the program of a cell; of what it would be given, shapes alone.
 
     ``changes`` are of ``config.model``, whose dtype is float32 otherwise.
     """
@@ -157,23 +155,9 @@ def step_of(cell: str, size: str, **changes: str) -> tuple[Callable, Callable, M
     if cell == FULL:
         config.model.encoder_input = "full"
     config.decoder.update(CHANGES.get(cell, {}))
-    with shapes_of_missing():
-        method = build_method(config)
+    job = pretrain.PretrainJob(config)
     schedule = Schedule(steps_per_epoch=100, total_steps=1000)
-    optimizer, learning_rate, momentum = build_optimizer(config, schedule)
-    step = make_train_step(
-        method,
-        optimizer,
-        build_preprocess(config),
-        learning_rate=learning_rate,
-        momentum=momentum,
-        seed=0,
-        total_steps=schedule.total_steps,
-    )
-    initialize = functools.partial(
-        init_state, method=method, optimizer=optimizer, channels=config.data.channels
-    )
-    return jax.jit(step, donate_argnums=0), initialize, method
+    return job.program(schedule, DataSpec(), stand_in_missing=True)
 
 
 if __name__ == "__main__":

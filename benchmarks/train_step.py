@@ -44,11 +44,10 @@ from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_encoder
 from ddae_jax.config import to_plain
 from ddae_jax.jobs import cli, devices, exits
-from ddae_jax.jobs.runner import Data
+from ddae_jax.jobs.job import DataSpec
 from ddae_jax.methods.vqkd import VqKd
-from ddae_jax.training.program import Program
+from ddae_jax.training.program import TrainProgram
 from ddae_jax.training.sharding import batch_sharding, check_divisible, make_mesh
-from ddae_jax.training.step import jit_train_step
 
 OURS = "ddae_jax"
 PEERS = ("timm", "transformers")
@@ -102,8 +101,8 @@ def question_of(config: ConfigDict) -> compile_check.Question:
     mesh = make_mesh(**config.mesh)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
     job = compile_check.JOBS[config.job]
-    job.complete(config, None, ())
-    data = Data(num_classes=1000, image_size=tuple(config.model.image_size))
+    job.resolve_config(config, None, ())
+    data = DataSpec(num_classes=1000, image_size=tuple(config.model.image_size))
     return compile_check.Question(job, config, mesh, data, 1_281_167, 1.0, "")
 
 
@@ -114,11 +113,11 @@ class Step:
         self.question, config, mesh = question, question.config, question.mesh
         program = _with_numbers(question.program())
         self.operations = config.batch_size * compile_check.flops_per_image(program, question)
-        self._state = program.fresh_state(mesh)
+        self._state = program.init_state(mesh)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
         self._batch = synthetic_batch(question)
         began = time.perf_counter()
-        jitted = jit_train_step(program.step(), mesh, self._state)
+        jitted = program.jit(mesh)
         lowered = jitted.lower(self._state, self._batch)
         self.trace_s = time.perf_counter() - began
         self._compiled = lowered.compile()
@@ -418,16 +417,16 @@ def _timed(run: Callable[[], PyTree], count: int) -> Times:
     return Times(time.perf_counter() - began, time.process_time() - processor_began)
 
 
-def _with_numbers(program: Program) -> Program:
+def _with_numbers(program: TrainProgram) -> TrainProgram:
     """Random parameters for a tokenizer or teacher that is not there, which cost as much."""
-    draw, method = np.random.default_rng(0).normal, program.method
+    draw, method = np.random.default_rng(0).normal, program.task
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(method.frozen)):
         return program
     frozen = jax.tree.map(lambda leaf: np.float32(draw(0, 0.02, leaf.shape)), method.frozen)
     if isinstance(method, VqKd):
         teacher = dataclasses.replace(method.teacher, params=frozen)
-        return dataclasses.replace(program, method=dataclasses.replace(method, teacher=teacher))
-    return dataclasses.replace(program, method=dataclasses.replace(method, frozen=frozen))
+        return dataclasses.replace(program, task=dataclasses.replace(method, teacher=teacher))
+    return dataclasses.replace(program, task=dataclasses.replace(method, frozen=frozen))
 
 
 def _define(flags: absl_flags.FlagValues) -> None:

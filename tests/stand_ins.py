@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ddae_jax.builders import methods
 from ddae_jax.builders.networks import build_encoder, build_tokenizer
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 
@@ -38,7 +39,7 @@ def load_tokenizer(path, config, num_codes=None):
     return TrainedTokenizer(module, drawn(frozen, config))
 
 
-def load_teacher(path, config):
+def load_teacher(path, config, **_):
     """One that is as the config's own encoder."""
     module = build_encoder(config)
     images = jnp.zeros((1, *module.image_size, config.data.channels))
@@ -55,6 +56,8 @@ def drawn(init, config):
 def put_in_place(monkeypatch, **options):
     """Lets configs find these."""
     monkeypatch.setattr(
-        build, "load_tokenizer", lambda path, config: load_tokenizer(path, config, **options)
+        methods,
+        "load_tokenizer",
+        lambda path, config, **_: load_tokenizer(path, config, **options),
     )
-    monkeypatch.setattr(build, "load_teacher", load_teacher)
+    monkeypatch.setattr(methods, "load_teacher", load_teacher)

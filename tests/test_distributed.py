@@ -14,7 +14,7 @@ import pytest
 import tiny
 from ddae_jax.builders.data import build_loader, build_source
 from ddae_jax.config import from_plain
-from ddae_jax.jobs import runner
+from ddae_jax.jobs import exits
 
 PROGRAM = """
 import sys
@@ -129,10 +129,10 @@ def test_two_processes_train_as_one_does_and_write_everything_once(undisturbed, 
 
 
 PICTURES_FAIL = """
-from ddae_jax.hooks.pretraining import ReportWriter
+from ddae_jax.hooks.pretraining import PretrainingReport
 def fail(*_):
     raise OSError(28, "No space left on device")
-ReportWriter._draw = fail
+PretrainingReport.draw = fail
 """
 
 
@@ -143,7 +143,7 @@ def stopped(shallow, tmp_path_factory):
     options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]
     options.append("--config.log.figures_every_epochs=0.1")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv(runner.STOPPED_STATUS, "75")
+        patched.setenv(exits.STOPPED_STATUS, "75")
         processes = start(*options, patch=PICTURES_FAIL)
     wait_for_step(workdir, 6, processes)
     processes[1].send_signal(signal.SIGTERM)
@@ -374,15 +374,15 @@ def test_a_stop_of_all_saves_though_one_process_waits_for_a_batch_that_never_com
 def test_a_stop_ends_both_though_what_one_measures_never_ends(shallow, tmp_path):
     patch = """
 import time
-from ddae_jax import monitor
-from ddae_jax.training import interruption
-interruption._TOGETHER_S = 2.0
+from ddae_jax.hooks.pretraining import PretrainingReport
+from ddae_jax.training import signals
+signals._TOGETHER_S = 2.0
 def hang(self):
     print("measuring", flush=True)
     while index == 1:
         time.sleep(0.1)
     return {}
-monitor.PretrainingWatch.baselines = hang
+PretrainingReport.baselines = hang
 """
     options = [f"--config={shallow}", f"--workdir={tmp_path / 'run'}", *STOPPED]
     processes = start(*options, patch=patch)
@@ -439,13 +439,13 @@ Workdir.check_is_shared.__defaults__ = (0.5,)
 def test_a_stop_of_one_process_while_they_prepare_stops_both(shallow, tmp_path):
     patch = """
 import signal
-from ddae_jax import build
-make = build_source
+from ddae_jax import pretrain
+make = pretrain.build_source
 def stopped(*arguments):
     if index == 1:
         signal.raise_signal(signal.SIGTERM)
     return make(*arguments)
-build_source = stopped
+pretrain.build_source = stopped
 """
     workdir = tmp_path / "run"
     options = [f"--config={shallow}", f"--workdir={workdir}", *STOPPED]

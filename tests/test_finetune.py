@@ -21,7 +21,9 @@ from sklearn import metrics
 import golden_arrays
 import tiny
 from ddae_jax import evaluate, finetune
+from ddae_jax.builders import data as builders_data
 from ddae_jax.builders import networks
+from ddae_jax.builders.initialization import inherit_to_finetune
 from ddae_jax.config import from_plain, ranges, to_plain
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions
@@ -197,15 +199,22 @@ def config_of(runs, given=(), **changes):
     config = cli.load_config(str(runs / "finetune.py"), "finetune")
     config.init_from = str(runs / "pretrained")
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    finetune.complete(config, None, given)
+    inherit_to_finetune(config, None, given)
     return config
+
+
+def start_params(config):
+    """The encoder's parameters that a run begins with."""
+    job = finetune.FinetuneJob(config, initial=inherit_to_finetune(config, None))
+    params = job.initial_params(None)
+    return params and params["encoder"]
 
 
 def test_from_scratch_it_is_the_same_network_without_what_was_learned(runs):
     learned, scratch = (config_of(runs, from_scratch=is_scratch) for is_scratch in (False, True))
     assert networks.build_encoder(learned) == networks.build_encoder(scratch)
-    assert finetune.start_params(scratch) is None
-    found = finetune.start_params(learned)["block_02"]["mlp_in"]["kernel"]
+    assert start_params(scratch) is None
+    found = start_params(learned)["block_02"]["mlp_in"]["kernel"]
     expected = restored(runs / "pretrained")["params"]["encoder"]["block_02"]["mlp_in"]["kernel"]
     np.testing.assert_array_equal(found, expected)
 
@@ -239,7 +248,7 @@ def test_given_pixel_statistics_and_epsilon_count_more_than_the_encoder_s(runs, 
 
 
 def test_the_teacher_of_a_run_is_a_beginning_too(runs):
-    found = finetune.start_params(config_of(runs, init_encoder="teacher"))
+    found = start_params(config_of(runs, init_encoder="teacher"))
     expected = restored(runs / "pretrained")["teacher"]["block_02"]["mlp_in"]["kernel"]
     np.testing.assert_array_equal(found["block_02"]["mlp_in"]["kernel"], expected)
 
@@ -264,7 +273,7 @@ def test_a_linear_probe_moves_the_head_alone(runs, tmp_path):
 
 
 def test_images_of_another_size_get_resized_positions(runs):
-    found = finetune.start_params(config_of(runs, model__image_size=(24, 24)))
+    found = start_params(config_of(runs, model__image_size=(24, 24)))
     assert found["positions"].shape == (36, 16)
 
 
@@ -286,14 +295,14 @@ def test_the_authors_file_is_a_beginning_too(runs, size_of_file, caplog):
     assert "does not say which pixel values it was trained on" in caplog.text
     encoder = networks.build_encoder(config)
     assert (encoder.depth, encoder.grid, encoder.positions) == (2, (4, 4), "learned")
-    assert finetune.start_params(config)["positions"].shape == (16, 16)
+    assert start_params(config)["positions"].shape == (16, 16)
 
 
 def test_beit_s_file_can_be_fine_tuned_on_images_of_another_size(runs, size_of_file):
     file = str(TORCH_FILES / "beit.pth")
     half = {f"data__{name}": (0.5,) * 3 for name in ("mean", "std")}
     config = config_of(runs, init_from=file, data__channels=3, **half)
-    encoder, params = networks.build_encoder(config), finetune.start_params(config)
+    encoder, params = networks.build_encoder(config), start_params(config)
     assert encoder.grid == (4, 4)  # that of the file is (2, 2)
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     gradient = jax.jit(jax.grad(lambda p: encoder.apply({"params": p}, images).tokens[0, 0, 0, 0]))
@@ -385,7 +394,7 @@ def mislabelled(monkeypatch):
                 source.labels()[5] = 12
             return source
 
-        monkeypatch.setattr(build, "make_source", make)
+        monkeypatch.setattr(builders_data, "make_source", make)
 
     return mislabel
 

@@ -194,7 +194,7 @@ def test_other_jobs_say_what_they_have_otherwise_than_the_encoder(caplog):
     config = finetune_defaults()
     config.init_from, config.model.image_size = str(WEIGHTS), (24, 16)
     with caplog.at_level("INFO"):
-        initialization.take_over(config, None)
+        initialization.inherit_architecture(config, None)
     assert config.model.image_size == (24, 16)
     assert "model.image_size=(24, 16), and the encoder in" in caplog.text
     assert "was trained on images of (16, 16): its positions are resized" in caplog.text
@@ -202,7 +202,7 @@ def test_other_jobs_say_what_they_have_otherwise_than_the_encoder(caplog):
     caplog.clear()
     config.model.image_size, config.model.pool = (0, 0), "class_token"
     with caplog.at_level("INFO"):
-        initialization.take_over(config, None)
+        initialization.inherit_architecture(config, None)
     assert config.model.image_size == (16, 16)
     assert not caplog.text
 

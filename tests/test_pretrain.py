@@ -25,10 +25,13 @@ from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.schema import EARLIER_DEFAULTS, defaults_of, flatten
 from ddae_jax.data import pipeline
 from ddae_jax.data.disks import ReadFailed
-from ddae_jax.hooks.pretraining import KnnMonitor
-from ddae_jax.jobs import runner
+from ddae_jax.hooks.knn import KnnHook
+from ddae_jax.jobs import exits
+from ddae_jax.jobs.job import DataSpec
+from ddae_jax.jobs.start_checks import absolute, keep_as_stored
+from ddae_jax.jobs.start_log import log_warnings
 from ddae_jax.training.schedules import Schedule
-from ddae_jax.training.sharding import make_mesh
+from ddae_jax.training.workdir import Workdir
 from undrawn import pictures_left_out
 
 
@@ -241,10 +244,10 @@ def test_a_stop_before_training_ends_at_once_and_writes_nothing(config, tmp_path
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the stop was not noticed")
 
-    monkeypatch.setattr(build, "build_source", asked_to_stop)
+    monkeypatch.setattr(pretrain, "build_source", asked_to_stop)
     workdir = tmp_path / "never"
     assert pretrain.main([f"--config={config}", f"--workdir={workdir}"]) == 0
-    monkeypatch.setenv(runner.STOPPED_STATUS, "75")
+    monkeypatch.setenv(exits.STOPPED_STATUS, "75")
     assert pretrain.main([f"--config={config}", f"--workdir={workdir}"]) == 75
     assert not workdir.exists()
 
@@ -254,7 +257,7 @@ def test_a_stop_while_the_untrained_network_is_measured_ends_at_once(config, tmp
         signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the stop was not noticed")
 
-    monkeypatch.setattr(KnnMonitor, "baselines", asked_to_stop)
+    monkeypatch.setattr(KnnHook, "baselines", asked_to_stop)
     workdir = tmp_path / "run"
     arguments = [f"--config={config}", f"--workdir={workdir}"]
     assert pretrain.main([*arguments, "--config.evaluation.knn_every_epochs=1"]) == 0
@@ -292,7 +295,7 @@ def test_baselines_are_computed_once_recorded_and_computed_anew_where_they_would
 def test_started_again_a_complete_run_says_so_and_changes_nothing(
     config, finished, monkeypatch, capsys
 ):
-    monkeypatch.setenv(runner.STOPPED_STATUS, "75")  # it was not stopped
+    monkeypatch.setenv(exits.STOPPED_STATUS, "75")  # it was not stopped
     before = (finished / "metrics.jsonl").read_text()
     assert status([f"--config={config}", f"--workdir={finished}"]) == 0
     assert "complete" in capsys.readouterr().err
@@ -327,7 +330,7 @@ def test_a_run_that_came_and_went_while_this_one_prepared_is_noticed(
         (workdir / "config.json").write_text(json.dumps(to_plain(other)))
         return make(*arguments)
 
-    monkeypatch.setattr(build, "build_source", meanwhile)
+    monkeypatch.setattr(pretrain, "build_source", meanwhile)
     assert status([f"--config={config}", f"--workdir={workdir}"]) == 2
     assert "seed: 7 in the workdir, 0 given" in capsys.readouterr().err
 
@@ -345,10 +348,10 @@ def test_a_run_without_a_checkpoint_starts_over_with_any_config(config, tmp_path
 
 def test_data_is_found_from_elsewhere_later(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert runner.absolute("photos") == str(tmp_path / "photos")
-    assert runner.absolute("~/photos") == os.path.expanduser("~/photos")
-    assert runner.absolute("gs://bucket/tfds") == "gs://bucket/tfds"
-    assert runner.absolute("") == ""
+    assert absolute("photos") == str(tmp_path / "photos")
+    assert absolute("~/photos") == os.path.expanduser("~/photos")
+    assert absolute("gs://bucket/tfds") == "gs://bucket/tfds"
+    assert absolute("") == ""
 
 
 def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
@@ -540,7 +543,7 @@ def test_what_init_from_tells_is_no_default_that_has_changed(tmp_path):
     store_as_before(tmp_path)
     now = pretrain_defaults()
     now.init_from = "runs/moved"
-    told = runner.keep_as_stored(now, runner.Workdir(tmp_path), ())
+    told = keep_as_stored(now, Workdir(tmp_path), ())
     assert told.startswith("continuing with the stored config, as defaults have changed since (")
     assert "optimizer.b2=0.5 (now 0.95)" in told
     for key in ("model.size", "data.mean", "init_from"):
@@ -619,18 +622,10 @@ def test_keys_without_effect_are_named_once_at_the_start(caplog):
     config.model.size = "Ti"
     config.supervision.mode = "last"
     config.supervision.depths = (6, 12)
-    schedule = Schedule(2, 200)
-    parts = runner.Parts(
-        program=pretrain.build_program(config, schedule, runner.Data()),
-        source=range(512),
-        loader=None,
-        schedule=schedule,
-        watch=None,
-        description="",
-    )
-    run = runner.Run(config, workdir=None, mesh=make_mesh(), parts=parts)
+    job = pretrain.PretrainJob(config)
+    program = job.program(Schedule(2, 200), DataSpec())
     with caplog.at_level("WARNING", logger="ddae_jax"):
-        runner.say_start(run, start_step=0)
+        log_warnings(config, job.warnings(program))
     assert [record.getMessage() for record in caplog.records] == [
         "supervision.depths=(6, 12) is ignored: supervision.mode='last' reads out the last block "
         "alone"
@@ -655,9 +650,9 @@ def test_missing_data_is_explained_before_anything_is_written(config, tmp_path, 
 def test_a_status_that_no_process_can_end_with_is_refused(
     config, tmp_path, given, monkeypatch, capsys
 ):
-    monkeypatch.setenv(runner.STOPPED_STATUS, given)
+    monkeypatch.setenv(exits.STOPPED_STATUS, given)
     assert status([f"--config={config}", f"--workdir={tmp_path / 'never'}"]) == 2
-    assert f"{runner.STOPPED_STATUS}={given}; an exit status is" in capsys.readouterr().err
+    assert f"{exits.STOPPED_STATUS}={given}; an exit status is" in capsys.readouterr().err
 
 
 def test_a_workdir_with_other_files_is_refused(config, tmp_path, capsys):

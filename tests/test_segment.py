@@ -14,10 +14,10 @@ from sklearn import metrics
 import annotated
 import golden_arrays
 from ddae_jax import evaluate, segment
+from ddae_jax.builders.segmentation import build_segment
 from ddae_jax.config import from_plain, ranges
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.eval_pairs import eval_pairs
-from ddae_jax.hooks.segmentation import build_segment
 from ddae_jax.interop import backbones
 from ddae_jax.jobs import exits
 from ddae_jax.models import vit

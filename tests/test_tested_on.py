@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 import annotated
-from ddae_jax import evaluate, finetune, segment
+from ddae_jax import evaluate
 from ddae_jax.builders.evaluation import build_labelled_images
+from ddae_jax.builders.segmentation import build_pairs, count_pixels
 from ddae_jax.config import finetune_defaults, pretrain_defaults, segment_defaults, to_plain
 from ddae_jax.data.readable import NothingReadable
 from ddae_jax.evaluation.segmentation import mean_iou
-from ddae_jax.hooks.report import LabelledWatch
-from ddae_jax.hooks.segmentation import count_pixels
+from ddae_jax.finetune import FinetuneJob
+from ddae_jax.hooks.scores import ScoresHook, ScoresReport
 from ddae_jax.jobs import exits
-from ddae_jax.training.schedules import Schedule
+from ddae_jax.segment import SegmentJob
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 from tiny import write_image
@@ -68,8 +69,8 @@ def spoil(folder):
         path.write_bytes(b"junk")
 
 
-def build_parts(job, config, tmp_path):
-    job.build_parts(config, Workdir(tmp_path / "run"), make_mesh()).loader.close()
+def open_sources(job_class, config, tmp_path):
+    job_class(config, Workdir(tmp_path / "run")).sources()
 
 
 JUNK = (
@@ -81,16 +82,16 @@ class TestUnreadable:
     def test_images_are_named_before_a_network_is_trained_on_others(self, photos, tmp_path):
         spoil(photos / "validation")
         with pytest.raises(NothingReadable, match=JUNK.format(4, 4)):
-            build_parts(finetune, config_of("finetune", photos), tmp_path)
+            open_sources(FinetuneJob, config_of("finetune", photos), tmp_path)
 
     def test_a_readable_image_is_enough(self, photos, tmp_path):
         spoil(photos / "validation" / "cat")
-        build_parts(finetune, config_of("finetune", photos), tmp_path)
+        open_sources(FinetuneJob, config_of("finetune", photos), tmp_path)
 
     def test_pairs_are_named_before_a_network_is_trained_on_others(self, scenes, tmp_path):
         spoil(scenes / "images" / "validation")
         with pytest.raises(NothingReadable, match=JUNK.format(2, 2)):
-            build_parts(segment, config_of("segment", scenes), tmp_path)
+            open_sources(SegmentJob, config_of("segment", scenes), tmp_path)
 
     @pytest.mark.parametrize("split", ["train", "validation"])
     def test_images_for_k_nn_are_named(self, split, photos):
@@ -110,7 +111,7 @@ class TestUnreadable:
 
     def test_pairs_are_counted_where_they_are_scored(self, scenes):
         config = config_of("segment", scenes)
-        source = segment.build_pairs(config, "validation")
+        source = build_pairs(config, "validation")
         spoil(scenes / "images" / "validation")
 
         def segmenter(variables):
@@ -122,33 +123,31 @@ class TestUnreadable:
             mean_iou(np.zeros((2, 2), np.int64))
 
 
-class Watch(LabelledWatch[None]):
-    """Of a test split that went away while the run trained."""
-
-    headline = "test/score"
+class Gone(ScoresHook[None]):
+    """Scores of a test split that went away while the run trained."""
 
     def score(self, state):
         raise NothingReadable("none of 3 labelled images can be decoded; the log names them")
 
-    metrics = in_words = plain = summary = draw = None
+    metrics = format = to_json = None
+
+
+class Report(ScoresReport[None]):
+    title = summary = results = draw_scores = None
 
 
 class TestGoneOnTheWay:
-    @pytest.fixture
-    def watch(self, photos, tmp_path):
-        config = config_of("finetune", photos)
-        return Watch(config, Workdir(tmp_path / "run"), Schedule(2, 10))
-
-    def test_scores_are_left_out_without_a_traceback(self, watch, caplog):
-        (action,) = watch.actions()
-        assert action.action(None, 4) == {}
+    def test_scores_are_left_out_without_a_traceback(self, caplog):
+        assert Gone(4).on_steps(None, 4) == {}
         (record,) = caplog.records
         assert (record.levelname, record.exc_info) == ("ERROR", None)
         assert "step 4: the test split has no scores: none of 3 labelled" in record.getMessage()
 
-    def test_the_end_says_what_is_saved_and_what_to_do(self, watch, capsys):
+    def test_the_end_says_what_is_saved_and_what_to_do(self, photos, tmp_path, capsys):
+        config = config_of("finetune", photos)
+        report = Report(config, Workdir(tmp_path / "run"), 10, Gone(4))
         with pytest.raises(exits.CommandEnded) as ended, exits.explain_run_ends():
-            watch.finish(None, 10)
+            report.on_end(None, 10)
         assert ended.value.code == 1
         told = capsys.readouterr().err
         assert "step 10 is saved, but the test split has no scores: none of 3 labelled" in told
@@ -165,13 +164,13 @@ class TestTrainedOn:
 
     @pytest.mark.parametrize(
         ("job", "data", "split"),
-        [(finetune, "photos", "train"), (segment, "scenes", "training")],
+        [(FinetuneJob, "photos", "train"), (SegmentJob, "scenes", "training")],
     )
     def test_training_warns(self, request, tmp_path, caplog, job, data, split):
-        config = config_of(job.JOB.name, request.getfixturevalue(data))
-        build_parts(job, config, tmp_path)
+        config = config_of(job.name, request.getfixturevalue(data))
+        open_sources(job, config, tmp_path)
         message = self.shared(config, split, caplog)
-        build_parts(job, config, tmp_path)
+        open_sources(job, config, tmp_path)
         assert message in caplog.text
 
     def test_k_nn_warns(self, photos, caplog):

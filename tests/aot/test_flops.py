@@ -39,7 +39,7 @@ def test_a_vision_transformer_by_hand():
 
 def test_a_teacher_counts_once_and_hidden_patches_alone_meet_the_head():
     encoder = ViT((32, 32), 8, width=24, depth=2, num_heads=2)
-    method = find_method("ddae")(
+    method = find_method("ddae").build(
         encoder,
         None,
         sample_mask=functools.partial(random_mask, grid=(4, 4), num_masked=10),

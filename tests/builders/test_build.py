@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from ddae_jax import pretrain
+from ddae_jax.builders import evaluation
 from ddae_jax.builders.data import (
     build_eval_batches,
     build_preprocess,
@@ -14,11 +15,11 @@ from ddae_jax.builders.data import (
 from ddae_jax.builders.evaluation import build_encode, build_labelled_images, build_predict
 from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_encoder
-from ddae_jax.builders.optimization import build_optimizer
+from ddae_jax.builders.optimization import build_learning_rate, build_optimizer
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.data.sources import ArraySource
 from ddae_jax.data.view import View
-from ddae_jax.jobs.job import make_schedule
+from ddae_jax.jobs.job import DataSpec, make_schedule
 from ddae_jax.models import vit
 from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import make_mesh
@@ -280,10 +281,10 @@ def test_what_changes_over_a_run_follows_its_progress():
     """The step hands the share of the run that is done to the loss."""
     ramp = {"targets__feature_start": 0.25, "targets__feature_warmup": 0.5}
     config = tiny(epochs=2.0, targets__pixel_fade=1.0, **ramp)
-    program = pretrain.program_of(config, build_method(config), Schedule(4, 8))
-    state = program.fresh_state(make_mesh(1, 1, jax.devices()[:1]))
+    program = pretrain.PretrainJob(config).program(Schedule(4, 8), DataSpec())
+    state = program.init_state(make_mesh(1, 1, jax.devices()[:1]))
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 8, 3)).astype(np.uint8)
-    step, weights = jax.jit(program.step()), []
+    step, weights = jax.jit(program.train_step), []
     for _ in range(8):
         state, metrics = step(state, {"image": images})
         weights.append((float(metrics["weight/pixels"]), float(metrics["weight/features"])))
@@ -294,7 +295,8 @@ def test_what_changes_over_a_run_follows_its_progress():
 @pytest.mark.parametrize(("clip_norm", "first_moment"), [(1.0, 0.1 / 5), (0.0, 0.1), (9.0, 0.1)])
 def test_a_clipping_norm_of_0_is_none(clip_norm, first_moment):
     config = tiny(optimizer__clip_norm=clip_norm, supervision__beta_step=2.0)
-    optimizer, _, _ = build_optimizer(config, Schedule(5, 50))
+    schedule = Schedule(5, 50)
+    optimizer = build_optimizer(config, build_learning_rate(config, schedule), schedule)
     params = {"layer": {"kernel": jnp.ones(25)}, "beta": jnp.zeros(1)}
     gradient = {"layer": {"kernel": jnp.ones(25)}, "beta": jnp.full(1, -3.0)}  # norm 5, and beta's
     updates, state = optimizer.update(gradient, optimizer.init(params), params)
@@ -323,7 +325,7 @@ def test_features_are_read_at_the_last_block_by_default_on_normalised_images(pix
 def splits(monkeypatch):
     """What ``build_source`` finds."""
     splits = {}
-    monkeypatch.setattr(build, "build_source", lambda config, split: splits[split])
+    monkeypatch.setattr(evaluation, "build_source", lambda config, split: splits[split])
     return splits
 
 

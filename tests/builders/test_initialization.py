@@ -12,16 +12,16 @@ from safetensors.numpy import load_file, save_file
 
 import golden_arrays
 from ddae_jax.builders import pretrained
-from ddae_jax.builders.initialization import begin, start_decoder, start_params, take_over
+from ddae_jax.builders.initialization import inherit_architecture, initial_decoder, initial_params
 from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.pretrained import load_pretrained
 from ddae_jax.builders.tokenizers import load_teacher
 from ddae_jax.config import finetune_defaults, pretrain_defaults
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.interop.described import Told
-from ddae_jax.jobs.job import make_schedule
+from ddae_jax.jobs.job import DataSpec
 from ddae_jax.models import vit
-from ddae_jax.pretrain import program_of
+from ddae_jax.pretrain import PretrainJob
 from ddae_jax.training.sharding import make_mesh
 
 PUBLISHED = golden_arrays.FOLDER / "published"
@@ -77,12 +77,11 @@ def config_of(folder, **changes):
 def test_an_mae_goes_on_with_its_decoder_as_it_was(mae):
     folder, arrays = mae
     config = config_of(folder)
-    take_over(config, None)
-    method = build_method(config)
-    params, beside = start_params(config), start_decoder(config, method)
-    fresh = program_of(config, method, make_schedule(config, 512)).fresh_state(make_mesh())
-    state = begin(fresh, method, params, beside)
-    found = golden_arrays.predict(method, state.params, arrays["images"], arrays["mask"])
+    job = PretrainJob(config, initial=inherit_architecture(config, None))
+    program = job.program(job.schedule(512), DataSpec())
+    state = program.init_state(make_mesh(), job.take_initial_params(program))
+    assert job.initial is None
+    found = golden_arrays.predict(program.task, state.params, arrays["images"], arrays["mask"])
     np.testing.assert_allclose(found["pixels"][0], arrays["predictions"], atol=1e-5)
 
 
@@ -97,9 +96,9 @@ def test_an_mae_goes_on_with_its_decoder_as_it_was(mae):
 )
 def test_a_decoder_that_is_not_the_run_s_is_refused_with_what_it_is(changes, message, mae):
     config = config_of(mae[0], **changes)
-    take_over(config, None)
+    inherit_architecture(config, None)
     with pytest.raises(ValueError, match=rf"(?s)init_decoder=True: the decoder in .*{message}"):
-        start_decoder(config, build_method(config))
+        initial_decoder(config, build_method(config))
 
 
 @pytest.mark.parametrize(
@@ -137,12 +136,12 @@ def test_what_is_told_of_a_file_is_what_it_is_read_with(monkeypatch, caplog):
     config = finetune_defaults()
     config.init_from = str(MAE_FILE)
     with pytest.raises(ValueError, match=r"does not tell the heads .*--config\.init_heads=HEADS"):
-        take_over(config, None)
+        inherit_architecture(config, None)
     config.init_heads, config.init_activation = 2, "quick_gelu"
-    take_over(config, None)
+    found = inherit_architecture(config, None)
     assert (config.model.size, config.model.activation) == ("micro", "quick_gelu")
     assert not [record for record in caplog.records if "gelu is taken" in record.message]
-    assert start_params(config)["class_token"].shape == (16,)
+    assert initial_params(config, found)["encoder"]["class_token"].shape == (16,)
 
 
 def test_what_is_taken_for_granted_is_said_once(monkeypatch, caplog):
@@ -151,8 +150,7 @@ def test_what_is_taken_for_granted_is_said_once(monkeypatch, caplog):
     config.init_from, config.init_heads, config.model.image_size = str(MAE_FILE), 2, (8, 8)
     config.model.patch_size = 4
     with caplog.at_level(logging.WARNING):
-        take_over(config, None)
-        start_params(config)
+        initial_params(config, inherit_architecture(config, None))
     said = [record.message for record in caplog.records if "gelu is taken" in record.message]
     assert len(said) == 1
     assert "--config.init_activation says otherwise" in said[0]
@@ -166,13 +164,13 @@ def test_images_of_other_channels_are_named_for_what_they_are(monkeypatch):
     with pytest.raises(
         ValueError, match=r"of 3 channels, but data\.channels=1: set --config\.data"
     ):
-        take_over(config, None)
+        inherit_architecture(config, None)
 
 
 def test_a_part_of_a_file_is_what_is_read(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     found = [
-        load_pretrained.__wrapped__(str(PUBLISHED / "moco.pth.tar"), told=Told(2, "gelu", part))
+        load_pretrained(str(PUBLISHED / "moco.pth.tar"), told=Told(2, "gelu", part))
         for part in ("", "base_encoder", "momentum_encoder")
     ]
     tokens = [one.params["class_token"] for one in found]

@@ -7,16 +7,17 @@ import pytest
 
 import tiny
 from ddae_jax import pretrain
-from ddae_jax.hooks.collapse import CollapseWatch, FeatureCollapseWatch, FeatureMonitor
+from ddae_jax.hooks.codebook import CodebookWarning
+from ddae_jax.hooks.collapse import FeatureCollapseWarning
 from undrawn import pictures_left_out
 
 
 def warnings_of(caplog, perplexities, **options):
-    watch = CollapseWatch(**{"least": 16.0, "patience": 3} | options)
+    watch = CodebookWarning(**{"least": 16.0, "patience": 3} | options)
     caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="ddae_jax.hooks.collapse"):
+    with caplog.at_level(logging.WARNING, logger="ddae_jax.hooks.codebook"):
         for step, value in enumerate(perplexities, start=1):
-            watch(step, {} if value is None else {"codebook/perplexity": value})
+            watch.on_record(step, {} if value is None else {"codebook/perplexity": value})
     return [record.message for record in caplog.records]
 
 
@@ -43,11 +44,11 @@ def test_what_is_no_collapse_is_left_in_peace(caplog, perplexities, options):
 
 def features_told(caplog, path, records, **options):
     """What is said of a run's records, from step 1, where ``path`` may hold earlier ones."""
-    watch = FeatureCollapseWatch(path, **{"most_rank": 63, "patience": 3} | options)
+    watch = FeatureCollapseWarning(path, **{"most_rank": 63, "patience": 3} | options)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="ddae_jax.hooks.collapse"):
         for step, metrics in enumerate(records, start=1):
-            watch(step, metrics)
+            watch.on_record(step, metrics)
     return [record.message for record in caplog.records]
 
 
@@ -196,7 +197,3 @@ def test_a_run_that_collapses_says_so_and_what_it_was_before(tmp_path, capfd):
         told = [line for line in lines if f"features of the {name} have COLLAPSED" in line]
         assert f"where it was {records[0][f'deviation/{name}']:.3f}" in told[0]
         assert "at step 0 and" in told[0]
-
-
-def test_a_tokenizer_is_not_looked_at():
-    assert FeatureMonitor.from_config(None, object(), None, None) is None

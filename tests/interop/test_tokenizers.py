@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 import golden_arrays
 from ddae_jax.builders.methods import build_method
-from ddae_jax.builders.pretrained import shapes_of_missing
 from ddae_jax.builders.tokenizers import load_teacher, load_tokenizer
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop.encoders import UnknownWeights
@@ -79,8 +78,8 @@ def test_what_stands_in_for_a_missing_one_computes_alike(frozen, asked, dtype, f
     """So that memory and time are told for what will run; cuDNN's attention knows no float32."""
     config = config_of(**{"model.dtype": "bfloat16", "model.frozen_dtype": frozen})
     config.model.size, config.model.attention_form = "Ti", asked
-    with shapes_of_missing():
-        tokenizer, teacher = load_tokenizer("", config), load_teacher("", config)
+    tokenizer = load_tokenizer("", config, stand_in_missing=True)
+    teacher = load_teacher("", config, stand_in_missing=True)
     for encoder in (tokenizer.module.encoder, teacher.module):
         assert (encoder.dtype, encoder.attention_form) == (dtype, form)
     assert tokenizer.module.decoder.dtype == dtype

@@ -28,7 +28,7 @@ from ddae_jax.jobs import cli, devices
 from ddae_jax.jobs.cli import CommandEnded, bad_input_is_explained, run_ends_are_explained
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.loop import NonFiniteLoss
+from ddae_jax.training.health import NonFiniteLoss
 from ddae_jax.training.reading import ReadingHangs
 from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.workdir import WorkdirInUse

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import scripts
-from ddae_jax.training.loop import RecurringNonFiniteLoss
+from ddae_jax.training.health import RecurringNonFiniteLoss
 
 JOB = (
     *("--name=mine", "--image=registry/ddae_jax:1", "--workdir=/mnt/shared/runs/mine"),

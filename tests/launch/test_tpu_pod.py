@@ -9,7 +9,7 @@ import time
 import pytest
 
 import scripts
-from ddae_jax.training.loop import RecurringNonFiniteLoss
+from ddae_jax.training.health import RecurringNonFiniteLoss
 
 SLICE = ("--name=mine", "--zone=us-west4-a")
 CREATED = (*SLICE, "--accelerator=v5litepod-64")

@@ -54,7 +54,7 @@ def tokenizer_of(encoder=ENCODER, tokens=None):
 
 def method(name="beit", *, encoder=ENCODER, tokenizer=None, mask=None, num_masked=7, **options):
     options = {"mode": "last", "depths": (encoder.depth,)} | options
-    return METHODS[name](
+    return METHODS[name].build(
         encoder,
         options.pop("decoder", None),
         tokenizer=tokenizer or tokenizer_of(encoder),

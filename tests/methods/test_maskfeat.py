@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import golden_arrays
-from ddae_jax.methods import METHODS, options_of
+from ddae_jax.methods import METHODS
 from ddae_jax.methods.hog import hog
 from ddae_jax.methods.targets import hog_targets
 from ddae_jax.models.vit import ViT
@@ -17,7 +17,7 @@ MASK = np.array([[1, 0, 1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 1, 0, 0, 1]], bool)
 
 def method(**options):
     options = {"mode": "last", "depths": (2,), "hog_cell": 4} | options
-    return METHODS["maskfeat"](
+    return METHODS["maskfeat"].build(
         ENCODER, None, sample_mask=lambda key, batch: jnp.asarray(MASK), num_masked=4, **options
     )
 
@@ -54,7 +54,7 @@ def test_people_see_the_mean_histogram_of_each_cell():
 
 
 def test_its_own_options_are_told_by_name():
-    assert options_of("maskfeat") == {"channels", "hog_cell", "hog_form"}
+    assert METHODS["maskfeat"].options == {"channels", "hog_cell", "hog_form"}
 
 
 def test_histograms_may_be_of_differences():

@@ -8,7 +8,7 @@ import pytest
 import golden_arrays
 from ddae_jax.interop.encoders import transformers_mae
 from ddae_jax.masking import visible_indices
-from ddae_jax.methods import METHODS, options_of
+from ddae_jax.methods import METHODS
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.positions import sincos_positions
 from ddae_jax.models.vit import ViT
@@ -19,7 +19,7 @@ DECODER = Decoder((4, 4), width=24, depth=1, num_heads=2)
 
 def method(name="mae", *, encoder=ENCODER, decoder=DECODER, mask=None, **options):
     options = {"mode": "last", "depths": (2,)} | options
-    return METHODS[name](
+    return METHODS[name].build(
         encoder, decoder, sample_mask=lambda key, batch: mask, num_masked=12, **options
     )
 
@@ -110,5 +110,5 @@ def test_simmim_is_the_absolute_error_of_the_pixels_as_they_are(golden):
 
 
 def test_own_options_are_told_by_name():
-    assert options_of("mae") == options_of("simmim") == {"channels", "normalize_pixels"}
-    assert {"pixel_weight", "feature_weight", "normalize_pixels"} < options_of("ddae")
+    assert METHODS["mae"].options == METHODS["simmim"].options == {"channels", "normalize_pixels"}
+    assert {"pixel_weight", "feature_weight", "normalize_pixels"} < METHODS["ddae"].options

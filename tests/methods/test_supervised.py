@@ -8,8 +8,8 @@ import pytest
 from ddae_jax.methods.supervised import LabelledTask, classification_error
 from ddae_jax.models.classifier import Classifier
 from ddae_jax.models.vit import ViT
-from ddae_jax.training.state import init_state
-from ddae_jax.training.step import make_train_step
+from ddae_jax.training.program import TrainProgram
+from ddae_jax.training.sharding import make_mesh
 
 DECAY = 0.75
 NETWORK = Classifier(ViT((8, 8), 4, width=8, depth=1, num_heads=2), 3, init_deviation=0.1)
@@ -24,39 +24,30 @@ def task(keeps_average):
 @pytest.fixture(scope="module")
 def averaged():
     """The state before and after one step."""
-    optimizer = optax.sgd(0.5)
-    step = make_train_step(
-        task(True),
-        optimizer,
+    program = program_of(task(True))
+    before = program.init_state(make_mesh(1, 1, jax.devices()[:1]))
+    after, _ = jax.jit(program.train_step)(before, (IMAGES, TARGETS))
+    return jax.device_get((before, after))
+
+
+def program_of(trained):
+    return TrainProgram(
+        trained,
         lambda key, batch: batch,
+        optax.sgd(0.5),
         learning_rate=optax.constant_schedule(0.5),
         momentum=optax.constant_schedule(DECAY),
+        channels=1,
         seed=0,
     )
-
-    @jax.jit
-    def both(key):
-        before = init_state(key, task(True), optimizer, 1)
-        after, _ = step(before, (IMAGES, TARGETS))
-        return before, after
-
-    return jax.device_get(both(jax.random.key(0)))
 
 
 def test_a_step_leaves_a_state_of_the_types_that_it_took():
     """Statistics of batches among it; otherwise the second step would be compiled anew."""
-    optimizer = optax.sgd(0.5)
     normed = LabelledTask(NETWORK.clone(normalization="batch"), classification_error)
-    step = make_train_step(
-        normed,
-        optimizer,
-        lambda key, batch: batch,
-        learning_rate=optax.constant_schedule(0.5),
-        momentum=optax.constant_schedule(DECAY),
-        seed=0,
-    )
-    before = jax.eval_shape(lambda key: init_state(key, normed, optimizer, 1), jax.random.key(0))
-    after, _ = jax.eval_shape(step, before, (IMAGES, TARGETS))
+    program = program_of(normed)
+    before = program.state_shapes()
+    after, _ = jax.eval_shape(program.train_step, before, (IMAGES, TARGETS))
     assert jax.tree.leaves(before.teacher["statistics"])
     assert after == before  # shapes, dtypes, and whether they are weak
 

@@ -21,9 +21,8 @@ from ddae_jax.models.upernet import (
     resize_bilinear,
 )
 from ddae_jax.models.vit import ViT
+from ddae_jax.training.program import TrainProgram
 from ddae_jax.training.sharding import make_mesh, put_batch
-from ddae_jax.training.state import init_state
-from ddae_jax.training.step import jit_train_step, make_train_step
 
 DEPTHS = (1, 2, 3, 4)
 
@@ -196,22 +195,20 @@ def test_a_grid_that_is_no_square_is_scored_finer_or_as_it_is(head, shape):
 def test_over_eight_devices_it_learns_what_it_learns_on_one():
     """Gradients, and the statistics of batch norms, are of the whole batch."""
     states = []
-    optimizer = optax.sgd(0.1)
-    trained = task("upernet")
-    initialize = functools.partial(init_state, method=trained, optimizer=optimizer, channels=3)
-    start = jax.device_get(jax.jit(initialize)(jax.random.key(0)))
-    before = start.params
-    step = make_train_step(
-        trained,
-        optimizer,
+    program = TrainProgram(
+        task("upernet"),
         lambda key, batch: (batch["image"], batch["label"]),
+        optax.sgd(0.1),
         learning_rate=optax.constant_schedule(0.1),
         momentum=optax.constant_schedule(0.0),
+        channels=3,
         seed=0,
     )
+    start = jax.device_get(program.init_state(make_mesh(1, 1, jax.devices()[:1])))
+    before = start.params
     for num_devices in (1, 8):
         mesh = make_mesh(devices=jax.devices()[:num_devices])
-        state, _ = jit_train_step(step, mesh, start)(start, put_batch(BATCH, mesh))
+        state, _ = program.jit(mesh)(start, put_batch(BATCH, mesh))
         states.append(jax.device_get((state.params, state.teacher)))
     (one, teacher), many = states
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (one, teacher), many)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddae_jax.training import step
+from ddae_jax.training import program
 from ddae_jax.training.compiler_options import compiler_options
 from ddae_jax.training.sharding import make_mesh
 
@@ -57,7 +57,14 @@ def test_what_the_environment_sets_is_left(monkeypatch):
 
 
 def test_a_training_step_is_compiled_with_them(monkeypatch):
-    monkeypatch.setattr(step, "compiler_options", lambda mesh: {"no_such_option": True})
-    take = step.jit_train_step(lambda state, batch: (state, {}), make_mesh(), jnp.zeros(8))
+    class Nothing(program.TrainProgram):
+        def train_step(self, state, batch):
+            return state, {}
+
+        def state_shapes(self, mesh=None):
+            return jnp.zeros(8)
+
+    monkeypatch.setattr(program, "compiler_options", lambda mesh: {"no_such_option": True})
+    take = Nothing(*[None] * 5, channels=1, seed=0).jit(make_mesh())
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'no_such_opt"):
         take(jnp.zeros(8), jnp.zeros(8))

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
-from ddae_jax.training.loop import Every, NonFiniteLoss, Plan, make_up, train
+from ddae_jax.training.health import Health, NonFiniteLoss
+from ddae_jax.training.hooks import Hook
+from ddae_jax.training.loop import catch_up, fit
+from ddae_jax.training.program import TrainState
+from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import abstract, make_mesh, put_batch, state_sharding
 from ddae_jax.training.signals import StopRequest
-from ddae_jax.training.state import TrainState
 
 BATCH = 8
 MESH = make_mesh(1, 1, jax.devices()[:1])
@@ -85,6 +88,25 @@ class Recorder:
         self.is_waited_for = True
 
 
+class Every(Hook):
+    """What is done every so many steps."""
+
+    def __init__(self, steps, action, at_end=True, metric=None):
+        self.every_steps, self.on_steps = steps, action
+        self.at_end, self.metric = at_end, metric
+
+
+class Records(Hook):
+    """Keeps the records, of which each step has one."""
+
+    def __init__(self):
+        self.by_step = {}
+
+    def on_record(self, number, metrics):
+        assert number not in self.by_step
+        self.by_step[number] = dict(metrics)
+
+
 @dataclasses.dataclass
 class Run:
     """What came of a run."""
@@ -109,31 +131,19 @@ def run(
     **options,
 ):
     checkpoints = Recorder() if checkpoints is None else checkpoints
-    came = Run(checkpoints, {})
-
-    def on_record(number, metrics):
-        assert number not in came.records
-        came.records[number] = dict(metrics)
-
-    plan = Plan(
-        total_steps=total_steps,
-        batch_size=BATCH,
-        steps_per_epoch=5,
-        log_every_steps=log,
-        save_every_steps=save,
-        actions=actions,
-        **options,
-        on_record=on_record,
-    )
+    records = Records()
+    came = Run(checkpoints, records.by_step)
     try:
-        came.state = train(
+        came.state = fit(
             fresh_state() if state is None else state,
             step,
             Images() if images is None else images,
             lambda batch: put_batch(batch, MESH),
             checkpoints,
-            plan,
+            Schedule(5, total_steps, BATCH, log, save),
+            [records, *actions],
             StopRequest() if stop is None else stop,
+            Health(checkpoints, **options),
         )
     except (NonFiniteLoss, CheckpointError) as error:
         came.error = error
@@ -298,7 +308,7 @@ def add_up_but_skip(state, batch):
 
 def test_so_many_steps_in_a_row_may_be_left_out_and_are_counted(caplog):
     wrong = Images({3: np.nan, 4: np.nan, 6: np.inf})
-    came = run(8, log=8, images=wrong, step=add_up_but_skip, most_skipped=2)
+    came = run(8, log=8, images=wrong, step=add_up_but_skip, max_skipped=2)
     assert came.error is None
     assert float(came.state.params["sum"]) == 1 + 2 + 5 + 7 + 8
     assert came.records[8]["skipped_steps"] == 3
@@ -309,7 +319,7 @@ def test_so_many_steps_in_a_row_may_be_left_out_and_are_counted(caplog):
 
 def test_more_in_a_row_stop_the_run():
     wrong = Images(dict.fromkeys((3, 4, 5), np.nan))
-    came = run(8, log=8, images=wrong, step=add_up_but_skip, most_skipped=2)
+    came = run(8, log=8, images=wrong, step=add_up_but_skip, max_skipped=2)
     assert isinstance(came.error, NonFiniteLoss)
     assert (came.error.step, came.error.exit_status) == (5, 1)
 
@@ -317,11 +327,11 @@ def test_more_in_a_row_stop_the_run():
 def test_steps_in_a_row_are_counted_across_a_restart():
     """The checkpoint of step 4 lies amid steps that go wrong; started again, it ends as before."""
     wrong = Images(dict.fromkeys(range(3, 20), np.nan))
-    came = run(12, log=12, save=4, images=wrong, step=add_up_but_skip, most_skipped=2)
+    came = run(12, log=12, save=4, images=wrong, step=add_up_but_skip, max_skipped=2)
     assert list(came.checkpoints.saved) == [4]
     assert came.checkpoints.kept_skipped == (2, 2)
     again = Images(dict.fromkeys(range(1, 20), np.nan))
-    options = {"step": add_up_but_skip, "most_skipped": 2, "skipped": (2, 2)}
+    options = {"step": add_up_but_skip, "max_skipped": 2, "skipped": (2, 2)}
     again = run(12, log=12, save=4, images=again, state=fresh_state(4), **options)
     assert isinstance(again.error, NonFiniteLoss)
     assert again.error.step == came.error.step == 5
@@ -333,7 +343,7 @@ def test_steps_in_a_row_are_counted_across_a_restart():
 
 
 def test_parameters_that_are_no_numbers_are_not_skipped():
-    came = run(8, log=8, images=Images({3: np.nan}), most_skipped=2)
+    came = run(8, log=8, images=Images({3: np.nan}), max_skipped=2)
     assert came.error.step == 3
 
 
@@ -495,10 +505,10 @@ def test_a_stopped_run_that_is_continued_ends_as_one_that_never_stopped():
 
 def made_up(step, stored, known, actions=(), stop=None):
     """What is recorded when a run of ten steps, five an epoch, goes on from a step."""
-    records = {}
-    plan = Plan(10, BATCH, 5, 1, 100, actions=actions, on_record=records.__setitem__)
-    make_up(fresh_state(step), plan, stored, known, stop or StopRequest())
-    return records
+    records, schedule = Records(), Schedule(5, 10, BATCH, 1, 100)
+    hooks = [records, *actions]
+    catch_up(fresh_state(step), schedule, hooks, stored, known, stop or StopRequest())
+    return records.by_step
 
 
 def score(state, step):

@@ -15,9 +15,8 @@ from ddae_jax.methods.supervised import LabelledTask, classification_error
 from ddae_jax.models.classifier import Classifier
 from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.vit import ViT
-from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
-from ddae_jax.training.state import init_state
-from ddae_jax.training.step import jit_train_step, make_train_step
+from ddae_jax.training.program import TrainProgram
+from ddae_jax.training.sharding import make_mesh, put_batch
 
 TASK = LabelledTask(
     Classifier(ViT((8, 8), 4, width=16, depth=1, num_heads=2), 3, init_deviation=0.1),
@@ -31,7 +30,7 @@ BATCH = {
 
 
 ENCODER = ViT((8, 8), 2, width=16, depth=2, num_heads=2)
-METHOD = find_method("ddae")(
+METHOD = find_method("ddae").build(
     ENCODER,
     None,
     sample_mask=functools.partial(random_mask, grid=ENCODER.grid, num_masked=10),
@@ -42,7 +41,7 @@ METHOD = find_method("ddae")(
 
 def of_the_whole_batch(normalization):
     """A method whose targets are standardised over the batch, and that samples hidden patches."""
-    return find_method("ddae")(
+    return find_method("ddae").build(
         ENCODER,
         Decoder(ENCODER.grid, width=8, depth=1, num_heads=2, kind="cross"),
         sample_mask=functools.partial(random_mask, grid=ENCODER.grid, num_masked=10),
@@ -59,19 +58,17 @@ def prepare(key, batch):
 
 def after_two_steps(micro_batches, num_devices, method=TASK, prepare=prepare):
     mesh = make_mesh(devices=jax.devices()[:num_devices])
-    optimizer = optax.sgd(0.5)
-    state = jax.jit(lambda key: init_state(key, method, optimizer, 3))(jax.random.key(0))
-    step = make_train_step(
+    program = TrainProgram(
         method,
-        optimizer,
         prepare,
+        optax.sgd(0.5),
         learning_rate=optax.constant_schedule(0.5),
         momentum=optax.constant_schedule(0.5),
+        channels=3,
         seed=0,
         micro_batches=micro_batches,
     )
-    take = jit_train_step(step, mesh, state)
-    state = jax.device_put(state, state_sharding(mesh, state))  # where the step leaves it
+    take, state = program.jit(mesh), program.init_state(mesh)
     for _ in range(2):
         state, metrics = take(state, put_batch(BATCH, mesh))
     return jax.device_get((state, metrics))
@@ -116,20 +113,19 @@ def test_the_average_follows_the_parameters(whole):
 def test_each_device_keeps_its_images():
     """No image travels: the program has no collective operation but the sums of gradients."""
     mesh = make_mesh()
-    optimizer = optax.sgd(0.5)
-    state = jax.jit(lambda key: init_state(key, TASK, optimizer, 3))(jax.random.key(0))
-    step = make_train_step(
+    program = TrainProgram(
         TASK,
-        optimizer,
         lambda key, batch: (batch["image"], smoothed_one_hot(batch["label"], 3)),
+        optax.sgd(0.5),
         learning_rate=optax.constant_schedule(0.5),
         momentum=optax.constant_schedule(0.5),
+        channels=3,
         seed=0,
         micro_batches=2,
     )
-    lowered = jit_train_step(step, mesh, state).lower(state, put_batch(BATCH, mesh))
-    program = lowered.compile().as_text()
-    assert "all-reduce" in program
-    assert "all-to-all" not in program
-    assert "all-gather" not in program
-    assert "collective-permute" not in program
+    lowered = program.jit(mesh).lower(program.state_shapes(), put_batch(BATCH, mesh))
+    compiled = lowered.compile().as_text()
+    assert "all-reduce" in compiled
+    assert "all-to-all" not in compiled
+    assert "all-gather" not in compiled
+    assert "collective-permute" not in compiled

@@ -11,10 +11,9 @@ from ddae_jax.masking import random_mask
 from ddae_jax.methods.ddae import ddae
 from ddae_jax.models.vit import ViT
 from ddae_jax.training.optimizer import make_optimizer
+from ddae_jax.training.program import TrainProgram, step_key
 from ddae_jax.training.schedules import learning_rate_schedule, momentum_schedule
 from ddae_jax.training.sharding import make_mesh, put_batch, state_sharding
-from ddae_jax.training.state import init_state
-from ddae_jax.training.step import jit_train_step, make_train_step, step_key
 
 SEED = 11
 TOTAL_STEPS = 20
@@ -53,6 +52,18 @@ def batch_of(number):
     return (smooth // 2 + rng.integers(0, 128, smooth.shape)).astype(np.uint8)
 
 
+def program_of(method, optimizer):
+    return TrainProgram(
+        task=method,
+        preprocess=prepare_images,
+        optimizer=optimizer,
+        learning_rate=LEARNING_RATE,
+        momentum=MOMENTUM,
+        channels=1,
+        seed=SEED,
+    )
+
+
 @dataclasses.dataclass
 class Trainer:
     """A compiled step and the host copy of the state that it starts from."""
@@ -79,21 +90,13 @@ class Trainer:
 @pytest.fixture(scope="module")
 def make_trainer():
     method, optimizer = tiny_method(), tiny_optimizer()
-    initialize = functools.partial(init_state, method=method, optimizer=optimizer, channels=1)
-    start = jax.device_get(jax.jit(initialize)(jax.random.key(0)))
-    step = make_train_step(
-        method,
-        optimizer,
-        prepare_images,
-        learning_rate=LEARNING_RATE,
-        momentum=MOMENTUM,
-        seed=SEED,
-    )
+    program = program_of(method, optimizer)
+    start = jax.device_get(program.init_state(make_mesh(1, 1, jax.devices()[:1])))
 
     @functools.cache
     def make(data, fsdp):
         mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
-        return Trainer(mesh, jit_train_step(step, mesh, start), start)
+        return Trainer(mesh, program.jit(mesh), start)
 
     return make
 
@@ -182,10 +185,8 @@ def test_teacher_follows_the_student(one_device_run):
 
 
 def test_teacher_starts_as_a_copy_of_the_students_encoder():
-    method = tiny_method()
-    state = jax.jit(
-        functools.partial(init_state, method=method, optimizer=tiny_optimizer(), channels=1)
-    )(jax.random.key(0))
+    program = program_of(tiny_method(), tiny_optimizer())
+    state = program.init_state(make_mesh(1, 1, jax.devices()[:1]))
     jax.tree.map(np.testing.assert_array_equal, state.teacher, state.params["encoder"])
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers)
