@@ -88,7 +88,8 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 
 
 def is_unread(array: np.ndarray) -> bool:
-    """Whether it only says by what it was made: see :func:`ddae_jax.interop.inert.unread`."""
+    """Whether it only says by what it was made: see
+    :func:`ddae_jax.interop.pickle_objects.unread`."""
     return array.dtype == object
 
 

@@ -1,7 +1,8 @@
 """Pickles of arrays, read without running anything that they name.
 
 A pickle is a program for a machine with a stack: it calls what it names. The machine here knows
-all of its instructions, and no more than the names in :mod:`ddae_jax.interop.inert`; no other name
+all of its instructions, and no more than the names in :mod:`ddae_jax.interop.pickle_objects`; no
+other name
 is looked up. What an instruction costs is bounded: keys of dicts are plain and short, since their
 hashes are computed again and again, and sets are lists.
 """
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
-from ddae_jax.interop.inert import (
+from ddae_jax.interop.pickle_objects import (
     KNOWN,
     SAVE_AGAIN,
     Array,

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple
 
 from ddae_jax.data.disks import reading
-from ddae_jax.interop.inert import (
+from ddae_jax.interop.pickle_objects import (
     SAVE_AGAIN,
     Name,
     Refused,
@@ -35,9 +35,10 @@ def read_torch_file(path: str | os.PathLike) -> Any:
 
     Tensors become arrays of numpy, those of bfloat16 in float32; a path or a dtype of torch becomes
     its name. What is of any other class, such as settings, becomes a dict of what it holds: see
-    :class:`ddae_jax.interop.inert.Inert`. Of a network that was saved whole, and of a program of
+    :class:`ddae_jax.interop.pickle_objects.Inert`. Of a network that was saved whole, and of a
+    program of
     TorchScript, the arrays are read, by name. Tensors of other kinds, such as quantised ones, are
-    arrays of no numbers: see :func:`ddae_jax.interop.inert.unread`.
+    arrays of no numbers: see :func:`ddae_jax.interop.pickle_objects.unread`.
 
     Raises:
         FileNotFoundError: if there is none.
