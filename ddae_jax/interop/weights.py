@@ -14,9 +14,9 @@ from ddae_jax.data.disks import ReadFailed, is_file, is_of_one_file, reading
 from ddae_jax.interop.described import read_json
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.downloads import MOST_OF_BEGINNING, as_text, mistaken_for, shown
+from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.encoders import Weights, as_float32
 from ddae_jax.interop.pickle_objects import Inert
-from ddae_jax.interop.places import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.torch_files import read_torch_file
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -46,7 +46,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
     """The arrays of a file; those of real numbers in float32, all others as they are.
 
     Of a file that holds arrays in several places, those of the preferred one: see
-    :data:`ddae_jax.interop.places.PREFERRED`.
+    :data:`ddae_jax.interop.encoder_search.PREFERRED`.
 
     Args:
         path: of a file of safetensors, of torch or of numpy (``.npz``), whatever it is called; or
@@ -75,7 +75,7 @@ def read_network(path: str | os.PathLike, part: str = "") -> Network:
 
     Args:
         path: see :func:`read_weights`, as which its arrays are read.
-        part: which one, of several: see :func:`ddae_jax.interop.places.network_in`.
+        part: which one, of several: see :func:`ddae_jax.interop.encoder_search.network_in`.
 
     Raises as :func:`read_weights` does, and ``ValueError`` for a part that is not there. What is no
     encoder known here is given as it is.

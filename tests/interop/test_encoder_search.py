@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddae_jax.interop.places import NoSuchPart, arrays_in, network_in
+from ddae_jax.interop.encoder_search import NoSuchPart, arrays_in, network_in
 
 ANCHOR = "patch_embed.proj.weight"
 
