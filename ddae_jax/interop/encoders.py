@@ -1,7 +1,7 @@
 """Encoders of other libraries, as parameters of :class:`ddae_jax.models.vit.ViT`.
 
-Each stores one flat dict of arrays, and has a table in :mod:`ddae_jax.interop.tables`. What no
-pattern knows is named in an error.
+Each stores one flat dict of arrays, and has a table in :mod:`ddae_jax.interop.weight_names`. What
+no pattern knows is named in an error.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ddae_jax.interop.tables import (
+from ddae_jax.interop.weight_names import (
     AUGREG,
     AUGREG_ATTENTION,
     CLIP,

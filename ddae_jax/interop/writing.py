@@ -1,6 +1,7 @@
 """Parameters of :class:`ddae_jax.models.vit.ViT` as other libraries name and lay out arrays.
 
-The inverse of :mod:`ddae_jax.interop.encoders`, by the tables of :mod:`ddae_jax.interop.tables`.
+The inverse of :mod:`ddae_jax.interop.encoders`, by the tables of
+:mod:`ddae_jax.interop.weight_names`.
 """
 
 import math
@@ -11,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ddae_jax.interop.encoders import Tree, UnknownWeights, Weights
-from ddae_jax.interop.tables import (
+from ddae_jax.interop.weight_names import (
     MAE_DECODER,
     SCALES_OF_TIMM_BEIT,
     SCALES_OF_TIMM_VIT,
