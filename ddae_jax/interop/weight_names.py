@@ -1,6 +1,7 @@
 """Under which name each library has an array, and where and how it lies in the tree here.
 
-By these tables :mod:`ddae_jax.interop.encoders` reads, and :mod:`ddae_jax.interop.writing` writes.
+By these tables :mod:`ddae_jax.interop.encoders` reads, and
+:mod:`ddae_jax.interop.params_to_weights` writes.
 """
 
 from collections.abc import Callable
