@@ -23,7 +23,9 @@ from ddae_jax.interop.described import (
     read_json,
     relative_table,
 )
-from ddae_jax.interop.encoders import (
+from ddae_jax.interop.folders import read_folder
+from ddae_jax.interop.weights import find_weights, read_network
+from ddae_jax.interop.weights_to_params import (
     Tree,
     UnknownWeights,
     Weights,
@@ -33,8 +35,6 @@ from ddae_jax.interop.encoders import (
     not_read,
     timm_encoder,
 )
-from ddae_jax.interop.folders import read_folder
-from ddae_jax.interop.weights import find_weights, read_network
 
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # Ti, S, B, L, H
 _WIDTH_OF_MOCO = 384  # whose heads are 12 in MoCo v3, with fixed positions, and 6 in all others

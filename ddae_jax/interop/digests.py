@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from safetensors import safe_open
 
-from ddae_jax.interop.encoders import Weights
+from ddae_jax.interop.weights_to_params import Weights
 
 _KEY = "ddae_jax.sha256"
 """Of a file's metadata. Programs that change arrays and save them leave it out."""

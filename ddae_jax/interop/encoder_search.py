@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.interop.encoders import Weights
+from ddae_jax.interop.weights_to_params import Weights
 
 Place = tuple[str, ...]
 

@@ -17,13 +17,13 @@ from safetensors.numpy import save_file
 
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.digests import digest_metadata
-from ddae_jax.interop.encoders import Tree, Weights
 from ddae_jax.interop.params_to_weights import (
     timm_weights,
     transformers_mae_weights,
     transformers_weights,
 )
 from ddae_jax.interop.preprocessing import OWN_KEY
+from ddae_jax.interop.weights_to_params import Tree, Weights
 
 _ACTIVATIONS_OF_TRANSFORMERS = MappingProxyType(
     {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}

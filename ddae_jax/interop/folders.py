@@ -26,13 +26,6 @@ from ddae_jax.interop.described import (
     read_json,
     settings_at,
 )
-from ddae_jax.interop.encoders import (
-    Tree,
-    UnknownWeights,
-    Weights,
-    timm_encoder,
-    transformers_encoder,
-)
 from ddae_jax.interop.preprocessing import (
     OWN_KEY,
     pool_of_timm,
@@ -42,6 +35,13 @@ from ddae_jax.interop.preprocessing import (
     size_shown_by_transformers,
 )
 from ddae_jax.interop.weights import find_weights, read_network, read_weights
+from ddae_jax.interop.weights_to_params import (
+    Tree,
+    UnknownWeights,
+    Weights,
+    timm_encoder,
+    transformers_encoder,
+)
 
 _ACTIVATIONS = {
     "gelu": "gelu",

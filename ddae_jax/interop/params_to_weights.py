@@ -1,6 +1,6 @@
 """Parameters of :class:`ddae_jax.models.vit.ViT` as other libraries name and lay out arrays.
 
-The inverse of :mod:`ddae_jax.interop.encoders`, by the tables of
+The inverse of :mod:`ddae_jax.interop.weights_to_params`, by the tables of
 :mod:`ddae_jax.interop.weight_names`.
 """
 
@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ddae_jax.interop.encoders import Tree, UnknownWeights, Weights
 from ddae_jax.interop.weight_names import (
     MAE_DECODER,
     SCALES_OF_TIMM_BEIT,
@@ -24,6 +23,7 @@ from ddae_jax.interop.weight_names import (
     transposed,
     without_batch,
 )
+from ddae_jax.interop.weights_to_params import Tree, UnknownWeights, Weights
 
 
 def unconvert(tree: Tree, rules: Sequence[Rule]) -> Weights:

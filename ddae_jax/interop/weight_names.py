@@ -1,6 +1,6 @@
 """Under which name each library has an array, and where and how it lies in the tree here.
 
-By these tables :mod:`ddae_jax.interop.encoders` reads, and
+By these tables :mod:`ddae_jax.interop.weights_to_params` reads, and
 :mod:`ddae_jax.interop.params_to_weights` writes.
 """
 

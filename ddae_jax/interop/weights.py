@@ -15,9 +15,9 @@ from ddae_jax.interop.described import read_json
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.downloads import MOST_OF_BEGINNING, as_text, mistaken_for, shown
 from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
-from ddae_jax.interop.encoders import Weights, as_float32
 from ddae_jax.interop.pickle_objects import Inert
 from ddae_jax.interop.torch_files import read_torch_file
+from ddae_jax.interop.weights_to_params import Weights, as_float32
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 """Of the file in a folder of timm or transformers; beside ``NAME.index.json`` it is in parts."""

@@ -19,7 +19,6 @@ from ddae_jax.data.sources import make_source
 from ddae_jax.data.view import INTERPOLATIONS
 from ddae_jax.evaluation.features import encoded_batches, make_encode
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.encoders import transformers_mae
 from ddae_jax.interop.exported import (
     export_timm,
     export_transformers,
@@ -27,6 +26,7 @@ from ddae_jax.interop.exported import (
     write_exported,
 )
 from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weights_to_params import transformers_mae
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import patchify
 from ddae_jax.training.sharding import make_mesh

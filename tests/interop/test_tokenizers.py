@@ -11,8 +11,8 @@ import golden_arrays
 from ddae_jax.builders import build
 from ddae_jax.builders.pretrained import load_teacher, load_tokenizer, shapes_of_missing
 from ddae_jax.config import pretrain_defaults
-from ddae_jax.interop.encoders import UnknownWeights
 from ddae_jax.interop.tokenizers import read_tokenizer
+from ddae_jax.interop.weights_to_params import UnknownWeights
 from ddae_jax.models import vit
 from pickled import write_arrays
 

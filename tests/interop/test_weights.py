@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import golden_arrays
-from ddae_jax.interop.encoders import as_float32
 from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weights_to_params import as_float32
 from pickled import name, program, storage, tensor, text, write_zip
 
 FOLDER = golden_arrays.FOLDER / "torch_files"

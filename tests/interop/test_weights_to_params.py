@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import golden_arrays
-from ddae_jax.interop.encoders import UnknownWeights, timm_encoder
+from ddae_jax.interop.weights_to_params import UnknownWeights, timm_encoder
 from ddae_jax.models.vit import ViT
 
 OPTIONS = {
