@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddae_jax.data.disks import is_file, read_file
-from ddae_jax.interop.downloads import MOST_OF_BEGINNING, mistaken_for
 from ddae_jax.interop.encoder_search import Network
+from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, mistaken_for
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.interop.weights_to_params import Tree, UnknownWeights
 
