@@ -23,7 +23,7 @@ from ddae_jax.interop.described import (
     read_json,
     relative_table,
 )
-from ddae_jax.interop.folders import read_folder
+from ddae_jax.interop.library_folders import read_folder
 from ddae_jax.interop.weights import find_weights, read_network
 from ddae_jax.interop.weights_to_params import (
     Tree,
