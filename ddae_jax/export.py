@@ -33,7 +33,7 @@ from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
 from ddae_jax.config.ranges import CHOICES
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
-from ddae_jax.interop.exported import (
+from ddae_jax.interop.library_export import (
     Exported,
     MaeDecoder,
     export_timm,

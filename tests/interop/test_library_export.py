@@ -19,7 +19,7 @@ from ddae_jax.data.sources import make_source
 from ddae_jax.data.view import INTERPOLATIONS
 from ddae_jax.evaluation.features import encoded_batches, make_encode
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.exported import (
+from ddae_jax.interop.library_export import (
     export_timm,
     export_transformers,
     export_transformers_mae,
