@@ -31,7 +31,7 @@ from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.described import Backbone, Told
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.interop.tokenizers import read_tokenizer
-from ddae_jax.interop.weights import files_beside, find_weights
+from ddae_jax.interop.weight_files import files_beside, find_weights
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import SIZES, ViT

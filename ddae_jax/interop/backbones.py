@@ -24,7 +24,7 @@ from ddae_jax.interop.described import (
     relative_table,
 )
 from ddae_jax.interop.library_folders import read_folder
-from ddae_jax.interop.weights import find_weights, read_network
+from ddae_jax.interop.weight_files import find_weights, read_network
 from ddae_jax.interop.weights_to_params import (
     Tree,
     UnknownWeights,
@@ -46,7 +46,8 @@ _IN_A_FOLDER = (
 
 
 def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone:
-    """The encoder in a folder, or in a file (see :func:`ddae_jax.interop.weights.read_network`).
+    """The encoder in a folder, or in a file (see
+    :func:`ddae_jax.interop.weight_files.read_network`).
 
     A file does not tell heads, activation, epsilon and pixel statistics. Heads are those of the
     width, where all that are published agree; ``gelu`` and 1e-6 are those of MAE, BEiT, DINO and of

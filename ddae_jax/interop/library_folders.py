@@ -34,7 +34,7 @@ from ddae_jax.interop.preprocessing import (
     preprocessing_of_transformers,
     size_shown_by_transformers,
 )
-from ddae_jax.interop.weights import find_weights, read_network, read_weights
+from ddae_jax.interop.weight_files import find_weights, read_network, read_weights
 from ddae_jax.interop.weights_to_params import (
     Tree,
     UnknownWeights,

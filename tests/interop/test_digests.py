@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ddae_jax.interop.digests import DamagedWeights, digest_metadata
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
 
 WEIGHTS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

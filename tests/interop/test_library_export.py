@@ -25,7 +25,7 @@ from ddae_jax.interop.library_export import (
     export_transformers_mae,
     write_exported,
 )
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
 from ddae_jax.interop.weights_to_params import transformers_mae
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import patchify

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 import golden_arrays
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.pickle_objects import unread
-from ddae_jax.interop.weights import read_network
+from ddae_jax.interop.weight_files import read_network
 from ddae_jax.interop.weights_to_params import UnknownWeights, clip_encoder, timm_encoder
 from pickled import name, program, text, tuple_of, write_zip
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import golden_arrays
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
 from ddae_jax.interop.weights_to_params import as_float32
 from pickled import name, program, storage, tensor, text, write_zip
 

@@ -15,7 +15,7 @@ from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop import backbones
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
 from ddae_jax.interop.weights_to_params import (
     UnknownWeights,
     augreg_encoder,

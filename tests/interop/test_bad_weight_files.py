@@ -10,10 +10,10 @@ from safetensors.numpy import save, save_file
 
 from ddae_jax.data import disks
 from ddae_jax.data.disks import ReadFailed
-from ddae_jax.interop import weights
+from ddae_jax.interop import weight_files
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.described import read_json
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
 from pickled import write_arrays
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
@@ -196,9 +196,9 @@ def test_numbers_of_fewer_bits_are_refused_by_name(dtype, tmp_path):
         read_weights(path)
 
 
-@pytest.mark.parametrize("dtype", sorted(weights._DTYPES))
+@pytest.mark.parametrize("dtype", sorted(weight_files._DTYPES))
 def test_every_dtype_of_whole_bytes_is_read(dtype, tmp_path):
-    values = np.array([[2, 1], [1, 2]]).astype(weights._DTYPES[dtype])
+    values = np.array([[2, 1], [1, 2]]).astype(weight_files._DTYPES[dtype])
     found = read_weights(file_of(tmp_path, dtype, values.tobytes(), [2, 2]))["w"]
     np.testing.assert_array_equal(found.real.astype(np.float32), values.real.astype(np.float32))
 
@@ -227,7 +227,7 @@ def test_a_disk_whose_files_cannot_be_mapped_is_named(tmp_path, monkeypatch):
     def unmappable(*_):
         raise OSError(19, "No such device")
 
-    monkeypatch.setattr(weights, "safe_open", unmappable)
+    monkeypatch.setattr(weight_files, "safe_open", unmappable)
     message = r"a\.safetensors cannot be mapped into memory, .*No such device\. Copy it to another"
     with pytest.raises(ReadFailed, match=message):
         read_weights(tmp_path / "a.safetensors")
