@@ -20,9 +20,9 @@ from ddae_jax.interop.described import (
     check_heads,
     describe_encoder,
     notes_on_place,
-    read_json,
     relative_table,
 )
+from ddae_jax.interop.json_files import read_json
 from ddae_jax.interop.library_folders import read_folder
 from ddae_jax.interop.weight_files import find_weights, read_network
 from ddae_jax.interop.weights_to_params import (

@@ -3,7 +3,7 @@
 import pathlib
 
 from ddae_jax.data.disks import is_file
-from ddae_jax.interop.described import read_json
+from ddae_jax.interop.json_files import read_json
 from ddae_jax.interop.weight_files import find_weights, read_network, read_weights
 from ddae_jax.interop.weights_to_params import Tree, UnknownWeights, official_mae, transformers_mae
 

@@ -1,25 +1,18 @@
 """What the arrays of an encoder tell of it, and what has to be told beside them."""
 
-import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddae_jax.data.disks import is_file, read_file
 from ddae_jax.interop.encoder_search import Network
-from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, mistaken_for
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.interop.weights_to_params import Tree, UnknownWeights
 
 ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 """That an encoder here may have."""
-
-_OF_SERVERS = {"error", "errors", "message", "detail", "error_code"}
-"""Keys of what servers answer with."""
 
 
 class Backbone(NamedTuple):
@@ -142,35 +135,3 @@ def notes_on_place(path: pathlib.Path, network: Network) -> tuple[str, ...]:
         f"{path}: the encoder at {network.place!r} is taken; there is also one at {others}: "
         f"--config.init_part={network.others[0]} takes that one",
     )
-
-
-def settings_at(key: str, config: Mapping[str, Any], file: pathlib.Path) -> Mapping[str, Any]:
-    """Settings that lie under a key of a config; none if there is no such key.
-
-    Raises ``ValueError``, naming the file, for what is none.
-    """
-    found = config.get(key)
-    if found is not None and not isinstance(found, Mapping):
-        raise ValueError(f"{file}: {key!r} is {found!r}; it must hold keys and values, in {{}}")
-    return found or {}
-
-
-def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
-    """The keys and values in a file.
-
-    Raises ``FileNotFoundError``, saying ``what`` it is for, or ``ValueError`` if it has none.
-    """
-    if not is_file(path):
-        raise FileNotFoundError(f"{path} is missing: {what}")
-    raw = read_file(path)
-    try:
-        found = json.loads(raw)  # of any encoding that JSON may have
-    except ValueError as error:
-        other = mistaken_for(raw[:MOST_OF_BEGINNING])
-        told = f"is {other}" if other else f"is {'no JSON' if raw else 'empty'}: {error}"
-        raise ValueError(f"{path} {told}") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds {found!r}; it must hold keys and values, in {{}}")
-    if found and found.keys() <= _OF_SERVERS:
-        raise ValueError(f"{path} is {mistaken_for(raw[:MOST_OF_BEGINNING])}")
-    return dict(found)

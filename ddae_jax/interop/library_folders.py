@@ -23,9 +23,8 @@ from ddae_jax.interop.described import (
     check_heads,
     describe_encoder,
     notes_on_place,
-    read_json,
-    settings_at,
 )
+from ddae_jax.interop.json_files import read_json, settings_at
 from ddae_jax.interop.preprocessing import (
     OWN_KEY,
     pool_of_timm,

@@ -11,10 +11,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ddae_jax.data.disks import ReadFailed, is_file, is_of_one_file, reading
-from ddae_jax.interop.described import read_json
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, as_text, mistaken_for, shown
+from ddae_jax.interop.json_files import read_json
 from ddae_jax.interop.pickle_objects import Inert
 from ddae_jax.interop.torch_files import read_torch_file
 from ddae_jax.interop.weights_to_params import Weights, as_float32

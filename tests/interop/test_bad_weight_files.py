@@ -12,7 +12,7 @@ from ddae_jax.data import disks
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.interop import weight_files
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.described import read_json
+from ddae_jax.interop.json_files import read_json
 from ddae_jax.interop.weight_files import read_weights
 from pickled import write_arrays
 
