@@ -13,8 +13,8 @@ from ddae_jax import evaluate, export, import_weights, pretrain
 from ddae_jax.builders import initialization
 from ddae_jax.builders.pretrained import load_pretrained
 from ddae_jax.config import finetune_defaults, from_plain
+from ddae_jax.interop.architecture import Told
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.described import Told
 from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.models import vit
 from undrawn import pictures_left_out

@@ -15,7 +15,7 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import typed
-from ddae_jax.interop.described import Told
+from ddae_jax.interop.architecture import Told
 from ddae_jax.methods.task import Trainable
 from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.training.checkpoint import differences

@@ -26,9 +26,9 @@ from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
+from ddae_jax.interop.architecture import Backbone, Told
 from ddae_jax.interop.backbones import is_of_others, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
-from ddae_jax.interop.described import Backbone, Told
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.interop.tokenizers import read_tokenizer
 from ddae_jax.interop.weight_files import files_beside, find_weights

@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from ddae_jax.data.disks import ReadFailed, is_file
-from ddae_jax.interop.described import (
+from ddae_jax.interop.architecture import (
     Backbone,
     Told,
     check_heads,

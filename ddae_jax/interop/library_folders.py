@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ddae_jax.data.disks import is_file
-from ddae_jax.interop.described import (
+from ddae_jax.interop.architecture import (
     ACTIVATIONS,
     Backbone,
     Told,

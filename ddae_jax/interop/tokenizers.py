@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddae_jax.data.disks import is_file
-from ddae_jax.interop.described import describe_encoder
+from ddae_jax.interop.architecture import describe_encoder
 from ddae_jax.interop.weight_files import find_weights, read_weights
 from ddae_jax.interop.weight_names import Rule, layer
 from ddae_jax.interop.weights_to_params import Tree, UnknownWeights, Weights, convert, timm_encoder

@@ -16,7 +16,7 @@ from ddae_jax.builders.initialization import begin, start_decoder, start_params,
 from ddae_jax.builders.pretrained import load_pretrained, load_teacher
 from ddae_jax.config import finetune_defaults, pretrain_defaults
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.interop.described import Told
+from ddae_jax.interop.architecture import Told
 from ddae_jax.models import vit
 from ddae_jax.pretrain import program_of
 from ddae_jax.training.sharding import make_mesh

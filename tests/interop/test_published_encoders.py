@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
+from ddae_jax.interop.architecture import Told
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.described import Told
 from ddae_jax.interop.library_folders import architectures
 from ddae_jax.interop.weights_to_params import UnknownWeights
 from ddae_jax.models.vit import ViT
