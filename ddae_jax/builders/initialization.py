@@ -15,7 +15,7 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import typed
-from ddae_jax.interop.architecture import Told
+from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.methods.task import Trainable
 from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.training.checkpoint import differences
@@ -172,8 +172,8 @@ def load_init_from(config: ConfigDict) -> Pretrained:
     return load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
 
 
-def _told(config: ConfigDict) -> Told:
-    return Told(config.init_heads, config.init_activation, config.init_part)
+def _told(config: ConfigDict) -> WeightHints:
+    return WeightHints(config.init_heads, config.init_activation, config.init_part)
 
 
 def start_params(config: ConfigDict) -> PyTree | None:

@@ -26,7 +26,7 @@ from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
-from ddae_jax.interop.architecture import Backbone, Told
+from ddae_jax.interop.architecture import Backbone, WeightHints
 from ddae_jax.interop.backbones import is_of_others, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.preprocessing import Preprocessing
@@ -117,7 +117,9 @@ class Pretrained(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def load_pretrained(path: str, encoder: str = "student", told: Told | None = None) -> Pretrained:
+def load_pretrained(
+    path: str, encoder: str = "student", told: WeightHints | None = None
+) -> Pretrained:
     """The encoder in a workdir, or in somebody else's weights.
 
     Args:
@@ -152,7 +154,7 @@ def load_pretrained(path: str, encoder: str = "student", told: Told | None = Non
         pool = {"pool": found.pool} if found.pool else {}
         described = _describe(module, place)
         return Pretrained(described, module, params, found.mean, found.std, shown | pool)
-    if told and told != Told():
+    if told and told != WeightHints():
         raise ValueError(
             f"init_heads, init_activation and init_part are for somebody's weights; {path} is a "
             "run, which tells all of it: leave them as they are by default"
@@ -174,7 +176,7 @@ def load_pretrained(path: str, encoder: str = "student", told: Told | None = Non
     )
 
 
-def load_decoder(path: str, told: Told) -> tuple[PyTree, int | None]:
+def load_decoder(path: str, told: WeightHints) -> tuple[PyTree, int | None]:
     """The decoder and head of somebody's MAE, and the decoder's heads if they are known.
 
     Args:

@@ -37,7 +37,7 @@ class Backbone(NamedTuple):
     preprocessing: Preprocessing | None = None
 
 
-class Told(NamedTuple):
+class WeightHints(NamedTuple):
     """What somebody says of weights that do not say it themselves.
 
     Attributes:

@@ -16,7 +16,7 @@ import numpy as np
 from ddae_jax.data.disks import ReadFailed, is_file
 from ddae_jax.interop.architecture import (
     Backbone,
-    Told,
+    WeightHints,
     check_heads,
     describe_encoder,
     notes_on_place,
@@ -45,7 +45,7 @@ _IN_A_FOLDER = (
 )
 
 
-def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone:
+def read_backbone(path: str | os.PathLike, told: WeightHints | None = None) -> Backbone:
     """The encoder in a folder, or in a file (see
     :func:`ddae_jax.interop.weight_files.read_network`).
 
@@ -61,7 +61,7 @@ def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone
     Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for what is not known here:
     weights, width, heads, pixel statistics, each by name with what to do.
     """
-    place, told = pathlib.Path(path), told or Told()
+    place, told = pathlib.Path(path), told or WeightHints()
     if not is_file(place):
         return read_folder(place, told)
     if place == find_weights(place.parent) and _has_config_of_others(place.parent):
@@ -87,7 +87,7 @@ def _has_config_of_others(folder: pathlib.Path) -> bool:
     return bool(config.keys() & {"architecture", "architectures", "model_type"})
 
 
-def _from_file(path: pathlib.Path, told: Told) -> Backbone:
+def _from_file(path: pathlib.Path, told: WeightHints) -> Backbone:
     network = read_network(path, told.part)
     weights = network.weights
     is_of_google = "embedding/kernel" in weights
@@ -136,7 +136,7 @@ def _check_is_no_folder(path: pathlib.Path, weights: Weights) -> None:
 
 
 def _heads(
-    path: pathlib.Path, params: Tree, heads: int | None, told: Told
+    path: pathlib.Path, params: Tree, heads: int | None, told: WeightHints
 ) -> tuple[int, tuple[str, ...]]:
     """The heads, and a note where they are taken for granted."""
     table, width = relative_table(params), params["patch_embedding"]["kernel"].shape[1]
@@ -167,7 +167,7 @@ def _heads(
 
 
 def _activation(
-    path: pathlib.Path, params: Tree, is_of_google: bool, told: Told
+    path: pathlib.Path, params: Tree, is_of_google: bool, told: WeightHints
 ) -> tuple[str, float, tuple[str, ...]]:
     """Activation and epsilon, and a note where they are taken for granted."""
     is_of_clip = "embedding_norm" in params

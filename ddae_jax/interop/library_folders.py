@@ -19,7 +19,7 @@ from ddae_jax.data.disks import is_file
 from ddae_jax.interop.architecture import (
     ACTIVATIONS,
     Backbone,
-    Told,
+    WeightHints,
     check_heads,
     describe_encoder,
     notes_on_place,
@@ -84,7 +84,7 @@ _UNTOLD += ("scale_attn_norm", "scale_mlp_norm", "scale_mlp", "use_post_norm", "
 """Arguments of timm's networks that change what is computed, and that no array tells of."""
 
 
-def read_folder(folder: pathlib.Path, told: Told) -> Backbone:
+def read_folder(folder: pathlib.Path, told: WeightHints) -> Backbone:
     """The encoder in a folder; for what is raised, see :func:`backbones.read_backbone`."""
     file = folder / "config.json"
     weights_file = find_weights(folder)
@@ -117,7 +117,7 @@ def architectures() -> Mapping[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> Backbone:
+def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: WeightHints) -> Backbone:
     file = folder / "config.json"
     arguments = settings_at("model_args", config, file)
     # Earlier versions of timm have what is in pretrained_cfg beside the architecture.
@@ -161,7 +161,7 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> B
 
 
 def _named_by_timm(
-    file: pathlib.Path, name: str, arguments: Mapping[str, Any], told: Told
+    file: pathlib.Path, name: str, arguments: Mapping[str, Any], told: WeightHints
 ) -> tuple[int, str, float, tuple[str, ...]]:
     """Heads, activation and epsilon of an architecture, and what is taken for granted of them."""
     known = architectures()["timm"]
@@ -205,7 +205,9 @@ def _activation_of_timm(file: pathlib.Path, told: str) -> str:
     return told
 
 
-def _from_transformers(folder: pathlib.Path, config: Mapping[str, Any], told: Told) -> Backbone:
+def _from_transformers(
+    folder: pathlib.Path, config: Mapping[str, Any], told: WeightHints
+) -> Backbone:
     file, kind = folder / "config.json", config["model_type"]
     if told.part:
         raise ValueError(

@@ -16,7 +16,7 @@ from ddae_jax.builders.initialization import begin, start_decoder, start_params,
 from ddae_jax.builders.pretrained import load_pretrained, load_teacher
 from ddae_jax.config import finetune_defaults, pretrain_defaults
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.interop.architecture import Told
+from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.models import vit
 from ddae_jax.pretrain import program_of
 from ddae_jax.training.sharding import make_mesh
@@ -121,12 +121,12 @@ def test_a_decoder_that_has_no_place_is_refused_by_the_config_alone(changes, mes
 )
 def test_weights_without_a_decoder_have_none_to_take(path, message):
     with pytest.raises(ValueError, match=message):
-        pretrained.load_decoder(str(path), Told())
+        pretrained.load_decoder(str(path), WeightHints())
 
 
 def test_a_run_s_decoder_is_that_of_its_own_folder(tmp_path):
     with pytest.raises(ValueError, match="is a run: .*give its own folder as --workdir"):
-        pretrained.load_decoder(str(tmp_path), Told())
+        pretrained.load_decoder(str(tmp_path), WeightHints())
 
 
 def test_what_is_told_of_a_file_is_what_it_is_read_with(monkeypatch, caplog):
@@ -169,7 +169,9 @@ def test_images_of_other_channels_are_named_for_what_they_are(monkeypatch):
 def test_a_part_of_a_file_is_what_is_read(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     found = [
-        load_pretrained.__wrapped__(str(PUBLISHED / "moco.pth.tar"), told=Told(2, "gelu", part))
+        load_pretrained.__wrapped__(
+            str(PUBLISHED / "moco.pth.tar"), told=WeightHints(2, "gelu", part)
+        )
         for part in ("", "base_encoder", "momentum_encoder")
     ]
     tokens = [one.params["class_token"] for one in found]
@@ -185,7 +187,7 @@ def test_twelve_heads_at_the_width_of_s_are_a_size():
 
 def test_of_a_run_nothing_is_to_be_told(tmp_path):
     with pytest.raises(ValueError, match="init_heads, init_activation and init_part are for some"):
-        load_pretrained(str(tmp_path), told=Told(heads=12))
+        load_pretrained(str(tmp_path), told=WeightHints(heads=12))
 
 
 def test_the_teacher_in_a_file_is_a_part_of_it():

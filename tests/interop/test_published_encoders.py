@@ -10,21 +10,21 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
-from ddae_jax.interop.architecture import Told
+from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.library_folders import architectures
 from ddae_jax.interop.weights_to_params import UnknownWeights
 from ddae_jax.models.vit import ViT
 
 FOLDER = golden_arrays.FOLDER / "published"
-HEADS = Told(heads=2)
+HEADS = WeightHints(heads=2)
 FILES = {
     "deit3": ("deit3.pth", HEADS),
     "moco": ("moco.pth.tar", HEADS),
-    "moco_momentum": ("moco.pth.tar", Told(heads=2, part="momentum_encoder")),
+    "moco_momentum": ("moco.pth.tar", WeightHints(heads=2, part="momentum_encoder")),
     "ijepa": ("ijepa.tar", HEADS),
-    "ijepa_context": ("ijepa.tar", Told(heads=2, part="encoder")),
-    "clip": ("clip.pt", Told(activation="quick_gelu")),
+    "ijepa_context": ("ijepa.tar", WeightHints(heads=2, part="encoder")),
+    "clip": ("clip.pt", WeightHints(activation="quick_gelu")),
 }
 KINDS = ("dinov2", "ijepa", "vit_msn", "clip_vision_model", "siglip_vision_model")
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.4, 0.3)
@@ -115,7 +115,7 @@ def test_of_several_networks_the_others_are_named(name, told, place, others):
 @pytest.mark.parametrize("part", ["teacher", "base", "state_dict.base_encoder.blocks"])
 def test_a_part_that_is_not_there_names_those_that_are(part):
     with pytest.raises(ValueError, match=rf"{part}'; .*\.base_encoder', .*\.momentum_encoder'"):
-        read_backbone(FOLDER / "moco.pth.tar", Told(heads=2, part=part))
+        read_backbone(FOLDER / "moco.pth.tar", WeightHints(heads=2, part=part))
 
 
 def arrays_of(width=16, positions=5, **more):
@@ -150,7 +150,7 @@ def test_where_published_heads_differ_they_are_asked_for(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         read_backbone(path)
-    assert read_backbone(path, Told(heads=12)).options["num_heads"] == 12
+    assert read_backbone(path, WeightHints(heads=12)).options["num_heads"] == 12
 
 
 @pytest.mark.parametrize("arrays", [arrays_of(384), with_fixed_positions(768)])
@@ -166,7 +166,7 @@ def test_heads_and_activation_that_are_taken_for_granted_are_told(arrays, tmp_pa
         "--config.model.norm_epsilon says otherwise"
     )
     assert of_epsilon in found.notes
-    assert read_backbone(path, Told(heads=heads, activation="gelu")).notes == (of_epsilon,)
+    assert read_backbone(path, WeightHints(heads=heads, activation="gelu")).notes == (of_epsilon,)
 
 
 def test_relative_positions_tell_the_heads(tmp_path):
@@ -180,8 +180,8 @@ def test_relative_positions_tell_the_heads(tmp_path):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        (Told(heads=5), "5 heads do not divide the width, 16"),
-        (Told(), r"width 16 .*--config\.init_heads=HEADS"),
+        (WeightHints(heads=5), "5 heads do not divide the width, 16"),
+        (WeightHints(), r"width 16 .*--config\.init_heads=HEADS"),
     ],
 )
 def test_heads_that_cannot_be_are_refused(told, message, tmp_path):
@@ -194,7 +194,7 @@ def test_clip_s_activation_is_asked_for(tmp_path):
         read_backbone(FOLDER / "clip.pt")
     norm = {f"norm_pre.{part}": np.zeros(16) for part in ("weight", "bias")}
     path = write(tmp_path, arrays_of(**norm))
-    options = read_backbone(path, Told(heads=2, activation="gelu")).options
+    options = read_backbone(path, WeightHints(heads=2, activation="gelu")).options
     assert (options["activation"], options["norm_epsilon"]) == ("gelu", 1e-5)
 
 
@@ -328,7 +328,7 @@ def test_a_name_that_timm_has_not_is_asked_about(tmp_path):
     message = r"'vit_smal_patch16_224' is none .*near is 'vit_small_patch16_224'.*init_heads=12"
     with pytest.raises(ValueError, match=message):
         read_backbone(folder)
-    found = read_backbone(folder, Told(heads=2, activation="gelu"))
+    found = read_backbone(folder, WeightHints(heads=2, activation="gelu"))
     assert found.options["num_heads"] == 2
     assert "epsilon of 1e-06" in found.notes[0]
 
@@ -336,11 +336,11 @@ def test_a_name_that_timm_has_not_is_asked_about(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told", "message"),
     [
-        ({"norm_layer": "rmsnorm"}, Told(), "model_args has norm_layer='rmsnorm'"),
-        ({"act_layer": "relu"}, Told(), "act_layer='relu'; known activations"),
+        ({"norm_layer": "rmsnorm"}, WeightHints(), "model_args has norm_layer='rmsnorm'"),
+        ({"act_layer": "relu"}, WeightHints(), "act_layer='relu'; known activations"),
         ({"num_heads": 4}, HEADS, "init_heads=2, but .*config.json tells of 4"),
-        ({"num_heads": 2}, Told(activation="quick_gelu"), "tells of 'gelu'"),
-        ({"num_heads": 3}, Told(), "3 heads do not divide the width, 16"),
+        ({"num_heads": 2}, WeightHints(activation="quick_gelu"), "tells of 'gelu'"),
+        ({"num_heads": 3}, WeightHints(), "3 heads do not divide the width, 16"),
     ],
 )
 def test_arguments_of_timm_that_change_the_network_are_heeded(arguments, told, message, tmp_path):
@@ -386,7 +386,7 @@ def test_a_kind_of_transformers_that_cannot_be_is_refused_by_name(kind, has, tmp
 
 def test_a_part_of_a_folder_of_transformers_is_no_part():
     with pytest.raises(ValueError, match="init_part='teacher' is for files with several networks"):
-        read_backbone(FOLDER / "transformers_ijepa", Told(part="teacher"))
+        read_backbone(FOLDER / "transformers_ijepa", WeightHints(part="teacher"))
 
 
 # ---- weights in parts
