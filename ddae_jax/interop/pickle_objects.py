@@ -1,6 +1,7 @@
 """What a pickle may name, and what becomes of it: arrays, plain values, and inert stand-ins.
 
-What arrays are made of is known by name. Whatever else a pickle names is a :class:`Name`, and what
+What arrays are made of is known by name. Whatever else a pickle names is a :class:`UnknownName`,
+and what
 is made of that by a call an :class:`Inert`, which holds items or attributes and does nothing.
 """
 
@@ -48,7 +49,7 @@ class Budget:
             raise Refused("its arrays claim to be many times larger than the file")
 
 
-class Name(str):
+class UnknownName(str):
     """The name of a class or function that is not known; as text, module and name."""
 
     __slots__ = ()
@@ -216,8 +217,8 @@ class Makers:
         """A copy of some values, checked to lie in the storage."""
         if storage is None:
             return None
-        if isinstance(storage, Name | Inert):
-            return unread(storage if isinstance(storage, Name) else storage.name)
+        if isinstance(storage, UnknownName | Inert):
+            return unread(storage if isinstance(storage, UnknownName) else storage.name)
         if not isinstance(storage, Storage):
             raise Refused("a tensor in it has no storage")
         values, shape, strides = storage.values, _counts(size), _counts(stride)
@@ -238,9 +239,11 @@ class Makers:
         """A tensor whose storage does not say what it holds."""
         if storage is None:
             return None
-        known = _OF_BYTES.get(dtype) if isinstance(dtype, Name) else None
+        known = _OF_BYTES.get(dtype) if isinstance(dtype, UnknownName) else None
         if known is None or not isinstance(storage, Storage) or storage.values.dtype != np.uint8:
-            return unread(dtype if isinstance(dtype, Name) else "torch._utils._rebuild_tensor_v3")
+            return unread(
+                dtype if isinstance(dtype, UnknownName) else "torch._utils._rebuild_tensor_v3"
+            )
         numbers = Storage(storage.values.view(f"u{np.dtype(known).itemsize}"))
         return self._tensor(numbers, offset, size, stride).view(known)  # numpy strides its own only
 
@@ -281,7 +284,7 @@ class Makers:
 def _of_type(function, _, arguments, *__):
     """A tensor of a class of its own, if it is made as others are."""
     if not isinstance(function, Known) or not isinstance(arguments, tuple):
-        return unread(function if isinstance(function, Name) else "a class of tensors")
+        return unread(function if isinstance(function, UnknownName) else "a class of tensors")
     if len(arguments) > _MOST_ARGUMENTS or function.function is _of_type:
         raise Refused("a tensor of a class in it is not made of a tensor")
     return function.function(*arguments)

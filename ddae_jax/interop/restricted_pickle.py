@@ -23,10 +23,10 @@ from ddae_jax.interop.pickle_objects import (
     Inert,
     Known,
     Makers,
-    Name,
     Refused,
     Storage,
     StorageType,
+    UnknownName,
     unread,
 )
 
@@ -56,7 +56,9 @@ _ARRAYS = re.compile(r".*(?:_rebuild|_reconstruct_array|Tensor$|Parameter$)")
 """Names of what makes arrays: of quantised, sparse or distributed ones, and of other libraries."""
 
 
-def unpickle(stream: BinaryIO, find_storage: Callable[[Any], Storage | Name | None], room: int):
+def unpickle(
+    stream: BinaryIO, find_storage: Callable[[Any], Storage | UnknownName | None], room: int
+):
     """What the pickle that begins here holds; the stream is left behind its end.
 
     Args:
@@ -168,7 +170,7 @@ class _Machine:
         target = self._stack[-1]
         if type(target) is list:
             target.extend(items)
-        elif not isinstance(target, Inert | Name):
+        elif not isinstance(target, Inert | UnknownName):
             raise Refused("it puts items in a row into what is no list")
 
     def _dict(self, _):
@@ -201,7 +203,7 @@ class _Machine:
             parts = (key,)
         for part in parts:
             kind = type(part)
-            if kind in (str, Name, bytes):
+            if kind in (str, UnknownName, bytes):
                 is_known = len(part) <= _LONGEST_KEY
             elif kind is int:
                 is_known = abs(part) < _LARGEST_KEY
@@ -238,7 +240,7 @@ class _Machine:
                     f"it asks for {whole}, which no file of weights needs; do not open it "
                     "by other means"
                 )
-            self._names[module, name] = self._known.get(whole, Name(whole))
+            self._names[module, name] = self._known.get(whole, UnknownName(whole))
         return self._names[module, name]
 
     def _reduce(self, _):
@@ -261,8 +263,8 @@ class _Machine:
 
     def _called(self, function: Any, arguments: Any) -> Any:
         """What a call gives: of a name that is not known, an object that does nothing."""
-        if isinstance(function, Name | Inert):
-            name = function if isinstance(function, Name) else function.name
+        if isinstance(function, UnknownName | Inert):
+            name = function if isinstance(function, UnknownName) else function.name
             return unread(name) if _makes_arrays(str(name)) else self._inert(name, arguments)
         if not isinstance(function, Known) or not isinstance(arguments, tuple):
             raise Refused("it calls what is no function")
@@ -300,7 +302,7 @@ class _Machine:
 
     def _reconstructed(self, name, base=None, state=None, *_):
         """An object as the oldest protocols spell it, whose items may come with it."""
-        found = self._called(name, ()) if isinstance(name, Name) else Inert("copyreg")
+        found = self._called(name, ()) if isinstance(name, UnknownName) else Inert("copyreg")
         if isinstance(state, dict) and isinstance(found, Inert):
             found.set_state(state, self._budget)
         return found

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, NamedTuple
 from ddae_jax.data.disks import reading
 from ddae_jax.interop.pickle_objects import (
     SAVE_AGAIN,
-    Name,
     Refused,
     Storage,
     StorageType,
+    UnknownName,
     printable,
     storage_of,
 )
@@ -92,9 +92,9 @@ def _read_zip(file: BinaryIO) -> Any:
             raise Refused("it is big-endian; save it again on a little-endian machine")
         storages: dict[_Claim, Storage] = {}
 
-        def find_storage(persistent_id) -> Storage | Name:
+        def find_storage(persistent_id) -> Storage | UnknownName:
             claim = _claim(persistent_id)
-            if isinstance(claim, Name):
+            if isinstance(claim, UnknownName):
                 return claim
             if claim not in storages:
                 record = records.get(f"{folder}data/{claim.key}")
@@ -131,7 +131,7 @@ def _read_legacy(file: BinaryIO) -> Any:
 
     def note(persistent_id) -> None:
         claim = _claim(persistent_id)
-        if isinstance(claim, Name):
+        if isinstance(claim, UnknownName):
             raise Refused(
                 f"its storages are of {printable(claim)}, whose size is not known; {SAVE_AGAIN}"
             )
@@ -160,7 +160,7 @@ def _read_storage(file: BinaryIO, claim: _Claim, size: int) -> Storage:
     return storage_of(claim.kind, file.read(claim.num_bytes))
 
 
-def _claim(persistent_id: Any) -> _Claim | Name:
+def _claim(persistent_id: Any) -> _Claim | UnknownName:
     """What a persistent id says; of a kind of storage that is not known, the name alone.
 
     Raises :class:`Refused` if it names no storage.
@@ -169,13 +169,17 @@ def _claim(persistent_id: Any) -> _Claim | Name:
     if not is_short or type(persistent_id[0]) is not str or persistent_id[0] != "storage":
         raise Refused("it asks for an object outside of it that is no storage")
     _, kind, key, _, count, *view = persistent_id
-    if not isinstance(kind, StorageType | Name) or type(key) is not str or type(count) is not int:
+    if (
+        not isinstance(kind, StorageType | UnknownName)
+        or type(key) is not str
+        or type(count) is not int
+    ):
         raise Refused("it names a storage, but not its type, key and number of values")
     if len(key) > _LONGEST_KEY or count > _MOST_VALUES:
         raise Refused("it names a storage that is larger, or has a longer key, than any file has")
     if count < 0 or any(part is not None for part in view):
         raise Refused("it names a part of a storage; load it in torch, and save it again")
-    return kind if isinstance(kind, Name) else _Claim(kind, key, count)
+    return kind if isinstance(kind, UnknownName) else _Claim(kind, key, count)
 
 
 def _no_storage(persistent_id: Any) -> None:
