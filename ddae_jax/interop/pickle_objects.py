@@ -2,7 +2,7 @@
 
 What arrays are made of is known by name. Whatever else a pickle names is a :class:`UnknownName`,
 and what
-is made of that by a call an :class:`Inert`, which holds items or attributes and does nothing.
+is made of that by a call an :class:`InertObject`, which holds items or attributes and does nothing.
 """
 
 import math
@@ -55,7 +55,7 @@ class UnknownName(str):
     __slots__ = ()
 
 
-class Inert(dict):
+class InertObject(dict):
     """An object of a class that is not known: its items, or else its attributes, by name.
 
     Nothing that it is asked for is done. A network, pickled whole, holds its arrays as its
@@ -96,7 +96,7 @@ class Inert(dict):
                 continue
             if isinstance(value, np.ndarray):
                 self[name] = value
-            elif isinstance(value, Inert) and value.is_module and value is not self:
+            elif isinstance(value, InertObject) and value.is_module and value is not self:
                 for inner, array in value.items():
                     budget.work(1 + (len(name) + len(inner)) // _CHARACTERS_OF_WORK)
                     self[f"{name}.{inner}"] = array
@@ -217,7 +217,7 @@ class Makers:
         """A copy of some values, checked to lie in the storage."""
         if storage is None:
             return None
-        if isinstance(storage, UnknownName | Inert):
+        if isinstance(storage, UnknownName | InertObject):
             return unread(storage if isinstance(storage, UnknownName) else storage.name)
         if not isinstance(storage, Storage):
             raise Refused("a tensor in it has no storage")
@@ -250,25 +250,25 @@ class Makers:
     def _bytes(self, text, encoding):
         """Bytes, as old protocols of pickle spell them."""
         if encoding != "latin1" or type(text) is not str:
-            return Inert("_codecs.encode")
+            return InertObject("_codecs.encode")
         self._budget.take(len(text))
         return text.encode("latin1")
 
     def _path(self, *parts):
         if not all(type(part) is str for part in parts):
-            return Inert("pathlib.Path")
+            return InertObject("pathlib.Path")
         self._budget.take(sum(map(len, parts)))
         return "/".join(parts).replace("//", "/")
 
     def _device(self, kind="", index=None, *_):
         if type(kind) is not str or type(index) not in (int, type(None)):
-            return Inert("torch.device")
+            return InertObject("torch.device")
         self._budget.take(len(kind))
         return kind if index is None else f"{kind}:{index}"
 
     def _numpy_scalar(self, dtype, raw):
         if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | str):
-            return Inert("numpy.scalar")
+            return InertObject("numpy.scalar")
         (value,) = self._from_buffer(raw, dtype, (1,))
         return value.item()
 
@@ -296,7 +296,7 @@ def _first(data, *_):
 
 def _dtype(name, *_):
     is_number = isinstance(name, str) and re.fullmatch(r"[<|=>]?(?:b1|[iu][1248]|f[248])", name)
-    return Dtype(name.lstrip("<|=>")) if is_number else Inert("numpy.dtype")
+    return Dtype(name.lstrip("<|=>")) if is_number else InertObject("numpy.dtype")
 
 
 def _size(counts=(), *_):

@@ -20,7 +20,7 @@ from ddae_jax.interop.pickle_objects import (
     Array,
     Budget,
     Dtype,
-    Inert,
+    InertObject,
     Known,
     Makers,
     Refused,
@@ -170,7 +170,7 @@ class _Machine:
         target = self._stack[-1]
         if type(target) is list:
             target.extend(items)
-        elif not isinstance(target, Inert | UnknownName):
+        elif not isinstance(target, InertObject | UnknownName):
             raise Refused("it puts items in a row into what is no list")
 
     def _dict(self, _):
@@ -212,7 +212,7 @@ class _Machine:
                 is_known = True
                 self._budget.work(_WORK_OF_CHOSEN)
             else:
-                is_known = kind in (bool, type(None), Inert)
+                is_known = kind in (bool, type(None), InertObject)
             if not is_known:
                 raise Refused(
                     "a key of a dict in it is no short text, number of at most 64 bits, or short "
@@ -263,7 +263,7 @@ class _Machine:
 
     def _called(self, function: Any, arguments: Any) -> Any:
         """What a call gives: of a name that is not known, an object that does nothing."""
-        if isinstance(function, UnknownName | Inert):
+        if isinstance(function, UnknownName | InertObject):
             name = function if isinstance(function, UnknownName) else function.name
             return unread(name) if _makes_arrays(str(name)) else self._inert(name, arguments)
         if not isinstance(function, Known) or not isinstance(arguments, tuple):
@@ -273,15 +273,15 @@ class _Machine:
         self._budget.work(len(arguments))
         return function.function(*arguments)
 
-    def _inert(self, name: str, arguments: Any) -> Inert:
-        found = Inert(name)
+    def _inert(self, name: str, arguments: Any) -> InertObject:
+        found = InertObject(name)
         if isinstance(arguments, tuple) and [type(part) for part in arguments[:2]] == [dict]:
             found.set_state(arguments[0], self._budget)  # as a dict that cannot be changed has it
         return found
 
     def _build(self, _):
         state, target = self._stack.pop(), self._stack[-1]
-        if isinstance(target, Inert | Array | Dtype):
+        if isinstance(target, InertObject | Array | Dtype):
             target.set_state(state, self._budget)
         elif isinstance(target, Known | StorageType):
             raise Refused("it changes what it may only name")
@@ -302,8 +302,8 @@ class _Machine:
 
     def _reconstructed(self, name, base=None, state=None, *_):
         """An object as the oldest protocols spell it, whose items may come with it."""
-        found = self._called(name, ()) if isinstance(name, UnknownName) else Inert("copyreg")
-        if isinstance(state, dict) and isinstance(found, Inert):
+        found = self._called(name, ()) if isinstance(name, UnknownName) else InertObject("copyreg")
+        if isinstance(state, dict) and isinstance(found, InertObject):
             found.set_state(state, self._budget)
         return found
 

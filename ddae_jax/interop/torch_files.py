@@ -35,8 +35,8 @@ def read_torch_file(path: str | os.PathLike) -> Any:
 
     Tensors become arrays of numpy, those of bfloat16 in float32; a path or a dtype of torch becomes
     its name. What is of any other class, such as settings, becomes a dict of what it holds: see
-    :class:`ddae_jax.interop.pickle_objects.Inert`. Of a network that was saved whole, and of a
-    program of
+    :class:`ddae_jax.interop.pickle_objects.InertObject`. Of a network that was saved whole, and of
+    a program of
     TorchScript, the arrays are read, by name. Tensors of other kinds, such as quantised ones, are
     arrays of no numbers: see :func:`ddae_jax.interop.pickle_objects.unread`.
 

@@ -15,7 +15,7 @@ from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, as_text, mistaken_for, shown
 from ddae_jax.interop.json_files import read_json
-from ddae_jax.interop.pickle_objects import Inert
+from ddae_jax.interop.pickle_objects import InertObject
 from ddae_jax.interop.torch_files import read_torch_file
 from ddae_jax.interop.weights_to_params import Weights, as_float32
 
@@ -256,7 +256,7 @@ def _without_arrays(path: pathlib.Path, found: Any) -> str:
 
 
 def _kind_of(held: Any) -> str:
-    return shown(held.name) if isinstance(held, Inert) else type(held).__name__
+    return shown(held.name) if isinstance(held, InertObject) else type(held).__name__
 
 
 def _described(name: Any) -> str:
