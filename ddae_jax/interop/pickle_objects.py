@@ -150,7 +150,7 @@ def printable(name: str) -> str:
     return ascii(str(name)[:80])[1:-1]
 
 
-class Known(NamedTuple):
+class AllowedFunction(NamedTuple):
     """A function that a pickle may call, and may not change."""
 
     function: Callable[..., Any]
@@ -283,7 +283,7 @@ class Makers:
 
 def _of_type(function, _, arguments, *__):
     """A tensor of a class of its own, if it is made as others are."""
-    if not isinstance(function, Known) or not isinstance(arguments, tuple):
+    if not isinstance(function, AllowedFunction) or not isinstance(arguments, tuple):
         return unread(function if isinstance(function, UnknownName) else "a class of tensors")
     if len(arguments) > _MOST_ARGUMENTS or function.function is _of_type:
         raise Refused("a tensor of a class in it is not made of a tensor")
@@ -359,25 +359,25 @@ _OF_PATHS = ("pathlib", "pathlib._local")
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 _BUILTINS = ("builtins", "__builtin__")
 
-KNOWN: Mapping[str, Any] = {
+ALLOWED: Mapping[str, Any] = {
     **{f"torch.{name}": StorageType(dtype) for name, dtype in STORAGES.items()},
     **{f"{module}.UntypedStorage": StorageType("uint8") for module in ("torch", "torch.storage")},
     **{
-        f"{module}.{name}": Known(_listed)
+        f"{module}.{name}": AllowedFunction(_listed)
         for module in _BUILTINS
         for name in ("set", "frozenset", "list", "tuple")
     },
     **{
-        f"torch.jit._pickle.build_{kind}list": Known(_listed)
+        f"torch.jit._pickle.build_{kind}list": AllowedFunction(_listed)
         for kind in ("int", "double", "bool", "tensor")
     },
-    "torch.jit._pickle.restore_type_tag": Known(_first),
-    "collections.deque": Known(_empty_row),
-    "torch.Size": Known(_size),
-    "torch._utils._rebuild_parameter": Known(_first),
-    "torch._utils._rebuild_parameter_with_state": Known(_first),
-    "torch._utils._rebuild_device_tensor_from_numpy": Known(_first),  # of XLA
-    "numpy.dtype": Known(_dtype),
-    "numpy.ndarray": Known(_not_to_be_called),
+    "torch.jit._pickle.restore_type_tag": AllowedFunction(_first),
+    "collections.deque": AllowedFunction(_empty_row),
+    "torch.Size": AllowedFunction(_size),
+    "torch._utils._rebuild_parameter": AllowedFunction(_first),
+    "torch._utils._rebuild_parameter_with_state": AllowedFunction(_first),
+    "torch._utils._rebuild_device_tensor_from_numpy": AllowedFunction(_first),  # of XLA
+    "numpy.dtype": AllowedFunction(_dtype),
+    "numpy.ndarray": AllowedFunction(_not_to_be_called),
 }
 """Beside :class:`Makers`, whatever is more than a name."""

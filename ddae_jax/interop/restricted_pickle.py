@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 from ddae_jax.interop.pickle_objects import (
-    KNOWN,
+    ALLOWED,
     SAVE_AGAIN,
+    AllowedFunction,
     Array,
     Budget,
     Dtype,
     InertObject,
-    Known,
     Makers,
     Refused,
     Storage,
@@ -82,10 +82,16 @@ class _Machine:
         self._marked: list[list[Any]] = []  # what lay on the stack at each mark
         self._memo: dict[int, Any] = {}
         self._names: dict[tuple[str, str], Any] = {}
-        makers = {name: Known(function) for name, function in Makers(budget).by_name.items()}
-        self._known = {**KNOWN, **makers, "collections.OrderedDict": Known(self._dict_of_pairs)}
+        makers = {
+            name: AllowedFunction(function) for name, function in Makers(budget).by_name.items()
+        }
+        self._known = {
+            **ALLOWED,
+            **makers,
+            "collections.OrderedDict": AllowedFunction(self._dict_of_pairs),
+        }
         self._known |= {
-            f"{module}._reconstructor": Known(self._reconstructed)
+            f"{module}._reconstructor": AllowedFunction(self._reconstructed)
             for module in ("copyreg", "copy_reg")
         }
 
@@ -266,7 +272,7 @@ class _Machine:
         if isinstance(function, UnknownName | InertObject):
             name = function if isinstance(function, UnknownName) else function.name
             return unread(name) if _makes_arrays(str(name)) else self._inert(name, arguments)
-        if not isinstance(function, Known) or not isinstance(arguments, tuple):
+        if not isinstance(function, AllowedFunction) or not isinstance(arguments, tuple):
             raise Refused("it calls what is no function")
         if len(arguments) > _MOST_ARGUMENTS:
             raise Refused(f"it calls a function with {len(arguments)} arguments")
@@ -283,7 +289,7 @@ class _Machine:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, InertObject | Array | Dtype):
             target.set_state(state, self._budget)
-        elif isinstance(target, Known | StorageType):
+        elif isinstance(target, AllowedFunction | StorageType):
             raise Refused("it changes what it may only name")
 
     def _persistent(self, _):
