@@ -188,7 +188,7 @@ class Array(np.ndarray):
         super().__setstate__((1, _counts(shape), dtype.of_numpy, is_fortran is True, raw))
 
 
-class Makers:
+class Constructors:
     """Functions that make arrays and plain values of what a pickle gives them.
 
     Args:
@@ -380,4 +380,4 @@ ALLOWED: Mapping[str, Any] = {
     "numpy.dtype": AllowedFunction(_dtype),
     "numpy.ndarray": AllowedFunction(_not_to_be_called),
 }
-"""Beside :class:`Makers`, whatever is more than a name."""
+"""Beside :class:`Constructors`, whatever is more than a name."""

@@ -20,9 +20,9 @@ from ddae_jax.interop.pickle_objects import (
     AllowedFunction,
     Array,
     Budget,
+    Constructors,
     Dtype,
     InertObject,
-    Makers,
     Refused,
     Storage,
     StorageType,
@@ -83,7 +83,8 @@ class _Machine:
         self._memo: dict[int, Any] = {}
         self._names: dict[tuple[str, str], Any] = {}
         makers = {
-            name: AllowedFunction(function) for name, function in Makers(budget).by_name.items()
+            name: AllowedFunction(function)
+            for name, function in Constructors(budget).by_name.items()
         }
         self._known = {
             **ALLOWED,
