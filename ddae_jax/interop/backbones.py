@@ -31,9 +31,9 @@ from ddae_jax.interop.weights_to_params import (
     Weights,
     augreg_encoder,
     clip_encoder,
-    is_unread,
-    not_read,
+    is_unreadable,
     timm_encoder,
+    unreadable_message,
 )
 
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # Ti, S, B, L, H
@@ -96,8 +96,8 @@ def _from_file(path: pathlib.Path, told: WeightHints) -> Backbone:
     name = "conv1.weight" if is_of_openai else name
     kernel = weights.get(name)
     _check_is_no_folder(path, weights)
-    if kernel is not None and is_unread(kernel):
-        raise UnknownWeights(f"{path}: {not_read(name, kernel)}")
+    if kernel is not None and is_unreadable(kernel):
+        raise UnknownWeights(f"{path}: {unreadable_message(name, kernel)}")
     if kernel is None or kernel.ndim != 4:
         raise UnknownWeights(
             f"{path} is of no encoder known here: it has no patch_embed.proj.weight, as timm, MAE "

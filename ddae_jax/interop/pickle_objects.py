@@ -140,7 +140,7 @@ def storage_of(kind: StorageType, raw: bytes) -> Storage:
     return Storage(values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values)
 
 
-def unread(name: str) -> np.ndarray:
+def unreadable_array(name: str) -> np.ndarray:
     """An array whose values are not known, but what it was made by: no axes, and no numbers."""
     return np.array(printable(name), object)
 
@@ -177,7 +177,7 @@ class Array(np.ndarray):
     """An array of numpy, whose values come after it."""
 
     def set_state(self, state: Any, budget: Budget) -> None:
-        """Fills the array. Without numbers it is one of :func:`unread`."""
+        """Fills the array. Without numbers it is one of :func:`unreadable_array`."""
         _, shape, dtype, is_fortran, raw = state
         raw = raw.encode("latin1") if isinstance(raw, str) else raw  # of Python 2
         if not isinstance(dtype, Dtype) or not isinstance(raw, bytes):
@@ -218,7 +218,7 @@ class Constructors:
         if storage is None:
             return None
         if isinstance(storage, UnknownName | InertObject):
-            return unread(storage if isinstance(storage, UnknownName) else storage.name)
+            return unreadable_array(storage if isinstance(storage, UnknownName) else storage.name)
         if not isinstance(storage, Storage):
             raise Refused("a tensor in it has no storage")
         values, shape, strides = storage.values, _counts(size), _counts(stride)
@@ -241,7 +241,7 @@ class Constructors:
             return None
         known = _OF_BYTES.get(dtype) if isinstance(dtype, UnknownName) else None
         if known is None or not isinstance(storage, Storage) or storage.values.dtype != np.uint8:
-            return unread(
+            return unreadable_array(
                 dtype if isinstance(dtype, UnknownName) else "torch._utils._rebuild_tensor_v3"
             )
         numbers = Storage(storage.values.view(f"u{np.dtype(known).itemsize}"))
@@ -275,7 +275,7 @@ class Constructors:
     def _from_buffer(self, raw, dtype, shape, order="C"):
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | bytearray):
-            return unread("of numpy, and not of numbers")
+            return unreadable_array("of numpy, and not of numbers")
         self._budget.take(len(raw))
         values = np.frombuffer(raw, dtype.of_numpy)
         return values.reshape(_counts(shape), order="F" if order == "F" else "C")
@@ -284,7 +284,9 @@ class Constructors:
 def _of_type(function, _, arguments, *__):
     """A tensor of a class of its own, if it is made as others are."""
     if not isinstance(function, AllowedFunction) or not isinstance(arguments, tuple):
-        return unread(function if isinstance(function, UnknownName) else "a class of tensors")
+        return unreadable_array(
+            function if isinstance(function, UnknownName) else "a class of tensors"
+        )
     if len(arguments) > _MOST_ARGUMENTS or function.function is _of_type:
         raise Refused("a tensor of a class in it is not made of a tensor")
     return function.function(*arguments)

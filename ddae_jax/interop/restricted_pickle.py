@@ -27,7 +27,7 @@ from ddae_jax.interop.pickle_objects import (
     Storage,
     StorageType,
     UnknownName,
-    unread,
+    unreadable_array,
 )
 
 _LONGEST_NAME = 1000
@@ -272,7 +272,9 @@ class _Machine:
         """What a call gives: of a name that is not known, an object that does nothing."""
         if isinstance(function, UnknownName | InertObject):
             name = function if isinstance(function, UnknownName) else function.name
-            return unread(name) if _makes_arrays(str(name)) else self._inert(name, arguments)
+            return (
+                unreadable_array(name) if _makes_arrays(str(name)) else self._inert(name, arguments)
+            )
         if not isinstance(function, AllowedFunction) or not isinstance(arguments, tuple):
             raise Refused("it calls what is no function")
         if len(arguments) > _MOST_ARGUMENTS:

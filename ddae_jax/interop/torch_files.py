@@ -38,7 +38,7 @@ def read_torch_file(path: str | os.PathLike) -> Any:
     :class:`ddae_jax.interop.pickle_objects.InertObject`. Of a network that was saved whole, and of
     a program of
     TorchScript, the arrays are read, by name. Tensors of other kinds, such as quantised ones, are
-    arrays of no numbers: see :func:`ddae_jax.interop.pickle_objects.unread`.
+    arrays of no numbers: see :func:`ddae_jax.interop.pickle_objects.unreadable_array`.
 
     Raises:
         FileNotFoundError: if there is none.

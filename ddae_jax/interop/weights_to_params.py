@@ -55,7 +55,7 @@ def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
         found = ((rule, re.fullmatch(rule.pattern, name)) for rule in rules)
         rule, match = next(((r, m) for r, m in found if m), (None, None))
         if rule is None:
-            unknown += [] if is_unread(array) else [f"{name} {tuple(array.shape)}"]
+            unknown += [] if is_unreadable(array) else [f"{name} {tuple(array.shape)}"]
         elif rule.path is not None:
             block = f"{int(match[1]) + 1:02d}" if match.groups() else ""
             path = rule.path.format(block)
@@ -87,13 +87,13 @@ def as_float32(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, np.float32) if is_float else np.asarray(array)
 
 
-def is_unread(array: np.ndarray) -> bool:
+def is_unreadable(array: np.ndarray) -> bool:
     """Whether it only says by what it was made: see
-    :func:`ddae_jax.interop.pickle_objects.unread`."""
+    :func:`ddae_jax.interop.pickle_objects.unreadable_array`."""
     return array.dtype == object
 
 
-def not_read(name: str, array: np.ndarray) -> str:
+def unreadable_message(name: str, array: np.ndarray) -> str:
     """Says so of an array by whose kind it is not."""
     return (
         f"{name} is no tensor that is read here ({array.item()}): quantised, sparse and "
@@ -103,8 +103,8 @@ def not_read(name: str, array: np.ndarray) -> str:
 
 def _check_is_real(name: str, array: np.ndarray) -> None:
     """Raises :class:`UnknownWeights` for what no weights are: numbers that stand for others."""
-    if is_unread(array):
-        raise UnknownWeights(not_read(name, array))
+    if is_unreadable(array):
+        raise UnknownWeights(unreadable_message(name, array))
     if array.dtype.kind in "biu":
         raise UnknownWeights(
             f"{name} is of {array.dtype}: the weights are quantised, and what their numbers stand "

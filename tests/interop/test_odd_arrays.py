@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 import golden_arrays
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.pickle_objects import unread
+from ddae_jax.interop.pickle_objects import unreadable_array
 from ddae_jax.interop.weight_files import read_network
 from ddae_jax.interop.weights_to_params import UnknownWeights, clip_encoder, timm_encoder
 from pickled import name, program, text, tuple_of, write_zip
@@ -158,7 +158,7 @@ def test_clip_s_positions_have_two_axes():
 
 
 def test_a_tensor_that_is_not_read_is_refused_where_it_is_needed():
-    held = unread("torch._utils._rebuild_qtensor")
+    held = unreadable_array("torch._utils._rebuild_qtensor")
     arrays = arrays_of(**{"blocks.0.attn.proj.weight": held})
     message = r"blocks\.0\.attn\.proj\.weight is no tensor that is read here \(torch\._utils\._re"
     with pytest.raises(UnknownWeights, match=message):
