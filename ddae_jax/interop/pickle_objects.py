@@ -132,7 +132,7 @@ class Storage(NamedTuple):
     values: np.ndarray
 
 
-def storage_of(kind: StorageType, raw: bytes) -> Storage:
+def decode_storage(kind: StorageType, raw: bytes) -> Storage:
     """The values that little-endian bytes stand for; bfloat16 becomes float32."""
     if kind.dtype == "bool":
         return Storage(np.frombuffer(raw, np.uint8) != 0)

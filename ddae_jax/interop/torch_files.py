@@ -20,8 +20,8 @@ from ddae_jax.interop.pickle_objects import (
     Storage,
     StorageType,
     UnknownName,
+    decode_storage,
     printable,
-    storage_of,
 )
 from ddae_jax.interop.restricted_pickle import unpickle
 
@@ -104,7 +104,9 @@ def _read_zip(file: BinaryIO) -> Any:
                         f"a storage of {claim.count} values of {claim.kind.dtype} in it takes "
                         f"{claim.num_bytes} bytes, but the file has {held} for it"
                     )
-                storages[claim] = storage_of(claim.kind, archive.read(record) if record else b"")
+                storages[claim] = decode_storage(
+                    claim.kind, archive.read(record) if record else b""
+                )
             return storages[claim]
 
         return unpickle(io.BytesIO(archive.read(pickles[0])), find_storage, _MOST_VIEWS * size)
@@ -157,7 +159,7 @@ def _read_storage(file: BinaryIO, claim: _Claim, size: int) -> Storage:
         raise Refused(f"a storage in it is claimed to have {claim.count} values, but has {count}")
     if claim.num_bytes > size - file.tell():
         raise ValueError("it ends within a storage")
-    return storage_of(claim.kind, file.read(claim.num_bytes))
+    return decode_storage(claim.kind, file.read(claim.num_bytes))
 
 
 def _claim(persistent_id: Any) -> _Claim | UnknownName:
