@@ -142,10 +142,10 @@ def decode_storage(kind: StorageType, raw: bytes) -> Storage:
 
 def unreadable_array(name: str) -> np.ndarray:
     """An array whose values are not known, but what it was made by: no axes, and no numbers."""
-    return np.array(printable(name), object)
+    return np.array(printable_name(name), object)
 
 
-def printable(name: str) -> str:
+def printable_name(name: str) -> str:
     """The beginning of a name that a file gives, which may have control characters."""
     return ascii(str(name)[:80])[1:-1]
 

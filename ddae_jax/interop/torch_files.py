@@ -21,7 +21,7 @@ from ddae_jax.interop.pickle_objects import (
     StorageType,
     UnknownName,
     decode_storage,
-    printable,
+    printable_name,
 )
 from ddae_jax.interop.restricted_pickle import unpickle
 
@@ -135,7 +135,8 @@ def _read_legacy(file: BinaryIO) -> Any:
         claim = _claim(persistent_id)
         if isinstance(claim, UnknownName):
             raise Refused(
-                f"its storages are of {printable(claim)}, whose size is not known; {SAVE_AGAIN}"
+                f"its storages are of {printable_name(claim)}, whose size is not known; "
+                f"{SAVE_AGAIN}"
             )
         if claims.setdefault(claim.key, claim) != claim:
             raise Refused("one storage in it is claimed to be of several dtypes or sizes")
