@@ -76,7 +76,7 @@ _MARKS = (
 )
 
 
-def mistaken_for(start: bytes) -> str | None:
+def describe_wrong_file(start: bytes) -> str | None:
     """Says what a file is that begins so, if it is nothing that is read; None if it may be.
 
     Args:

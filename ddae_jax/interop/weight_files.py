@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ddae_jax.data.disks import ReadFailed, is_file, is_of_one_file, reading
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
-from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, as_text, mistaken_for, shown
+from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, as_text, describe_wrong_file, shown
 from ddae_jax.interop.json_files import read_json
 from ddae_jax.interop.pickle_objects import InertObject
 from ddae_jax.interop.torch_files import read_torch_file
@@ -133,7 +133,7 @@ def _kind(path: pathlib.Path) -> str:
     header = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and 0 < header < _LARGEST_HEADER:
         return _SAFETENSORS
-    what = mistaken_for(start)
+    what = describe_wrong_file(start)
     if what is not None:
         raise ValueError(f"{path} is {what}")
     if path.name.endswith(_INDEX):
