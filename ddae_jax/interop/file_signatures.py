@@ -85,14 +85,14 @@ def describe_wrong_file(start: bytes) -> str | None:
     for pattern, what in _BYTES:
         if re.match(pattern, start, re.DOTALL):
             return what
-    text = as_text(start)
+    text = decode_text(start)
     for pattern, what in _TEXTS if text is not None else ():
         if re.match(pattern, text, re.DOTALL | re.IGNORECASE):
             return what.format(shown=shown(text))
     return None
 
 
-def as_text(start: bytes) -> str | None:
+def decode_text(start: bytes) -> str | None:
     """What a file that begins so says, if it is text."""
     encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
     text = codecs.getincrementaldecoder(encoding)("ignore").decode(start).strip()

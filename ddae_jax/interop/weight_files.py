@@ -13,7 +13,12 @@ from safetensors import SafetensorError, safe_open
 from ddae_jax.data.disks import ReadFailed, is_file, is_of_one_file, reading
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
-from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, as_text, describe_wrong_file, shown
+from ddae_jax.interop.file_signatures import (
+    MOST_OF_BEGINNING,
+    decode_text,
+    describe_wrong_file,
+    shown,
+)
 from ddae_jax.interop.json_files import read_json
 from ddae_jax.interop.pickle_objects import InertObject
 from ddae_jax.interop.torch_files import read_torch_file
@@ -142,7 +147,7 @@ def _kind(path: pathlib.Path) -> str:
         return _TORCH
     if start[:4] == b"PK\x03\x04":
         return _kind_of_archive(path)
-    text = as_text(start)
+    text = decode_text(start)
     told = f"it begins with {start[:8]!r}" if text is None else f"it is text, {shown(text)}"
     raise ValueError(f"{path} is no file of {_KINDS}: {told}")
 
