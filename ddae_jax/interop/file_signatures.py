@@ -88,7 +88,7 @@ def describe_wrong_file(start: bytes) -> str | None:
     text = decode_text(start)
     for pattern, what in _TEXTS if text is not None else ():
         if re.match(pattern, text, re.DOTALL | re.IGNORECASE):
-            return what.format(shown=shown(text))
+            return what.format(shown=excerpt(text))
     return None
 
 
@@ -101,7 +101,7 @@ def decode_text(start: bytes) -> str | None:
     return text if text and is_text and (encoding != "utf-8" or lost < len(start) / 4) else None
 
 
-def shown(text: str) -> str:
+def excerpt(text: str) -> str:
     """The beginning of a text, in one line and in quotes."""
     line = " ".join(text.split())
     return ascii(line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}...")

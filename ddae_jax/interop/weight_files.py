@@ -17,7 +17,7 @@ from ddae_jax.interop.file_signatures import (
     MOST_OF_BEGINNING,
     decode_text,
     describe_wrong_file,
-    shown,
+    excerpt,
 )
 from ddae_jax.interop.json_files import read_json
 from ddae_jax.interop.pickle_objects import InertObject
@@ -148,7 +148,7 @@ def _kind(path: pathlib.Path) -> str:
     if start[:4] == b"PK\x03\x04":
         return _kind_of_archive(path)
     text = decode_text(start)
-    told = f"it begins with {start[:8]!r}" if text is None else f"it is text, {shown(text)}"
+    told = f"it begins with {start[:8]!r}" if text is None else f"it is text, {excerpt(text)}"
     raise ValueError(f"{path} is no file of {_KINDS}: {told}")
 
 
@@ -261,7 +261,7 @@ def _without_arrays(path: pathlib.Path, found: Any) -> str:
 
 
 def _kind_of(held: Any) -> str:
-    return shown(held.name) if isinstance(held, InertObject) else type(held).__name__
+    return excerpt(held.name) if isinstance(held, InertObject) else type(held).__name__
 
 
 def _described(name: Any) -> str:
