@@ -6,7 +6,7 @@ They are known by how they begin, whatever they are called.
 import codecs
 import re
 
-MOST_OF_BEGINNING = 512
+SIGNATURE_BYTES = 512
 """Bytes that tell what a file is."""
 
 _AGAIN = "not the file that was to be downloaded; download it again"
@@ -80,7 +80,7 @@ def describe_wrong_file(start: bytes) -> str | None:
     """Says what a file is that begins so, if it is nothing that is read; None if it may be.
 
     Args:
-        start: :data:`MOST_OF_BEGINNING` bytes of it, or all that it has.
+        start: :data:`SIGNATURE_BYTES` bytes of it, or all that it has.
     """
     for pattern, what in _BYTES:
         if re.match(pattern, start, re.DOTALL):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddae_jax.data.disks import is_file, read_file
-from ddae_jax.interop.file_signatures import MOST_OF_BEGINNING, describe_wrong_file
+from ddae_jax.interop.file_signatures import SIGNATURE_BYTES, describe_wrong_file
 
 _OF_SERVERS = {"error", "errors", "message", "detail", "error_code"}
 """Keys of what servers answer with."""
@@ -23,13 +23,13 @@ def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(raw)  # of any encoding that JSON may have
     except ValueError as error:
-        other = describe_wrong_file(raw[:MOST_OF_BEGINNING])
+        other = describe_wrong_file(raw[:SIGNATURE_BYTES])
         told = f"is {other}" if other else f"is {'no JSON' if raw else 'empty'}: {error}"
         raise ValueError(f"{path} {told}") from error
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds {found!r}; it must hold keys and values, in {{}}")
     if found and found.keys() <= _OF_SERVERS:
-        raise ValueError(f"{path} is {describe_wrong_file(raw[:MOST_OF_BEGINNING])}")
+        raise ValueError(f"{path} is {describe_wrong_file(raw[:SIGNATURE_BYTES])}")
     return dict(found)
 
 

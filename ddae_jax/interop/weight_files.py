@@ -14,7 +14,7 @@ from ddae_jax.data.disks import ReadFailed, is_file, is_of_one_file, reading
 from ddae_jax.interop.digests import check_digests
 from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
 from ddae_jax.interop.file_signatures import (
-    MOST_OF_BEGINNING,
+    SIGNATURE_BYTES,
     decode_text,
     describe_wrong_file,
     excerpt,
@@ -131,7 +131,7 @@ def files_beside(folder: pathlib.Path) -> str:
 def _kind(path: pathlib.Path) -> str:
     """What a file is, by how it begins. Raises ``ValueError`` if that is nothing known."""
     with reading(path) as file:
-        start = file.read(MOST_OF_BEGINNING)
+        start = file.read(SIGNATURE_BYTES)
     if not start:
         raise ValueError(f"{path} is empty")
     # First: the length of its header, with which it begins, may look like anything.
