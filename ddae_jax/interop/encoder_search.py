@@ -50,7 +50,7 @@ class NoSuchPart(ValueError):
     """No network, or more than one, lies where one is asked for."""
 
 
-def arrays_in(found: Any) -> Weights | None:
+def preferred_arrays(found: Any) -> Weights | None:
     """All arrays by name of what a file holds; of several places those of the preferred one.
 
     None if there are no arrays by name.

@@ -12,7 +12,13 @@ from safetensors import SafetensorError, safe_open
 
 from ddae_jax.data.disks import ReadFailed, is_file, is_of_one_file, reading
 from ddae_jax.interop.digests import check_digests
-from ddae_jax.interop.encoder_search import PREFERRED, Network, NoSuchPart, arrays_in, network_in
+from ddae_jax.interop.encoder_search import (
+    PREFERRED,
+    Network,
+    NoSuchPart,
+    network_in,
+    preferred_arrays,
+)
 from ddae_jax.interop.file_signatures import (
     SIGNATURE_BYTES,
     decode_text,
@@ -67,7 +73,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
     path = pathlib.Path(path)
     found = _content(path)
     try:
-        arrays = arrays_in(found)
+        arrays = preferred_arrays(found)
     except NoSuchPart as error:
         raise ValueError(f"{path} {error}") from None
     if arrays is None:
@@ -92,7 +98,7 @@ def read_network(path: str | os.PathLike, part: str = "") -> Network:
         if network is None and part:
             raise NoSuchPart(f"has no encoder known here, at init_part={part!r} or elsewhere")
         if network is None:
-            arrays = arrays_in(found)
+            arrays = preferred_arrays(found)
             network = None if arrays is None else Network(arrays, "")
     except NoSuchPart as error:
         raise ValueError(f"{path} {error}") from None
