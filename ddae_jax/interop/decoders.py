@@ -13,7 +13,7 @@ def read_mae_decoder(path: pathlib.Path, part: str = "") -> tuple[Tree, int | No
 
     Args:
         path: of a file of its authors, or of a folder of transformers.
-        part: see :func:`ddae_jax.interop.encoder_search.network_in`.
+        part: see :func:`ddae_jax.interop.encoder_search.find_encoder`.
 
     Raises ``ValueError`` if there is no such decoder.
     """

@@ -59,7 +59,7 @@ def preferred_arrays(found: Any) -> Weights | None:
     return _unwrapped(places[0][1]) if places else None
 
 
-def network_in(found: Any, part: str = "") -> Network | None:
+def find_encoder(found: Any, part: str = "") -> Network | None:
     """The encoder in what a file holds; None if there is none.
 
     Args:

@@ -16,7 +16,7 @@ from ddae_jax.interop.encoder_search import (
     PREFERRED,
     Network,
     NoSuchPart,
-    network_in,
+    find_encoder,
     preferred_arrays,
 )
 from ddae_jax.interop.file_signatures import (
@@ -86,7 +86,7 @@ def read_network(path: str | os.PathLike, part: str = "") -> Network:
 
     Args:
         path: see :func:`read_weights`, as which its arrays are read.
-        part: which one, of several: see :func:`ddae_jax.interop.encoder_search.network_in`.
+        part: which one, of several: see :func:`ddae_jax.interop.encoder_search.find_encoder`.
 
     Raises as :func:`read_weights` does, and ``ValueError`` for a part that is not there. What is no
     encoder known here is given as it is.
@@ -94,7 +94,7 @@ def read_network(path: str | os.PathLike, part: str = "") -> Network:
     path = pathlib.Path(path)
     found = _content(path)
     try:
-        network = network_in(found, part)
+        network = find_encoder(found, part)
         if network is None and part:
             raise NoSuchPart(f"has no encoder known here, at init_part={part!r} or elsewhere")
         if network is None:
