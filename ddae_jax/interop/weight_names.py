@@ -88,7 +88,7 @@ def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
     )
 
 
-FOREIGN = (
+UNSUPPORTED = (
     (
         r"\.(?:w12|w3|w1|w2|fc1_g|fc1_x|weights_in|weights_out|gate_proj)\.|mlp\.fc3\.",
         "gated MLPs (SwiGLU)",

@@ -15,12 +15,12 @@ from ddae_jax.interop.weight_names import (
     AUGREG,
     AUGREG_ATTENTION,
     CLIP,
-    FOREIGN,
     MAE_DECODER,
     OFFICIAL_MAE_DECODER,
     OPENAI_CLIP,
     TIMM,
     TRANSFORMERS_ALL,
+    UNSUPPORTED,
     Rule,
 )
 
@@ -135,7 +135,7 @@ def _unknown(names: Sequence[str], count: int) -> str:
         f"{len(names)} of {count} arrays are none of a network known here: "
         f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     )
-    has = {what for name in names for pattern, what in FOREIGN if re.search(pattern, name)}
+    has = {what for name in names for pattern, what in UNSUPPORTED if re.search(pattern, name)}
     if not has:
         return told
     return f"{told}. The network has {' and '.join(sorted(has))}, which an encoder here has not"
