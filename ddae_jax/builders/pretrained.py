@@ -27,7 +27,7 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.config.downstream import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
 from ddae_jax.interop.architecture import Backbone, WeightHints
-from ddae_jax.interop.backbones import is_of_others, read_backbone
+from ddae_jax.interop.backbones import is_library_folder, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.interop.tokenizers import read_tokenizer
@@ -139,7 +139,7 @@ def load_pretrained(
             f"init_from={path!r} is not there; it is the workdir of a run, or a file or folder "
             "with somebody's weights"
         )
-    if place.is_file() or is_of_others(place):
+    if place.is_file() or is_library_folder(place):
         if encoder == "teacher":
             raise ValueError(
                 f"init_encoder='teacher' is for runs, and {path} holds somebody's weights; of a "
@@ -186,7 +186,7 @@ def load_decoder(path: str, told: WeightHints) -> tuple[PyTree, int | None]:
     Raises ``ValueError`` for a run, and for weights without a decoder.
     """
     place = pathlib.Path(path).expanduser()
-    if place.is_dir() and not is_of_others(place):
+    if place.is_dir() and not is_library_folder(place):
         raise ValueError(
             f"init_decoder=True is for an MAE that was published, and {path} is a run: to go on "
             "with all of it, give its own folder as --workdir"
@@ -218,7 +218,7 @@ def load_teacher(path: str, config: ConfigDict) -> DistilledTeacher:
             "(image_mean, image_std) beside its config.json"
         )
     folder = _folder(path, "tokenizer.teacher", "a workdir, or a folder with model.safetensors")
-    if is_of_others(folder):
+    if is_library_folder(folder):
         found = read_backbone(folder)
         _say_notes(found)
         module = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))

@@ -69,7 +69,7 @@ def read_backbone(path: str | os.PathLike, told: WeightHints | None = None) -> B
     return _from_file(place, told)
 
 
-def is_of_others(folder: pathlib.Path) -> bool:
+def is_library_folder(folder: pathlib.Path) -> bool:
     """Whether a folder is meant to hold an encoder of timm or transformers."""
     return is_file(find_weights(folder)) or _has_config_of_others(folder)
 
