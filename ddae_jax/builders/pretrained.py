@@ -31,7 +31,7 @@ from ddae_jax.interop.backbones import is_library_folder, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.interop.tokenizers import read_tokenizer
-from ddae_jax.interop.weight_files import files_beside, find_weights
+from ddae_jax.interop.weight_files import find_weights, suggest_weight_files
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import SIZES, ViT
@@ -423,7 +423,7 @@ def _read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
     if stored is None:
         raise FileNotFoundError(
             f"{key}={str(folder)!r} holds neither a run nor weights: there is no "
-            f"{workdir.config.name} and no model.safetensors in it{files_beside(folder)}"
+            f"{workdir.config.name} and no model.safetensors in it{suggest_weight_files(folder)}"
         )
     config = from_plain(stored, workdir.config)
     if config.job != "pretrain":

@@ -116,12 +116,12 @@ def find_weights(folder: pathlib.Path) -> pathlib.Path:
 def _content(path: pathlib.Path) -> Any:
     if not is_file(path):
         raise FileNotFoundError(
-            f"{path} is missing: the encoder's weights{files_beside(path.parent)}"
+            f"{path} is missing: the encoder's weights{suggest_weight_files(path.parent)}"
         )
     return _READERS[_kind(path)](path)
 
 
-def files_beside(folder: pathlib.Path) -> str:
+def suggest_weight_files(folder: pathlib.Path) -> str:
     """A sentence on the files in a folder that may be meant; empty if there are none."""
     suffixes = {".safetensors", ".pth", ".pt", ".bin", ".npz", ".h5", ".msgpack", ".ckpt", ".tar"}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
