@@ -126,7 +126,7 @@ def check_heads(where: object, heads: int, params: Tree) -> None:
         )
 
 
-def notes_on_place(path: pathlib.Path, network: Network) -> tuple[str, ...]:
+def other_encoders_note(path: pathlib.Path, network: Network) -> tuple[str, ...]:
     """What to say of a file that has other encoders beside the one that is taken."""
     if not network.others:
         return ()

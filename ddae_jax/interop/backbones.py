@@ -19,7 +19,7 @@ from ddae_jax.interop.architecture import (
     WeightHints,
     check_heads,
     describe_encoder,
-    notes_on_place,
+    other_encoders_note,
     relative_table,
 )
 from ddae_jax.interop.json_files import read_json
@@ -114,7 +114,7 @@ def _from_file(path: pathlib.Path, told: WeightHints) -> Backbone:
         options = describe_encoder(params, kernel.shape[2 if is_of_google else 1])
     except UnknownWeights as error:
         raise UnknownWeights(f"{path}: {error}") from error
-    notes = () if told.part else notes_on_place(path, network)
+    notes = () if told.part else other_encoders_note(path, network)
     heads, of_heads = _heads(path, params, heads, told)
     activation, epsilon, of_activation = _activation(path, params, is_of_google, told)
     side = _grid_side(path, params) * options["patch_size"]

@@ -22,7 +22,7 @@ from ddae_jax.interop.architecture import (
     WeightHints,
     check_heads,
     describe_encoder,
-    notes_on_place,
+    other_encoders_note,
 )
 from ddae_jax.interop.json_files import read_json, settings_at
 from ddae_jax.interop.preprocessing import (
@@ -152,7 +152,7 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: WeightHint
     mean, std = (_statistics(trained_on, key, where, channels) for key in ("mean", "std"))
     notes += _other_size(where, size, seen and tuple(seen))
     if not told.part:
-        notes += notes_on_place(find_weights(folder), network)
+        notes += other_encoders_note(find_weights(folder), network)
     return _finish(options, params, mean, std, file)._replace(
         notes=notes,
         pool=pool_of_timm(config, arguments, network.weights),
