@@ -106,7 +106,7 @@ def export_timm(backbone: Backbone) -> Exported:
         "pretrained_cfg": {
             "input_size": [channels, *size],
             "fixed_input_size": True,
-            **backbone.preprocessing.of_timm(),
+            **backbone.preprocessing.to_timm(),
             "mean": list(backbone.mean),
             "std": list(backbone.std),
             "num_classes": 0,
@@ -315,7 +315,7 @@ def _config_of_transformers(backbone: Backbone) -> dict[str, Any]:
 
 def _preprocessor(backbone: Backbone) -> dict[str, Any]:
     return {
-        **backbone.preprocessing.of_transformers(backbone.options["image_size"]),
+        **backbone.preprocessing.to_transformers(backbone.options["image_size"]),
         "do_convert_rgb": len(backbone.mean) == 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -57,12 +57,12 @@ class Preprocessing(NamedTuple):
         height, width = (math.floor(side / self.crop_share) for side in image_size)
         return height, width
 
-    def of_timm(self) -> dict[str, Any]:
+    def to_timm(self) -> dict[str, Any]:
         """Lists timm's settings."""
         told = {"crop_pct": self.crop_share, "crop_mode": self.crop_mode}
         return told | {"interpolation": self.interpolation}
 
-    def of_transformers(self, image_size: tuple[int, int]) -> dict[str, Any]:
+    def to_transformers(self, image_size: tuple[int, int]) -> dict[str, Any]:
         """Lists the settings of a processor of transformers.
 
         None resizes in proportion for what is not square: images have to be cut before.
