@@ -29,8 +29,8 @@ from ddae_jax.interop.preprocessing import (
     OWN_KEY,
     pool_of_timm,
     pool_of_transformers,
-    preprocessing_of_timm,
-    preprocessing_of_transformers,
+    preprocessing_from_timm,
+    preprocessing_from_transformers,
     size_shown_by_transformers,
 )
 from ddae_jax.interop.weight_files import find_weights, read_network, read_weights
@@ -156,7 +156,7 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: WeightHint
     return _finish(options, params, mean, std, file)._replace(
         notes=notes,
         pool=pool_of_timm(config, arguments, network.weights),
-        preprocessing=preprocessing_of_timm(trained_on, where),
+        preprocessing=preprocessing_from_timm(trained_on, where),
     )
 
 
@@ -245,7 +245,7 @@ def _from_transformers(
     return _finish(options, params, mean, std, file)._replace(
         notes=_other_size(where, size, shown),
         pool=pool_of_transformers(config, own, weights, file),
-        preprocessing=preprocessing_of_transformers(seen, own, where),
+        preprocessing=preprocessing_from_transformers(seen, own, where),
     )
 
 

@@ -83,7 +83,7 @@ class Preprocessing(NamedTuple):
         return told | {"do_resize": True, "size": size, "do_center_crop": True} | resample
 
 
-def preprocessing_of_timm(settings: Mapping[str, Any], where: object) -> Preprocessing:
+def preprocessing_from_timm(settings: Mapping[str, Any], where: object) -> Preprocessing:
     """Reads how timm shows images, of its ``pretrained_cfg``.
 
     What is not known here is said in a warning, and the usual is taken.
@@ -103,7 +103,7 @@ def preprocessing_of_timm(settings: Mapping[str, Any], where: object) -> Preproc
     return Preprocessing(float(share), found["crop_mode"], found["interpolation"])
 
 
-def preprocessing_of_transformers(
+def preprocessing_from_transformers(
     settings: Mapping[str, Any], own: Mapping[str, Any], where: object
 ) -> Preprocessing | None:
     """Reads how transformers shows images, of its ``preprocessor_config.json``.

@@ -10,8 +10,8 @@ from ddae_jax.interop.preprocessing import (
     Preprocessing,
     pool_of_timm,
     pool_of_transformers,
-    preprocessing_of_timm,
-    preprocessing_of_transformers,
+    preprocessing_from_timm,
+    preprocessing_from_transformers,
 )
 
 
@@ -31,7 +31,7 @@ from ddae_jax.interop.preprocessing import (
 def test_what_timm_is_silent_on_is_its_usual_and_what_is_not_known_is_said(
     settings, wanted, warning, caplog
 ):
-    assert preprocessing_of_timm(settings, "F") == Preprocessing(*wanted)
+    assert preprocessing_from_timm(settings, "F") == Preprocessing(*wanted)
     assert warning in caplog.text
     assert bool(warning) == bool(caplog.text)
 
@@ -89,7 +89,7 @@ def square(side):
     ],
 )
 def test_processors_of_transformers_are_read_as_it_reads_them(settings, wanted, caplog):
-    assert preprocessing_of_transformers(settings, {}, "F") == Preprocessing(*wanted)
+    assert preprocessing_from_transformers(settings, {}, "F") == Preprocessing(*wanted)
     assert not caplog.text
 
 
@@ -103,21 +103,21 @@ def test_processors_of_transformers_are_read_as_it_reads_them(settings, wanted, 
     ],
 )
 def test_of_processors_that_do_not_tell_nothing_is_taken_and_it_is_said(settings, caplog):
-    assert preprocessing_of_transformers(settings, {}, "F") is None
+    assert preprocessing_from_transformers(settings, {}, "F") is None
     assert "F does not tell how images are resized and cropped" in caplog.text
 
 
 def test_a_crop_that_would_be_padded_is_said(caplog):
     settings = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 200}}
-    assert preprocessing_of_transformers(settings, {}, "F").crop_share == 1
+    assert preprocessing_from_transformers(settings, {}, "F").crop_share == 1
     assert "F: crop_size=224 is not known here (known: up to its size); it is 1.0" in caplog.text
 
 
 def test_where_images_are_not_resized_what_this_package_wrote_counts():
     own = {"pool": "mean", "crop_share": 0.9, "crop_mode": "center", "interpolation": "box"}
-    found = preprocessing_of_transformers({"do_resize": False}, own, "F")
+    found = preprocessing_from_transformers({"do_resize": False}, own, "F")
     assert found == Preprocessing(0.9, "center", "box")
-    assert preprocessing_of_transformers({"do_resize": False}, {}, "F") is None
+    assert preprocessing_from_transformers({"do_resize": False}, {}, "F") is None
 
 
 @given(resized=st.integers(1, 1000), data=st.data())
@@ -125,7 +125,7 @@ def test_a_share_that_is_read_gives_the_same_whole_pixels(resized, data):
     shown = data.draw(st.integers(math.ceil(resized / 3), resized))
     settings = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": resized}}
     settings |= {"crop_size": shown}
-    found = preprocessing_of_transformers(settings, {}, "F")
+    found = preprocessing_from_transformers(settings, {}, "F")
     assert found.resized((shown, shown)) == (resized, resized)
 
 
