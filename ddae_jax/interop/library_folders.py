@@ -27,8 +27,8 @@ from ddae_jax.interop.architecture import (
 from ddae_jax.interop.json_files import read_json, settings_at
 from ddae_jax.interop.preprocessing import (
     OWN_KEY,
-    pool_of_timm,
-    pool_of_transformers,
+    pool_from_timm,
+    pool_from_transformers,
     preprocessing_from_timm,
     preprocessing_from_transformers,
     size_shown_by_transformers,
@@ -155,7 +155,7 @@ def _from_timm(folder: pathlib.Path, config: Mapping[str, Any], told: WeightHint
         notes += other_encoders_note(find_weights(folder), network)
     return _finish(options, params, mean, std, file)._replace(
         notes=notes,
-        pool=pool_of_timm(config, arguments, network.weights),
+        pool=pool_from_timm(config, arguments, network.weights),
         preprocessing=preprocessing_from_timm(trained_on, where),
     )
 
@@ -244,7 +244,7 @@ def _from_transformers(
     shown = size_shown_by_transformers(seen)
     return _finish(options, params, mean, std, file)._replace(
         notes=_other_size(where, size, shown),
-        pool=pool_of_transformers(config, own, weights, file),
+        pool=pool_from_transformers(config, own, weights, file),
         preprocessing=preprocessing_from_transformers(seen, own, where),
     )
 

@@ -187,7 +187,7 @@ def _usual(key: str, found: Any, usual: Any, known: Container | str, where: obje
     return usual
 
 
-def pool_of_timm(
+def pool_from_timm(
     config: Mapping[str, Any], arguments: Mapping[str, Any], names: Container[str]
 ) -> str | None:
     """Reads what timm's network returns: a word of ``evaluation.pool``; None if it has none.
@@ -212,7 +212,7 @@ def pool_of_timm(
     return {"avg": "mean", "token": "class_token"}.get(told)
 
 
-def pool_of_transformers(
+def pool_from_transformers(
     config: Mapping[str, Any], own: Mapping[str, Any], names: Container[str], where: object
 ) -> str | None:
     """Reads how transformers' classifier pools; None if it has no way of its own.

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ddae_jax.interop.preprocessing import (
     Preprocessing,
-    pool_of_timm,
-    pool_of_transformers,
+    pool_from_timm,
+    pool_from_transformers,
     preprocessing_from_timm,
     preprocessing_from_transformers,
 )
@@ -152,15 +152,15 @@ TOKEN, NORM_OF_MEAN = {"norm.weight"}, {"fc_norm.weight"}
     ],
 )
 def test_what_timms_network_returns_is_how_features_are_read(config, names, wanted, caplog):
-    assert pool_of_timm(config, config.get("model_args", {}), names) == wanted
+    assert pool_from_timm(config, config.get("model_args", {}), names) == wanted
     assert not caplog.text
 
 
 def test_a_pool_that_is_not_known_is_said(caplog):
-    assert pool_of_timm({"architecture": "vit_x", "global_pool": "map"}, {}, TOKEN) is None
+    assert pool_from_timm({"architecture": "vit_x", "global_pool": "map"}, {}, TOKEN) is None
     assert "global_pool='map' is not known here" in caplog.text
     arguments = {"global_pool": "avg", "pool_include_prefix": True}
-    assert pool_of_timm({"architecture": "vit_x"}, arguments, TOKEN) is None
+    assert pool_from_timm({"architecture": "vit_x"}, arguments, TOKEN) is None
     assert "pool_include_prefix=True" in caplog.text
 
 
@@ -177,9 +177,9 @@ def test_a_pool_that_is_not_known_is_said(caplog):
     ],
 )
 def test_what_transformers_classifies_is_how_features_are_read(config, names, wanted):
-    assert pool_of_transformers(config, config.get("ddae_jax", {}), names, "F") == wanted
+    assert pool_from_transformers(config, config.get("ddae_jax", {}), names, "F") == wanted
 
 
 def test_a_pool_of_our_own_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match="F: ddae_jax.pool='banana'; known are mean, class_token"):
-        pool_of_transformers({"model_type": "vit"}, {"pool": "banana"}, {}, "F")
+        pool_from_transformers({"model_type": "vit"}, {"pool": "banana"}, {}, "F")
