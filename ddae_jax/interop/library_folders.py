@@ -27,11 +27,11 @@ from ddae_jax.interop.architecture import (
 from ddae_jax.interop.json_files import read_json, settings_at
 from ddae_jax.interop.preprocessing import (
     OWN_KEY,
+    image_size_from_transformers,
     pool_from_timm,
     pool_from_transformers,
     preprocessing_from_timm,
     preprocessing_from_transformers,
-    size_shown_by_transformers,
 )
 from ddae_jax.interop.weight_files import find_weights, read_network, read_weights
 from ddae_jax.interop.weights_to_params import (
@@ -241,7 +241,7 @@ def _from_transformers(
     seen, where = _processor(folder)
     mean, std = _statistics_of_processor(seen, where, 3 if kernel is None else kernel[1])
     own = settings_at(OWN_KEY, config, file)
-    shown = size_shown_by_transformers(seen)
+    shown = image_size_from_transformers(seen)
     return _finish(options, params, mean, std, file)._replace(
         notes=_other_size(where, size, shown),
         pool=pool_from_transformers(config, own, weights, file),

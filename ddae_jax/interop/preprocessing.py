@@ -131,7 +131,7 @@ def preprocessing_from_transformers(
     return Preprocessing(share, "center" if size[0] else "squash", kernel)
 
 
-def size_shown_by_transformers(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+def image_size_from_transformers(settings: Mapping[str, Any]) -> tuple[int, int] | None:
     """Reads the (height, width) that a processor makes of every image; None if it does not tell.
 
     Args:
