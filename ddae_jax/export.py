@@ -34,7 +34,7 @@ from ddae_jax.config.ranges import CHOICES
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.library_export import (
-    Exported,
+    ExportedFolder,
     MaeDecoder,
     export_timm,
     export_transformers,
@@ -150,13 +150,15 @@ def _check_has_decoder(config: ConfigDict, library: str, imported: bool) -> None
 
 def _export_encoder(
     workdir: Workdir, config: ConfigDict, library: str, step: int | None
-) -> tuple[Exported, int]:
+) -> tuple[ExportedFolder, int]:
     params, step, _ = restore_encoder(workdir, config, make_mesh(**config.mesh), step)
     backbone = backbone_of(build_encoder(config), params, config)
     return (export_timm if library == "timm" else export_transformers)(backbone), step
 
 
-def _export_mae(workdir: Workdir, config: ConfigDict, step: int | None) -> tuple[Exported, int]:
+def _export_mae(
+    workdir: Workdir, config: ConfigDict, step: int | None
+) -> tuple[ExportedFolder, int]:
     method = build.build_method(config)
     shapes = jax.eval_shape(lambda key: method.init(key, config.data.channels), jax.random.key(0))
     wanted = {name: shapes[name] for name in ("encoder", "decoder", "head")}
@@ -222,7 +224,7 @@ def _whole_or_not_at_all(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(half_written, ignore_errors=True)
 
 
-def _result(exported: Exported, subject: Subject, out: pathlib.Path) -> dict:
+def _result(exported: ExportedFolder, subject: Subject, out: pathlib.Path) -> dict:
     return {
         "format": subject.library,
         "network": subject.network,

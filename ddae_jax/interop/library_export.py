@@ -31,7 +31,7 @@ _ACTIVATIONS_OF_TRANSFORMERS = MappingProxyType(
 _SIZES_OF_TIMM = MappingProxyType({192: "tiny", 384: "small", 1024: "large"})
 
 
-class Exported(NamedTuple):
+class ExportedFolder(NamedTuple):
     """What a folder will hold.
 
     Attributes:
@@ -61,7 +61,7 @@ class MaeDecoder(NamedTuple):
     normalizes_pixels: bool
 
 
-def export_timm(backbone: Backbone) -> Exported:
+def export_timm(backbone: Backbone) -> ExportedFolder:
     """An encoder as timm's ``VisionTransformer`` or ``Beit``, which returns the pooled features.
 
     Args:
@@ -118,10 +118,10 @@ def export_timm(backbone: Backbone) -> Exported:
     weights = timm_weights(params, channels, is_beit)
     if pool == "normed_mean":
         weights = _renamed(weights, "norm.", "fc_norm.")
-    return Exported(network, weights, {"config.json": config})
+    return ExportedFolder(network, weights, {"config.json": config})
 
 
-def export_transformers(backbone: Backbone) -> Exported:
+def export_transformers(backbone: Backbone) -> ExportedFolder:
     """An encoder as transformers' ``ViTModel``, or ``BeitModel`` if it has what only that has.
 
     Its ``last_hidden_state`` is that of all tokens after the final norm; of a ``BeitModel`` that
@@ -165,14 +165,14 @@ def export_transformers(backbone: Backbone) -> Exported:
     weights = transformers_weights(params, channels)
     if norms_mean:
         weights = _renamed(weights, "layernorm.", "pooler.layernorm.")
-    return Exported(
+    return ExportedFolder(
         network,
         weights,
         {"config.json": config, "preprocessor_config.json": _preprocessor(backbone)},
     )
 
 
-def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> Exported:
+def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> ExportedFolder:
     """An encoder with its decoder and head as transformers' ``ViTMAEForPreTraining``.
 
     Raises ``ValueError``, naming the option, if that cannot be both.
@@ -203,14 +203,14 @@ def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> Exported
         "mask_ratio": decoder.mask_ratio,
         "norm_pix_loss": decoder.normalizes_pixels,
     }
-    return Exported(
+    return ExportedFolder(
         network,
         transformers_mae_weights({"encoder": params, **decoder.params}, channels),
         {"config.json": config, "preprocessor_config.json": _preprocessor(backbone)},
     )
 
 
-def write_exported(exported: Exported, folder: pathlib.Path) -> pathlib.Path:
+def write_exported(exported: ExportedFolder, folder: pathlib.Path) -> pathlib.Path:
     """Writes the files into a folder that is there; with the weights, a digest of each array.
 
     Returns:
