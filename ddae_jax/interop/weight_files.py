@@ -100,8 +100,8 @@ def read_network(path: str | os.PathLike, part: str = "") -> Network:
             :func:`ddae_jax.interop.encoder_search.find_encoder`.
 
     Returns:
-        The encoder, arrays as in :func:`read_weights`. If no known encoder is content and ``part``
-        is empty, all arrays as they are.
+        The encoder, with dtypes as in :func:`read_weights`. If the file holds no known encoder and
+        ``part`` is empty, the arrays that :func:`read_weights` returns.
 
     Raises:
         FileNotFoundError: as :func:`read_weights` does.
