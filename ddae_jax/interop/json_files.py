@@ -8,37 +8,45 @@ from typing import Any
 from ddae_jax.data.disks import is_file, read_file
 from ddae_jax.interop.file_signatures import SIGNATURE_BYTES, describe_wrong_file
 
-_OF_SERVERS = {"error", "errors", "message", "detail", "error_code"}
-"""Keys of what servers answer with."""
+_SERVER_KEYS = {"error", "errors", "message", "detail", "error_code"}
+"""Keys of the JSON that servers answer with instead of a file."""
 
 
-def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
-    """The keys and values in a file.
+def read_json(path: pathlib.Path, purpose: str) -> dict[str, Any]:
+    """Reads a JSON object, in any encoding that JSON allows.
 
-    Raises ``FileNotFoundError``, saying ``what`` it is for, or ``ValueError`` if it has none.
+    Args:
+        path: the file.
+        purpose: what it is needed for, for the error if it is missing.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ReadFailed: if the disk or the network is at fault.
+        ValueError: if the file is no JSON, no object, or a server's error message.
     """
     if not is_file(path):
-        raise FileNotFoundError(f"{path} is missing: {what}")
+        raise FileNotFoundError(f"{path} is missing: {purpose}")
     raw = read_file(path)
     try:
-        found = json.loads(raw)  # of any encoding that JSON may have
+        values = json.loads(raw)
     except ValueError as error:
-        other = describe_wrong_file(raw[:SIGNATURE_BYTES])
-        told = f"is {other}" if other else f"is {'no JSON' if raw else 'empty'}: {error}"
-        raise ValueError(f"{path} {told}") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds {found!r}; it must hold keys and values, in {{}}")
-    if found and found.keys() <= _OF_SERVERS:
+        wrong_file = describe_wrong_file(raw[:SIGNATURE_BYTES])
+        fault = wrong_file or f"{'no JSON' if raw else 'empty'}: {error}"
+        raise ValueError(f"{path} is {fault}") from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path} holds {values!r}; it must hold keys and values, in {{}}")
+    if values and values.keys() <= _SERVER_KEYS:
         raise ValueError(f"{path} is {describe_wrong_file(raw[:SIGNATURE_BYTES])}")
-    return dict(found)
+    return dict(values)
 
 
 def settings_at(key: str, config: Mapping[str, Any], file: pathlib.Path) -> Mapping[str, Any]:
-    """Settings that lie under a key of a config; none if there is no such key.
+    """Returns the JSON object under a key of a config; an empty one if there is no such key.
 
-    Raises ``ValueError``, naming the file, for what is none.
+    Raises:
+        ValueError: if the value is no JSON object. The message names ``file``.
     """
-    found = config.get(key)
-    if found is not None and not isinstance(found, Mapping):
-        raise ValueError(f"{file}: {key!r} is {found!r}; it must hold keys and values, in {{}}")
-    return found or {}
+    settings = config.get(key)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"{file}: {key!r} is {settings!r}; it must hold keys and values, in {{}}")
+    return settings or {}
