@@ -33,7 +33,7 @@ class Budget:
     def __init__(self, room: int):
         self._room, self._left = room, _MOST_WORK
 
-    def work(self, steps: int) -> None:
+    def spend_steps(self, steps: int) -> None:
         """Spends steps. Raises :class:`Refused` if none are left."""
         self._left -= steps
         if self._left < 0:
@@ -42,7 +42,7 @@ class Budget:
                 f"needs; {SAVE_AGAIN}"
             )
 
-    def take(self, num_bytes: int) -> None:
+    def spend_bytes(self, num_bytes: int) -> None:
         """Spends memory. Raises :class:`Refused` if none is left."""
         self._room -= num_bytes
         if self._room < 0:
@@ -86,19 +86,19 @@ class InertObject(dict):
             self._hold_arrays(groups, budget)
             return
         for part in parts:
-            budget.work(len(part))
+            budget.spend_steps(len(part))
             self.update(part)
 
     def _hold_arrays(self, groups: list[Mapping[str, Any]], budget: Budget) -> None:
         for name, value in (item for group in groups for item in group.items()):
-            budget.work(1)
+            budget.spend_steps(1)
             if type(name) is not str:
                 continue
             if isinstance(value, np.ndarray):
                 self[name] = value
             elif isinstance(value, InertObject) and value.is_module and value is not self:
                 for inner, array in value.items():
-                    budget.work(1 + (len(name) + len(inner)) // _CHARACTERS_OF_WORK)
+                    budget.spend_steps(1 + (len(name) + len(inner)) // _CHARACTERS_OF_WORK)
                     self[f"{name}.{inner}"] = array
 
 
@@ -110,7 +110,7 @@ def _groups_of_module(state: Mapping[str, Any], budget: Budget) -> list[Mapping[
     parameters, buffers, modules = groups
     left_out = state.get("_non_persistent_buffers_set")
     left_out = left_out if isinstance(left_out, list) else []
-    budget.work(len(left_out) + len(buffers))
+    budget.spend_steps(len(left_out) + len(buffers))
     names = {name for name in left_out if type(name) is str}
     return [parameters, {n: b for n, b in buffers.items() if n not in names}, modules]
 
@@ -184,7 +184,7 @@ class Array(np.ndarray):
             held = (1, (), np.dtype(object), False, ["of numpy, and not of numbers"])
             super().__setstate__(held)
             return
-        budget.take(len(raw))
+        budget.spend_bytes(len(raw))
         super().__setstate__((1, _counts(shape), dtype.of_numpy, is_fortran is True, raw))
 
 
@@ -231,7 +231,7 @@ class Constructors:
                 f"a tensor in it, of shape {shape}, strides {strides} and offset {offset}, reaches "
                 f"outside its storage of {len(values)} values"
             )
-        self._budget.take(math.prod(shape) * values.itemsize)
+        self._budget.spend_bytes(math.prod(shape) * values.itemsize)
         steps = [step * values.itemsize for step in strides]
         return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
 
@@ -251,19 +251,19 @@ class Constructors:
         """Bytes, as old protocols of pickle spell them."""
         if encoding != "latin1" or type(text) is not str:
             return InertObject("_codecs.encode")
-        self._budget.take(len(text))
+        self._budget.spend_bytes(len(text))
         return text.encode("latin1")
 
     def _path(self, *parts):
         if not all(type(part) is str for part in parts):
             return InertObject("pathlib.Path")
-        self._budget.take(sum(map(len, parts)))
+        self._budget.spend_bytes(sum(map(len, parts)))
         return "/".join(parts).replace("//", "/")
 
     def _device(self, kind="", index=None, *_):
         if type(kind) is not str or type(index) not in (int, type(None)):
             return InertObject("torch.device")
-        self._budget.take(len(kind))
+        self._budget.spend_bytes(len(kind))
         return kind if index is None else f"{kind}:{index}"
 
     def _numpy_scalar(self, dtype, raw):
@@ -276,7 +276,7 @@ class Constructors:
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | bytearray):
             return unreadable_array("of numpy, and not of numbers")
-        self._budget.take(len(raw))
+        self._budget.spend_bytes(len(raw))
         values = np.frombuffer(raw, dtype.of_numpy)
         return values.reshape(_counts(shape), order="F" if order == "F" else "C")
 

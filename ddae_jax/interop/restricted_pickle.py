@@ -99,7 +99,7 @@ class _Machine:
     def run(self, stream: BinaryIO) -> Any:
         """Follows the instructions up to the end."""
         for opcode, argument, _ in pickletools.genops(stream):
-            self._budget.work(1)
+            self._budget.spend_steps(1)
             name = opcode.name
             if name in _VALUES:
                 self._stack.append(argument)
@@ -204,7 +204,7 @@ class _Machine:
         """Raises :class:`Refused` for what takes long to hash or to compare."""
         kind = type(key)
         if kind is tuple and len(key) <= _MOST_PARTS_OF_KEY:
-            self._budget.work(_WORK_OF_CHOSEN)
+            self._budget.spend_steps(_WORK_OF_CHOSEN)
             parts = key
         else:
             parts = (key,)
@@ -214,10 +214,10 @@ class _Machine:
                 is_known = len(part) <= _LONGEST_KEY
             elif kind is int:
                 is_known = abs(part) < _LARGEST_KEY
-                self._budget.work(0 if abs(part) < _LARGE_KEY else _WORK_OF_LARGE)
+                self._budget.spend_steps(0 if abs(part) < _LARGE_KEY else _WORK_OF_LARGE)
             elif kind is float:
                 is_known = True
-                self._budget.work(_WORK_OF_CHOSEN)
+                self._budget.spend_steps(_WORK_OF_CHOSEN)
             else:
                 is_known = kind in (bool, type(None), InertObject)
             if not is_known:
@@ -279,7 +279,7 @@ class _Machine:
             raise Refused("it calls what is no function")
         if len(arguments) > _MOST_ARGUMENTS:
             raise Refused(f"it calls a function with {len(arguments)} arguments")
-        self._budget.work(len(arguments))
+        self._budget.spend_steps(len(arguments))
         return function.function(*arguments)
 
     def _inert(self, name: str, arguments: Any) -> InertObject:
@@ -304,7 +304,7 @@ class _Machine:
     def _dict_of_pairs(self, pairs=(), *_):
         """A dict, of pairs as old versions of Python give them."""
         target: dict[Any, Any] = {}
-        self._budget.work(len(pairs))
+        self._budget.spend_steps(len(pairs))
         for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
             self._set(target, (key, value))
         return target
