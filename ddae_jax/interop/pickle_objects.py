@@ -1,8 +1,8 @@
-"""What a pickle may name, and what becomes of it: arrays, plain values, and inert stand-ins.
+"""Objects that a pickle may make here: arrays, plain values, and stand-ins that do nothing.
 
-What arrays are made of is known by name. Whatever else a pickle names is a :class:`UnknownName`,
-and what
-is made of that by a call an :class:`InertObject`, which holds items or attributes and does nothing.
+The functions that build arrays are known by name: :data:`ALLOWED` and :class:`Constructors`. Any
+other name in a pickle becomes an :class:`UnknownName`, and calling that gives an
+:class:`InertObject`, which holds items or attributes and runs nothing.
 """
 
 import math
@@ -13,69 +13,79 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-_MOST_WORK = 500_000  # which takes a second or two; a network of a thousand tensors has some 30,000
+_MOST_STEPS = 500_000  # take a second or two; a network of a thousand tensors needs some 30,000
 _MOST_AXES, _LARGEST_COUNT = 64, 2**63
 _MOST_ARGUMENTS = 100
-_CHARACTERS_OF_WORK = 50  # of a name that is put together
+_CHARACTERS_PER_STEP = 50  # of names that are joined
 
 
 class Refused(ValueError):
-    """A file asks for something that it must not have, or that does not fit together."""
+    """Error for a file that asks for something forbidden or contradicts itself.
+
+    The message says "it" for the file, whose name the caller adds.
+    """
 
 
 class Budget:
-    """What a pickle may cost: each step of it is work, and so is each item that it has copied.
+    """Limits on the time and memory that a pickle may cost.
+
+    Each instruction is a step, and so is each item that an instruction copies.
 
     Args:
-        room: bytes that all arrays together may take.
+        max_bytes: bytes that all arrays together may take.
     """
 
-    def __init__(self, room: int):
-        self._room, self._left = room, _MOST_WORK
+    def __init__(self, max_bytes: int):
+        self._bytes_left, self._steps_left = max_bytes, _MOST_STEPS
 
     def spend_steps(self, steps: int) -> None:
-        """Spends steps. Raises :class:`Refused` if none are left."""
-        self._left -= steps
-        if self._left < 0:
+        """Spends steps. Raises :class:`Refused` if too few are left."""
+        self._steps_left -= steps
+        if self._steps_left < 0:
             raise Refused(
-                f"its pickle takes more than {_MOST_WORK:,} steps, which no file of weights "
+                f"its pickle takes more than {_MOST_STEPS:,} steps, which no file of weights "
                 f"needs; {SAVE_AGAIN}"
             )
 
     def spend_bytes(self, num_bytes: int) -> None:
-        """Spends memory. Raises :class:`Refused` if none is left."""
-        self._room -= num_bytes
-        if self._room < 0:
+        """Spends memory. Raises :class:`Refused` if too little is left."""
+        self._bytes_left -= num_bytes
+        if self._bytes_left < 0:
             raise Refused("its arrays claim to be many times larger than the file")
 
 
 class UnknownName(str):
-    """The name of a class or function that is not known; as text, module and name."""
+    """Name of a class or function that is not allowed, ``module.name``. Nothing is imported."""
 
     __slots__ = ()
 
 
 class InertObject(dict):
-    """An object of a class that is not known: its items, or else its attributes, by name.
+    """Stand-in for an object of an unknown class: its items or attributes by name, no behaviour.
 
-    Nothing that it is asked for is done. A network, pickled whole, holds its arrays as its
-    state_dict names them.
+    A torch module that was pickled whole holds its arrays by their names in the state_dict.
 
     Attributes:
-        name: of its class, or of what made it.
-        is_module: whether it is a network, or a part of one.
+        name: name of the class, or of the function that made the object.
+        is_module: whether it stands for a torch module.
     """
 
     __slots__ = ("is_module", "name")
-    __hash__ = object.__hash__  # as an enumeration's may be the key of a dict
+    __hash__ = object.__hash__  # hashable, because an enum's member may be the key of a dict
 
     def __init__(self, name: str):
         super().__init__()
         self.name = name
-        self.is_module = name.startswith("__torch__.")  # of TorchScript
+        self.is_module = name.startswith("__torch__.")  # TorchScript's prefix
 
     def set_state(self, state: Any, budget: Budget) -> None:
-        """Keeps attributes by name: a dict of them, or that and the one of slots."""
+        """Stores attributes by name.
+
+        Args:
+            state: a dict of attributes, or a pair of dicts, the second for ``__slots__``. Anything
+                else is ignored.
+            budget: pays for the items.
+        """
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         parts = [part for part in parts if isinstance(part, dict)]
         if self or not parts:
@@ -90,6 +100,7 @@ class InertObject(dict):
             self.update(part)
 
     def _hold_arrays(self, groups: list[Mapping[str, Any]], budget: Budget) -> None:
+        """Stores arrays by name, and those of inner modules by their joined names."""
         for name, value in (item for group in groups for item in group.items()):
             budget.spend_steps(1)
             if type(name) is not str:
@@ -98,12 +109,15 @@ class InertObject(dict):
                 self[name] = value
             elif isinstance(value, InertObject) and value.is_module and value is not self:
                 for inner, array in value.items():
-                    budget.spend_steps(1 + (len(name) + len(inner)) // _CHARACTERS_OF_WORK)
+                    budget.spend_steps(1 + (len(name) + len(inner)) // _CHARACTERS_PER_STEP)
                     self[f"{name}.{inner}"] = array
 
 
 def _groups_of_module(state: Mapping[str, Any], budget: Budget) -> list[Mapping[str, Any]]:
-    """Parameters, buffers that are saved, and parts of a module of torch; nothing of another."""
+    """Returns a torch module's parameters, saved buffers and inner modules.
+
+    Of an object that is no torch module, nothing is returned.
+    """
     groups = [state.get(f"_{kind}") for kind in ("parameters", "buffers", "modules")]
     if not all(isinstance(group, dict) for group in groups):
         return []
@@ -116,24 +130,24 @@ def _groups_of_module(state: Mapping[str, Any], budget: Budget) -> list[Mapping[
 
 
 class StorageType(NamedTuple):
-    """What a storage of torch is made of: the name of a numpy dtype; bytes, of an untyped one."""
+    """Type of a torch storage, given as a numpy dtype's name; ``uint8`` for an untyped storage."""
 
     dtype: str
 
     @property
     def itemsize(self) -> int:
-        """Bytes a value."""
+        """Size of a value in bytes."""
         return np.dtype(self.dtype).itemsize
 
 
 class Storage(NamedTuple):
-    """Values in a row, which tensors are views of."""
+    """Values of a torch storage, one axis, of which tensors are views."""
 
     values: np.ndarray
 
 
 def decode_storage(kind: StorageType, raw: bytes) -> Storage:
-    """The values that little-endian bytes stand for; bfloat16 becomes float32."""
+    """Decodes little-endian bytes into values. bfloat16 becomes float32."""
     if kind.dtype == "bool":
         return Storage(np.frombuffer(raw, np.uint8) != 0)
     values = np.frombuffer(raw, np.dtype(kind.dtype).newbyteorder("<"))
@@ -141,63 +155,76 @@ def decode_storage(kind: StorageType, raw: bytes) -> Storage:
 
 
 def unreadable_array(name: str) -> np.ndarray:
-    """An array whose values are not known, but what it was made by: no axes, and no numbers."""
+    """Returns a stand-in for an array whose values cannot be read.
+
+    Args:
+        name: the function or class that would have made it, for messages.
+
+    Returns:
+        An array of shape () and dtype ``object`` that holds the name.
+    """
     return np.array(printable_name(name), object)
 
 
 def printable_name(name: str) -> str:
-    """The beginning of a name that a file gives, which may have control characters."""
+    """Returns the first 80 characters of a name from a file, control characters escaped."""
     return ascii(str(name)[:80])[1:-1]
 
 
 class AllowedFunction(NamedTuple):
-    """A function that a pickle may call, and may not change."""
+    """Function that a pickle may call but not change."""
 
     function: Callable[..., Any]
 
 
 class Dtype:
-    """A dtype of numpy."""
+    """numpy dtype, before the byte order is set."""
 
     def __init__(self, name: str):
         self._name, self._order = name, "<"
 
     def set_state(self, state: Any, _: Budget) -> None:
-        """Takes over in which order the bytes of a value lie."""
+        """Sets the byte order to that of numpy's pickled state; little-endian unless it is ">"."""
         if isinstance(state, tuple) and state[1:2] == (">",):
             self._order = ">"
 
     @property
     def of_numpy(self) -> np.dtype:
-        """The dtype itself."""
+        """The dtype with its byte order."""
         return np.dtype(self._name).newbyteorder(self._order)
 
 
 class Array(np.ndarray):
-    """An array of numpy, whose values come after it."""
+    """numpy array that numpy's pickles make empty and fill afterwards."""
 
     def set_state(self, state: Any, budget: Budget) -> None:
-        """Fills the array. Without numbers it is one of :func:`unreadable_array`."""
+        """Fills the array from numpy's pickled state.
+
+        An array of other things than numbers becomes like one of :func:`unreadable_array`.
+        """
         _, shape, dtype, is_fortran, raw = state
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # of Python 2
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # as Python 2 wrote it
         if not isinstance(dtype, Dtype) or not isinstance(raw, bytes):
-            held = (1, (), np.dtype(object), False, ["of numpy, and not of numbers"])
-            super().__setstate__(held)
+            placeholder = (1, (), np.dtype(object), False, ["of numpy, and not of numbers"])
+            super().__setstate__(placeholder)
             return
         budget.spend_bytes(len(raw))
         super().__setstate__((1, _counts(shape), dtype.of_numpy, is_fortran is True, raw))
 
 
 class Constructors:
-    """Functions that make arrays and plain values of what a pickle gives them.
+    """Functions that build arrays and plain values from a pickle's arguments.
+
+    Attributes:
+        by_name: the functions, by the names of those in torch, numpy and Python that they replace.
 
     Args:
-        budget: of the pickle.
+        budget: pays for the memory of what they build.
     """
 
     def __init__(self, budget: Budget):
         self._budget = budget
-        of_numpy = {
+        numpy_functions = {
             "multiarray.scalar": self._numpy_scalar,
             "multiarray._reconstruct": _empty_array,
             "numeric._frombuffer": self._from_buffer,
@@ -209,12 +236,15 @@ class Constructors:
             "torch._tensor._rebuild_from_type_v2": _of_type,
             "torch.device": self._device,
             "_codecs.encode": self._bytes,
-            **{f"numpy.{core}.{n}": made for core in _CORES for n, made in of_numpy.items()},
-            **{f"{module}.{name}": self._path for module in _OF_PATHS for name in _PATHS},
+            **{f"numpy.{c}.{name}": f for c in _CORES for name, f in numpy_functions.items()},
+            **{f"{module}.{name}": self._path for module in _PATH_MODULES for name in _PATHS},
         }
 
     def _tensor(self, storage, offset, size, stride, *_):
-        """A copy of some values, checked to lie in the storage."""
+        """Builds a tensor: a copy of the values that its offset and strides reach.
+
+        Raises :class:`Refused` if they reach outside the storage.
+        """
         if storage is None:
             return None
         if isinstance(storage, UnknownName | InertObject):
@@ -236,19 +266,24 @@ class Constructors:
         return np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
 
     def _tensor_of_bytes(self, storage, offset, size, stride, _, __, dtype, *___):
-        """A tensor whose storage does not say what it holds."""
+        """Builds a tensor of an untyped storage, whose dtype is an argument."""
         if storage is None:
             return None
-        known = _OF_BYTES.get(dtype) if isinstance(dtype, UnknownName) else None
-        if known is None or not isinstance(storage, Storage) or storage.values.dtype != np.uint8:
+        numpy_dtype = _DTYPES_OF_UNTYPED.get(dtype) if isinstance(dtype, UnknownName) else None
+        if (
+            numpy_dtype is None
+            or not isinstance(storage, Storage)
+            or storage.values.dtype != np.uint8
+        ):
             return unreadable_array(
                 dtype if isinstance(dtype, UnknownName) else "torch._utils._rebuild_tensor_v3"
             )
-        numbers = Storage(storage.values.view(f"u{np.dtype(known).itemsize}"))
-        return self._tensor(numbers, offset, size, stride).view(known)  # numpy strides its own only
+        integers = Storage(storage.values.view(f"u{np.dtype(numpy_dtype).itemsize}"))
+        # Strided as integers, since numpy strides only its own dtypes.
+        return self._tensor(integers, offset, size, stride).view(numpy_dtype)
 
     def _bytes(self, text, encoding):
-        """Bytes, as old protocols of pickle spell them."""
+        """Builds bytes, which old pickle protocols store as text in Latin-1."""
         if encoding != "latin1" or type(text) is not str:
             return InertObject("_codecs.encode")
         self._budget.spend_bytes(len(text))
@@ -282,7 +317,7 @@ class Constructors:
 
 
 def _of_type(function, _, arguments, *__):
-    """A tensor of a class of its own, if it is made as others are."""
+    """Builds a tensor of a subclass by the function that it names, without the subclass."""
     if not isinstance(function, AllowedFunction) or not isinstance(arguments, tuple):
         return unreadable_array(
             function if isinstance(function, UnknownName) else "a class of tensors"
@@ -311,7 +346,7 @@ def _listed(values=(), *_):
     return values if isinstance(values, list | tuple) else []
 
 
-def _empty_row(*_):
+def _empty_list(*_):
     return []
 
 
@@ -324,7 +359,7 @@ def _not_to_be_called(*_):
 
 
 def _counts(numbers) -> tuple[int, ...]:
-    """Raises :class:`Refused` unless they are whole numbers from 0 on."""
+    """Returns the numbers. Raises :class:`Refused` unless all are integers from 0 to 2**63 - 1."""
     are_few = isinstance(numbers, tuple) and len(numbers) <= _MOST_AXES
     if not are_few or any(type(n) is not int or not 0 <= n < _LARGEST_COUNT for n in numbers):
         raise Refused("sizes, strides and offsets in it are not all whole numbers from 0 on")
@@ -333,7 +368,7 @@ def _counts(numbers) -> tuple[int, ...]:
 
 SAVE_AGAIN = "if you trust it, load it in torch, and save the model's state_dict() alone"
 
-STORAGES = {
+STORAGE_DTYPES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
     "HalfStorage": "float16",
@@ -347,22 +382,22 @@ STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-_OF_BYTES = {
+_DTYPES_OF_UNTYPED = {
     **{f"torch.{dtype}": dtype for dtype in ("uint16", "uint32", "uint64")},
     **{
         f"torch.{name}": getattr(ml_dtypes, name)
         for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
     },
 }
-"""What lies in untyped storages."""
+"""dtypes of the tensors that torch saves with an untyped storage, by torch's names."""
 
 _CORES = ("core", "_core")
-_OF_PATHS = ("pathlib", "pathlib._local")
+_PATH_MODULES = ("pathlib", "pathlib._local")
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
 _BUILTINS = ("builtins", "__builtin__")
 
 ALLOWED: Mapping[str, Any] = {
-    **{f"torch.{name}": StorageType(dtype) for name, dtype in STORAGES.items()},
+    **{f"torch.{name}": StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()},
     **{f"{module}.UntypedStorage": StorageType("uint8") for module in ("torch", "torch.storage")},
     **{
         f"{module}.{name}": AllowedFunction(_listed)
@@ -374,12 +409,12 @@ ALLOWED: Mapping[str, Any] = {
         for kind in ("int", "double", "bool", "tensor")
     },
     "torch.jit._pickle.restore_type_tag": AllowedFunction(_first),
-    "collections.deque": AllowedFunction(_empty_row),
+    "collections.deque": AllowedFunction(_empty_list),
     "torch.Size": AllowedFunction(_size),
     "torch._utils._rebuild_parameter": AllowedFunction(_first),
     "torch._utils._rebuild_parameter_with_state": AllowedFunction(_first),
-    "torch._utils._rebuild_device_tensor_from_numpy": AllowedFunction(_first),  # of XLA
+    "torch._utils._rebuild_device_tensor_from_numpy": AllowedFunction(_first),  # XLA's tensors
     "numpy.dtype": AllowedFunction(_dtype),
     "numpy.ndarray": AllowedFunction(_not_to_be_called),
 }
-"""Beside :class:`Constructors`, whatever is more than a name."""
+"""What the names that a pickle may use stand for, beside those of :class:`Constructors`."""
