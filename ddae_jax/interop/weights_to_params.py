@@ -1,7 +1,8 @@
-"""Encoders of other libraries, as parameters of :class:`ddae_jax.models.vit.ViT`.
+"""Conversion of other libraries' weights to parameters of :class:`ddae_jax.models.vit.ViT`.
 
-Each stores one flat dict of arrays, and has a table in :mod:`ddae_jax.interop.weight_names`. What
-no pattern knows is named in an error.
+A library's weights are a flat dict of arrays, converted by its table in
+:mod:`ddae_jax.interop.weight_names`. Arrays that no rule of the table matches are an error.
+:mod:`ddae_jax.interop.params_to_weights` is the inverse.
 """
 
 import re
@@ -25,7 +26,7 @@ from ddae_jax.interop.weight_names import (
 )
 
 _HEAD_WIDTH_OF_CLIP = 64
-_OF_TWO_AXES = ("kernel", "table", "all_positions", "codes")  # all others have one
+_TWO_AXES = ("kernel", "table", "all_positions", "codes")  # arrays with other names have one axis
 _OTHER_FLOATS = (
     ml_dtypes.bfloat16,
     ml_dtypes.float8_e4m3fn,
@@ -36,24 +37,36 @@ _OTHER_FLOATS = (
 _IN_FLOAT = "give a file that is not quantised, or save the model's state_dict() in float32"
 
 Weights = Mapping[str, np.ndarray]
+"""Arrays by a library's names."""
+
 Tree = dict[str, Any]
+"""Parameters of this package's networks: nested dicts of arrays."""
 
 
 class UnknownWeights(ValueError):
-    """Weights with names that belong to no network known here, or without some that belong."""
+    """Error for weights of an unknown network, or with missing, unexpected or unusable arrays."""
 
 
 def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
-    """The parameters that the rules make of the weights, as nested dicts.
+    """Converts weights to parameters by a table; the first rule that matches a name applies.
 
-    Raises :class:`UnknownWeights`, naming what no rule knows, two arrays for one place, or one of
-    another shape than it can have, or of what is no real, finite numbers.
+    Args:
+        weights: arrays by a library's names. Those that are unreadable may have unknown names.
+        rules: a table of :mod:`ddae_jax.interop.weight_names`.
+
+    Returns:
+        Nested dicts of arrays at the paths of the rules.
+
+    Raises:
+        UnknownWeights: if no rule matches a name, if two arrays have the same path, or if an array
+            has the wrong number of axes, no values, or values that are not real and finite. The
+            message names the arrays.
     """
     tree: Tree = {}
     unknown, placed, not_finite = [], {}, []
     for name, array in weights.items():
-        found = ((rule, re.fullmatch(rule.pattern, name)) for rule in rules)
-        rule, match = next(((r, m) for r, m in found if m), (None, None))
+        matches = ((rule, re.fullmatch(rule.pattern, name)) for rule in rules)
+        rule, match = next(((r, m) for r, m in matches if m), (None, None))
         if rule is None:
             unknown += [] if is_unreadable(array) else [f"{name} {tuple(array.shape)}"]
         elif rule.path is not None:
@@ -68,9 +81,9 @@ def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
             _check_is_real(name, array)
             count = array.size - np.count_nonzero(np.isfinite(array))
             not_finite += [f"{name} ({count:,} of {array.size:,})"] if count else []
-            _put(tree, path, _changed(name, array, rule, path))
+            _put(tree, path, _apply_change(name, array, rule, path))
     if unknown:
-        raise UnknownWeights(_unknown(unknown, len(weights)))
+        raise UnknownWeights(_unknown_message(unknown, len(weights)))
     if not_finite:
         raise UnknownWeights(
             f"{len(not_finite)} of {len(weights)} arrays have values that are NaN or infinite: "
@@ -82,19 +95,21 @@ def convert(weights: Weights, rules: Sequence[Rule]) -> Tree:
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
-    """The array in float32, if it is one of real numbers; any other as it is."""
+    """Casts a floating-point array to float32 and returns any other array unchanged."""
     is_float = array.dtype.kind == "f" or array.dtype in _OTHER_FLOATS
     return np.asarray(array, np.float32) if is_float else np.asarray(array)
 
 
 def is_unreadable(array: np.ndarray) -> bool:
-    """Whether it only says by what it was made: see
-    :func:`ddae_jax.interop.pickle_objects.unreadable_array`."""
+    """Tells whether an array is a stand-in without values.
+
+    See :func:`ddae_jax.interop.pickle_objects.unreadable_array`.
+    """
     return array.dtype == object
 
 
 def unreadable_message(name: str, array: np.ndarray) -> str:
-    """Says so of an array by whose kind it is not."""
+    """Returns the message for an array that :func:`is_unreadable`: a tensor of another kind."""
     return (
         f"{name} is no tensor that is read here ({array.item()}): quantised, sparse and "
         f"distributed ones are not; {_IN_FLOAT}"
@@ -102,7 +117,7 @@ def unreadable_message(name: str, array: np.ndarray) -> str:
 
 
 def _check_is_real(name: str, array: np.ndarray) -> None:
-    """Raises :class:`UnknownWeights` for what no weights are: numbers that stand for others."""
+    """Raises :class:`UnknownWeights` unless an array holds real numbers, not quantised ones."""
     if is_unreadable(array):
         raise UnknownWeights(unreadable_message(name, array))
     if array.dtype.kind in "biu":
@@ -114,14 +129,17 @@ def _check_is_real(name: str, array: np.ndarray) -> None:
         raise UnknownWeights(f"{name} is of {array.dtype}; weights are real numbers")
 
 
-def _changed(name: str, array: np.ndarray, rule: Rule, path: str) -> np.ndarray:
-    """The array as it lies at its path. Raises :class:`UnknownWeights` for another shape."""
+def _apply_change(name: str, array: np.ndarray, rule: Rule, path: str) -> np.ndarray:
+    """Returns the array in the layout of its path.
+
+    Raises :class:`UnknownWeights` if its shape does not allow that.
+    """
     shape = tuple(array.shape)
     try:
         changed = rule.change(array)
-    except (ValueError, TypeError, IndexError) as error:  # the latter two for other axes
+    except (ValueError, TypeError, IndexError) as error:  # the latter two: too few axes
         raise UnknownWeights(f"{name}, of shape {shape}: {error}") from error
-    axes = 2 if path.rpartition("/")[2] in _OF_TWO_AXES else 1
+    axes = 2 if path.rpartition("/")[2] in _TWO_AXES else 1
     if changed.ndim != axes or not changed.size:
         expected = f"{axes} {'axis' if axes == 1 else 'axes'} beside those of one value"
         raise UnknownWeights(
@@ -130,42 +148,52 @@ def _changed(name: str, array: np.ndarray, rule: Rule, path: str) -> np.ndarray:
     return changed
 
 
-def _unknown(names: Sequence[str], count: int) -> str:
-    told = (
+def _unknown_message(names: Sequence[str], count: int) -> str:
+    """Returns the message for names that no rule matches, with the features that they reveal."""
+    message = (
         f"{len(names)} of {count} arrays are none of a network known here: "
         f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     )
-    has = {what for name in names for pattern, what in UNSUPPORTED if re.search(pattern, name)}
-    if not has:
-        return told
-    return f"{told}. The network has {' and '.join(sorted(has))}, which an encoder here has not"
+    features = {what for name in names for pattern, what in UNSUPPORTED if re.search(pattern, name)}
+    if not features:
+        return message
+    listed = " and ".join(sorted(features))
+    return f"{message}. The network has {listed}, which an encoder here has not"
 
 
 def timm_encoder(weights: Weights, num_patches: int | None = None) -> Tree:
-    """The encoder of a timm ``VisionTransformer`` or ``Beit``, or of the authors of MAE or BEiT.
+    """Converts the encoder of timm's ``VisionTransformer`` or ``Beit``.
 
-    Classifiers, MAE's decoder, and what BEiT has only for pretraining are left out.
+    The files of MAE's and BEiT's authors have the same names. Classifiers, MAE's decoder, and
+    BEiT's layers for pretraining are left out.
 
     Args:
-        weights: of the whole network.
-        num_patches: of an image. As many positions are those of the patches alone; one more, and
-            by default, the first one is the class token's.
+        weights: arrays of the whole network.
+        num_patches: number of patches of an image. If there are exactly as many positions, all are
+            those of patches; otherwise, or if None, the first one is the class token's.
 
-    Raises :class:`UnknownWeights`.
+    Returns:
+        The encoder's parameters.
+
+    Raises:
+        UnknownWeights: as :func:`convert` does, or if parts of a block or of the positions do not
+            fit together.
     """
-    decoder = _of_official_decoder(weights)
+    decoder = _official_decoder(weights)
     own = {name: array for name, array in weights.items() if name not in decoder}
     return _finish(convert(own, TIMM), num_patches)
 
 
 def official_mae(weights: Weights) -> Tree:
-    """All that MAE's authors trained: ``encoder``, ``decoder`` and ``head``.
+    """Converts a whole masked autoencoder of MAE's authors.
 
-    Position embeddings are kept as :func:`transformers_mae` keeps them.
+    Returns:
+        ``encoder``, ``decoder`` and ``head``, as in :func:`transformers_mae`.
 
-    Raises :class:`UnknownWeights`, also for an encoder without a decoder.
+    Raises:
+        UnknownWeights: as :func:`timm_encoder` does, and if there is no decoder.
     """
-    tree = _finish(convert(_of_official_decoder(weights), OFFICIAL_MAE_DECODER))
+    tree = _finish(convert(_official_decoder(weights), OFFICIAL_MAE_DECODER))
     if not tree:
         raise UnknownWeights("these weights are of an encoder only; MAE's decoder is not in them")
     head = tree.pop("head")
@@ -173,11 +201,15 @@ def official_mae(weights: Weights) -> Tree:
 
 
 def augreg_encoder(weights: Weights) -> tuple[Tree, int]:
-    """The encoder in Google's ``.npz`` files of vision transformers, and its number of heads.
+    """Converts the encoder of Google's ``.npz`` files of vision transformers.
 
-    Its classifier, and the layer before that, are left out.
+    The classifier, and the layer before it, are left out.
 
-    Raises :class:`UnknownWeights`.
+    Returns:
+        The encoder's parameters, and its number of heads.
+
+    Raises:
+        UnknownWeights: as :func:`timm_encoder` does, and if the number of heads is not shown.
 
     Source: Steiner et al. 2021, "How to train your ViT?"; Dosovitskiy et al. 2021.
     """
@@ -188,20 +220,25 @@ def augreg_encoder(weights: Weights) -> tuple[Tree, int]:
 
 
 def transformers_encoder(weights: Weights, prefix: str, num_patches: int | None = None) -> Tree:
-    """The encoder of a transformers ``ViTMAE`` or ``Beit``: the names that begin with a prefix.
+    """Converts the encoder of a model of transformers: the arrays whose names begin with a prefix.
 
     Args:
-        weights: of the whole model; of DINOv2, I-JEPA, MSN, CLIP or SigLIP too.
-        prefix: such as ``"vit."``; the final norm may lie beside it. Heads are left out.
-        num_patches: see :func:`timm_encoder`.
+        weights: arrays of the whole model: ViT, MAE, MSN, I-JEPA, BEiT, DINOv2, or the image
+            encoder of CLIP or SigLIP. Heads are left out.
+        prefix: such as ``"vit."``. The final norm may also lie outside it.
+        num_patches: as in :func:`timm_encoder`.
 
-    Raises :class:`UnknownWeights`.
+    Returns:
+        The encoder's parameters.
+
+    Raises:
+        UnknownWeights: as :func:`timm_encoder` does, and if there are two final norms.
     """
     own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     beside = {k: v for k, v in weights.items() if prefix and k.startswith("layernorm.")}
-    twice = own.keys() & beside.keys()
-    if twice:
-        name = min(twice)
+    duplicates = own.keys() & beside.keys()
+    if duplicates:
+        name = min(duplicates)
         raise UnknownWeights(
             f"{prefix}{name} and {name} are both the encoder's last norm; leave one of them out"
         )
@@ -211,30 +248,36 @@ def transformers_encoder(weights: Weights, prefix: str, num_patches: int | None 
 
 
 def clip_encoder(weights: Weights) -> tuple[Tree, int]:
-    """The image encoder of CLIP as OpenAI published it, and its number of heads, of 64 values each.
+    """Converts the image encoder of CLIP as OpenAI published it.
 
-    What projects its features to those of texts is left out.
+    The projection of its features into the space shared with texts is left out.
 
-    Raises :class:`UnknownWeights`.
+    Returns:
+        The encoder's parameters, and its number of heads, which have 64 values each.
+
+    Raises:
+        UnknownWeights: as :func:`timm_encoder` does.
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
     Supervision".
     """
-    split = {}
+    renamed = {}
     for name, array in weights.items():
-        found = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", name)
-        split[f"{found[1]}in_proj.{found[2]}" if found else name] = array
-    tree = _finish(convert(split, OPENAI_CLIP))
+        match = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", name)
+        renamed[f"{match[1]}in_proj.{match[2]}" if match else name] = array
+    tree = _finish(convert(renamed, OPENAI_CLIP))
     return tree, tree["class_token"].shape[0] // _HEAD_WIDTH_OF_CLIP
 
 
 def transformers_mae(weights: Weights) -> Tree:
-    """A whole ``ViTMAEForPreTraining``: ``encoder``, ``decoder`` and ``head``.
+    """Converts a whole ``ViTMAEForPreTraining`` of transformers.
 
-    Position embeddings are kept as ``positions`` though they are not learned: whoever takes the
-    tree compares them with those of the network that it is for.
+    Returns:
+        ``encoder``, ``decoder`` and ``head``. The encoder has ``positions`` although they are not
+        learned, so that the caller can compare them with those of its own network.
 
-    Raises :class:`UnknownWeights`.
+    Raises:
+        UnknownWeights: as :func:`timm_encoder` does.
     """
     decoder = {k: v for k, v in weights.items() if k.startswith("decoder.")}
     tree = _finish(convert(decoder, MAE_DECODER))
@@ -242,23 +285,31 @@ def transformers_mae(weights: Weights) -> Tree:
     return {"encoder": transformers_encoder(weights, "vit."), "decoder": tree, "head": head}
 
 
-def _of_official_decoder(weights: Weights) -> Weights:
-    """What belongs to MAE's decoder; so does the mask token beside it, whereas BEiT's does not."""
-    found = {name: array for name, array in weights.items() if name.startswith("decoder_")}
-    if found and "mask_token" in weights:
-        found["mask_token"] = weights["mask_token"]
-    return found
+def _official_decoder(weights: Weights) -> Weights:
+    """Returns the arrays of MAE's decoder, if any.
+
+    ``mask_token`` belongs to the decoder if there is one. BEiT's, without one, is the encoder's.
+    """
+    decoder = {name: array for name, array in weights.items() if name.startswith("decoder_")}
+    if decoder and "mask_token" in weights:
+        decoder["mask_token"] = weights["mask_token"]
+    return decoder
 
 
 def _put(tree: Tree, path: str, array: np.ndarray) -> None:
-    *folders, leaf = path.split("/")
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
+    """Puts an array into nested dicts, at keys joined by ``/``."""
+    *keys, leaf = path.split("/")
+    for key in keys:
+        tree = tree.setdefault(key, {})
     tree[leaf] = array
 
 
 def _finish(tree: Tree, num_patches: int | None = None) -> Tree:
-    """Joins queries, keys and values, and gives the class token its position, if it has one."""
+    """Resolves intermediate paths: joins queries, keys and values, and splits ``all_positions``.
+
+    The class token's position, if it has one, is added to the class token. Blocks get biases of 0
+    if none has any.
+    """
     attentions = [
         block.get("attention", {}) for name, block in tree.items() if name.startswith("block_")
     ]
@@ -266,7 +317,7 @@ def _finish(tree: Tree, num_patches: int | None = None) -> Tree:
         if "query" in attention:
             _join_qkv(attention)
     if not any("query_bias" in a or "bias" in a.get("qkv", {}) for a in attentions):
-        for attention in attentions:  # trained without: as with one of 0
+        for attention in attentions:  # trained without biases, which is the same as with 0
             if "qkv" in attention:
                 width = attention["qkv"]["kernel"].shape[1]
                 attention["qkv"]["bias"] = np.zeros(width, np.float32)
@@ -284,6 +335,10 @@ def _finish(tree: Tree, num_patches: int | None = None) -> Tree:
 
 
 def _join_qkv(attention: Tree) -> None:
+    """Replaces ``query``, ``key`` and ``value`` by ``qkv``, in place.
+
+    Raises :class:`UnknownWeights` if a kernel is missing or the three differ in shape.
+    """
     parts = [attention.pop(name, {}) for name in ("query", "key", "value")]
     kernels, biases = ([part.get(name) for part in parts] for name in ("kernel", "bias"))
     if any(kernel is None for kernel in kernels):
@@ -294,5 +349,5 @@ def _join_qkv(attention: Tree) -> None:
     attention["qkv"] = {"kernel": np.concatenate(kernels, axis=1)}
     if all(bias is not None for bias in biases):
         attention["qkv"]["bias"] = np.concatenate(biases)
-    elif biases[0] is not None:  # BEiT's: keys have none
+    elif biases[0] is not None:  # BEiT's, whose keys have no bias
         attention["query_bias"], _, attention["value_bias"] = biases
