@@ -27,18 +27,18 @@ _TEXTS = (
     (r"(?:\.\./)+blobs/", "a link that was copied as text, not the file that it points to"),
     (
         r"(?:<\?xml|<error|<listbucketresult)",
-        f"a message of a server, {_AGAIN}. It says {{shown}}",
+        f"a message of a server, {_AGAIN}. It says {{excerpt}}",
     ),
     (r"<[a-z!]", f"a web page, {_AGAIN}"),
     (
         r"[{\[].{0,99}\"(?:error|errors|message|detail)\"\s*:",
-        f"a message of a server, {_AGAIN}. It says {{shown}}",
+        f"a message of a server, {_AGAIN}. It says {{excerpt}}",
     ),
     (
         r"(?:entry|file|page|repository|resource|object)?\s*(?:404\W*)?not found|"
         r"(?:access|permission) denied|unauthorized|forbidden|access to model|too many requests|"
         r"invalid (?:username|credentials|token)|rate limit",
-        f"a message of a server, {_AGAIN}. It says {{shown}}",
+        f"a message of a server, {_AGAIN}. It says {{excerpt}}",
     ),
 )
 """Regular expressions for how a text file begins, and what each says of the file."""
@@ -92,7 +92,7 @@ def describe_wrong_file(start: bytes) -> str | None:
     text = decode_text(start)
     for pattern, what in _TEXTS if text is not None else ():
         if re.match(pattern, text, re.DOTALL | re.IGNORECASE):
-            return what.format(shown=excerpt(text))
+            return what.format(excerpt=excerpt(text))
     return None
 
 

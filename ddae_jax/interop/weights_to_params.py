@@ -209,7 +209,7 @@ def augreg_encoder(weights: Weights) -> tuple[Tree, int]:
         The encoder's parameters, and its number of heads.
 
     Raises:
-        UnknownWeights: as :func:`timm_encoder` does, and if the number of heads is not shown.
+        UnknownWeights: as :func:`timm_encoder` does, and if they do not show the number of heads.
 
     Source: Steiner et al. 2021, "How to train your ViT?"; Dosovitskiy et al. 2021.
     """
@@ -235,8 +235,8 @@ def transformers_encoder(weights: Weights, prefix: str, num_patches: int | None 
         UnknownWeights: as :func:`timm_encoder` does, and if there are two final norms.
     """
     own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    beside = {k: v for k, v in weights.items() if prefix and k.startswith("layernorm.")}
-    duplicates = own.keys() & beside.keys()
+    final_norm = {k: v for k, v in weights.items() if prefix and k.startswith("layernorm.")}
+    duplicates = own.keys() & final_norm.keys()
     if duplicates:
         name = min(duplicates)
         raise UnknownWeights(
@@ -244,7 +244,7 @@ def transformers_encoder(weights: Weights, prefix: str, num_patches: int | None 
         )
     is_clip = "embeddings.patch_embedding.weight" in own
     rules = CLIP if is_clip else TRANSFORMERS_ALL
-    return _finish(convert(own | beside, rules), num_patches)
+    return _finish(convert(own | final_norm, rules), num_patches)
 
 
 def clip_encoder(weights: Weights) -> tuple[Tree, int]:
