@@ -36,7 +36,8 @@ def read_json(path: pathlib.Path, purpose: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds {values!r}; it must hold keys and values, in {{}}")
     if values and values.keys() <= _SERVER_KEYS:
-        raise ValueError(f"{path} is {describe_wrong_file(raw[:SIGNATURE_BYTES])}")
+        wrong_file = describe_wrong_file(raw[:SIGNATURE_BYTES]) or "a message of a server"
+        raise ValueError(f"{path} is {wrong_file}")
     return dict(values)
 
 

@@ -6,7 +6,6 @@ and transformers' leaves out default values. Both are looked up in ``architectur
 """
 
 import contextlib
-import difflib
 import functools
 import importlib.resources
 import json
@@ -41,6 +40,7 @@ from ddae_jax.interop.weights_to_params import (
     timm_encoder,
     transformers_encoder,
 )
+from ddae_jax.suggestions import did_you_mean
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -210,11 +210,10 @@ def _look_up_timm(
     heads = hints.heads or arguments.get("num_heads")
     activation = hints.activation or arguments.get("act_layer")
     if not heads or not activation:
-        near = difflib.get_close_matches(name, known, n=1)
-        nearest = f" (near is {near[0]!r})" if near else ""
+        suggestion = did_you_mean(name, known) or "."
         raise ValueError(
             f"{file}: architecture {name!r} is none of the {len(known)} vision transformers of "
-            f"timm {architectures()['timm_version']}{nearest}. If it is a plain one, "
+            f"timm {architectures()['timm_version']}{suggestion} If it is a plain one, "
             'say its heads and activation: as "model_args": {"num_heads": 12, "act_layer": '
             '"gelu"} in that file, or, for init_from, as --config.init_heads=12 '
             "--config.init_activation=gelu"
@@ -257,7 +256,7 @@ def _from_transformers(
     if not num_heads or not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(
             f"{file}: num_attention_heads={num_heads!r}, hidden_act={activation!r}; the heads must "
-            f"be told, and known activations are {', '.join(map(repr, _ACTIVATIONS))}"
+            f"be given, and known activations are {', '.join(map(repr, _ACTIVATIONS))}"
         )
     num_heads = _positive_int(num_heads, file, "num_attention_heads")
     hints.check(file, num_heads, _ACTIVATIONS[activation])

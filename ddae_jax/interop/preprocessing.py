@@ -193,7 +193,7 @@ def _warn_default(key: str, value: Any, default: Any, known: Container | str, wh
     """Warns that a value is unknown, and returns the default that is taken instead."""
     listed = known if isinstance(known, str) else ", ".join(known)
     _log.warning(
-        "%s: %s=%r is not known here (known: %s); it is %r", where, key, value, listed, default
+        "%s: %s=%r is not known here (known: %s); %r is taken", where, key, value, listed, default
     )
     return default
 
@@ -222,7 +222,9 @@ def pool_from_timm(
     default = "avg" if config.get("architecture", "").startswith("beit") else "token"
     pool = arguments.get("global_pool") or config.get("global_pool") or default
     if pool not in ("avg", "token"):
-        _log.warning("global_pool=%r is not known here; evaluation.pool says how it is", pool)
+        _log.warning(
+            "global_pool=%r is not known here; evaluation.pool says how features are pooled", pool
+        )
     return {"avg": "mean", "token": "class_token"}.get(pool)
 
 

@@ -54,7 +54,7 @@ def from_convolution(array: np.ndarray) -> np.ndarray:
 def without_batch(array: np.ndarray) -> np.ndarray:
     """Drops the leading batch axis. Raises ``ValueError`` unless its size is 1."""
     if array.shape[:1] != (1,):
-        raise ValueError("its first axis is that of images, of one value")
+        raise ValueError("its first axis, that of images, must be of size 1")
     return array[0]
 
 

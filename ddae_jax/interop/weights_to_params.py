@@ -141,9 +141,10 @@ def _apply_change(name: str, array: np.ndarray, rule: Rule, path: str) -> np.nda
         raise UnknownWeights(f"{name}, of shape {shape}: {error}") from error
     axes = 2 if path.rpartition("/")[2] in _TWO_AXES else 1
     if changed.ndim != axes or not changed.size:
-        expected = f"{axes} {'axis' if axes == 1 else 'axes'} beside those of one value"
+        count = "1 axis" if axes == 1 else f"{axes} axes"
+        fault = f"expected: {count}, not counting those of size 1"
         raise UnknownWeights(
-            f"{name} is of shape {shape}; expected are {expected if changed.size else 'values'}"
+            f"{name} is of shape {shape}; {fault if changed.size else 'it holds no values'}"
         )
     return changed
 
@@ -209,7 +210,7 @@ def augreg_encoder(weights: Weights) -> tuple[Tree, int]:
         The encoder's parameters, and its number of heads.
 
     Raises:
-        UnknownWeights: as :func:`timm_encoder` does, and if they do not show the number of heads.
+        UnknownWeights: as :func:`timm_encoder` does, and if the weights do not show the heads.
 
     Source: Steiner et al. 2021, "How to train your ViT?"; Dosovitskiy et al. 2021.
     """

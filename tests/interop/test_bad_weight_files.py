@@ -140,6 +140,7 @@ def test_what_came_instead_of_weights_is_named(content, message, tmp_path):
         (POINTER, "a pointer of Git LFS, not the file that it stands for"),
         (PAGE, WEB),
         (b'{"error": "Repository not found"}', SERVER),
+        (b'{"error_code": 403}', "a message of a server"),
         (b"Entry not found", SERVER),
         (b"", "empty"),
         (b"{'a': 1}", "no JSON: Expecting property name"),

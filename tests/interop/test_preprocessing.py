@@ -110,7 +110,7 @@ def test_of_processors_that_do_not_tell_nothing_is_taken_and_it_is_said(settings
 def test_a_crop_that_would_be_padded_is_said(caplog):
     settings = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 200}}
     assert preprocessing_from_transformers(settings, {}, "F").crop_share == 1
-    assert "F: crop_size=224 is not known here (known: up to its size); it is 1.0" in caplog.text
+    assert "F: crop_size=224 is not known here (known: up to its size); 1.0 is taken" in caplog.text
 
 
 def test_where_images_are_not_resized_what_this_package_wrote_counts():

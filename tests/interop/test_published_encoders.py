@@ -325,7 +325,7 @@ def test_the_docs_count_the_names_of_timm_that_are_read():
 
 def test_a_name_that_timm_has_not_is_asked_about(tmp_path):
     folder = timm_folder(tmp_path, architecture="vit_smal_patch16_224", model_args={"img_size": 8})
-    message = r"'vit_smal_patch16_224' is none .*near is 'vit_small_patch16_224'.*init_heads=12"
+    message = r"'vit_smal_patch16_224' is none .*; did you mean 'vit_small_patch16_224'\?.*heads=12"
     with pytest.raises(ValueError, match=message):
         read_backbone(folder)
     found = read_backbone(folder, WeightHints(heads=2, activation="gelu"))
