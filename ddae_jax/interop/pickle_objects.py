@@ -189,7 +189,7 @@ class Dtype:
             self._order = ">"
 
     @property
-    def of_numpy(self) -> np.dtype:
+    def numpy_dtype(self) -> np.dtype:
         """The dtype with its byte order."""
         return np.dtype(self._name).newbyteorder(self._order)
 
@@ -209,7 +209,7 @@ class Array(np.ndarray):
             super().__setstate__(placeholder)
             return
         budget.spend_bytes(len(raw))
-        super().__setstate__((1, _counts(shape), dtype.of_numpy, is_fortran is True, raw))
+        super().__setstate__((1, _counts(shape), dtype.numpy_dtype, is_fortran is True, raw))
 
 
 class Constructors:
@@ -312,7 +312,7 @@ class Constructors:
         if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | bytearray):
             return unreadable_array("of numpy, and not of numbers")
         self._budget.spend_bytes(len(raw))
-        values = np.frombuffer(raw, dtype.of_numpy)
+        values = np.frombuffer(raw, dtype.numpy_dtype)
         return values.reshape(_counts(shape), order="F" if order == "F" else "C")
 
 
