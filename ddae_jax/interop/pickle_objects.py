@@ -215,11 +215,11 @@ class Array(np.ndarray):
 class Constructors:
     """Functions that build arrays and plain values from a pickle's arguments.
 
-    Attributes:
-        by_name: the functions, by the names of those in torch, numpy and Python that they replace.
-
     Args:
         budget: pays for the memory of what they build.
+
+    Attributes:
+        by_name: the functions, by the names of those in torch, numpy and Python that they replace.
     """
 
     def __init__(self, budget: Budget):
