@@ -214,8 +214,8 @@ def _activation_and_epsilon(
         return hints.activation or "gelu_tanh", epsilon, () if is_google else (epsilon_note,)
     note = (
         f"{path} does not tell its activation: gelu is taken, which is that of MAE, BEiT, DINO, "
-        "DeiT and MoCo v3; --config.init_activation says otherwise. Nor does it tell of rotary "
-        "positions, or of norms that follow each layer: an encoder with either is another one here"
+        "DeiT and MoCo v3; --config.init_activation says otherwise. Nor would it show rotary "
+        "positions, or norms after each layer: an encoder with either computes other features here"
     )
     return "gelu", epsilon, (note, epsilon_note)
 

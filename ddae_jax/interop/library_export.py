@@ -106,7 +106,7 @@ def export_timm(backbone: Backbone) -> ExportedFolder:
             "depth": options["depth"],
             "num_heads": options["num_heads"],
             "mlp_ratio": options["mlp_ratio"],
-            "init_values": options["layer_scale"] or 0.0,  # a None would be the default's
+            "init_values": options["layer_scale"] or 0.0,  # for None, timm takes its default
             **own,
         },
         "pretrained_cfg": {

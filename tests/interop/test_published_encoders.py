@@ -161,6 +161,7 @@ def test_assumed_heads_and_activation_are_noted(arrays, tmp_path):
     assert heads == {384: 6, 768: 12}[backbone.options["width"]]
     assert any(f"{heads} are taken" in n and "init_heads" in n for n in backbone.notes)
     assert any("gelu is taken" in n and "init_activation" in n for n in backbone.notes)
+    assert any("computes other features here" in note for note in backbone.notes)
     epsilon_note = (
         f"{path} does not tell the epsilon of its norms: 1e-06 is taken; "
         "--config.model.norm_epsilon says otherwise"
