@@ -10,33 +10,14 @@ from ddae_jax.interop.pickle_objects import unreadable_array
 from ddae_jax.interop.weight_files import read_network
 from ddae_jax.interop.weights_to_params import UnknownWeights, clip_encoder, timm_encoder
 from pickled import name, program, text, tuple_of, write_zip
+from timm_arrays import timm_arrays
 
 WIDTH = 192
 
 
-def arrays_of(depth=2, **more):
-    """Returns arrays of a timm encoder with 2 x 2 patches of 4 pixels."""
-    shapes = {
-        "cls_token": (1, 1, WIDTH),
-        "pos_embed": (1, 5, WIDTH),
-        "patch_embed.proj.weight": (WIDTH, 3, 4, 4),
-        "patch_embed.proj.bias": (WIDTH,),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
-    }
-    for index in range(depth):
-        block = {
-            "norm1": (WIDTH,),
-            "norm2": (WIDTH,),
-            "attn.qkv": (3 * WIDTH, WIDTH),
-            "attn.proj": (WIDTH, WIDTH),
-            "mlp.fc1": (4 * WIDTH, WIDTH),
-            "mlp.fc2": (WIDTH, 4 * WIDTH),
-        }
-        for layer, shape in block.items():
-            shapes[f"blocks.{index}.{layer}.weight"] = shape
-            shapes[f"blocks.{index}.{layer}.bias"] = shape[:1]
-    return {key: np.ones(shape, np.float32) for key, shape in shapes.items()} | more
+def arrays_of(**more):
+    """Returns arrays of a timm encoder with two blocks and 2 x 2 patches."""
+    return timm_arrays(WIDTH, depth=2, value=1, **more)
 
 
 def assert_refused(arrays, message, tmp_path):

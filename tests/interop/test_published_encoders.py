@@ -15,6 +15,7 @@ from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.library_folders import architectures
 from ddae_jax.interop.weights_to_params import UnknownWeights
 from ddae_jax.models.vit import ViT
+from timm_arrays import timm_arrays
 
 FOLDER = golden_arrays.FOLDER / "published"
 HEADS = WeightHints(heads=2)
@@ -119,17 +120,9 @@ def test_a_missing_part_names_those_that_are_there(part):
 
 
 def arrays_of(width=16, positions=5, **more):
-    """Returns arrays of a timm encoder with one block and patches of 4 pixels."""
-    block = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width)}
-    block |= {"attn.proj": (width, width), "mlp.fc1": (4 * width, width)}
-    block |= {"mlp.fc2": (width, 4 * width)}
-    shapes = {f"blocks.0.{name}": shape for name, shape in block.items()}
-    shapes |= {"norm": (width,), "patch_embed.proj": (width, 3, 4, 4)}
-    arrays = {}
-    for name, shape in shapes.items():
-        arrays |= {f"{name}.weight": np.zeros(shape), f"{name}.bias": np.zeros(shape[:1])}
-    arrays |= {"cls_token": np.zeros((1, 1, width)), "pos_embed": np.ones((1, positions, width))}
-    return {name: np.float32(array) for name, array in (arrays | more).items()}
+    """Returns arrays of a timm encoder with one block, all in float32."""
+    arrays = timm_arrays(width, **({"pos_embed": np.ones((1, positions, width))} | more))
+    return {name: np.float32(array) for name, array in arrays.items()}
 
 
 def write(tmp_path, arrays, name="encoder.safetensors"):

@@ -24,6 +24,7 @@ from ddae_jax.interop.weights_to_params import (
     transformers_mae,
 )
 from ddae_jax.models.vit import ViT
+from timm_arrays import timm_arrays
 
 FOLDER = golden_arrays.FOLDER / "torch_files"
 FILES = {"mae": "mae.pth", "beit": "beit.pth", "augreg": "augreg.npz"}
@@ -40,31 +41,6 @@ def features_of(backbone, images):
     apply = jax.jit(ViT(**backbone.options).apply)
     params = {name: value for name, value in backbone.params.items() if name != "mask_token"}
     return apply({"params": params}, images).tokens[0]
-
-
-def arrays_of(width, depth=1, side=2, classes=1, channels=3, **more):
-    """Returns arrays of a timm encoder with patches of 4 pixels."""
-    shapes = {
-        "pos_embed": (1, side**2 + classes, width),
-        "patch_embed.proj.weight": (width, channels, 4, 4),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    shapes |= {"cls_token": (1, 1, width)} if classes else {}
-    for index in range(depth):
-        block = {
-            "norm1": (width,),
-            "norm2": (width,),
-            "attn.qkv": (3 * width, width),
-            "attn.proj": (width, width),
-            "mlp.fc1": (4 * width, width),
-            "mlp.fc2": (width, 4 * width),
-        }
-        for name, shape in block.items():
-            shapes[f"blocks.{index}.{name}.weight"] = shape
-            shapes[f"blocks.{index}.{name}.bias"] = shape[:1]
-    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()} | more
 
 
 def write(tmp_path, arrays):
@@ -139,11 +115,11 @@ def test_a_whole_file_of_mae_s_authors_equals_the_model_of_transformers(tmp_path
 
 def test_a_file_without_a_decoder_is_no_whole_mae():
     with pytest.raises(UnknownWeights, match="of an encoder only"):
-        official_mae(arrays_of(width=16))
+        official_mae(timm_arrays(width=16))
 
 
 def test_a_fine_tuned_encoder_of_mae_is_read_without_its_classifier(tmp_path):
-    arrays = arrays_of(width=192)
+    arrays = timm_arrays(width=192)
     for part in ("weight", "bias"):
         arrays[f"fc_norm.{part}"] = arrays.pop(f"norm.{part}") + 2
     arrays |= {"head.weight": np.zeros((7, 192), np.float32), "head.bias": np.zeros(7, np.float32)}
@@ -159,7 +135,7 @@ def test_beit_s_mask_token_is_its_encoder_s_and_mae_s_is_not():
 
 @pytest.mark.parametrize("width", HEADS)
 def test_published_widths_determine_the_heads(width, tmp_path):
-    arrays = arrays_of(width, side=3)
+    arrays = timm_arrays(width, side=3)
     options = read_backbone(write(tmp_path, arrays)).options
     assert options == {
         "num_heads": HEADS[width],
@@ -181,7 +157,7 @@ def test_published_widths_determine_the_heads(width, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_patches_of_any_channels_have_their_size(channels, tmp_path):
-    backbone = read_backbone(write(tmp_path, arrays_of(192, channels=channels, classes=0)))
+    backbone = read_backbone(write(tmp_path, timm_arrays(192, channels=channels, classes=0)))
     assert (backbone.options["patch_size"], backbone.options["image_size"]) == (4, (8, 8))
     assert not backbone.options["use_class_token"]
 
@@ -192,7 +168,9 @@ def test_patches_of_any_channels_have_their_size(channels, tmp_path):
 )
 def test_relative_positions_alone_determine_the_size(side, table, tmp_path):
     count = (2 * side - 1) ** 2 + 3
-    arrays = arrays_of(192, **{table.format("relative_position_bias_table"): np.zeros((count, 3))})
+    arrays = timm_arrays(
+        192, **{table.format("relative_position_bias_table"): np.zeros((count, 3))}
+    )
     del arrays["pos_embed"]
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     options = read_backbone(write(tmp_path, arrays)).options
@@ -207,18 +185,18 @@ def without(name, arrays):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (arrays_of(16), "does not tell the heads of an encoder of width 16 .*768: 12"),
-        (without("pos_embed", arrays_of(192)), "has no positions"),
+        (timm_arrays(16), "does not tell the heads of an encoder of width 16 .*768: 12"),
+        (without("pos_embed", timm_arrays(192)), "has no positions"),
         (
-            arrays_of(192) | {"pos_embed": np.zeros((1, 6, 192), np.float32)},
+            timm_arrays(192) | {"pos_embed": np.zeros((1, 6, 192), np.float32)},
             "has 5 positions, which are of no square grid",
         ),
         (
-            without("pos_embed", arrays_of(192))
+            without("pos_embed", timm_arrays(192))
             | {"rel_pos_bias.relative_position_bias_table": np.zeros((13, 3), np.float32)},
             "has 13 positions, which are of no square grid",
         ),
-        (arrays_of(192) | {"norm_pre.weight": np.zeros(192, np.float32)}, "is of CLIP"),
+        (timm_arrays(192) | {"norm_pre.weight": np.zeros(192, np.float32)}, "is of CLIP"),
         ({"vit.embeddings.cls_token": np.zeros((1, 1, 192), np.float32)}, "is of transformers"),
     ],
 )
@@ -232,8 +210,8 @@ def test_a_file_that_shows_too_little_needs_a_folder(arrays, message, tmp_path):
     ("arrays", "message"),
     [
         ({"conv1.weight": np.zeros((4, 3, 2, 2), np.float32)}, "no encoder known.*conv1.weight"),
-        (arrays_of(192) | {"blocks.0.conv": np.zeros(2, np.float32)}, r"blocks\.0\.conv"),
-        (arrays_of(192, depth=0), "lack what is here called block_01"),
+        (timm_arrays(192) | {"blocks.0.conv": np.zeros(2, np.float32)}, r"blocks\.0\.conv"),
+        (timm_arrays(192, depth=0), "lack what is here called block_01"),
         ({"embedding/kernel": np.zeros((4, 4, 3, 8), np.float32)}, "heads of encoderblock_0"),
     ],
 )
@@ -244,7 +222,7 @@ def test_a_file_of_another_network_is_named(arrays, message, tmp_path):
 
 
 def test_a_run_can_start_from_a_file_of_a_published_size(tmp_path):
-    pretrained = load_pretrained(str(write(tmp_path, arrays_of(192, depth=12))))
+    pretrained = load_pretrained(str(write(tmp_path, timm_arrays(192, depth=12))))
     assert (pretrained.model["size"], pretrained.mean, pretrained.std) == ("Ti", None, None)
 
 
