@@ -33,8 +33,8 @@ from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
 from ddae_jax.config.ranges import CHOICES
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
-from ddae_jax.interop.exported import (
-    Exported,
+from ddae_jax.interop.library_export import (
+    ExportedFolder,
     MaeDecoder,
     export_timm,
     export_transformers,
@@ -150,7 +150,7 @@ def _check_has_decoder(config: ConfigDict, library: str, imported: bool) -> None
 
 def _export_encoder(
     workdir: Workdir, config: ConfigDict, library: str, step: int | None
-) -> tuple[Exported, int]:
+) -> tuple[ExportedFolder, int]:
     params, step, _ = restore_encoder(workdir, config, make_mesh(**config.mesh), step)
     backbone = backbone_of(build_encoder(config), params, config)
     return (export_timm if library == "timm" else export_transformers)(backbone), step
@@ -222,7 +222,7 @@ def _whole_or_not_at_all(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(half_written, ignore_errors=True)
 
 
-def _result(exported: Exported, subject: Subject, out: pathlib.Path) -> dict:
+def _result(exported: ExportedFolder, subject: Subject, out: pathlib.Path) -> dict:
     return {
         "format": subject.library,
         "network": subject.network,

@@ -10,7 +10,7 @@ from ddae_jax import export as export_command
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
-from ddae_jax.interop.exported import (
+from ddae_jax.interop.library_export import (
     MaeDecoder,
     export_timm,
     export_transformers,

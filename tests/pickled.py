@@ -1,4 +1,4 @@
-"""Files of torch, put together by hand: what no torch would write, too."""
+"""Writers of torch files that are put together by hand, also of such as torch would never write."""
 
 import pickle
 import struct
@@ -51,7 +51,7 @@ def write_zip(path, body, count=6, **records):
 
 
 def write_arrays(path, arrays, key=None):
-    """A state_dict of float32 arrays as torch saves it, under a key if there is one."""
+    """Writes float32 arrays as torch saves a state_dict, under a key if one is given."""
     items, records = b"", {}
     for index, (key_of_array, array) in enumerate(arrays.items()):
         shape, steps = array.shape, [step // 4 for step in np.ascontiguousarray(array).strides]

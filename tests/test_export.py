@@ -19,8 +19,8 @@ from ddae_jax.config import finetune_defaults, from_plain, pretrain_defaults, to
 from ddae_jax.data.sources import make_source
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.digests import DamagedWeights
-from ddae_jax.interop.encoders import transformers_mae
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
+from ddae_jax.interop.weights_to_params import transformers_mae
 from ddae_jax.jobs import card_code, model_card
 from ddae_jax.jobs.cli import CommandEnded, parse_config_flags
 from ddae_jax.models import vit

@@ -13,8 +13,8 @@ from ddae_jax import evaluate, export, import_weights, pretrain
 from ddae_jax.builders import initialization
 from ddae_jax.builders.pretrained import load_pretrained
 from ddae_jax.config import finetune_defaults, from_plain
+from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.described import Told
 from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.models import vit
 from undrawn import pictures_left_out
@@ -127,7 +127,7 @@ def test_a_file_is_imported_with_what_is_told_of_it(monkeypatch, tmp_path, capsy
     heads = "--config.init_heads=2"
     assert status(import_weights.main, *given, heads, f"--workdir={workdir}") == 0
     assert f"{workdir}: an encoder of" in capsys.readouterr().err
-    wanted = read_backbone(file, Told(2, "gelu", "encoder")).params
+    wanted = read_backbone(file, WeightHints(2, "gelu", "encoder")).params
     found = load_pretrained.__wrapped__(str(workdir)).params
     for name in wanted:
         jax.tree.map(np.testing.assert_array_equal, found[name], wanted[name])

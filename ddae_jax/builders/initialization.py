@@ -210,8 +210,8 @@ def load_init_from(config: ConfigDict) -> Pretrained:
     return load_pretrained(config.init_from, config.get("init_encoder", "student"), _told(config))
 
 
-def _told(config: ConfigDict) -> Told:
-    return Told(config.init_heads, config.init_activation, config.init_part)
+def _told(config: ConfigDict) -> WeightHints:
+    return WeightHints(config.init_heads, config.init_activation, config.init_part)
 
 
 def initial_params(config: ConfigDict, pretrained: Pretrained | None) -> PyTree | None:

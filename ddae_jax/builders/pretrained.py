@@ -13,9 +13,9 @@ from ddae_jax.builders.networks import build_encoder
 from ddae_jax.builders.restore import encoder_of, encoder_part, read_run, restore_part
 from ddae_jax.config.downstream import ARCHITECTURE
 from ddae_jax.config.pretraining import has_momentum_encoder
-from ddae_jax.interop.backbones import is_of_others, read_backbone
+from ddae_jax.interop.architecture import Backbone, WeightHints
+from ddae_jax.interop.backbones import is_library_folder, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
-from ddae_jax.interop.described import Backbone, Told
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.models.vit import SIZES, ViT
 from ddae_jax.training.checkpoint import differences
@@ -63,7 +63,7 @@ def load_pretrained(path: str, encoder: str = "student", told: Told | None = Non
             f"init_from={path!r} is not there; it is the workdir of a run, or a file or folder "
             "with somebody's weights"
         )
-    if place.is_file() or is_of_others(place):
+    if place.is_file() or is_library_folder(place):
         if encoder == "teacher":
             raise ValueError(
                 f"init_encoder='teacher' is for runs, and {path} holds somebody's weights; of a "
@@ -78,7 +78,7 @@ def load_pretrained(path: str, encoder: str = "student", told: Told | None = Non
         pool = {"pool": found.pool} if found.pool else {}
         described = _describe(module, place)
         return Pretrained(described, module, params, found.mean, found.std, shown | pool)
-    if told and told != Told():
+    if told and told != WeightHints():
         raise ValueError(
             f"init_heads, init_activation and init_part are for somebody's weights; {path} is a "
             "run, which tells all of it: leave them as they are by default"
@@ -100,7 +100,7 @@ def load_pretrained(path: str, encoder: str = "student", told: Told | None = Non
     )
 
 
-def load_decoder(path: str, told: Told) -> tuple[PyTree, int | None]:
+def load_decoder(path: str, told: WeightHints) -> tuple[PyTree, int | None]:
     """The decoder and head of somebody's MAE, and the decoder's heads if they are known.
 
     Args:
@@ -110,7 +110,7 @@ def load_decoder(path: str, told: Told) -> tuple[PyTree, int | None]:
     Raises ``ValueError`` for a run, and for weights without a decoder.
     """
     place = pathlib.Path(path).expanduser()
-    if place.is_dir() and not is_of_others(place):
+    if place.is_dir() and not is_library_folder(place):
         raise ValueError(
             f"init_decoder=True is for an MAE that was published, and {path} is a run: to go on "
             "with all of it, give its own folder as --workdir"

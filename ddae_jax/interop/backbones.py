@@ -1,9 +1,10 @@
-"""Somebody's vision transformer: weights, architecture and pixel statistics.
+"""Published vision transformers: weights, architecture and pixel statistics.
 
-A folder is as timm and transformers save it: ``model.safetensors`` (or ``pytorch_model.bin``),
-whole or in parts, with ``config.json``, and for transformers ``preprocessor_config.json``. A file
-has weights alone, as authors publish them: its arrays tell most of the architecture, and somebody
-has to tell the rest. Nothing in either is executed.
+They come in a folder or a file. A folder is as timm or transformers saves it:
+``model.safetensors`` (or ``pytorch_model.bin``), whole or in parts, with ``config.json``, and for
+transformers ``preprocessor_config.json``. A file holds weights alone, as authors publish them: its
+arrays show most of the architecture, and the user must give the rest. Nothing in either is
+executed.
 """
 
 import math
@@ -14,30 +15,30 @@ import re
 import numpy as np
 
 from ddae_jax.data.disks import ReadFailed, is_file
-from ddae_jax.interop.described import (
+from ddae_jax.interop.architecture import (
     Backbone,
-    Told,
+    WeightHints,
     check_heads,
     describe_encoder,
-    notes_on_place,
-    read_json,
+    other_encoders_note,
     relative_table,
 )
-from ddae_jax.interop.encoders import (
+from ddae_jax.interop.json_files import read_json
+from ddae_jax.interop.library_folders import read_folder
+from ddae_jax.interop.weight_files import find_weights, read_network
+from ddae_jax.interop.weights_to_params import (
     Tree,
     UnknownWeights,
     Weights,
     augreg_encoder,
     clip_encoder,
-    is_unread,
-    not_read,
+    is_unreadable,
     timm_encoder,
+    unreadable_message,
 )
-from ddae_jax.interop.folders import read_folder
-from ddae_jax.interop.weights import find_weights, read_network
 
 _HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # Ti, S, B, L, H
-_WIDTH_OF_MOCO = 384  # whose heads are 12 in MoCo v3, with fixed positions, and 6 in all others
+_WIDTH_OF_MOCO = 384  # ViT-S has 12 heads in MoCo v3, with fixed positions, and 6 elsewhere
 _EPSILON, _EPSILON_OF_CLIP = 1e-6, 1e-5
 _IN_A_FOLDER = (
     "give a folder that holds the weights as model.safetensors or pytorch_model.bin, with the "
@@ -45,35 +46,44 @@ _IN_A_FOLDER = (
 )
 
 
-def read_backbone(path: str | os.PathLike, told: Told | None = None) -> Backbone:
-    """The encoder in a folder, or in a file (see :func:`ddae_jax.interop.weights.read_network`).
+def read_backbone(path: str | os.PathLike, hints: WeightHints | None = None) -> Backbone:
+    """Reads a published encoder.
 
-    A file does not tell heads, activation, epsilon and pixel statistics. Heads are those of the
-    width, where all that are published agree; ``gelu`` and 1e-6 are those of MAE, BEiT, DINO and of
-    timm's own; Google's have the approximate ``gelu``, and see pixels in [-1, 1]. What was so taken
-    for granted is in the backbone's notes.
+    A file does not show heads, activation, epsilon and pixel statistics. The number of heads is
+    taken from the width where all published encoders agree. Activation and epsilon are taken to be
+    ``gelu`` and 1e-6, as in MAE, BEiT, DINO and timm's own models; Google's encoders have the
+    approximate ``gelu`` and pixel values in [-1, 1]. The backbone's notes list such assumptions.
 
     Args:
-        path: of the folder or file.
-        told: what somebody says of it. A folder has to agree.
+        path: a folder, or a file (see :func:`ddae_jax.interop.weight_files.read_network`). For the
+            weight file of a folder with a ``config.json``, the folder is read.
+        hints: facts that a file does not show. They must not contradict the weights or the config.
 
-    Raises ``FileNotFoundError`` for a missing file, ``ValueError`` for what is not known here:
-    weights, width, heads, pixel statistics, each by name with what to do.
+    Returns:
+        The encoder. From a file, ``preprocessing`` is None, and so are ``mean`` and ``std`` but for
+        Google's.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ReadFailed: if the disk or the network is at fault.
+        ValueError: if weights, width, heads or pixel statistics are not known here. The message
+            says what to do.
     """
-    place, told = pathlib.Path(path), told or Told()
-    if not is_file(place):
-        return read_folder(place, told)
-    if place == find_weights(place.parent) and _has_config_of_others(place.parent):
-        return read_folder(place.parent, told)  # which tells more than the file alone
-    return _from_file(place, told)
+    path, hints = pathlib.Path(path), hints or WeightHints()
+    if not is_file(path):
+        return read_folder(path, hints)
+    if path == find_weights(path.parent) and _has_library_config(path.parent):
+        return read_folder(path.parent, hints)  # its config knows more than the file alone
+    return _from_file(path, hints)
 
 
-def is_of_others(folder: pathlib.Path) -> bool:
-    """Whether a folder is meant to hold an encoder of timm or transformers."""
-    return is_file(find_weights(folder)) or _has_config_of_others(folder)
+def is_library_folder(folder: pathlib.Path) -> bool:
+    """Tells whether a folder has weights or a config as timm or transformers saves them."""
+    return is_file(find_weights(folder)) or _has_library_config(folder)
 
 
-def _has_config_of_others(folder: pathlib.Path) -> bool:
+def _has_library_config(folder: pathlib.Path) -> bool:
+    """Tells whether a folder has a ``config.json`` of timm or transformers."""
     file = folder / "config.json"
     if not is_file(file):
         return False
@@ -86,17 +96,18 @@ def _has_config_of_others(folder: pathlib.Path) -> bool:
     return bool(config.keys() & {"architecture", "architectures", "model_type"})
 
 
-def _from_file(path: pathlib.Path, told: Told) -> Backbone:
-    network = read_network(path, told.part)
+def _from_file(path: pathlib.Path, hints: WeightHints) -> Backbone:
+    """Reads an encoder from weights alone, with the names of timm, Google, or OpenAI's CLIP."""
+    network = read_network(path, hints.part)
     weights = network.weights
-    is_of_google = "embedding/kernel" in weights
-    is_of_openai = "class_embedding" in weights and "conv1.weight" in weights
-    name = "embedding/kernel" if is_of_google else "patch_embed.proj.weight"
-    name = "conv1.weight" if is_of_openai else name
+    is_google = "embedding/kernel" in weights
+    is_openai = "class_embedding" in weights and "conv1.weight" in weights
+    name = "embedding/kernel" if is_google else "patch_embed.proj.weight"
+    name = "conv1.weight" if is_openai else name
     kernel = weights.get(name)
-    _check_is_no_folder(path, weights)
-    if kernel is not None and is_unread(kernel):
-        raise UnknownWeights(f"{path}: {not_read(name, kernel)}")
+    _refuse_transformers(path, weights)
+    if kernel is not None and is_unreadable(kernel):
+        raise UnknownWeights(f"{path}: {unreadable_message(name, kernel)}")
     if kernel is None or kernel.ndim != 4:
         raise UnknownWeights(
             f"{path} is of no encoder known here: it has no patch_embed.proj.weight, as timm, MAE "
@@ -104,30 +115,32 @@ def _from_file(path: pathlib.Path, told: Told) -> Backbone:
             f"{', '.join([*weights][:5])}"
         )
     try:
-        if is_of_google:
+        if is_google:
             params, heads = augreg_encoder(weights)
-        elif is_of_openai:
+        elif is_openai:
             params, heads = clip_encoder(weights)
         else:
             params, heads = timm_encoder(weights, _patches_alone(weights)), None
-        options = describe_encoder(params, kernel.shape[2 if is_of_google else 1])
+        options = describe_encoder(params, kernel.shape[2 if is_google else 1])
     except UnknownWeights as error:
         raise UnknownWeights(f"{path}: {error}") from error
-    notes = () if told.part else notes_on_place(path, network)
-    heads, of_heads = _heads(path, params, heads, told)
-    activation, epsilon, of_activation = _activation(path, params, is_of_google, told)
+    notes = () if hints.part else other_encoders_note(path, network)
+    heads, notes_on_heads = _heads(path, params, heads, hints)
+    activation, epsilon, notes_on_activation = _activation_and_epsilon(
+        path, params, is_google, hints
+    )
     side = _grid_side(path, params) * options["patch_size"]
     options |= {"num_heads": heads, "image_size": (side, side)}
     options |= {"activation": activation, "norm_epsilon": epsilon}
-    half = (0.5,) * kernel.shape[2] if is_of_google else None
-    pool = "class_token" if is_of_openai or ("class_token" in params and is_of_google) else None
+    half = (0.5,) * kernel.shape[2] if is_google else None
+    pool = "class_token" if is_openai or ("class_token" in params and is_google) else None
     pool = "normed_mean" if "fc_norm.weight" in weights else pool
-    notes = (*notes, *of_heads, *of_activation)
+    notes = (*notes, *notes_on_heads, *notes_on_activation)
     return Backbone(options, params, half, half, notes, pool)
 
 
-def _check_is_no_folder(path: pathlib.Path, weights: Weights) -> None:
-    """Raises ``ValueError`` for encoders of transformers, which vary in more than can be told."""
+def _refuse_transformers(path: pathlib.Path, weights: Weights) -> None:
+    """Raises ``ValueError`` for weights of transformers, whose config they need."""
     if any(re.match(r"((vit|beit)\.)?embeddings\.", name) for name in weights):
         raise ValueError(
             f"{path} is of transformers, and does not tell all of its architecture; {_IN_A_FOLDER}"
@@ -135,13 +148,26 @@ def _check_is_no_folder(path: pathlib.Path, weights: Weights) -> None:
 
 
 def _heads(
-    path: pathlib.Path, params: Tree, heads: int | None, told: Told
+    path: pathlib.Path, params: Tree, heads: int | None, hints: WeightHints
 ) -> tuple[int, tuple[str, ...]]:
-    """The heads, and a note where they are taken for granted."""
+    """Determines the number of heads.
+
+    Args:
+        path: the file, for messages.
+        params: the encoder's parameters.
+        heads: number of heads that the weights show; None if they do not.
+        hints: given by the user; must agree.
+
+    Returns:
+        The number of heads, and a note if it is assumed from the width.
+
+    Raises:
+        ValueError: if it is unknown, or impossible for the encoder.
+    """
     table, width = relative_table(params), params["patch_embedding"]["kernel"].shape[1]
     heads = heads or (None if table is None else table.shape[1])
-    told.check(path, heads, None)
-    known = heads or told.heads
+    hints.check(path, heads, None)
+    known = heads or hints.heads
     if known:
         check_heads(path, known, params)
         return known, ()
@@ -165,34 +191,37 @@ def _heads(
     )
 
 
-def _activation(
-    path: pathlib.Path, params: Tree, is_of_google: bool, told: Told
+def _activation_and_epsilon(
+    path: pathlib.Path, params: Tree, is_google: bool, hints: WeightHints
 ) -> tuple[str, float, tuple[str, ...]]:
-    """Activation and epsilon, and a note where they are taken for granted."""
-    is_of_clip = "embedding_norm" in params
-    if is_of_clip and not told.activation:
+    """Determines activation and epsilon, with notes on those that are assumed.
+
+    Raises ``ValueError`` for an encoder of CLIP whose activation is not given.
+    """
+    is_clip = "embedding_norm" in params
+    if is_clip and not hints.activation:
         raise ValueError(
             f"{path} is of CLIP, and does not tell its activation: say it as "
             "--config.init_activation=quick_gelu, which is that of OpenAI's and of some others, or "
             f"as --config.init_activation=gelu; or {_IN_A_FOLDER}"
         )
-    epsilon = _EPSILON_OF_CLIP if is_of_clip else _EPSILON
-    of_epsilon = (
+    epsilon = _EPSILON_OF_CLIP if is_clip else _EPSILON
+    epsilon_note = (
         f"{path} does not tell the epsilon of its norms: {epsilon:g} is taken; "
         "--config.model.norm_epsilon says otherwise"
     )
-    if told.activation or is_of_google:
-        return told.activation or "gelu_tanh", epsilon, () if is_of_google else (of_epsilon,)
+    if hints.activation or is_google:
+        return hints.activation or "gelu_tanh", epsilon, () if is_google else (epsilon_note,)
     note = (
         f"{path} does not tell its activation: gelu is taken, which is that of MAE, BEiT, DINO, "
-        "DeiT and MoCo v3; --config.init_activation says otherwise. Nor does it tell of rotary "
-        "positions, or of norms that follow each layer: an encoder with either is another one here"
+        "DeiT and MoCo v3; --config.init_activation says otherwise. Nor would it show rotary "
+        "positions, or norms after each layer: an encoder with either computes other features here"
     )
-    return "gelu", epsilon, (note, of_epsilon)
+    return "gelu", epsilon, (note, epsilon_note)
 
 
 def _are_fixed(positions: np.ndarray | None) -> bool:
-    """Whether they look like sine-cosine positions: sines of 0 and cosines of 0 come first."""
+    """Tells whether positions look fixed: the first one has the sines and cosines of 0."""
     if positions is None:
         return False
     first = np.sort(np.round(positions[0], 5))
@@ -201,7 +230,10 @@ def _are_fixed(positions: np.ndarray | None) -> bool:
 
 
 def _patches_alone(weights: Weights) -> int | None:
-    """How many positions there are, if they are those of the patches of a square grid alone."""
+    """Returns the number of positions if they are those of patches of a square grid alone.
+
+    Otherwise, or if that is ambiguous, None.
+    """
     positions = weights.get("pos_embed")
     count = positions.shape[1] if positions is not None and positions.ndim == 3 else 0
     is_square = [math.isqrt(n) ** 2 == n for n in (count, count - 1) if n >= 0]
@@ -209,9 +241,10 @@ def _patches_alone(weights: Weights) -> int | None:
 
 
 def _grid_side(path: pathlib.Path, params: Tree) -> int:
-    """Rows of a square grid of ``h * h`` patches, by its positions or its relative ones.
+    """Derives the rows ``h`` of a square grid of patches from its positions.
 
-    Of the latter there are ``(2h - 1)^2``, and three more of the class token.
+    There are ``h * h`` absolute positions, or ``(2h - 1)^2 + 3`` relative ones, the last three for
+    the class token. Raises ``ValueError`` if there are neither, or the grid is not square.
     """
     table = relative_table(params)
     if "positions" in params:

@@ -1,4 +1,4 @@
-"""Digests of arrays, which files of safetensors are written with, and checked by where read."""
+"""SHA-256 digests of arrays, written into the metadata of safetensors files, checked when read."""
 
 import hashlib
 import json
@@ -8,49 +8,56 @@ from collections.abc import Mapping
 import numpy as np
 from safetensors import safe_open
 
-from ddae_jax.interop.encoders import Weights
+from ddae_jax.interop.weights_to_params import Weights
 
 _KEY = "ddae_jax.sha256"
-"""Of a file's metadata. Programs that change arrays and save them leave it out."""
+"""Key of the digests in a file's metadata. Other programs drop it when they save changed arrays."""
 
 
 class DamagedWeights(ValueError):
-    """Arrays that are not those which were written."""
+    """Error for arrays that differ from those that were written."""
 
 
 def digest_metadata(weights: Weights) -> dict[str, str]:
-    """Computes a SHA-256 of each array, as metadata of the file that will hold them."""
+    """Computes the metadata for a file of these weights: a SHA-256 of each array, as JSON.
+
+    A digest covers the array's dtype, shape and values.
+    """
     return {_KEY: json.dumps({name: _digest(array) for name, array in weights.items()})}
 
 
 def check_digests(path: pathlib.Path, weights: Weights) -> None:
-    """Raises :class:`DamagedWeights`, naming file and arrays, if a file tells other digests.
+    """Checks weights against the digests in the metadata of the file that they were read from.
 
-    A file that tells none is taken as it is.
+    A file without digests passes.
 
     Args:
-        path: of the file.
-        weights: that were read from it.
+        path: the safetensors file.
+        weights: all of its arrays.
+
+    Raises:
+        DamagedWeights: if an array differs, is missing or is new, or the digests are no JSON. The
+            message names the file and the arrays.
     """
     with safe_open(path, "np") as file:
         stored = (file.metadata() or {}).get(_KEY)
     if stored is None:
         return
-    told = _parsed(path, stored)
-    lost = sorted(told.keys() ^ weights.keys())
-    bad = [name for name in told if name in weights and _digest(weights[name]) != told[name]]
-    if lost or bad:
-        what = [f"{name} is not what was written" for name in bad]
-        what += [f"{name} is {'lacking' if name in told else 'new'}" for name in lost]
-        more = f", and {len(what) - 3} more" if len(what) > 3 else ""
+    digests = _parse_digests(path, stored)
+    unmatched = sorted(digests.keys() ^ weights.keys())
+    changed = [n for n in digests if n in weights and _digest(weights[n]) != digests[n]]
+    if unmatched or changed:
+        faults = [f"{name} is not what was written" for name in changed]
+        faults += [f"{name} is {'lacking' if name in digests else 'new'}" for name in unmatched]
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise DamagedWeights(
             f"{path} is damaged, by the SHA-256 of each array in its metadata: "
-            f"{', '.join(what[:3])}{more}. Copy or export it again; weights that were changed on "
+            f"{', '.join(faults[:3])}{more}. Copy or export it again; weights that were changed on "
             f"purpose are to be saved without {_KEY!r} in the metadata"
         )
 
 
-def _parsed(path: pathlib.Path, text: str) -> Mapping[str, str]:
+def _parse_digests(path: pathlib.Path, text: str) -> Mapping[str, str]:
     try:
         return dict(json.loads(text))
     except (TypeError, ValueError) as error:
@@ -58,6 +65,6 @@ def _parsed(path: pathlib.Path, text: str) -> Mapping[str, str]:
 
 
 def _digest(array: np.ndarray) -> str:
-    found = hashlib.sha256(f"{array.dtype}{list(array.shape)}".encode())
-    found.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
-    return found.hexdigest()
+    digest = hashlib.sha256(f"{array.dtype}{list(array.shape)}".encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()

@@ -1,9 +1,10 @@
-"""Pickles of arrays, read without running anything that they name.
+"""Unpickler for arrays that runs nothing of what a pickle names.
 
-A pickle is a program for a machine with a stack: it calls what it names. The machine here knows
-all of its instructions, and no more than the names in :mod:`ddae_jax.interop.inert`; no other name
-is looked up. What an instruction costs is bounded: keys of dicts are plain and short, since their
-hashes are computed again and again, and sets are lists.
+A pickle is a program for a stack machine, and Python's own unpickler imports and calls whatever it
+names. The machine here knows all instructions, but only the names in
+:mod:`ddae_jax.interop.pickle_objects`; no other name is imported or looked up. The cost of each
+instruction is bounded: keys of dicts must be plain and short, because each lookup hashes them
+again, and sets become lists.
 """
 
 import functools
@@ -13,28 +14,29 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
-from ddae_jax.interop.inert import (
-    KNOWN,
+from ddae_jax.interop.pickle_objects import (
+    ALLOWED,
     SAVE_AGAIN,
+    AllowedFunction,
     Array,
     Budget,
+    Constructors,
     Dtype,
-    Inert,
-    Known,
-    Makers,
-    Name,
+    InertObject,
     Refused,
     Storage,
     StorageType,
-    unread,
+    UnknownName,
+    unreadable_array,
 )
 
 _LONGEST_NAME = 1000
 _LONGEST_KEY = 10_000
 _MOST_ARGUMENTS, _MOST_PARTS_OF_KEY = 100, 16
 _LARGE_KEY, _LARGEST_KEY = 2**32, 2**64
-# Steps that a key counts for. Whoever writes a file can choose keys with one hash, but of text.
-_WORK_OF_LARGE, _WORK_OF_CHOSEN = 10, 100
+# Steps charged for a key: large integers, and floats or tuples. An attacker can choose such keys
+# with colliding hashes, which make dicts slow. Hashes of text are randomised.
+_STEPS_OF_LARGE_INT, _STEPS_OF_FLOAT_OR_TUPLE = 10, 100
 
 _VALUES = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
 _VALUES |= {"STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
@@ -49,47 +51,63 @@ _HOSTILE = re.compile(
     r"pty\.spawn|shutil\.(?:rmtree|move)|runpy\.run_\w+|importlib\.import_module|"
     r"webbrowser\.open\w*|commands\.get\w+"
 )
-"""What is there to harm whoever reads a file by other means. It would not be run here either."""
+"""Names that serve only to attack whoever loads the file. They are not run here either way."""
 
 _ARRAYS = re.compile(r".*(?:_rebuild|_reconstruct_array|Tensor$|Parameter$)")
-"""Names of what makes arrays: of quantised, sparse or distributed ones, and of other libraries."""
+"""Names of functions that build arrays: quantised, sparse, distributed, or of other libraries."""
 
 
-def unpickle(stream: BinaryIO, find_storage: Callable[[Any], Storage | Name | None], room: int):
-    """What the pickle that begins here holds; the stream is left behind its end.
+def unpickle(
+    stream: BinaryIO, find_storage: Callable[[Any], Storage | UnknownName | None], max_bytes: int
+) -> Any:
+    """Reads one pickle and leaves the stream at its end.
 
     Args:
-        stream: of bytes.
-        find_storage: the storage that a persistent id names; the name of its kind, if that is not
-            known. None makes tensors of it None too, for whoever only wants to know which storages
-            there are.
-        room: bytes that all arrays together may take. Many of them may view one storage.
+        stream: bytes, at the beginning of the pickle.
+        find_storage: maps a persistent id to the storage that it names, or to the name of the
+            storage's type if that is unknown. If it returns None, tensors of that storage become
+            None; this serves to list the storages first.
+        max_bytes: bytes that all arrays together may take. Many arrays may view one storage, so
+            the size of the file is no bound.
+
+    Returns:
+        The pickled object, of the types in :mod:`ddae_jax.interop.pickle_objects`.
 
     Raises:
-        Refused: naming what it asks for.
-        Exception: of any kind, if it is damaged.
+        Refused: if the pickle asks for something forbidden, which the message names, or costs too
+            much.
+        Exception: of any type, if the pickle is damaged.
     """
-    return _Machine(find_storage, Budget(room)).run(stream)
+    return _Machine(find_storage, Budget(max_bytes)).run(stream)
 
 
 class _Machine:
+    """Stack machine that follows a pickle's instructions. See :mod:`pickletools` for these."""
+
     def __init__(self, find_storage, budget: Budget):
         self._find_storage, self._budget = find_storage, budget
         self._stack: list[Any] = []
-        self._marked: list[list[Any]] = []  # what lay on the stack at each mark
+        self._marked: list[list[Any]] = []  # the stacks that marks have put aside
         self._memo: dict[int, Any] = {}
         self._names: dict[tuple[str, str], Any] = {}
-        makers = {name: Known(function) for name, function in Makers(budget).by_name.items()}
-        self._known = {**KNOWN, **makers, "collections.OrderedDict": Known(self._dict_of_pairs)}
-        self._known |= {
-            f"{module}._reconstructor": Known(self._reconstructed)
+        constructors = {
+            name: AllowedFunction(function)
+            for name, function in Constructors(budget).by_name.items()
+        }
+        self._allowed = {
+            **ALLOWED,
+            **constructors,
+            "collections.OrderedDict": AllowedFunction(self._dict_of_pairs),
+        }
+        self._allowed |= {
+            f"{module}._reconstructor": AllowedFunction(self._reconstruct)
             for module in ("copyreg", "copy_reg")
         }
 
     def run(self, stream: BinaryIO) -> Any:
-        """Follows the instructions up to the end."""
+        """Follows the instructions and returns the object on the stack at the end."""
         for opcode, argument, _ in pickletools.genops(stream):
-            self._budget.work(1)
+            self._budget.spend_steps(1)
             name = opcode.name
             if name in _VALUES:
                 self._stack.append(argument)
@@ -147,10 +165,9 @@ class _Machine:
         self._stack.append(parts)
 
     def _tuple_of(self, count):
-        parts = self._stack[-count:]
         if len(self._stack) < count:
             raise ValueError("its stack is too short")
-        self._stack[-count:] = [tuple(parts)]
+        self._stack[-count:] = [tuple(self._stack[-count:])]
 
     def _list(self, _):
         items = self._since_mark()
@@ -167,7 +184,7 @@ class _Machine:
         target = self._stack[-1]
         if type(target) is list:
             target.extend(items)
-        elif not isinstance(target, Inert | Name):
+        elif not isinstance(target, InertObject | UnknownName):
             raise Refused("it puts items in a row into what is no list")
 
     def _dict(self, _):
@@ -191,26 +208,26 @@ class _Machine:
             target[key] = value
 
     def _check_key(self, key: Any) -> None:
-        """Raises :class:`Refused` for what takes long to hash or to compare."""
+        """Raises :class:`Refused` for a key that takes long to hash or to compare."""
         kind = type(key)
         if kind is tuple and len(key) <= _MOST_PARTS_OF_KEY:
-            self._budget.work(_WORK_OF_CHOSEN)
+            self._budget.spend_steps(_STEPS_OF_FLOAT_OR_TUPLE)
             parts = key
         else:
             parts = (key,)
         for part in parts:
             kind = type(part)
-            if kind in (str, Name, bytes):
-                is_known = len(part) <= _LONGEST_KEY
+            if kind in (str, UnknownName, bytes):
+                is_allowed = len(part) <= _LONGEST_KEY
             elif kind is int:
-                is_known = abs(part) < _LARGEST_KEY
-                self._budget.work(0 if abs(part) < _LARGE_KEY else _WORK_OF_LARGE)
+                is_allowed = abs(part) < _LARGEST_KEY
+                self._budget.spend_steps(0 if abs(part) < _LARGE_KEY else _STEPS_OF_LARGE_INT)
             elif kind is float:
-                is_known = True
-                self._budget.work(_WORK_OF_CHOSEN)
+                is_allowed = True
+                self._budget.spend_steps(_STEPS_OF_FLOAT_OR_TUPLE)
             else:
-                is_known = kind in (bool, type(None), Inert)
-            if not is_known:
+                is_allowed = kind in (bool, type(None), InertObject)
+            if not is_allowed:
                 raise Refused(
                     "a key of a dict in it is no short text, number of at most 64 bits, or short "
                     f"row of these, but of type {kind.__name__}; {SAVE_AGAIN}"
@@ -218,16 +235,19 @@ class _Machine:
 
     def _global(self, argument):
         module, _, name = argument.partition(" ")
-        self._stack.append(self._found(module, name))
+        self._stack.append(self._resolve(module, name))
 
     def _stack_global(self, _):
         name, module = self._stack.pop(), self._stack.pop()
         if type(name) is not str or type(module) is not str:
             raise ValueError("what it names is no text")
-        self._stack.append(self._found(module, name))
+        self._stack.append(self._resolve(module, name))
 
-    def _found(self, module: str, name: str) -> Any:
-        """What a name stands for. Nothing is imported, nor looked up in what is."""
+    def _resolve(self, module: str, name: str) -> Any:
+        """Returns what a name stands for, from a table. Imports nothing.
+
+        Raises :class:`Refused` for a hostile or very long name.
+        """
         if len(module) + len(name) > _LONGEST_NAME:
             raise Refused(f"it names something by more than {_LONGEST_NAME:,} letters")
         if (module, name) not in self._names:
@@ -237,12 +257,12 @@ class _Machine:
                     f"it asks for {whole}, which no file of weights needs; do not open it "
                     "by other means"
                 )
-            self._names[module, name] = self._known.get(whole, Name(whole))
+            self._names[module, name] = self._allowed.get(whole, UnknownName(whole))
         return self._names[module, name]
 
     def _reduce(self, _):
         arguments, function = self._stack.pop(), self._stack.pop()
-        self._stack.append(self._called(function, arguments))
+        self._stack.append(self._call(function, arguments))
 
     def _reduce_with_keywords(self, _):
         self._stack.pop()
@@ -252,35 +272,39 @@ class _Machine:
         arguments = self._since_mark()
         self._global(argument)
         function = self._stack.pop()
-        self._stack.append(self._called(function, tuple(arguments)))
+        self._stack.append(self._call(function, tuple(arguments)))
 
     def _object(self, _):
         function, *arguments = self._since_mark()
-        self._stack.append(self._called(function, tuple(arguments)))
+        self._stack.append(self._call(function, tuple(arguments)))
 
-    def _called(self, function: Any, arguments: Any) -> Any:
-        """What a call gives: of a name that is not known, an object that does nothing."""
-        if isinstance(function, Name | Inert):
-            name = function if isinstance(function, Name) else function.name
-            return unread(name) if _makes_arrays(str(name)) else self._inert(name, arguments)
-        if not isinstance(function, Known) or not isinstance(arguments, tuple):
+    def _call(self, function: Any, arguments: Any) -> Any:
+        """Returns the result of a call; for an unknown name, a stand-in that does nothing."""
+        if isinstance(function, UnknownName | InertObject):
+            name = function if isinstance(function, UnknownName) else function.name
+            return (
+                unreadable_array(name)
+                if _makes_arrays(str(name))
+                else self._stand_in(name, arguments)
+            )
+        if not isinstance(function, AllowedFunction) or not isinstance(arguments, tuple):
             raise Refused("it calls what is no function")
         if len(arguments) > _MOST_ARGUMENTS:
             raise Refused(f"it calls a function with {len(arguments)} arguments")
-        self._budget.work(len(arguments))
+        self._budget.spend_steps(len(arguments))
         return function.function(*arguments)
 
-    def _inert(self, name: str, arguments: Any) -> Inert:
-        found = Inert(name)
+    def _stand_in(self, name: str, arguments: Any) -> InertObject:
+        stand_in = InertObject(name)
         if isinstance(arguments, tuple) and [type(part) for part in arguments[:2]] == [dict]:
-            found.set_state(arguments[0], self._budget)  # as a dict that cannot be changed has it
-        return found
+            stand_in.set_state(arguments[0], self._budget)  # such as a frozen dict's items
+        return stand_in
 
     def _build(self, _):
         state, target = self._stack.pop(), self._stack[-1]
-        if isinstance(target, Inert | Array | Dtype):
+        if isinstance(target, InertObject | Array | Dtype):
             target.set_state(state, self._budget)
-        elif isinstance(target, Known | StorageType):
+        elif isinstance(target, AllowedFunction | StorageType):
             raise Refused("it changes what it may only name")
 
     def _persistent(self, _):
@@ -290,19 +314,19 @@ class _Machine:
         self._stack.append(self._find_storage(argument))
 
     def _dict_of_pairs(self, pairs=(), *_):
-        """A dict, of pairs as old versions of Python give them."""
+        """Builds a dict, also from pairs, as old versions of Python pickle an OrderedDict."""
         target: dict[Any, Any] = {}
-        self._budget.work(len(pairs))
+        self._budget.spend_steps(len(pairs))
         for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
             self._set(target, (key, value))
         return target
 
-    def _reconstructed(self, name, base=None, state=None, *_):
-        """An object as the oldest protocols spell it, whose items may come with it."""
-        found = self._called(name, ()) if isinstance(name, Name) else Inert("copyreg")
-        if isinstance(state, dict) and isinstance(found, Inert):
-            found.set_state(state, self._budget)
-        return found
+    def _reconstruct(self, name, base=None, state=None, *_):
+        """Builds an object as protocols 0 and 1 spell it, with its items if it is a dict."""
+        target = self._call(name, ()) if isinstance(name, UnknownName) else InertObject("copyreg")
+        if isinstance(state, dict) and isinstance(target, InertObject):
+            target.set_state(state, self._budget)
+        return target
 
 
 @functools.lru_cache(1000)
@@ -341,4 +365,4 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "BINPERSID": _Machine._persistent,
     "PERSID": _Machine._persistent_text,
 }
-"""What each instruction does that is more than a value."""
+"""Methods of :class:`_Machine` by instruction, except for those that only push a value."""

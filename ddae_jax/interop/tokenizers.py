@@ -1,8 +1,10 @@
-"""VQ-KD tokenizers that the authors of BEiT v2, or their code, have trained.
+"""VQ-KD tokenizers that were trained with the code of BEiT v2's authors.
 
-A file, such as the published ``vqkd_encoder_*.pth``, or a folder with ``model.safetensors`` or
-``pytorch_model.bin``, holds their weights: of an encoder, of the layers that project its patches to
-codes, and of the codebook. What belongs to decoder and teacher is left out.
+The weights lie in a file, such as the published ``vqkd_encoder_*.pth``, or in a folder with
+``model.safetensors`` or ``pytorch_model.bin``. They are those of an encoder, of the layers that
+project its patches to codes, and of the codebook. Decoder and teacher are left out.
+
+Source: Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual Tokenizers".
 """
 
 import math
@@ -14,22 +16,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddae_jax.data.disks import is_file
-from ddae_jax.interop.described import describe_encoder
-from ddae_jax.interop.encoders import Tree, UnknownWeights, Weights, convert, timm_encoder
-from ddae_jax.interop.tables import Rule, layer
-from ddae_jax.interop.weights import find_weights, read_weights
+from ddae_jax.interop.architecture import describe_encoder
+from ddae_jax.interop.weight_files import find_weights, read_weights
+from ddae_jax.interop.weight_names import Rule, layer
+from ddae_jax.interop.weights_to_params import Tree, UnknownWeights, Weights, convert, timm_encoder
 
-_HEAD_WIDTH = 64  # of every vision transformer that these tokenizers have
+_HEAD_WIDTH = 64  # in the vision transformers of all such tokenizers
 
 
 class ForeignTokenizer(NamedTuple):
-    """A tokenizer that was trained elsewhere.
+    """Tokenizer that was trained elsewhere.
 
     Attributes:
         options: arguments of :class:`ddae_jax.models.vit.ViT` for its encoder.
-        params: ``encoder``, ``code_hidden`` and ``code_projection``.
-        codes: unit vectors, (codes, code width).
-        mean, std: of each channel, of pixel values in [0, 1], that it was trained on.
+        params: parameters ``encoder``, ``code_hidden`` and ``code_projection``.
+        codes: the codebook, unit vectors, (codes, code width).
+        mean, std: statistics of the pixel values, in [0, 1], that it was trained on, one value a
+            channel.
     """
 
     options: dict[str, Any]
@@ -40,28 +43,32 @@ class ForeignTokenizer(NamedTuple):
 
 
 def read_tokenizer(place: str | os.PathLike) -> ForeignTokenizer:
-    """The tokenizer in a file or folder.
+    """Reads the tokenizer in a file or folder.
 
-    Raises ``FileNotFoundError`` if there is none, ``ValueError`` if its weights are not known here.
+    Raises:
+        FileNotFoundError: if there is no file of weights.
+        ReadFailed: if the disk or the network is at fault.
+        ValueError: if the weights are damaged, or are no such tokenizer's.
     """
     path = pathlib.Path(place)
     path = path if is_file(path) else find_weights(path)
     weights = read_weights(path)
     try:
-        return _tokenizer_in(weights)
+        return _convert_tokenizer(weights)
     except UnknownWeights as error:
         raise UnknownWeights(f"{path}: {error}") from error
 
 
-def _tokenizer_in(weights: Weights) -> ForeignTokenizer:
-    of_encoder = {
+def _convert_tokenizer(weights: Weights) -> ForeignTokenizer:
+    """Converts a tokenizer's weights. Raises :class:`UnknownWeights` if they are none's."""
+    encoder_weights = {
         name.removeprefix("encoder."): array
         for name, array in weights.items()
         if name.startswith("encoder.")
     }
-    beside = {n: a for n, a in weights.items() if re.match(r"(encode_task_layer|quantize)\.", n)}
+    others = {n: a for n, a in weights.items() if re.match(r"(encode_task_layer|quantize)\.", n)}
     try:
-        params = {"encoder": timm_encoder(of_encoder), **convert(beside, _BESIDE)}
+        params = {"encoder": timm_encoder(encoder_weights), **convert(others, _TABLE)}
         codes = params.pop("codes")
         width = params["encoder"]["patch_embedding"]["kernel"].shape[1]
         grid = math.isqrt(len(params["encoder"]["positions"]))
@@ -78,9 +85,10 @@ def _tokenizer_in(weights: Weights) -> ForeignTokenizer:
     return ForeignTokenizer(options, params, codes, half, half)
 
 
-_BESIDE = (
+_TABLE = (
     *layer(r"encode_task_layer\.0", "code_hidden"),
     *layer(r"encode_task_layer\.2", "code_projection"),
     Rule(r"quantize\.embedding\.weight", "codes"),
-    Rule(r"quantize\..*", None),  # how codes were used while they were learned
+    Rule(r"quantize\..*", None),  # statistics of the codes' use during training
 )
+"""Names of the arrays beside the encoder: see :mod:`ddae_jax.interop.weight_names`."""

@@ -123,12 +123,12 @@ def test_a_decoder_that_has_no_place_is_refused_by_the_config_alone(changes, mes
 )
 def test_weights_without_a_decoder_have_none_to_take(path, message):
     with pytest.raises(ValueError, match=message):
-        pretrained.load_decoder(str(path), Told())
+        pretrained.load_decoder(str(path), WeightHints())
 
 
 def test_a_run_s_decoder_is_that_of_its_own_folder(tmp_path):
     with pytest.raises(ValueError, match="is a run: .*give its own folder as --workdir"):
-        pretrained.load_decoder(str(tmp_path), Told())
+        pretrained.load_decoder(str(tmp_path), WeightHints())
 
 
 def test_what_is_told_of_a_file_is_what_it_is_read_with(monkeypatch, caplog):
@@ -186,7 +186,7 @@ def test_twelve_heads_at_the_width_of_s_are_a_size():
 
 def test_of_a_run_nothing_is_to_be_told(tmp_path):
     with pytest.raises(ValueError, match="init_heads, init_activation and init_part are for some"):
-        load_pretrained(str(tmp_path), told=Told(heads=12))
+        load_pretrained(str(tmp_path), told=WeightHints(heads=12))
 
 
 def test_the_teacher_in_a_file_is_a_part_of_it():

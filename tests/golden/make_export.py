@@ -64,7 +64,7 @@ def digest(folder: pathlib.Path) -> str:
 def write(folder: pathlib.Path) -> None:
     """Exports every encoder to a folder of its own, beside images for it."""
     import exported_encoders
-    from ddae_jax.interop.exported import write_exported
+    from ddae_jax.interop.library_export import write_exported
 
     folder.mkdir(parents=True)
     draw_photos(folder)

@@ -1,4 +1,4 @@
-"""Digests in files of weights: what is damaged is refused, by file and array."""
+"""Digests in weight files: damage is refused, and named by file and array."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ddae_jax.interop.digests import DamagedWeights, digest_metadata
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
 
 WEIGHTS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -18,7 +18,7 @@ WEIGHTS = {
 }
 
 
-def written(folder, weights, digests):
+def write(folder, weights, digests):
     file = folder / "model.safetensors"
     save_file(weights, file, metadata={"format": "pt", **digests})
     return file
@@ -26,9 +26,9 @@ def written(folder, weights, digests):
 
 def test_whole_weights_are_read_and_those_without_digests_too(tmp_path):
     for digests in (digest_metadata(WEIGHTS), {}):
-        found = read_weights(written(tmp_path, WEIGHTS, digests))
-        assert found.keys() == WEIGHTS.keys()
-        np.testing.assert_array_equal(found["a.weight"], WEIGHTS["a.weight"])
+        weights = read_weights(write(tmp_path, WEIGHTS, digests))
+        assert weights.keys() == WEIGHTS.keys()
+        np.testing.assert_array_equal(weights["a.weight"], WEIGHTS["a.weight"])
 
 
 @pytest.mark.parametrize(
@@ -46,18 +46,18 @@ def test_whole_weights_are_read_and_those_without_digests_too(tmp_path):
         ),
     ],
 )
-def test_what_was_not_written_is_named(changes, message, tmp_path):
+def test_arrays_that_were_not_written_are_named(changes, message, tmp_path):
     changed = {name: array for name, array in (WEIGHTS | changes).items() if array is not None}
-    file = written(tmp_path, changed, digest_metadata(WEIGHTS))
-    told = (
+    file = write(tmp_path, changed, digest_metadata(WEIGHTS))
+    pattern = (
         rf"model\.safetensors is damaged, by .*: {message}\. Copy or export it again; .*'ddae_jax"
     )
-    with pytest.raises(DamagedWeights, match=told):
+    with pytest.raises(DamagedWeights, match=pattern):
         read_weights(file)
 
 
 def test_every_bit_of_an_array_counts(tmp_path):
-    whole = written(tmp_path, WEIGHTS, digest_metadata(WEIGHTS)).read_bytes()
+    whole = write(tmp_path, WEIGHTS, digest_metadata(WEIGHTS)).read_bytes()
     size = sum(array.nbytes for array in WEIGHTS.values())
     for place in range(len(whole) - size, len(whole)):
         damaged = bytearray(whole)
@@ -69,6 +69,6 @@ def test_every_bit_of_an_array_counts(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "3", json.dumps(["a"])])
 def test_digests_that_are_damaged_themselves_are_named(text, tmp_path):
-    file = written(tmp_path, WEIGHTS, {"ddae_jax.sha256": text})
+    file = write(tmp_path, WEIGHTS, {"ddae_jax.sha256": text})
     with pytest.raises(DamagedWeights, match="is damaged: 'ddae_jax.sha256' in its metadata"):
         read_weights(file)

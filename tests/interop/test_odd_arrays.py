@@ -1,4 +1,4 @@
-"""Arrays that no encoder can have are refused by their names, and for what they are."""
+"""Arrays that no encoder can have are refused by name, with the reason."""
 
 import numpy as np
 import pytest
@@ -6,40 +6,21 @@ from safetensors.numpy import save_file
 
 import golden_arrays
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.encoders import UnknownWeights, clip_encoder, timm_encoder
-from ddae_jax.interop.inert import unread
-from ddae_jax.interop.weights import read_network
+from ddae_jax.interop.pickle_objects import unreadable_array
+from ddae_jax.interop.weight_files import read_network
+from ddae_jax.interop.weights_to_params import UnknownWeights, clip_encoder, timm_encoder
 from pickled import name, program, text, tuple_of, write_zip
+from timm_arrays import timm_arrays
 
 WIDTH = 192
 
 
-def arrays_of(depth=2, **more):
-    """Of a timm encoder, patches of 4 pixels, as many of them as 2 x 2."""
-    shapes = {
-        "cls_token": (1, 1, WIDTH),
-        "pos_embed": (1, 5, WIDTH),
-        "patch_embed.proj.weight": (WIDTH, 3, 4, 4),
-        "patch_embed.proj.bias": (WIDTH,),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
-    }
-    for index in range(depth):
-        block = {
-            "norm1": (WIDTH,),
-            "norm2": (WIDTH,),
-            "attn.qkv": (3 * WIDTH, WIDTH),
-            "attn.proj": (WIDTH, WIDTH),
-            "mlp.fc1": (4 * WIDTH, WIDTH),
-            "mlp.fc2": (WIDTH, 4 * WIDTH),
-        }
-        for layer, shape in block.items():
-            shapes[f"blocks.{index}.{layer}.weight"] = shape
-            shapes[f"blocks.{index}.{layer}.bias"] = shape[:1]
-    return {key: np.ones(shape, np.float32) for key, shape in shapes.items()} | more
+def arrays_of(**more):
+    """Returns arrays of a timm encoder with two blocks and 2 x 2 patches."""
+    return timm_arrays(WIDTH, depth=2, value=1, **more)
 
 
-def refused(arrays, message, tmp_path):
+def assert_refused(arrays, message, tmp_path):
     save_file({key: array for key, array in arrays.items() if array is not None}, tmp_path / "a")
     with pytest.raises(UnknownWeights, match=rf"/a: {message}"):
         read_backbone(tmp_path / "a")
@@ -47,20 +28,20 @@ def refused(arrays, message, tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.int64, bool])
 @pytest.mark.parametrize("key", ["blocks.1.mlp.fc2.weight", "pos_embed", "norm.weight"])
-def test_quantised_weights_are_refused_by_that_name(dtype, key, tmp_path):
+def test_quantised_weights_are_refused_as_such(dtype, key, tmp_path):
     arrays = arrays_of()
     arrays[key] = arrays[key].astype(dtype)
     message = f"{key} is of {np.dtype(dtype)}: the weights are quantised, .*float32"
-    refused(arrays, message, tmp_path)
+    assert_refused(arrays, message, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["scale", "zero_point", "SCB", "absmax", "qweight"])
-def test_what_quantised_weights_have_beside_them_is_named_so(key, tmp_path):
+def test_scales_of_quantised_weights_are_refused_as_such(key, tmp_path):
     more = {f"blocks.0.mlp.fc1.{'weight_scale' if key == 'scale' else key}": np.ones(4, np.float32)}
-    refused(arrays_of(**more), ".*The network has quantised weights", tmp_path)
+    assert_refused(arrays_of(**more), ".*The network has quantised weights", tmp_path)
 
 
-def test_integers_that_are_no_weights_are_none_here(tmp_path):
+def test_integers_that_are_no_weights_are_ignored(tmp_path):
     more = {"relative_position_index": np.zeros((5, 5), np.int64)}
     save_file(arrays_of(**more), tmp_path / "a")
     assert read_backbone(tmp_path / "a").options["depth"] == 2
@@ -75,10 +56,10 @@ def test_values_that_are_not_finite_are_counted_and_named(value, tmp_path):
         r"2 of 30 arrays have values that are NaN or infinite: blocks\.1\.attn\.qkv\.weight "
         r"\(7 of 110,592\), norm\.weight \(192 of 192\)\. The training"
     )
-    refused(arrays, message, tmp_path)
+    assert_refused(arrays, message, tmp_path)
 
 
-def test_what_is_not_needed_may_be_anything(tmp_path):
+def test_arrays_that_are_not_needed_may_hold_anything(tmp_path):
     more = {"head.weight": np.full((3, WIDTH), np.nan, np.float32), "fc.bias": np.ones(2, np.int8)}
     save_file(arrays_of(**more), tmp_path / "a")
     assert read_backbone(tmp_path / "a").options["depth"] == 2
@@ -86,7 +67,7 @@ def test_what_is_not_needed_may_be_anything(tmp_path):
 
 def test_numbers_that_are_too_large_for_float32_are_not_finite(tmp_path, recwarn):
     arrays = arrays_of(**{"norm.bias": np.full(WIDTH, 1e300)})
-    refused(arrays, r"1 of 30 .*infinite: norm\.bias \(192 of 192\)", tmp_path)
+    assert_refused(arrays, r"1 of 30 .*infinite: norm\.bias \(192 of 192\)", tmp_path)
     assert not recwarn.list
 
 
@@ -95,27 +76,31 @@ def test_numbers_that_are_too_large_for_float32_are_not_finite(tmp_path, recwarn
     [
         ("pos_embed", (17,), r"of shape \(17,\)"),
         ("pos_embed", (), r"of shape \(\)"),
-        ("pos_embed", (1, 0, WIDTH), r"is of shape \(1, 0, 192\); expected are values"),
-        ("pos_embed", (2, 5, WIDTH), r"of shape \(2, 5, 192\): its first axis is that of images"),
-        ("pos_embed", (1, 2, 2, WIDTH), r"expected are 2 axes beside those of one value"),
+        ("pos_embed", (1, 0, WIDTH), r"is of shape \(1, 0, 192\); it holds no values"),
+        (
+            "pos_embed",
+            (2, 5, WIDTH),
+            r"of shape \(2, 5, 192\): its first axis, that of images, must",
+        ),
+        ("pos_embed", (1, 2, 2, WIDTH), r"expected: 2 axes, not counting those of size 1"),
         ("patch_embed.proj.weight", (WIDTH, 0, 4, 4), r"is of shape \(192, 0, 4, 4\)"),
         ("patch_embed.proj.weight", (WIDTH, 3, 0, 0), r"is of shape \(192, 3, 0, 0\)"),
         ("cls_token", (), r"of shape \(\)"),
         ("cls_token", (1, 2, WIDTH), r"of shape \(1, 2, 192\)"),
-        ("norm.weight", (WIDTH, 2), "expected are 1 axis beside those of one value"),
+        ("norm.weight", (WIDTH, 2), "expected: 1 axis, not counting those of size 1"),
         ("norm.weight", (), r"is of shape \(\)"),
         ("blocks.0.attn.qkv.weight", (3 * WIDTH,), r"is of shape \(576,\)"),
         ("blocks.0.mlp.fc1.weight", (9,), r"is of shape \(9,\)"),
         ("blocks.0.mlp.fc2.weight", (2, 2, 2), r"is of shape \(2, 2, 2\)"),
     ],
 )
-def test_arrays_of_other_axes_are_named_with_them(key, shape, message, tmp_path):
-    refused(arrays_of(**{key: np.ones(shape, np.float32)}), f"{key},? .*{message}", tmp_path)
+def test_arrays_with_wrong_axes_are_named_with_their_shape(key, shape, message, tmp_path):
+    assert_refused(arrays_of(**{key: np.ones(shape, np.float32)}), f"{key},? .*{message}", tmp_path)
 
 
 def test_positions_of_another_width_than_the_class_token_are_refused(tmp_path):
     arrays = arrays_of(pos_embed=np.ones((1, 5, 100), np.float32))
-    refused(arrays, "the class token has 192 values, and each position 100", tmp_path)
+    assert_refused(arrays, "the class token has 192 values, and each position 100", tmp_path)
 
 
 def test_a_class_token_alone_has_no_patches(tmp_path):
@@ -124,9 +109,9 @@ def test_a_class_token_alone_has_no_patches(tmp_path):
         read_backbone(tmp_path / "a")
 
 
-def test_a_block_between_others_that_is_not_there_is_missed(tmp_path):
+def test_a_missing_block_between_others_is_named(tmp_path):
     arrays = {key.replace("blocks.1.", "blocks.2."): a for key, a in arrays_of().items()}
-    refused(arrays, "of 2 blocks, the weights lack block_02", tmp_path)
+    assert_refused(arrays, "of 2 blocks, the weights lack block_02", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +126,14 @@ def test_a_block_between_others_that_is_not_there_is_missed(tmp_path):
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64])
-def test_what_another_network_has_is_named(key, what, dtype, tmp_path):
+def test_features_of_another_network_are_named(key, what, dtype, tmp_path):
     message = f"1 of 31 arrays .*: {key} .*The network has {what}, which an encoder here has not"
-    refused(arrays_of(**{key: np.ones((4, 8), dtype)}), message, tmp_path)
+    assert_refused(arrays_of(**{key: np.ones((4, 8), dtype)}), message, tmp_path)
 
 
 def test_complex_numbers_are_no_weights(tmp_path):
     arrays = arrays_of(**{"norm.weight": np.ones(WIDTH, np.complex64)})
-    refused(arrays, "norm.weight is of complex64; weights are real numbers", tmp_path)
+    assert_refused(arrays, "norm.weight is of complex64; weights are real numbers", tmp_path)
 
 
 def test_clip_s_positions_have_two_axes():
@@ -157,16 +142,16 @@ def test_clip_s_positions_have_two_axes():
         clip_encoder(arrays)
 
 
-def test_a_tensor_that_is_not_read_is_refused_where_it_is_needed():
-    held = unread("torch._utils._rebuild_qtensor")
-    arrays = arrays_of(**{"blocks.0.attn.proj.weight": held})
+def test_an_unreadable_tensor_is_refused_where_it_is_needed():
+    placeholder = unreadable_array("torch._utils._rebuild_qtensor")
+    arrays = arrays_of(**{"blocks.0.attn.proj.weight": placeholder})
     message = r"blocks\.0\.attn\.proj\.weight is no tensor that is read here \(torch\._utils\._re"
     with pytest.raises(UnknownWeights, match=message):
         timm_encoder(arrays)
-    assert timm_encoder(arrays_of(**{"head.weight": held, "packed": held}))["norm"]
+    assert timm_encoder(arrays_of(**{"head.weight": placeholder, "packed": placeholder}))["norm"]
 
 
-def test_a_patch_embedding_that_is_not_read_is_named_too(tmp_path):
+def test_an_unreadable_patch_embedding_is_named(tmp_path):
     path = tmp_path / "a.pth"
     made = name("torch._utils", "_rebuild_qtensor") + tuple_of(b"N") + b"R"
     body = b"}(" + text("patch_embed.proj.weight") + made + b"u"

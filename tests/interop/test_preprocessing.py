@@ -1,4 +1,4 @@
-"""How timm and transformers store what an encoder is shown, and how it is pooled."""
+"""Preprocessing and pooling as timm and transformers store them."""
 
 import math
 
@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from ddae_jax.interop.preprocessing import (
     Preprocessing,
-    pool_of_timm,
-    pool_of_transformers,
-    preprocessing_of_timm,
-    preprocessing_of_transformers,
+    pool_from_timm,
+    pool_from_transformers,
+    preprocessing_from_timm,
+    preprocessing_from_transformers,
 )
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted", "warning"),
+    ("settings", "expected", "warning"),
     [
         ({}, (0.875, "center", "bicubic"), ""),
         ({"crop_pct": 1.0, "crop_mode": "squash"}, (1.0, "squash", "bicubic"), ""),
@@ -28,10 +28,10 @@ from ddae_jax.interop.preprocessing import (
         ({"crop_pct": "most"}, (1.0, "center", "bicubic"), "crop_pct='most'"),
     ],
 )
-def test_what_timm_is_silent_on_is_its_usual_and_what_is_not_known_is_said(
-    settings, wanted, warning, caplog
+def test_missing_settings_of_timm_are_its_defaults_and_unknown_ones_warn(
+    settings, expected, warning, caplog
 ):
-    assert preprocessing_of_timm(settings, "F") == Preprocessing(*wanted)
+    assert preprocessing_from_timm(settings, "F") == Preprocessing(*expected)
     assert warning in caplog.text
     assert bool(warning) == bool(caplog.text)
 
@@ -41,9 +41,9 @@ def square(side):
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
+    ("settings", "expected"),
     [
-        # A number is both sides to the first three, and the shorter one to the others.
+        # A single number is both sides for the first three, the shorter side for the others.
         (
             {"feature_extractor_type": "ViTFeatureExtractor", "size": 224, "resample": 2},
             (1.0, "squash", "bilinear"),
@@ -88,8 +88,8 @@ def square(side):
         ),
     ],
 )
-def test_processors_of_transformers_are_read_as_it_reads_them(settings, wanted, caplog):
-    assert preprocessing_of_transformers(settings, {}, "F") == Preprocessing(*wanted)
+def test_processors_of_transformers_are_read_as_it_reads_them(settings, expected, caplog):
+    assert preprocessing_from_transformers(settings, {}, "F") == Preprocessing(*expected)
     assert not caplog.text
 
 
@@ -97,43 +97,43 @@ def test_processors_of_transformers_are_read_as_it_reads_them(settings, wanted, 
     "settings",
     [
         {},
-        {"image_processor_type": "SomeProcessor", "size": square(224)},  # with which kernel?
+        {"image_processor_type": "SomeProcessor", "size": square(224)},  # without a kernel
         {"image_processor_type": "ViTImageProcessor", "size": {"longest_edge": 224}},
         {"image_processor_type": "ViTImageProcessor", "resample": 9},
     ],
 )
-def test_of_processors_that_do_not_tell_nothing_is_taken_and_it_is_said(settings, caplog):
-    assert preprocessing_of_transformers(settings, {}, "F") is None
+def test_an_incomplete_processor_gives_none_and_a_warning(settings, caplog):
+    assert preprocessing_from_transformers(settings, {}, "F") is None
     assert "F does not tell how images are resized and cropped" in caplog.text
 
 
-def test_a_crop_that_would_be_padded_is_said(caplog):
+def test_a_crop_that_would_be_padded_warns(caplog):
     settings = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 200}}
-    assert preprocessing_of_transformers(settings, {}, "F").crop_share == 1
-    assert "F: crop_size=224 is not known here (known: up to its size); it is 1.0" in caplog.text
+    assert preprocessing_from_transformers(settings, {}, "F").crop_share == 1
+    assert "F: crop_size=224 is not known here (known: up to its size); 1.0 is taken" in caplog.text
 
 
-def test_where_images_are_not_resized_what_this_package_wrote_counts():
+def test_our_own_settings_count_where_images_are_not_resized():
     own = {"pool": "mean", "crop_share": 0.9, "crop_mode": "center", "interpolation": "box"}
-    found = preprocessing_of_transformers({"do_resize": False}, own, "F")
-    assert found == Preprocessing(0.9, "center", "box")
-    assert preprocessing_of_transformers({"do_resize": False}, {}, "F") is None
+    preprocessing = preprocessing_from_transformers({"do_resize": False}, own, "F")
+    assert preprocessing == Preprocessing(0.9, "center", "box")
+    assert preprocessing_from_transformers({"do_resize": False}, {}, "F") is None
 
 
 @given(resized=st.integers(1, 1000), data=st.data())
 def test_a_share_that_is_read_gives_the_same_whole_pixels(resized, data):
-    shown = data.draw(st.integers(math.ceil(resized / 3), resized))
+    cropped = data.draw(st.integers(math.ceil(resized / 3), resized))
     settings = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": resized}}
-    settings |= {"crop_size": shown}
-    found = preprocessing_of_transformers(settings, {}, "F")
-    assert found.resized((shown, shown)) == (resized, resized)
+    settings |= {"crop_size": cropped}
+    preprocessing = preprocessing_from_transformers(settings, {}, "F")
+    assert preprocessing.resized((cropped, cropped)) == (resized, resized)
 
 
 TOKEN, NORM_OF_MEAN = {"norm.weight"}, {"fc_norm.weight"}
 
 
 @pytest.mark.parametrize(
-    ("config", "names", "wanted"),
+    ("config", "names", "expected"),
     [
         ({"architecture": "vit_base_patch16_224"}, TOKEN, "class_token"),
         ({"architecture": "beit_base_patch16_224"}, TOKEN, "mean"),
@@ -151,21 +151,21 @@ TOKEN, NORM_OF_MEAN = {"norm.weight"}, {"fc_norm.weight"}
         ),
     ],
 )
-def test_what_timms_network_returns_is_how_features_are_read(config, names, wanted, caplog):
-    assert pool_of_timm(config, config.get("model_args", {}), names) == wanted
+def test_pooling_is_that_of_timm_s_network(config, names, expected, caplog):
+    assert pool_from_timm(config, config.get("model_args", {}), names) == expected
     assert not caplog.text
 
 
-def test_a_pool_that_is_not_known_is_said(caplog):
-    assert pool_of_timm({"architecture": "vit_x", "global_pool": "map"}, {}, TOKEN) is None
+def test_an_unknown_pool_warns(caplog):
+    assert pool_from_timm({"architecture": "vit_x", "global_pool": "map"}, {}, TOKEN) is None
     assert "global_pool='map' is not known here" in caplog.text
     arguments = {"global_pool": "avg", "pool_include_prefix": True}
-    assert pool_of_timm({"architecture": "vit_x"}, arguments, TOKEN) is None
+    assert pool_from_timm({"architecture": "vit_x"}, arguments, TOKEN) is None
     assert "pool_include_prefix=True" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("config", "names", "wanted"),
+    ("config", "names", "expected"),
     [
         ({"model_type": "vit"}, {}, "class_token"),
         ({"model_type": "vit_mae"}, {}, None),
@@ -176,10 +176,10 @@ def test_a_pool_that_is_not_known_is_said(caplog):
         ({"model_type": "vit", "ddae_jax": {"pool": "mean"}}, {}, "mean"),
     ],
 )
-def test_what_transformers_classifies_is_how_features_are_read(config, names, wanted):
-    assert pool_of_transformers(config, config.get("ddae_jax", {}), names, "F") == wanted
+def test_pooling_is_that_of_transformers_classifier(config, names, expected):
+    assert pool_from_transformers(config, config.get("ddae_jax", {}), names, "F") == expected
 
 
 def test_a_pool_of_our_own_that_is_not_known_is_refused():
     with pytest.raises(ValueError, match="F: ddae_jax.pool='banana'; known are mean, class_token"):
-        pool_of_transformers({"model_type": "vit"}, {"pool": "banana"}, {}, "F")
+        pool_from_transformers({"model_type": "vit"}, {"pool": "banana"}, {}, "F")

@@ -1,4 +1,4 @@
-"""What a pickle does is bounded, what it names and is not known does nothing, the rest is read."""
+"""The restricted unpickler: costs are bounded, unknown names do nothing, arrays are read."""
 
 import pickle
 import struct
@@ -29,12 +29,12 @@ def memo(index):
     return b"h" + bytes([index])
 
 
-def kept(index):
+def store(index):
     return b"q" + bytes([index]) + b"0"
 
 
 LONG = b"\x8b" + struct.pack("<i", 3_000_000) + b"\x7f" * 3_000_000
-NESTED = b")" + kept(0) + b"".join(memo(i) * 2 + b"\x86" + kept(i + 1) for i in range(40))
+NESTED = b")" + store(0) + b"".join(memo(i) * 2 + b"\x86" + store(i + 1) for i in range(40))
 ROW = tuple_of(b"N" * 100_000)
 KEY = "a key of a dict in it is no short text, number of at most 64 bits, or short row"
 STEPS = "takes more than 500,000 steps"
@@ -43,33 +43,33 @@ STEPS = "takes more than 500,000 steps"
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        # keys: their hashes are computed anew each time, by recursion
+        # keys whose hashes are computed again each time, by recursion
         (NESTED + b"}" + memo(40) + b"Ns", KEY + ".* of type tuple"),
         (NESTED + b"(" + memo(40) + b"Nd", KEY),
         (NESTED + name("collections", "OrderedDict") + b"](" + memo(40) + b"N\x86e\x85R", KEY),
-        (NESTED + memo(40) + kept(50) + b"}" + tuple_of(memo(50)) + b"Ns", KEY),
-        (LONG + kept(0) + b"}" + (memo(0) + b"Ns") * 3000, KEY + ".* of type int"),
-        (ROW + kept(0) + b"}" + (memo(0) + b"Ns") * 3000, KEY + ".* of type tuple"),
+        (NESTED + memo(40) + store(50) + b"}" + tuple_of(memo(50)) + b"Ns", KEY),
+        (LONG + store(0) + b"}" + (memo(0) + b"Ns") * 3000, KEY + ".* of type int"),
+        (ROW + store(0) + b"}" + (memo(0) + b"Ns") * 3000, KEY + ".* of type tuple"),
         (b"}(" + b"".join(b"\x8a\x10" + (k * (2**61 - 1)).to_bytes(16, "little") + b"N"
             for k in range(16)) + b"u", KEY + ".* of type int"),
         (b"}" + b"".join(b"G" + struct.pack(">d", k * 2.0**61) + b"Ns" for k in range(9999)),
             STEPS),
-        (text("a" * 10_001) + kept(0) + b"}" + (memo(0) + b"Ns") * 3000, KEY + ".* of type str"),
-        # what is named once and copied often
-        (ROW + kept(0) + (name("torch", "Size") + memo(0) + b"R0") * 9999, "100000 arguments"),
-        (ROW + kept(0) + (memo(0) + b"Q0") * 9999, "no storage"),
-        (b"](" + b"NN\x86" * 9999 + b"e" + kept(0)
+        (text("a" * 10_001) + store(0) + b"}" + (memo(0) + b"Ns") * 3000, KEY + ".* of type str"),
+        # an argument that is stored once and copied often
+        (ROW + store(0) + (name("torch", "Size") + memo(0) + b"R0") * 9999, "100000 arguments"),
+        (ROW + store(0) + (memo(0) + b"Q0") * 9999, "no storage"),
+        (b"](" + b"NN\x86" * 9999 + b"e" + store(0)
             + (name("collections", "OrderedDict") + memo(0) + b"\x85R0") * 9999, STEPS),
-        (b"}(" + b"".join(number(k) + b"N" for k in range(9999)) + b"u" + kept(0)
+        (b"}(" + b"".join(number(k) + b"N" for k in range(9999)) + b"u" + store(0)
             + (name("a", "b") + b")\x81" + memo(0) + b"b0") * 9999, STEPS),
-        (text("a" * 9999) + kept(0) + (name("pathlib", "Path") + memo(0) + b"\x85R0") * 9999,
+        (text("a" * 9999) + store(0) + (name("pathlib", "Path") + memo(0) + b"\x85R0") * 9999,
             "larger"),
-        (text("a" * 9999) + kept(0) + (name("torch", "device") + memo(0) + b"\x85R0") * 9999,
+        (text("a" * 9999) + store(0) + (name("torch", "device") + memo(0) + b"\x85R0") * 9999,
             "larger"),
-        (text("a" * 9999) + kept(0)
+        (text("a" * 9999) + store(0)
             + (name("_codecs", "encode") + memo(0) + text("latin1") + b"\x86R0") * 9999, "larger"),
         # products of huge numbers
-        (LONG + kept(0) + name("torch._utils", "_rebuild_tensor_v2")
+        (LONG + store(0) + name("torch._utils", "_rebuild_tensor_v2")
             + tuple_of(storage(6), number(0), tuple_of(memo(0)), tuple_of(memo(0))) + b"R",
             "whole"),
         (tuple_of(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), LONG)
@@ -80,12 +80,12 @@ STEPS = "takes more than 500,000 steps"
     ],
     ids=lambda value: "body" if isinstance(value, bytes) else None,
 )  # fmt: skip
-def test_what_a_pickle_does_takes_as_long_as_it_is(body, message, tmp_path):
+def test_an_expensive_pickle_is_refused_in_time(body, message, tmp_path):
     path = write_zip(tmp_path / "a.pth", program(body))
     began = time.process_time()
     with pytest.raises(ValueError, match=f"is refused: .*{message}"):
         read_torch_file(path)
-    assert time.process_time() - began < 4  # by far; without bounds, minutes or for ever
+    assert time.process_time() - began < 4  # far less; without bounds, minutes or for ever
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_a_pickle_does_takes_as_long_as_it_is(body, message, tmp_path):
         (b"(G" + struct.pack(">d", 0.5) + b"K\x02\x88K\x03d", {0.5: 2, True: 3}),
         (b"\x8f(K\x01K\x02\x90", [1, 2]),
         (b"(K\x01K\x02\x91", [1, 2]),
-        (b"Nr" + struct.pack("<I", 0xFFFFFFFF), None),  # no room is made for what is not there
+        (b"Nr" + struct.pack("<I", 0xFFFFFFFF), None),  # the index of the memo allocates no memory
     ],
 )
 def test_keys_that_checkpoints_have_are_read_and_sets_are_lists(body, expected, tmp_path):
@@ -106,7 +106,7 @@ def test_keys_that_checkpoints_have_are_read_and_sets_are_lists(body, expected, 
 
 
 def test_paths_and_devices_of_lists_in_lists_are_no_text(tmp_path):
-    # each list holds the one before twice: as text they would fill any memory
+    # Each list holds the one before twice: as text they would fill any memory.
     lists = b"]" + b"q\x00" + b"](h\x00h\x00eq\x00" * 60 + b"0"
     both = [name(*of) + b"h\x00\x85R" for of in (("pathlib", "Path"), ("torch", "device"))]
     path = write_zip(tmp_path / "a.pth", program(lists + tuple_of(*both)))
@@ -132,30 +132,30 @@ def test_paths_and_devices_of_lists_in_lists_are_no_text(tmp_path):
         name("a", "b") + b")R(K\x01e",
     ],
 )
-def test_what_is_not_known_does_nothing_and_is_left_aside(body, tmp_path, monkeypatch):
+def test_an_unknown_name_imports_nothing_and_makes_a_dict(body, tmp_path, monkeypatch):
     (tmp_path / "a.py").write_text("raise AssertionError('it was imported')")
     monkeypatch.syspath_prepend(tmp_path)
     path = write_zip(tmp_path / "a.pth", program(b"}(" + text("x") + body + b"u"))
-    found = read_torch_file(path)["x"]
-    assert isinstance(found, dict)
-    assert len(found) == 0 or found == {"x": None}
+    value = read_torch_file(path)["x"]
+    assert isinstance(value, dict)
+    assert len(value) == 0 or value == {"x": None}
     assert "a" not in sys.modules
 
 
-def test_whatever_training_code_keeps_lies_beside_the_arrays():
-    found = read_torch_file(FOLDER / "objects.pth")
+def test_arrays_are_read_beside_objects_of_any_class():
+    content = read_torch_file(FOLDER / "objects.pth")
     with np.load(FOLDER / "network.npz") as stored:
         expected = dict(stored)
-    assert found["model"].keys() == {"model", "epoch"}  # of a dataclass
-    weights = found["model"]["model"]  # of a class of dicts
+    assert content["model"].keys() == {"model", "epoch"}  # a dataclass
+    weights = content["model"]["model"]  # a subclass of dict
     assert weights.keys() == expected.keys()
     for key, array in expected.items():
         np.testing.assert_array_equal(weights[key], array, strict=True, err_msg=key)
-    assert found["namespace"] == {"lr": 1e-3, "dtype": "torch.float16"}
-    assert found["settings"]["rate"] == 0.5
-    assert {"project.Color", ("a", 1)} < found["callbacks"].keys()
-    assert found["numpy"][-1] == 2
-    assert found["layouts"][-1] == "torch.float8_e4m3fn"
+    assert content["namespace"] == {"lr": 1e-3, "dtype": "torch.float16"}
+    assert content["settings"]["rate"] == 0.5
+    assert {"project.Color", ("a", 1)} < content["callbacks"].keys()
+    assert content["numpy"][-1] == 2
+    assert content["layouts"][-1] == "torch.float8_e4m3fn"
 
 
 def test_tensors_of_rare_kinds_are_read_or_named():
@@ -170,13 +170,13 @@ def test_tensors_of_rare_kinds_are_read_or_named():
 
 
 @pytest.mark.parametrize("file", ["network.pth", "script.pth"])
-def test_of_a_network_that_was_saved_whole_the_arrays_are_read(file):
-    found = read_torch_file(FOLDER / file)
-    found = found.get("network", found)
+def test_the_arrays_of_a_network_that_was_saved_whole_are_read(file):
+    arrays = read_torch_file(FOLDER / file)
+    arrays = arrays.get("network", arrays)
     with np.load(FOLDER / "network.npz") as stored:
-        assert found.keys() == set(stored)
+        assert arrays.keys() == set(stored)
         for key, array in stored.items():
-            np.testing.assert_array_equal(found[key], array, strict=True, err_msg=key)
+            np.testing.assert_array_equal(arrays[key], array, strict=True, err_msg=key)
 
 
 def test_buffers_that_are_not_saved_are_left_out(tmp_path):
@@ -195,8 +195,8 @@ def test_buffers_that_are_not_saved_are_left_out(tmp_path):
 
 def test_names_in_messages_have_no_control_characters(tmp_path):
     body = b"}" + text("w") + name("torch._utils", "_rebuild\x1b[2J") + b")Rs"
-    found = read_torch_file(write_zip(tmp_path / "a.pth", program(body)))
-    assert found["w"].item() == r"torch._utils._rebuild\x1b[2J"
+    content = read_torch_file(write_zip(tmp_path / "a.pth", program(body)))
+    assert content["w"].item() == r"torch._utils._rebuild\x1b[2J"
     kind = ("torch", "\x1b[2JStorage")
     body = program(tensor(storage(6, kind=kind, more=(b"N",)), 0, (6,), (1,)))
     message = r"its storages are of torch\.\\x1b\[2JStorage, whose size is not known"
@@ -204,24 +204,24 @@ def test_names_in_messages_have_no_control_characters(tmp_path):
         read_torch_file(write_legacy(tmp_path / "a.pth", body))
 
 
-def test_a_storage_of_a_kind_that_is_not_known_makes_a_tensor_that_is_not_read(tmp_path):
+def test_a_storage_of_an_unknown_type_makes_an_unreadable_tensor(tmp_path):
     body = tensor(storage(6, kind=("torch", "QInt8Storage")), 0, (6,), (1,))
-    found = read_torch_file(write_zip(tmp_path / "a.pth", program(body)))
-    assert found.item() == "torch.QInt8Storage"
+    array = read_torch_file(write_zip(tmp_path / "a.pth", program(body)))
+    assert array.item() == "torch.QInt8Storage"
 
 
 def test_a_big_endian_array_of_numpy_is_read(tmp_path):
     values = np.array([1, -2, 300], ">i4")
     body = pickle.dumps({"order": values}, protocol=2)
-    found = read_torch_file(write_zip(tmp_path / "a.pth", body))["order"]
-    np.testing.assert_array_equal(found, [1, -2, 300])
+    array = read_torch_file(write_zip(tmp_path / "a.pth", body))["order"]
+    np.testing.assert_array_equal(array, [1, -2, 300])
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_arrays_of_numpy_are_read_in_every_protocol(protocol, tmp_path):
     arrays = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32([[1, 2], [3, 4]]).T}
     body = pickle.dumps(arrays | {"c": np.float64(0.5)}, protocol=protocol)
-    found = read_torch_file(write_zip(tmp_path / "a.pth", body))
-    assert found["c"] == 0.5
+    content = read_torch_file(write_zip(tmp_path / "a.pth", body))
+    assert content["c"] == 0.5
     for key, array in arrays.items():
-        np.testing.assert_array_equal(found[key], array)
+        np.testing.assert_array_equal(content[key], array)

@@ -1,4 +1,4 @@
-"""A tokenizer of BEiT v2's authors, given its weights, tells the tokens that it told there."""
+"""A tokenizer of BEiT v2's authors computes the tokens of the reference implementation."""
 
 import shutil
 
@@ -11,8 +11,8 @@ import golden_arrays
 from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.tokenizers import load_teacher, load_tokenizer
 from ddae_jax.config import pretrain_defaults
-from ddae_jax.interop.encoders import UnknownWeights
 from ddae_jax.interop.tokenizers import read_tokenizer
+from ddae_jax.interop.weights_to_params import UnknownWeights
 from ddae_jax.models import vit
 from pickled import write_arrays
 
@@ -49,7 +49,7 @@ def test_its_tokens_are_those_of_the_reference():
 
 
 def tokens_of_many_codes(folder, **options):
-    """Of 1024 patches, with 500 random codes, by a run with these options."""
+    """Returns the tokens of 1024 patches by 500 random codes, in a run with these options."""
     rng = np.random.default_rng(0)
     tokenizer = load_tokenizer(str(folder), config_of(**options))
     codes = rng.normal(size=(500, tokenizer.frozen["codes"].shape[1]))
@@ -61,8 +61,8 @@ def tokens_of_many_codes(folder, **options):
 def test_a_student_s_rounding_changes_none_of_its_tokens():
     expected = tokens_of_many_codes(FOLDER, **{"model.dtype": "float32"})
     student = {"model.dtype": "bfloat16"}
-    found = tokens_of_many_codes(FOLDER, **student)
-    np.testing.assert_array_equal(found, expected)
+    tokens = tokens_of_many_codes(FOLDER, **student)
+    np.testing.assert_array_equal(tokens, expected)
     assert len(np.unique(expected)) > 20
     rounded = tokens_of_many_codes(FOLDER, **student, **{"model.frozen_dtype": "bfloat16"})
     assert 0.002 < (rounded != expected).mean() < 0.1
@@ -71,11 +71,11 @@ def test_a_student_s_rounding_changes_none_of_its_tokens():
 
 
 @pytest.mark.parametrize(
-    ("frozen", "asked", "dtype", "form"),
+    ("frozen", "given", "dtype", "form"),
     [("float32", "cudnn", "float32", "auto"), ("as_trained", "einsum", "bfloat16", "einsum")],
 )
-def test_what_stands_in_for_a_missing_one_computes_alike(frozen, asked, dtype, form):
-    """So that memory and time are told for what will run; cuDNN's attention knows no float32."""
+def test_a_stand_in_computes_like_the_network_that_is_missing(frozen, given, dtype, form):
+    """Memory and time are then those of the real run. cuDNN's attention has no float32."""
     config = config_of(**{"model.dtype": "bfloat16", "model.frozen_dtype": frozen})
     config.model.size, config.model.attention_form = "Ti", asked
     tokenizer = load_tokenizer("", config, stand_in_missing=True)
@@ -83,11 +83,11 @@ def test_what_stands_in_for_a_missing_one_computes_alike(frozen, asked, dtype, f
     for encoder in (tokenizer.module.encoder, teacher.module):
         assert (encoder.dtype, encoder.attention_form) == (dtype, form)
     assert tokenizer.module.decoder.dtype == dtype
-    assert (config.model.dtype, config.model.attention_form) == ("bfloat16", asked)
+    assert (config.model.dtype, config.model.attention_form) == ("bfloat16", given)
 
 
 @pytest.mark.parametrize("is_within_more", [False, True])
-def test_a_file_of_its_authors_is_the_tokenizer(is_within_more, tmp_path):
+def test_the_authors_file_gives_the_same_tokens(is_within_more, tmp_path):
     pixels, tokens = golden()
     weights = load_file(FOLDER / "model.safetensors")
     path = tmp_path / "vqkd_encoder.pth"
@@ -98,7 +98,7 @@ def test_a_file_of_its_authors_is_the_tokenizer(is_within_more, tmp_path):
     np.testing.assert_array_equal(jax.jit(tokenizer.tokens)(tokenizer.frozen, images), tokens)
 
 
-def test_beit_predicts_its_tokens(monkeypatch):
+def test_beit_predicts_a_tokenizer_s_tokens(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     config = config_of(**{"method": "beit", "targets.tokenizer": str(FOLDER), "mask.ratio": 0.4})
     config.model.size = "micro"
@@ -111,7 +111,7 @@ def test_beit_predicts_its_tokens(monkeypatch):
     assert method.student.output_widths == {"tokens": 24}
 
 
-def test_for_another_grid_it_is_refused(monkeypatch):
+def test_a_tokenizer_for_another_grid_is_refused(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     config = config_of(**{"method": "beit", "targets.tokenizer": str(FOLDER)})
     config.model.size, config.model.patch_size = "micro", 2
@@ -123,7 +123,7 @@ def test_for_another_grid_it_is_refused(monkeypatch):
     "lost",
     ["quantize.embedding.weight", "encoder.pos_embed", "encoder.patch_embed.proj.weight"],
 )
-def test_what_lacks_a_part_is_no_tokenizer(lost, tmp_path):
+def test_a_tokenizer_that_lacks_a_part_is_refused(lost, tmp_path):
     with pytest.raises(UnknownWeights, match="no tokenizer of BEiT v2|lack"):
         read_tokenizer(changed(tmp_path, without=[lost]))
 
@@ -146,13 +146,13 @@ def test_arrays_that_are_no_weights_are_named_with_their_file(tmp_path):
         read_tokenizer(folder)
 
 
-def test_for_images_of_other_channels_it_is_refused():
+def test_a_tokenizer_for_other_channels_is_refused():
     config = config_of(**{"data.channels": 1, "data.mean": (0.5,), "data.std": (0.5,)})
     with pytest.raises(ValueError, match="targets.tokenizer=.*3 channels, but data.channels=1"):
         load_tokenizer(str(FOLDER), config)
 
 
-def test_a_folder_with_nothing_says_what_it_should_be(tmp_path):
+def test_a_folder_without_weights_is_no_tokenizer(tmp_path):
     shutil.copy(FOLDER / "tokens.npz", tmp_path)
     with pytest.raises(FileNotFoundError, match="holds neither a run nor weights"):
         load_tokenizer(str(tmp_path), config_of())

@@ -1,4 +1,4 @@
-"""Files of torch hold what torch put there, and none of them is run."""
+"""Files of torch: their content is what torch saved, and nothing in them is run."""
 
 import io
 import os
@@ -34,12 +34,12 @@ FORMATS = ("zip", "legacy")
 every_format = pytest.mark.parametrize("form", FORMATS)
 
 
-def more_of_legacy(form):
+def legacy_fields(form):
     return (b"N",) if form == "legacy" else ()
 
 
 class Call:
-    """Pickled, it asks for a call."""
+    """Object whose pickle asks for a call."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -50,21 +50,21 @@ class Call:
 
 @every_format
 def test_arrays_are_those_that_torch_saved(form):
-    found = read_torch_file(FOLDER / f"{form}.pth")["model"]
+    arrays = read_torch_file(FOLDER / f"{form}.pth")["model"]
     with np.load(FOLDER / "expected.npz") as stored:
         expected = dict(stored)
-    assert found.keys() == expected.keys()
+    assert arrays.keys() == expected.keys()
     for key, array in expected.items():
-        np.testing.assert_array_equal(found[key], array, strict=True, err_msg=key)
+        np.testing.assert_array_equal(arrays[key], array, strict=True, err_msg=key)
 
 
 @every_format
-def test_what_lies_beside_the_arrays_is_plain(form):
-    found = read_torch_file(FOLDER / f"{form}.pth")
-    assert found["args"] == {"lr": 1e-3, "dtype": "torch.float16", "sizes": [1, 2]}
-    assert (found["epoch"], found["best"], found["shape"]) == (3, 0.5, (3, 4))
-    np.testing.assert_array_equal(found["order"], [[0, 1, 2], [3, 4, 5]])
-    assert {key: array.shape for key, array in found["network"].items()} == {
+def test_settings_beside_the_arrays_are_plain_values(form):
+    content = read_torch_file(FOLDER / f"{form}.pth")
+    assert content["args"] == {"lr": 1e-3, "dtype": "torch.float16", "sizes": [1, 2]}
+    assert (content["epoch"], content["best"], content["shape"]) == (3, 0.5, (3, 4))
+    np.testing.assert_array_equal(content["order"], [[0, 1, 2], [3, 4, 5]])
+    assert {key: array.shape for key, array in content["network"].items()} == {
         "weight": (3, 2),
         "bias": (3,),
     }
@@ -83,7 +83,7 @@ def test_a_tensor_is_what_its_strides_say_or_it_is_refused(
         offset + sum(i * step for i, step in zip(index, strides, strict=True))
         for index in np.ndindex(*shape)
     ]
-    body = program(tensor(storage(6, more=more_of_legacy(form)), offset, shape, strides))
+    body = program(tensor(storage(6, more=legacy_fields(form)), offset, shape, strides))
     path = WRITERS[form](tmp_path_factory.mktemp("strides") / "a.pth", body)
     if max(indices, default=0) < 6:
         expected = np.array(indices, np.float32).reshape(shape)
@@ -103,12 +103,12 @@ def test_a_call_to_the_system_is_refused_by_name_and_not_made(form, protocol, tm
     with pytest.raises(ValueError, match=message + ".*Nothing of it was run"):
         read_torch_file(path)
     assert not marker.exists()
-    pickle.loads(body)  # whereas the one of the standard library makes it
+    pickle.loads(body)  # the standard library's unpickler makes the call
     assert marker.exists()
 
 
 @pytest.mark.parametrize(
-    ("body", "asked"),
+    ("body", "message"),
     [
         (name("builtins", "eval") + tuple_of(text("1")) + b"R", r"builtins\.eval"),
         (name("__builtin__", "eval") + tuple_of(text("1")) + b"R", r"__builtin__\.eval"),
@@ -138,16 +138,17 @@ def test_a_call_to_the_system_is_refused_by_name_and_not_made(form, protocol, tm
         (tensor(storage(6, key="../version"), 0, (1,), (1,)), "takes 24 bytes, but .* has 0"),
     ],
 )
-def test_whatever_else_it_asks_for_is_refused_by_name(body, asked, tmp_path):
+def test_other_forbidden_requests_are_refused_by_name(body, message, tmp_path):
     path = write_zip(tmp_path / "a.pth", program(body))
-    with pytest.raises(ValueError, match=f"(?s)a.pth is refused: .*{asked}.*Nothing of it was run"):
+    pattern = f"(?s)a.pth is refused: .*{message}.*Nothing of it was run"
+    with pytest.raises(ValueError, match=pattern):
         read_torch_file(path)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        # what would set attributes: of a class, of a function, of a dtype that others share
+        # attempts to set attributes of a class, a function, or a dtype that others share
         name("collections", "OrderedDict") + b"N}" + text("items") + b"K\x01s\x86b",
         name("torch._utils", "_rebuild_parameter") + b"N}" + text("function") + b"Ns\x86b",
         name("torch._utils", "_rebuild_tensor_v2") + b"}" + text("x") + b"K\x01sb",
@@ -172,7 +173,7 @@ def test_a_pickle_that_changes_what_it_names_is_refused(body, tmp_path):
         b"}(Nu",
     ],
 )
-def test_a_pickle_that_is_none_is_damaged(body, tmp_path):
+def test_a_broken_pickle_is_called_damaged(body, tmp_path):
     path = write_zip(tmp_path / "a.pth", program(body))
     with pytest.raises(ValueError, match=r"a\.pth is damaged or incomplete, or no file of torch"):
         read_torch_file(path)
@@ -202,10 +203,10 @@ def test_compressed_records_are_refused(tmp_path):
         read_torch_file(path)
 
 
-def test_records_that_lie_on_each_other_are_refused(tmp_path):
+def test_overlapping_records_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.pth", program(b"N"), count=1000)
     raw = path.read_bytes()
-    start = raw.index(b"PK\x01\x02")  # the list of records, and each 46 bytes and a name long
+    start = raw.index(b"PK\x01\x02")  # the list of records, each of 46 bytes and a name
     end = raw.index(b"PK\x05\x06")
     places = [m.start() for m in re.finditer(b"PK\x01\x02", raw)]
     entry = next(
@@ -227,7 +228,7 @@ def test_records_that_lie_on_each_other_are_refused(tmp_path):
         ({"data/data.pkl": b""}, None),
     ],
 )
-def test_other_archives_of_torch_are_told_apart(records, message, tmp_path):
+def test_big_endian_archives_are_refused_and_nested_pickles_ignored(records, message, tmp_path):
     path = write_zip(tmp_path / "a.pth", program(b"N"), **records)
     if message is None:
         assert read_torch_file(path) is None
@@ -316,14 +317,14 @@ def module_of(**items):
 def test_a_program_of_torchscript_is_read_for_its_arrays(tmp_path):
     inner = module_of(weight=tensor(storage(6), 0, (6,), (1,)), training=b"\x89")
     body = program(module_of(conv=inner, scale=tensor(storage(6), 2, (), ())))
-    found = read_torch_file(write_zip(tmp_path / "a.pth", body, **{"constants.pkl": b""}))
-    assert found.keys() == {"conv.weight", "scale"}
-    np.testing.assert_array_equal(found["conv.weight"], np.arange(6))
+    arrays = read_torch_file(write_zip(tmp_path / "a.pth", body, **{"constants.pkl": b""}))
+    assert arrays.keys() == {"conv.weight", "scale"}
+    np.testing.assert_array_equal(arrays["conv.weight"], np.arange(6))
 
 
 def test_a_program_whose_modules_multiply_is_refused(tmp_path):
     twice = module_of(weight=tensor(storage(6), 0, (6,), (1,)))
-    for _ in range(40):  # each holds the one before twice, by the memo
+    for _ in range(40):  # each module holds the one before twice, by the memo
         twice = twice + b"q\x01" + b"0" + module_of(a=b"h\x01", b=b"h\x01")
     path = write_zip(tmp_path / "a.pth", program(twice), **{"constants.pkl": b""})
     with pytest.raises(ValueError, match="takes more than 500,000 steps"):
@@ -356,7 +357,7 @@ def test_a_file_with_a_changed_byte_is_read_or_named(form, data, tmp_path_factor
 
 
 @pytest.mark.parametrize("content", [b"version https://git-lfs", b"", b"<html>", b"ustar"])
-def test_a_text_by_that_name_is_no_file_of_torch(content, tmp_path):
+def test_a_text_is_no_file_of_torch(content, tmp_path):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(ValueError, match="a.pth is no file of torch: it begins with"):
         read_torch_file(tmp_path / "a.pth")
@@ -379,6 +380,6 @@ def test_an_archive_of_others_is_no_file_of_torch(tmp_path):
         read_torch_file(tmp_path / "a.pth")
 
 
-def test_a_missing_file_is_missing(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="a.pth"):
         read_torch_file(tmp_path / "a.pth")

@@ -9,7 +9,7 @@ import pytest
 
 import golden_arrays
 import stand_ins
-from ddae_jax.interop.encoders import transformers_encoder
+from ddae_jax.interop.weights_to_params import transformers_encoder
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.targets import cross_entropy
 from ddae_jax.methods.vqkd import TrainedTokenizer

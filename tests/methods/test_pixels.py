@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import golden_arrays
-from ddae_jax.interop.encoders import transformers_mae
+from ddae_jax.interop.weights_to_params import transformers_mae
 from ddae_jax.masking import visible_indices
 from ddae_jax.methods import METHODS
 from ddae_jax.models.decoder import Decoder

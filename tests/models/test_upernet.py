@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import golden_arrays
-from ddae_jax.interop.encoders import transformers_encoder
+from ddae_jax.interop.weights_to_params import transformers_encoder
 from ddae_jax.methods.supervised import LabelledTask, segmentation_error
 from ddae_jax.models.upernet import (
     FcnHead,

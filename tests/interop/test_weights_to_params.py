@@ -1,4 +1,4 @@
-"""Encoders of timm, given its weights, compute what timm computed."""
+"""Converted encoders of timm compute timm's features, losses and gradients."""
 
 import functools
 
@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import golden_arrays
-from ddae_jax.interop.encoders import UnknownWeights, timm_encoder
+from ddae_jax.interop.weights_to_params import UnknownWeights, timm_encoder
 from ddae_jax.models.vit import ViT
 
 OPTIONS = {
@@ -32,8 +32,8 @@ def timm_model(name, **more):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_all_of_the_parameters_are_there_and_no_others(name):
     encoder, params, arrays, _ = timm_model(name)
-    wanted = jax.eval_shape(encoder.init, jax.random.key(0), arrays["images"])["params"]
-    golden_arrays.assert_same_shapes(params, wanted)
+    expected = jax.eval_shape(encoder.init, jax.random.key(0), arrays["images"])["params"]
+    golden_arrays.assert_same_shapes(params, expected)
 
 
 @pytest.mark.parametrize("form", ["batched_matmul", "dot_product", "einsum"])
@@ -51,11 +51,13 @@ def test_loss_and_gradients_of_a_classifier_are_those_of_timm(name):
     encoder, params, arrays, weights = timm_model(name)
 
     def loss(encoder_params, kernel):
-        found = encoder.apply({"params": encoder_params}, arrays["images"], normalize=name == "vit")
+        features = encoder.apply(
+            {"params": encoder_params}, arrays["images"], normalize=name == "vit"
+        )
         if name == "vit":
-            pooled = found.class_token[0]
+            pooled = features.class_token[0]
         else:
-            mean = found.patches[0].mean(axis=1)
+            mean = features.patches[0].mean(axis=1)
             normed = (mean - mean.mean(-1, keepdims=True)) / jnp.sqrt(
                 mean.var(-1, keepdims=True) + 1e-6
             )
@@ -68,30 +70,31 @@ def test_loss_and_gradients_of_a_classifier_are_those_of_timm(name):
     compute = jax.jit(jax.value_and_grad(loss, (0, 1)))
     value, gradient = compute(params, weights["head.weight"].T)
     np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
-    of_encoder, of_head = gradient
+    encoder_gradient, head_gradient = gradient
+    attention_gradient = encoder_gradient["block_01"]["attention"]
     expected = golden_arrays.gradients(arrays)
-    found = {
+    gradients = {
         "vit": {
             "pos_embed": np.concatenate(
-                [of_encoder["class_token"][None], of_encoder.get("positions", [])]
+                [encoder_gradient["class_token"][None], encoder_gradient.get("positions", [])]
             )[None]
             if name == "vit"
             else None,
-            "cls_token": of_encoder["class_token"][None, None],
-            "blocks.0.attn.qkv.weight": of_encoder["block_01"]["attention"]["qkv"]["kernel"].T,
+            "cls_token": encoder_gradient["class_token"][None, None],
+            "blocks.0.attn.qkv.weight": attention_gradient["qkv"]["kernel"].T,
         },
         "beit": {
-            "cls_token": of_encoder["class_token"][None, None],
-            "blocks.0.attn.q_bias": of_encoder["block_01"]["attention"].get("query_bias"),
-            "blocks.1.attn.relative_position_bias_table": of_encoder.get(
+            "cls_token": encoder_gradient["class_token"][None, None],
+            "blocks.0.attn.q_bias": attention_gradient.get("query_bias"),
+            "blocks.1.attn.relative_position_bias_table": encoder_gradient.get(
                 "relative_positions_02", {}
             ).get("table"),
-            "blocks.1.gamma_1": of_encoder["block_02"].get("attention_scale"),
-            "head.weight": of_head.T,
+            "blocks.1.gamma_1": encoder_gradient["block_02"].get("attention_scale"),
+            "head.weight": head_gradient.T,
         },
     }[name]
-    assert len(found) >= 3
-    for key, gradient in found.items():
+    assert len(gradients) >= 3
+    for key, gradient in gradients.items():
         np.testing.assert_allclose(gradient, expected[key], atol=1e-6, rtol=1e-4, err_msg=key)
 
 

@@ -1,4 +1,4 @@
-"""Weights on disks that fail, and what came instead of weights, are named for what they are."""
+"""Failing disks, and wrong files in the place of weights, are named for what they are."""
 
 import json
 import pathlib
@@ -10,10 +10,10 @@ from safetensors.numpy import save, save_file
 
 from ddae_jax.data import disks
 from ddae_jax.data.disks import ReadFailed
-from ddae_jax.interop import weights
+from ddae_jax.interop import weight_files
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.described import read_json
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.json_files import read_json
+from ddae_jax.interop.weight_files import read_weights
 from pickled import write_arrays
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n"
@@ -21,24 +21,24 @@ PAGE = b"<!DOCTYPE html><html></html>"
 
 
 @pytest.fixture
-def _at_once(monkeypatch):
+def _no_waits(monkeypatch):
     monkeypatch.setattr(disks, "_WAITS_S", (0.0,) * 4)
 
 
 FAILS = r"cannot be read: Input/output error; it was tried 5 times"
 
 
-@pytest.mark.usefixtures("_at_once")
+@pytest.mark.usefixtures("_no_waits")
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npz"])
 def test_a_disk_that_fails_is_named_and_tried_again(name, tmp_path):
-    (tmp_path / name).symlink_to("/proc/self/mem")  # whose first bytes cannot be read
+    (tmp_path / name).symlink_to("/proc/self/mem")  # its first bytes cannot be read
     with pytest.raises(ReadFailed, match=rf"{name} {FAILS}"):
         read_backbone(tmp_path / name)
 
 
-@pytest.mark.usefixtures("_at_once")
+@pytest.mark.usefixtures("_no_waits")
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_in_a_folder_too(name, tmp_path):
+def test_a_failing_disk_is_named_for_a_folder_too(name, tmp_path):
     (tmp_path / "config.json").write_text(
         '{"architecture": "vit_tiny_patch16_224", "input_size": [3, 224, 224]}'
     )
@@ -53,7 +53,7 @@ def test_in_a_folder_too(name, tmp_path):
 ARRAYS = {"a": np.arange(200_000, dtype=np.float32), "b": np.ones((2, 2), np.float32)}
 
 
-@pytest.mark.usefixtures("_at_once")
+@pytest.mark.usefixtures("_no_waits")
 @pytest.mark.parametrize("times", [2, 99])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".npz"])
 def test_a_disk_that_fails_within_a_file_does_not_damage_it(suffix, times, tmp_path, monkeypatch):
@@ -77,10 +77,10 @@ def test_a_disk_that_fails_within_a_file_does_not_damage_it(suffix, times, tmp_p
         with pytest.raises(ReadFailed, match=rf"a\{suffix} {FAILS}"):
             read_weights(path)
     else:
-        found = read_weights(path)
+        weights = read_weights(path)
         assert left == [0]
         for name, array in ARRAYS.items():
-            np.testing.assert_array_equal(found[name], array, strict=True)
+            np.testing.assert_array_equal(weights[name], array, strict=True)
 
 
 WEB = "a web page, not the file that was to be downloaded; download it again"
@@ -127,7 +127,7 @@ SERVER = "a message of a server, not the file that was to be downloaded.* It say
         (b"\xfe\x01\x02\x03", r"no file of safetensors, .*: it begins with b'\\xfe"),
     ],
 )
-def test_what_came_instead_of_weights_is_named(content, message, tmp_path):
+def test_a_wrong_file_is_named_for_what_it_is(content, message, tmp_path):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(ValueError, match=f"(?s)a.pth is {message}"):
         read_weights(tmp_path / "a.pth")
@@ -140,12 +140,13 @@ def test_what_came_instead_of_weights_is_named(content, message, tmp_path):
         (POINTER, "a pointer of Git LFS, not the file that it stands for"),
         (PAGE, WEB),
         (b'{"error": "Repository not found"}', SERVER),
+        (b'{"error_code": 403}', "a message of a server"),
         (b"Entry not found", SERVER),
         (b"", "empty"),
         (b"{'a': 1}", "no JSON: Expecting property name"),
     ],
 )
-def test_settings_that_are_none_are_named_too(name, content, message, tmp_path):
+def test_a_wrong_file_instead_of_settings_is_named(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} is {message}"):
         read_json(tmp_path / name, "")
@@ -158,29 +159,29 @@ def test_settings_are_read_in_any_encoding_of_json(encoding, tmp_path):
 
 
 @pytest.mark.parametrize("content", [POINTER, PAGE])
-def test_an_index_that_is_none_is_named(content, tmp_path):
+def test_a_wrong_file_instead_of_an_index_is_named(content, tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"index\.json is a (?:pointer|web page)"):
         read_weights(path)
 
 
-def file_of(tmp_path, dtype, raw, shape):
-    """A file of safetensors, put together by hand: with dtypes that numpy has not."""
-    told = {"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(raw)]}}
-    header = json.dumps(told).encode()
+def write_safetensors(tmp_path, dtype, raw, shape):
+    """Writes a safetensors file by hand, also with dtypes that numpy lacks."""
+    tensors = {"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(raw)]}}
+    header = json.dumps(tensors).encode()
     path = pathlib.Path(tmp_path / "a.safetensors")
     path.write_bytes(len(header).to_bytes(8, "little") + header + raw)
     return path
 
 
 @pytest.mark.parametrize(
-    ("dtype", "of_numpy"),
+    ("dtype", "numpy_dtype"),
     [("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)],
 )
-def test_numbers_of_8_bits_are_read(dtype, of_numpy, tmp_path):
+def test_numbers_of_8_bits_are_read(dtype, numpy_dtype, tmp_path):
     values = np.float32([[0.5, -2, 0], [3, 1, 0.25]])
-    path = file_of(tmp_path, dtype, values.astype(of_numpy).tobytes(), [2, 3])
+    path = write_safetensors(tmp_path, dtype, values.astype(numpy_dtype).tobytes(), [2, 3])
     np.testing.assert_array_equal(read_weights(path)["w"], values, strict=True)
 
 
@@ -188,7 +189,7 @@ def test_numbers_of_8_bits_are_read(dtype, of_numpy, tmp_path):
 def test_numbers_of_fewer_bits_are_refused_by_name(dtype, tmp_path):
     count = 8
     raw = bytes(count * int(dtype[1]) // 8)
-    path = file_of(tmp_path, dtype, raw, [count])
+    path = write_safetensors(tmp_path, dtype, raw, [count])
     message = (
         rf"a\.safetensors: w is of dtype {dtype}, which is that of quantised weights; known are F16"
     )
@@ -196,20 +197,20 @@ def test_numbers_of_fewer_bits_are_refused_by_name(dtype, tmp_path):
         read_weights(path)
 
 
-@pytest.mark.parametrize("dtype", sorted(weights._DTYPES))
+@pytest.mark.parametrize("dtype", sorted(weight_files._DTYPES))
 def test_every_dtype_of_whole_bytes_is_read(dtype, tmp_path):
-    values = np.array([[2, 1], [1, 2]]).astype(weights._DTYPES[dtype])
-    found = read_weights(file_of(tmp_path, dtype, values.tobytes(), [2, 2]))["w"]
-    np.testing.assert_array_equal(found.real.astype(np.float32), values.real.astype(np.float32))
+    values = np.array([[2, 1], [1, 2]]).astype(weight_files._DTYPES[dtype])
+    array = read_weights(write_safetensors(tmp_path, dtype, values.tobytes(), [2, 2]))["w"]
+    np.testing.assert_array_equal(array.real.astype(np.float32), values.real.astype(np.float32))
 
 
-def test_of_safetensors_what_lies_where_does_not_matter(tmp_path):
+def test_the_order_of_arrays_in_safetensors_does_not_matter(tmp_path):
     arrays = {name: np.full((2, size), size, np.float32) for size, name in enumerate("zaybx")}
     (tmp_path / "a.safetensors").write_bytes(save(arrays, metadata={"format": "np"}))
-    found = read_weights(tmp_path / "a.safetensors")
-    assert found.keys() == arrays.keys()
+    weights = read_weights(tmp_path / "a.safetensors")
+    assert weights.keys() == arrays.keys()
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)
+        np.testing.assert_array_equal(weights[name], array, strict=True)
 
 
 def test_a_file_of_safetensors_that_ends_early_is_named(tmp_path):
@@ -227,7 +228,7 @@ def test_a_disk_whose_files_cannot_be_mapped_is_named(tmp_path, monkeypatch):
     def unmappable(*_):
         raise OSError(19, "No such device")
 
-    monkeypatch.setattr(weights, "safe_open", unmappable)
+    monkeypatch.setattr(weight_files, "safe_open", unmappable)
     message = r"a\.safetensors cannot be mapped into memory, .*No such device\. Copy it to another"
     with pytest.raises(ReadFailed, match=message):
         read_weights(tmp_path / "a.safetensors")

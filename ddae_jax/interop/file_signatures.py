@@ -1,13 +1,13 @@
-"""Files that came instead of those that were asked for: pointers, web pages, archives, messages.
+"""Signatures of files that are no weights: Git LFS pointers, web pages, archives, other formats.
 
-They are known by how they begin, whatever they are called.
+Failed downloads leave such files under the names of weights. They are recognised by how they begin.
 """
 
 import codecs
 import re
 
-MOST_OF_BEGINNING = 512
-"""Bytes that tell what a file is."""
+SIGNATURE_BYTES = 512
+"""How many bytes from the beginning of a file tell what it is."""
 
 _AGAIN = "not the file that was to be downloaded; download it again"
 _BY_DOWNLOAD = "not the file that it stands for; get that by {}, or by downloading it"
@@ -27,21 +27,21 @@ _TEXTS = (
     (r"(?:\.\./)+blobs/", "a link that was copied as text, not the file that it points to"),
     (
         r"(?:<\?xml|<error|<listbucketresult)",
-        f"a message of a server, {_AGAIN}. It says {{shown}}",
+        f"a message of a server, {_AGAIN}. It says {{excerpt}}",
     ),
     (r"<[a-z!]", f"a web page, {_AGAIN}"),
     (
         r"[{\[].{0,99}\"(?:error|errors|message|detail)\"\s*:",
-        f"a message of a server, {_AGAIN}. It says {{shown}}",
+        f"a message of a server, {_AGAIN}. It says {{excerpt}}",
     ),
     (
         r"(?:entry|file|page|repository|resource|object)?\s*(?:404\W*)?not found|"
         r"(?:access|permission) denied|unauthorized|forbidden|access to model|too many requests|"
         r"invalid (?:username|credentials|token)|rate limit",
-        f"a message of a server, {_AGAIN}. It says {{shown}}",
+        f"a message of a server, {_AGAIN}. It says {{excerpt}}",
     ),
 )
-"""How texts begin, and what they are."""
+"""Regular expressions for how a text file begins, and what each says of the file."""
 
 _BYTES = (
     (rb"\x1f\x8b", "packed by gzip; unpack it"),
@@ -67,7 +67,7 @@ _BYTES = (
     (rb"%PDF", "a PDF document"),
     (rb"\x00{32}", "nothing but zeros, at least where it begins: its download did not end"),
 )
-"""How other files begin."""
+"""Regular expressions for how a binary file begins, and what each says of the file."""
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -76,32 +76,42 @@ _MARKS = (
 )
 
 
-def mistaken_for(start: bytes) -> str | None:
-    """Says what a file is that begins so, if it is nothing that is read; None if it may be.
+def describe_wrong_file(start: bytes) -> str | None:
+    """Describes a file that can be no file of weights.
 
     Args:
-        start: :data:`MOST_OF_BEGINNING` bytes of it, or all that it has.
+        start: the first :data:`SIGNATURE_BYTES` bytes of the file, or the whole file if shorter.
+
+    Returns:
+        What the file is and what to do, to be put after ``"PATH is "``; None if it may hold
+        weights.
     """
     for pattern, what in _BYTES:
         if re.match(pattern, start, re.DOTALL):
             return what
-    text = as_text(start)
+    text = decode_text(start)
     for pattern, what in _TEXTS if text is not None else ():
         if re.match(pattern, text, re.DOTALL | re.IGNORECASE):
-            return what.format(shown=shown(text))
+            return what.format(excerpt=excerpt(text))
     return None
 
 
-def as_text(start: bytes) -> str | None:
-    """What a file that begins so says, if it is text."""
+def decode_text(start: bytes) -> str | None:
+    """Decodes the beginning of a file; None if it is not text.
+
+    Args:
+        start: as in :func:`describe_wrong_file`. UTF-8, or UTF-16 with a byte order mark.
+    """
     encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
     text = codecs.getincrementaldecoder(encoding)("ignore").decode(start).strip()
-    lost = len(start) - len(text.encode(encoding, "ignore"))
+    num_dropped = len(start) - len(text.encode(encoding, "ignore"))
     is_text = all(letter.isprintable() or letter.isspace() for letter in text)
-    return text if text and is_text and (encoding != "utf-8" or lost < len(start) / 4) else None
+    return (
+        text if text and is_text and (encoding != "utf-8" or num_dropped < len(start) / 4) else None
+    )
 
 
-def shown(text: str) -> str:
-    """The beginning of a text, in one line and in quotes."""
+def excerpt(text: str) -> str:
+    """Returns the first 60 characters of a text as one quoted line of ASCII."""
     line = " ".join(text.split())
     return ascii(line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}...")

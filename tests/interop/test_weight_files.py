@@ -1,4 +1,4 @@
-"""Whatever wrote a file of weights, its arrays are read by name, real numbers in float32."""
+"""Weight files of every format are read as arrays by name, floating-point ones in float32."""
 
 import re
 import zipfile
@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import golden_arrays
-from ddae_jax.interop.encoders import as_float32
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
+from ddae_jax.interop.weights_to_params import as_float32
 from pickled import name, program, storage, tensor, text, write_zip
 
 FOLDER = golden_arrays.FOLDER / "torch_files"
@@ -30,33 +30,33 @@ def write(path, **items):
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_a_training_checkpoint_s_model_is_what_is_read(form):
-    found = read_weights(FOLDER / f"{form}.pth")
+    weights = read_weights(FOLDER / f"{form}.pth")
     with np.load(FOLDER / "expected.npz") as stored:
-        assert found.keys() == set(stored)
+        assert weights.keys() == set(stored)
         for name, expected in stored.items():
             expected = as_float32(expected)
-            np.testing.assert_array_equal(found[name], expected, strict=True, err_msg=name)
+            np.testing.assert_array_equal(weights[name], expected, strict=True, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64, bool])
 def test_safetensors_of_any_dtype_are_read(dtype, tmp_path):
     values = np.array([[0, 1], [1, 0]], dtype)
     save_file({"a": values}, tmp_path / "a.safetensors")
-    found = read_weights(tmp_path / "a.safetensors")["a"]
+    array = read_weights(tmp_path / "a.safetensors")["a"]
     expected = values if dtype in (np.int64, bool) else np.float32([[0, 1], [1, 0]])
-    np.testing.assert_array_equal(found, expected, strict=True)
+    np.testing.assert_array_equal(array, expected, strict=True)
 
 
 def test_npz_is_read(tmp_path):
     np.savez(tmp_path / "a.npz", **{"a/b": np.arange(3)})
-    found = read_weights(tmp_path / "a.npz")
-    np.testing.assert_array_equal(found["a/b"], np.arange(3), strict=True)
+    weights = read_weights(tmp_path / "a.npz")
+    np.testing.assert_array_equal(weights["a/b"], np.arange(3), strict=True)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".PTH"])
 def test_a_plain_state_dict_is_read(suffix, tmp_path):
-    found = read_weights(write(tmp_path / f"a{suffix}", w=array()))
-    np.testing.assert_array_equal(found["w"], [[0, 1, 2], [3, 4, 5]])
+    weights = read_weights(write(tmp_path / f"a{suffix}", w=array()))
+    np.testing.assert_array_equal(weights["w"], [[0, 1, 2], [3, 4, 5]])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_plain_state_dict_is_read(suffix, tmp_path):
         ({"student": {"module.a", "b"}}, {"module.a", "b"}),
     ],
 )
-def test_of_several_networks_the_first_known_one_is_read(items, expected, tmp_path):
+def test_the_preferred_of_several_networks_is_read(items, expected, tmp_path):
     items = {key: mapping(**dict.fromkeys(names, array())) for key, names in items.items()}
     assert read_weights(write(tmp_path / "a.pth", epoch=b"K\x03", **items)).keys() == expected
 
@@ -83,7 +83,7 @@ def test_networks_within_networks_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "there"),
+    ("body", "listed"),
     [
         (mapping(epoch=b"K\x03"), "'epoch'"),
         (mapping(model=mapping(w=array(), lr=b"K\x03")), "'lr'"),
@@ -94,9 +94,9 @@ def test_networks_within_networks_are_found(tmp_path):
         (b"}", "_Dict|dict"),
     ],
 )
-def test_a_file_of_torch_without_arrays_by_name_says_what_it_has(body, there, tmp_path):
+def test_a_file_of_torch_without_arrays_by_name_says_what_it_has(body, listed, tmp_path):
     path = write_zip(tmp_path / "a.pth", program(body))
-    with pytest.raises(ValueError, match=f"a.pth holds no arrays by name.*({there}).*state_dict"):
+    with pytest.raises(ValueError, match=f"a.pth holds no arrays by name.*({listed}).*state_dict"):
         read_weights(path)
 
 
@@ -136,7 +136,7 @@ def test_a_broken_file_is_named(suffix, tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt"])
-def test_what_is_no_file_of_weights_is_named_for_what_it_is(name, content, message, tmp_path):
+def test_a_file_without_weights_is_named_for_what_it_is(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{re.escape(name)} is {message}"):
         read_weights(tmp_path / name)
@@ -144,8 +144,8 @@ def test_what_is_no_file_of_weights_is_named_for_what_it_is(name, content, messa
 
 @pytest.mark.parametrize("name", ["a.pth.tar", "a.ckpt", "a", "a.safetensors", "a.npz"])
 def test_a_file_is_what_it_holds_whatever_it_is_called(name, tmp_path):
-    found = read_weights(write(tmp_path / name, w=array()))
-    np.testing.assert_array_equal(found["w"], [[0, 1, 2], [3, 4, 5]])
+    weights = read_weights(write(tmp_path / name, w=array()))
+    np.testing.assert_array_equal(weights["w"], [[0, 1, 2], [3, 4, 5]])
     save_file({"a": np.ones(2, np.float32)}, tmp_path / name)
     assert read_weights(tmp_path / name).keys() == {"a"}
     with (tmp_path / name).open("wb") as file:
@@ -154,7 +154,7 @@ def test_a_file_is_what_it_holds_whatever_it_is_called(name, tmp_path):
 
 
 @pytest.mark.parametrize("length", [0x20, 0x80, 0x8B1F, 0x5A42])
-def test_the_length_of_a_header_is_taken_for_nothing_else(length, tmp_path):
+def test_the_length_of_a_header_is_not_taken_for_a_signature(length, tmp_path):
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "a.safetensors")
     raw = (tmp_path / "a.safetensors").read_bytes()
     size = int.from_bytes(raw[:8], "little")

@@ -1,4 +1,4 @@
-"""Encoders as they are published, wrapped or in parts: they compute what they did there."""
+"""Published encoders, wrapped or in parts: they compute the features of their authors' code."""
 
 import functools
 import json
@@ -10,31 +10,32 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import golden_arrays
+from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.described import Told
-from ddae_jax.interop.encoders import UnknownWeights
-from ddae_jax.interop.folders import architectures
+from ddae_jax.interop.library_folders import architectures
+from ddae_jax.interop.weights_to_params import UnknownWeights
 from ddae_jax.models.vit import ViT
+from timm_arrays import timm_arrays
 
 FOLDER = golden_arrays.FOLDER / "published"
-HEADS = Told(heads=2)
+HEADS = WeightHints(heads=2)
 FILES = {
     "deit3": ("deit3.pth", HEADS),
     "moco": ("moco.pth.tar", HEADS),
-    "moco_momentum": ("moco.pth.tar", Told(heads=2, part="momentum_encoder")),
+    "moco_momentum": ("moco.pth.tar", WeightHints(heads=2, part="momentum_encoder")),
     "ijepa": ("ijepa.tar", HEADS),
-    "ijepa_context": ("ijepa.tar", Told(heads=2, part="encoder")),
-    "clip": ("clip.pt", Told(activation="quick_gelu")),
+    "ijepa_context": ("ijepa.tar", WeightHints(heads=2, part="encoder")),
+    "clip": ("clip.pt", WeightHints(activation="quick_gelu")),
 }
 KINDS = ("dinov2", "ijepa", "vit_msn", "clip_vision_model", "siglip_vision_model")
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.4, 0.3)
 
 
-def compare(found, name):
+def compare(backbone, name):
     with np.load(FOLDER / "features.npz") as stored:
         images, expected = stored["images"], stored[name]
-    params = {name: value for name, value in found.params.items() if name != "mask_token"}
-    apply = jax.jit(functools.partial(ViT(**found.options).apply))
+    params = {name: value for name, value in backbone.params.items() if name != "mask_token"}
+    apply = jax.jit(functools.partial(ViT(**backbone.options).apply))
     features = apply({"params": params}, images).tokens[0]
     np.testing.assert_allclose(features, expected, atol=2e-5)
 
@@ -49,25 +50,25 @@ def change(path, **changes):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_s_features_are_those_of_its_authors(name):
-    file, told = FILES[name]
-    compare(read_backbone(FOLDER / file, told), name)
+    file, hints = FILES[name]
+    compare(read_backbone(FOLDER / file, hints), name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_s_features_are_those_of_transformers(kind):
-    found = read_backbone(FOLDER / f"transformers_{kind}")
-    assert (found.mean, found.std) == (MEAN, STD)
-    compare(found, f"transformers_{kind}")
+    backbone = read_backbone(FOLDER / f"transformers_{kind}")
+    assert (backbone.mean, backbone.std) == (MEAN, STD)
+    compare(backbone, f"transformers_{kind}")
 
 
-def test_a_folder_of_timm_whose_positions_are_those_of_patches_alone():
-    found = read_backbone(FOLDER / "timm")
-    assert (found.options["num_heads"], found.options["norm_epsilon"]) == (2, 1e-6)
-    compare(found, "timm")
+def test_a_folder_of_timm_with_positions_of_patches_alone_is_read():
+    backbone = read_backbone(FOLDER / "timm")
+    assert (backbone.options["num_heads"], backbone.options["norm_epsilon"]) == (2, 1e-6)
+    compare(backbone, "timm")
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_of_a_model_of_images_and_texts_the_images_encoder_is_read(kind, tmp_path):
+def test_the_image_encoder_of_a_model_of_images_and_texts_is_read(kind, tmp_path):
     folder = copy_of(f"transformers_{kind}_vision_model", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({"model_type": kind, "vision_config": config}))
@@ -81,11 +82,11 @@ def test_of_a_model_of_images_and_texts_the_images_encoder_is_read(kind, tmp_pat
 
 @pytest.mark.parametrize("key", ["num_attention_heads", "hidden_act", "layer_norm_eps"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_config_of_transformers_leaves_out_is_the_default(kind, key, tmp_path):
+def test_a_key_that_transformers_leaves_out_is_the_default(kind, key, tmp_path):
     folder = copy_of(f"transformers_{kind}", tmp_path)
     config = json.loads((folder / "config.json").read_text())
     default = architectures()["transformers"][kind][key]
-    if key == "num_attention_heads":  # 12 do not divide the width of 16
+    if key == "num_attention_heads":  # 12 heads do not divide the width of 16
         config.pop(key, None)
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=f"{default} heads do not divide the width, 16"):
@@ -97,39 +98,31 @@ def test_what_a_config_of_transformers_leaves_out_is_the_default(kind, key, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "place", "others"),
+    ("name", "hints", "place", "others"),
     [
         ("moco.pth.tar", HEADS, "base_encoder", "momentum_encoder"),
         ("ijepa.tar", HEADS, "target_encoder", "encoder"),
     ],
 )
-def test_of_several_networks_the_others_are_named(name, told, place, others):
-    note = read_backbone(FOLDER / name, told).notes[0]
+def test_the_other_networks_of_a_file_are_noted(name, hints, place, others):
+    note = read_backbone(FOLDER / name, hints).notes[0]
     assert f"{place}' is taken; there is also one at '" in note
-    asked = note.rpartition("--config.init_part=")[2].removesuffix(" takes that one")
-    assert asked.endswith(others)
-    notes = read_backbone(FOLDER / name, told._replace(part=asked)).notes
+    part = note.rpartition("--config.init_part=")[2].removesuffix(" takes that one")
+    assert part.endswith(others)
+    notes = read_backbone(FOLDER / name, hints._replace(part=part)).notes
     assert not [note for note in notes if "there is also one" in note]
 
 
 @pytest.mark.parametrize("part", ["teacher", "base", "state_dict.base_encoder.blocks"])
-def test_a_part_that_is_not_there_names_those_that_are(part):
+def test_a_missing_part_names_those_that_are_there(part):
     with pytest.raises(ValueError, match=rf"{part}'; .*\.base_encoder', .*\.momentum_encoder'"):
-        read_backbone(FOLDER / "moco.pth.tar", Told(heads=2, part=part))
+        read_backbone(FOLDER / "moco.pth.tar", WeightHints(heads=2, part=part))
 
 
 def arrays_of(width=16, positions=5, **more):
-    """Of an encoder of timm with one block, patches of 4 pixels."""
-    block = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width)}
-    block |= {"attn.proj": (width, width), "mlp.fc1": (4 * width, width)}
-    block |= {"mlp.fc2": (width, 4 * width)}
-    shapes = {f"blocks.0.{name}": shape for name, shape in block.items()}
-    shapes |= {"norm": (width,), "patch_embed.proj": (width, 3, 4, 4)}
-    arrays = {}
-    for name, shape in shapes.items():
-        arrays |= {f"{name}.weight": np.zeros(shape), f"{name}.bias": np.zeros(shape[:1])}
-    arrays |= {"cls_token": np.zeros((1, 1, width)), "pos_embed": np.ones((1, positions, width))}
-    return {name: np.float32(array) for name, array in (arrays | more).items()}
+    """Returns arrays of a timm encoder with one block, all in float32."""
+    arrays = timm_arrays(width, **({"pos_embed": np.ones((1, positions, width))} | more))
+    return {name: np.float32(array) for name, array in arrays.items()}
 
 
 def write(tmp_path, arrays, name="encoder.safetensors"):
@@ -139,34 +132,35 @@ def write(tmp_path, arrays, name="encoder.safetensors"):
 
 def with_fixed_positions(width):
     positions = np.zeros((1, 5, width))
-    positions[0, 1, width // 2 :] = 1  # sines and cosines of 0; what follows does not matter
+    positions[0, 1, width // 2 :] = 1  # sines and cosines of 0; the rest does not matter
     return arrays_of(width, pos_embed=positions)
 
 
-def test_where_published_heads_differ_they_are_asked_for(tmp_path):
+def test_where_published_heads_differ_the_user_must_choose(tmp_path):
     path = write(tmp_path, with_fixed_positions(384))
     message = (
         r"12 if they are of MoCo v3, and 6 .*--config\.init_heads=12 or --config\.init_heads=6"
     )
     with pytest.raises(ValueError, match=message):
         read_backbone(path)
-    assert read_backbone(path, Told(heads=12)).options["num_heads"] == 12
+    assert read_backbone(path, WeightHints(heads=12)).options["num_heads"] == 12
 
 
 @pytest.mark.parametrize("arrays", [arrays_of(384), with_fixed_positions(768)])
-def test_heads_and_activation_that_are_taken_for_granted_are_told(arrays, tmp_path):
+def test_assumed_heads_and_activation_are_noted(arrays, tmp_path):
     path = write(tmp_path, arrays)
-    found = read_backbone(path)
-    heads = found.options["num_heads"]
-    assert heads == {384: 6, 768: 12}[found.options["width"]]
-    assert [note for note in found.notes if f"{heads} are taken" in note and "init_heads" in note]
-    assert [note for note in found.notes if "gelu is taken" in note and "init_activation" in note]
-    of_epsilon = (
+    backbone = read_backbone(path)
+    heads = backbone.options["num_heads"]
+    assert heads == {384: 6, 768: 12}[backbone.options["width"]]
+    assert any(f"{heads} are taken" in n and "init_heads" in n for n in backbone.notes)
+    assert any("gelu is taken" in n and "init_activation" in n for n in backbone.notes)
+    assert any("computes other features here" in note for note in backbone.notes)
+    epsilon_note = (
         f"{path} does not tell the epsilon of its norms: 1e-06 is taken; "
         "--config.model.norm_epsilon says otherwise"
     )
-    assert of_epsilon in found.notes
-    assert read_backbone(path, Told(heads=heads, activation="gelu")).notes == (of_epsilon,)
+    assert epsilon_note in backbone.notes
+    assert read_backbone(path, WeightHints(heads=heads, activation="gelu")).notes == (epsilon_note,)
 
 
 def test_relative_positions_tell_the_heads(tmp_path):
@@ -178,32 +172,32 @@ def test_relative_positions_tell_the_heads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("hints", "message"),
     [
-        (Told(heads=5), "5 heads do not divide the width, 16"),
-        (Told(), r"width 16 .*--config\.init_heads=HEADS"),
+        (WeightHints(heads=5), "5 heads do not divide the width, 16"),
+        (WeightHints(), r"width 16 .*--config\.init_heads=HEADS"),
     ],
 )
-def test_heads_that_cannot_be_are_refused(told, message, tmp_path):
+def test_impossible_heads_are_refused(hints, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        read_backbone(write(tmp_path, arrays_of()), told)
+        read_backbone(write(tmp_path, arrays_of()), hints)
 
 
-def test_clip_s_activation_is_asked_for(tmp_path):
+def test_clip_s_activation_must_be_given(tmp_path):
     with pytest.raises(ValueError, match=r"is of CLIP.*init_activation=quick_gelu"):
         read_backbone(FOLDER / "clip.pt")
     norm = {f"norm_pre.{part}": np.zeros(16) for part in ("weight", "bias")}
     path = write(tmp_path, arrays_of(**norm))
-    options = read_backbone(path, Told(heads=2, activation="gelu")).options
+    options = read_backbone(path, WeightHints(heads=2, activation="gelu")).options
     assert (options["activation"], options["norm_epsilon"]) == ("gelu", 1e-5)
 
 
 @pytest.mark.parametrize("positions", [4, 5, 9, 10])
 def test_positions_are_those_of_all_tokens_or_of_the_patches(positions, tmp_path):
-    found = read_backbone(write(tmp_path, arrays_of(positions=positions)), HEADS)
+    backbone = read_backbone(write(tmp_path, arrays_of(positions=positions)), HEADS)
     has_one = positions in (5, 10)
-    assert len(found.params["positions"]) == positions - has_one
-    np.testing.assert_array_equal(found.params["class_token"], np.full(16, has_one))
+    assert len(backbone.params["positions"]) == positions - has_one
+    np.testing.assert_array_equal(backbone.params["class_token"], np.full(16, has_one))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +213,7 @@ def test_two_arrays_for_one_place_are_refused(more, first, second, tmp_path):
         read_backbone(write(tmp_path, arrays_of(**more)), HEADS)
 
 
-def test_a_norm_of_transformers_that_is_there_twice_is_refused(tmp_path):
+def test_two_final_norms_of_transformers_are_refused(tmp_path):
     folder = shutil.copytree(
         golden_arrays.FOLDER / "backbones" / "transformers_vit", tmp_path / "a"
     )
@@ -231,17 +225,17 @@ def test_a_norm_of_transformers_that_is_there_twice_is_refused(tmp_path):
         read_backbone(folder)
 
 
-def test_biases_that_no_block_has_are_zero_and_one_that_is_lost_is_not(tmp_path):
+def test_missing_biases_are_zero_only_if_no_block_has_one(tmp_path):
     arrays = arrays_of()
     del arrays["blocks.0.attn.qkv.bias"]
-    found = read_backbone(write(tmp_path, arrays), HEADS)
+    backbone = read_backbone(write(tmp_path, arrays), HEADS)
     np.testing.assert_array_equal(
-        found.params["block_01"]["attention"]["qkv"]["bias"], np.zeros(48)
+        backbone.params["block_01"]["attention"]["qkv"]["bias"], np.zeros(48)
     )
-    assert found.options["has_key_bias"]
+    assert backbone.options["has_key_bias"]
     second = {n.replace("blocks.0", "blocks.1"): a for n, a in arrays_of().items() if "blocks" in n}
-    found = read_backbone(write(tmp_path, arrays | second), HEADS)
-    assert "bias" not in found.params["block_01"]["attention"]["qkv"]
+    backbone = read_backbone(write(tmp_path, arrays | second), HEADS)
+    assert "bias" not in backbone.params["block_01"]["attention"]["qkv"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +249,7 @@ def test_biases_that_no_block_has_are_zero_and_one_that_is_lost_is_not(tmp_path)
         ("blocks.0.attn.q_norm.weight", "norms of queries and keys"),
     ],
 )
-def test_what_an_encoder_here_has_not_is_named(name, has, tmp_path):
+def test_unsupported_features_are_named(name, has, tmp_path):
     path = write(tmp_path, arrays_of() | {name: np.zeros((1, 1, 16), np.float32)})
     with pytest.raises(UnknownWeights, match=f"The network has {has}, which an encoder here has"):
         read_backbone(path, HEADS)
@@ -267,7 +261,7 @@ def test_packed_gates_are_named(tmp_path):
         read_backbone(write(tmp_path, arrays), HEADS)
 
 
-# ---- timm's names
+# ---- timm's architectures
 
 
 def timm_folder(tmp_path, **changes):
@@ -290,7 +284,7 @@ def timm_folder(tmp_path, **changes):
         ("eva_giant_patch14_224", (16, "gelu", 1e-6)),
     ],
 )
-def test_names_of_timm_tell_what_its_networks_have(architecture, expected):
+def test_architectures_of_timm_have_their_heads_activation_and_epsilon(architecture, expected):
     assert tuple(architectures()["timm"][architecture]) == expected
 
 
@@ -307,9 +301,7 @@ def test_names_of_timm_tell_what_its_networks_have(architecture, expected):
         ("samvit_base_patch16", "the structure of VisionTransformerSAM"),
     ],
 )
-def test_a_network_of_timm_that_an_encoder_cannot_be_is_refused_by_name(
-    architecture, has, tmp_path
-):
+def test_an_unsupported_architecture_of_timm_is_refused_by_its_feature(architecture, has, tmp_path):
     folder = timm_folder(tmp_path, architecture=architecture)
     message = rf"architecture '{architecture}' has {has}, which an encoder here has not"
     with pytest.raises(UnknownWeights, match=message):
@@ -323,33 +315,33 @@ def test_the_docs_count_the_names_of_timm_that_are_read():
     assert f"{known} of {len(names)} names of\n  timm {architectures()['timm_version']}" in docs
 
 
-def test_a_name_that_timm_has_not_is_asked_about(tmp_path):
+def test_an_unknown_architecture_of_timm_needs_hints(tmp_path):
     folder = timm_folder(tmp_path, architecture="vit_smal_patch16_224", model_args={"img_size": 8})
-    message = r"'vit_smal_patch16_224' is none .*near is 'vit_small_patch16_224'.*init_heads=12"
+    message = r"'vit_smal_patch16_224' is none .*; did you mean 'vit_small_patch16_224'\?.*heads=12"
     with pytest.raises(ValueError, match=message):
         read_backbone(folder)
-    found = read_backbone(folder, Told(heads=2, activation="gelu"))
-    assert found.options["num_heads"] == 2
-    assert "epsilon of 1e-06" in found.notes[0]
+    backbone = read_backbone(folder, WeightHints(heads=2, activation="gelu"))
+    assert backbone.options["num_heads"] == 2
+    assert "epsilon of 1e-06" in backbone.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told", "message"),
+    ("arguments", "hints", "message"),
     [
-        ({"norm_layer": "rmsnorm"}, Told(), "model_args has norm_layer='rmsnorm'"),
-        ({"act_layer": "relu"}, Told(), "act_layer='relu'; known activations"),
+        ({"norm_layer": "rmsnorm"}, WeightHints(), "model_args has norm_layer='rmsnorm'"),
+        ({"act_layer": "relu"}, WeightHints(), "act_layer='relu'; known activations"),
         ({"num_heads": 4}, HEADS, "init_heads=2, but .*config.json tells of 4"),
-        ({"num_heads": 2}, Told(activation="quick_gelu"), "tells of 'gelu'"),
-        ({"num_heads": 3}, Told(), "3 heads do not divide the width, 16"),
+        ({"num_heads": 2}, WeightHints(activation="quick_gelu"), "tells of 'gelu'"),
+        ({"num_heads": 3}, WeightHints(), "3 heads do not divide the width, 16"),
     ],
 )
-def test_arguments_of_timm_that_change_the_network_are_heeded(arguments, told, message, tmp_path):
+def test_arguments_of_timm_that_change_the_network_are_heeded(arguments, hints, message, tmp_path):
     folder = timm_folder(tmp_path, model_args={"img_size": 8} | arguments)
     with pytest.raises(ValueError, match=message):
-        read_backbone(folder, told)
+        read_backbone(folder, hints)
 
 
-# ---- image processors and kinds of transformers
+# ---- image processors and model types of transformers
 
 
 @pytest.mark.parametrize(
@@ -362,11 +354,11 @@ def test_arguments_of_timm_that_change_the_network_are_heeded(arguments, told, m
         ({"do_normalize": True}, MEAN, STD),
     ],
 )
-def test_what_an_image_processor_does_to_pixels_is_obeyed(changes, mean, std, tmp_path):
+def test_statistics_include_what_a_processor_does_to_pixels(changes, mean, std, tmp_path):
     folder = copy_of("transformers_ijepa", tmp_path)
     change(folder / "preprocessor_config.json", **changes)
-    found = read_backbone(folder)
-    np.testing.assert_allclose((found.mean, found.std), (mean, std), rtol=1e-12)
+    backbone = read_backbone(folder)
+    np.testing.assert_allclose((backbone.mean, backbone.std), (mean, std), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -377,22 +369,22 @@ def test_what_an_image_processor_does_to_pixels_is_obeyed(changes, mean, std, tm
         ("dinov3_vit", "rotary positions"),
     ],
 )
-def test_a_kind_of_transformers_that_cannot_be_is_refused_by_name(kind, has, tmp_path):
+def test_an_unsupported_type_of_transformers_is_refused_by_its_feature(kind, has, tmp_path):
     folder = copy_of("transformers_ijepa", tmp_path)
     change(folder / "config.json", model_type=kind)
     with pytest.raises(UnknownWeights, match=f"model_type '{kind}' has {has}"):
         read_backbone(folder)
 
 
-def test_a_part_of_a_folder_of_transformers_is_no_part():
+def test_a_part_of_a_folder_of_transformers_is_refused():
     with pytest.raises(ValueError, match="init_part='teacher' is for files with several networks"):
-        read_backbone(FOLDER / "transformers_ijepa", Told(part="teacher"))
+        read_backbone(FOLDER / "transformers_ijepa", WeightHints(part="teacher"))
 
 
 # ---- weights in parts
 
 
-def test_a_part_that_is_lost_is_named(tmp_path):
+def test_a_missing_part_of_the_weights_is_named(tmp_path):
     folder = copy_of("transformers_dinov2", tmp_path)
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"00002.* is missing: .*index\.json says"):
@@ -407,7 +399,7 @@ def test_a_part_that_is_lost_is_named(tmp_path):
         ({}, "is no index of weights"),
     ],
 )
-def test_an_index_that_is_none_is_refused(content, message, tmp_path):
+def test_a_bad_index_is_refused(content, message, tmp_path):
     folder = copy_of("transformers_dinov2", tmp_path)
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
@@ -417,17 +409,17 @@ def test_an_index_that_is_none_is_refused(content, message, tmp_path):
 def test_arrays_that_no_part_has_are_named(tmp_path):
     folder = copy_of("transformers_dinov2", tmp_path)
     index = folder / "model.safetensors.index.json"
-    told = json.loads(index.read_text())
-    told["weight_map"]["more"] = told["weight_map"]["embeddings.cls_token"]
-    index.write_text(json.dumps(told))
+    content = json.loads(index.read_text())
+    content["weight_map"]["more"] = content["weight_map"]["embeddings.cls_token"]
+    index.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="1 arrays are in none of its files, as more"):
         read_backbone(folder)
 
 
-def test_the_file_in_a_folder_is_read_with_what_the_folder_tells():
-    whole = read_backbone(FOLDER / "transformers_vit_msn")
-    found = read_backbone(FOLDER / "transformers_vit_msn" / "model.safetensors")
-    assert (found.options, found.mean) == (whole.options, whole.mean)
+def test_the_weight_file_of_a_folder_is_read_with_the_folder_s_config():
+    expected = read_backbone(FOLDER / "transformers_vit_msn")
+    backbone = read_backbone(FOLDER / "transformers_vit_msn" / "model.safetensors")
+    assert (backbone.options, backbone.mean) == (expected.options, expected.mean)
     timm = read_backbone(FOLDER / "timm" / "model.safetensors")
     assert (timm.options["num_heads"], timm.mean, timm.notes) == (2, MEAN, ())
 

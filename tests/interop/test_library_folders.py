@@ -1,4 +1,4 @@
-"""Folders that timm and transformers saved: the encoder in them computes what it did there."""
+"""Folders that timm and transformers saved: the encoders compute the libraries' features."""
 
 import functools
 import json
@@ -38,19 +38,19 @@ def config_of(**data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_those_of_the_library_that_saved_it(name):
-    found = read_backbone(FOLDERS / name)
-    assert (found.mean, found.std) == (MEAN, STD)
+    backbone = read_backbone(FOLDERS / name)
+    assert (backbone.mean, backbone.std) == (MEAN, STD)
     with np.load(FOLDERS / name / "features.npz") as stored:
         images, expected = stored["images"], stored["features"]
-    # BEiT's norm is of the mean of the patches; its tokens are as the last block left them.
+    # BEiT norms the mean of the patches; its tokens are those after the last block, not normed.
     normalize = name != "transformers_beit"
-    apply = jax.jit(functools.partial(ViT(**found.options).apply, normalize=normalize))
-    features = apply({"params": found.params}, (images - np.float32(MEAN)) / np.float32(STD))
+    apply = jax.jit(functools.partial(ViT(**backbone.options).apply, normalize=normalize))
+    features = apply({"params": backbone.params}, (images - np.float32(MEAN)) / np.float32(STD))
     np.testing.assert_allclose(features.tokens[0], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_as_a_teacher_it_sees_the_pixels_that_it_was_trained_on(name):
+def test_a_teacher_sees_the_pixels_that_it_was_trained_on(name):
     teacher = load_teacher(
         str(FOLDERS / name), config_of(mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
     )
@@ -105,7 +105,7 @@ def test_a_missing_file_is_named(missing, tmp_path):
         ),
     ],
 )
-def test_what_is_not_known_is_named(name, file, changes, message, tmp_path):
+def test_a_bad_setting_is_named(name, file, changes, message, tmp_path):
     folder = copy_of(name, tmp_path)
     if "pretrained_cfg" in changes:
         changes = changes | {"model_args": {"num_heads": 3}}
@@ -118,20 +118,24 @@ def test_what_is_not_known_is_named(name, file, changes, message, tmp_path):
 def test_one_number_is_the_statistic_of_all_channels(tmp_path):
     folder = copy_of("transformers_vit", tmp_path)
     change(folder / "preprocessor_config.json", image_mean=0.5, image_std=0.25)
-    found = read_backbone(folder)
-    assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
+    backbone = read_backbone(folder)
+    assert (backbone.mean, backbone.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
-def test_settings_beside_the_architecture_are_read_as_earlier_versions_of_timm_wrote_them(tmp_path):
+def test_settings_of_earlier_versions_of_timm_are_read(tmp_path):
     folder = copy_of("timm_vit", tmp_path)
     file = folder / "config.json"
     config = json.loads(file.read_text())
     flat = {**config.pop("pretrained_cfg"), **config}
     file.write_text(json.dumps(flat))
-    found = read_backbone(folder)
-    whole = read_backbone(FOLDERS / "timm_vit")
-    assert found.options == whole.options
-    assert (found.mean, found.std, found.preprocessing) == (MEAN, STD, whole.preprocessing)
+    backbone = read_backbone(folder)
+    expected = read_backbone(FOLDERS / "timm_vit")
+    assert backbone.options == expected.options
+    assert (backbone.mean, backbone.std, backbone.preprocessing) == (
+        MEAN,
+        STD,
+        expected.preprocessing,
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,9 +165,9 @@ def test_images_of_another_size_than_the_positions_are_noted(name, file, changes
         changes["model_args"] = {"num_heads": 3, "act_layer": "gelu"}
         changes["model_args"]["img_size"] = before.options["image_size"][0]
     change(folder / file, **changes)
-    found = read_backbone(folder)
-    assert found.options["image_size"] == before.options["image_size"]
-    (note,) = found.notes
+    after = read_backbone(folder)
+    assert after.options["image_size"] == before.options["image_size"]
+    (note,) = after.notes
     assert "shows images of 8 x 8 pixels, and the encoder's positions are of 16 x 16" in note
     assert "--config.model.image_size=8,8 resizes them" in note
 
@@ -203,7 +207,7 @@ def test_a_network_that_lacks_weights_is_refused(lost, tmp_path):
         load_teacher(str(folder), config_of())
 
 
-def test_what_is_no_file_of_weights_is_refused(tmp_path):
+def test_a_file_that_holds_no_weights_is_refused(tmp_path):
     folder = copy_of("timm_vit", tmp_path)
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match=r"model\.safetensors is no file of safetensors"):
@@ -222,6 +226,6 @@ def test_a_teacher_of_other_channels_is_refused():
         ("nowhere", FileNotFoundError, "tokenizer.teacher='nowhere' is no folder"),
     ],
 )
-def test_a_teacher_that_is_not_there_is_named(path, error, message):
+def test_a_missing_teacher_is_named(path, error, message):
     with pytest.raises(error, match=message):
         load_teacher(path, config_of())

@@ -1,6 +1,9 @@
-"""Under which name each library has an array, and where and how it lies in the tree here.
+"""Tables of array names: what each library calls an array, and its path and layout here.
 
-By these tables :mod:`ddae_jax.interop.encoders` reads, and :mod:`ddae_jax.interop.writing` writes.
+:mod:`ddae_jax.interop.weights_to_params` reads by these tables, and
+:mod:`ddae_jax.interop.params_to_weights` writes by them. Some paths are intermediate, and the
+former joins or splits them: ``all_positions`` holds the positions of all tokens, and
+``attention/query``, ``key`` and ``value`` are parts of ``attention/qkv``.
 """
 
 from collections.abc import Callable
@@ -10,11 +13,17 @@ import numpy as np
 
 
 class Rule(NamedTuple):
-    """Arrays whose names match ``pattern`` lie at ``path``, after ``change``.
+    """One line of a table: the name of an array in a library, and its path and layout here.
 
-    ``{}`` in the path is the pattern's group, a block's number, counted from 1. A path of None
-    leaves the array out. Where a table is written by too, a pattern has names, groups of
-    alternatives and optional parts, no more: written is the last alternative, and what is optional.
+    Attributes:
+        pattern: regular expression that matches the library's whole name. Its group, if any, is the
+            block's number, counted from 0. In tables that are also used for writing, patterns
+            consist of names, alternatives and optional parts only; the last alternative and every
+            optional part are written.
+        path: where the array lies in the tree of parameters, keys joined by ``/``; ``{}`` stands
+            for the block's number, counted from 1 and of two digits. None leaves the array out.
+        change: converts the array from the library's layout. Raises ``ValueError``, ``TypeError``
+            or ``IndexError`` for an array of another shape.
     """
 
     pattern: str
@@ -23,41 +32,39 @@ class Rule(NamedTuple):
 
 
 def flat(array: np.ndarray) -> np.ndarray:
-    """A token without axes of one. Raises ``ValueError`` for more than one token."""
+    """Drops a token's leading axes of size 1. Raises ``ValueError`` for more than one token."""
     return array.reshape(array.shape[-1])
 
 
 def transposed(array: np.ndarray) -> np.ndarray:
-    """(out, in) -> (in, out), or back."""
+    """Transposes a kernel: (out, in) -> (in, out), or back."""
     return np.ascontiguousarray(array.T)
 
 
 def from_convolution(array: np.ndarray) -> np.ndarray:
-    """(width, channels, rows, columns) -> (rows * columns * channels, width).
+    """Converts a convolution's kernel to that of a layer on flattened patches.
 
-    Raises ``ValueError`` for patches that are not square.
+    (width, channels, rows, columns) -> (rows * columns * channels, width). Raises ``ValueError``
+    for patches that are not square.
     """
     _check_square(*array.shape[2:])
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0]))
 
 
 def without_batch(array: np.ndarray) -> np.ndarray:
-    """What is alike for all images, without their axis.
-
-    Raises ``ValueError`` for what is not.
-    """
+    """Drops the leading batch axis. Raises ``ValueError`` unless its size is 1."""
     if array.shape[:1] != (1,):
-        raise ValueError("its first axis is that of images, of one value")
+        raise ValueError("its first axis, that of images, must be of size 1")
     return array[0]
 
 
 def _rows_by_width(array: np.ndarray) -> np.ndarray:
-    """(..., width) -> (rows, width): out of heads, or out of the pixels of a patch."""
+    """Merges all axes but the last: (..., width) -> (rows, width)."""
     return array.reshape(-1, array.shape[-1])
 
 
-def _of_patches(array: np.ndarray) -> np.ndarray:
-    """(rows, columns, channels, width) -> (rows * columns * channels, width)."""
+def _flatten_patches(array: np.ndarray) -> np.ndarray:
+    """Merges a patch's axes: (rows, columns, channels, width) -> (rows*columns*channels, width)."""
     _check_square(*array.shape[:2])
     return _rows_by_width(array)
 
@@ -67,13 +74,13 @@ def _check_square(rows: int, columns: int) -> None:
         raise ValueError(f"patches of {rows} x {columns} pixels; an encoder here has square ones")
 
 
-def _to_heads(array: np.ndarray) -> np.ndarray:
-    """(width, heads, head_width) -> (width, width)."""
+def _merge_heads(array: np.ndarray) -> np.ndarray:
+    """Merges the heads of a kernel: (width, heads, head_width) -> (width, width)."""
     return array.reshape(len(array), -1)
 
 
 def layer(theirs: str, ours: str) -> tuple[Rule, Rule]:
-    """The rules of an affine layer, by a pattern of its name there and its path here."""
+    """Returns the rules of an affine layer, given a pattern of its name and its path here."""
     return (
         Rule(rf"{theirs}\.weight", f"{ours}/kernel", transposed),
         Rule(rf"{theirs}\.bias", f"{ours}/bias"),
@@ -87,7 +94,7 @@ def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
     )
 
 
-FOREIGN = (
+UNSUPPORTED = (
     (
         r"\.(?:w12|w3|w1|w2|fc1_g|fc1_x|weights_in|weights_out|gate_proj)\.|mlp\.fc3\.",
         "gated MLPs (SwiGLU)",
@@ -108,7 +115,7 @@ FOREIGN = (
     (r"attn\.(?:q_norm|k_norm)\.", "norms of queries and keys"),
     (r"(?:attn\.(?:norm|inner_attn_ln)|mlp\.(?:norm|ffn_ln))\.", "norms within its layers"),
 )
-"""What networks of others have that cannot be here, by the names that tell of it."""
+"""Features that an encoder here cannot have, by patterns of array names that reveal them."""
 
 _TIMM_BLOCK = (
     *_norm(r"blocks\.(\d+)\.norm1", "block_{}/attention_norm"),
@@ -126,6 +133,7 @@ SCALES_OF_TIMM_VIT, SCALES_OF_TIMM_BEIT = (
     )
     for of_attention, of_mlp in ((r"ls1\.gamma", r"ls2\.gamma"), ("gamma_1", "gamma_2"))
 )
+"""Layer scales of timm's ``VisionTransformer`` and ``Beit``, whose names differ."""
 
 TIMM = (
     Rule(r"cls_token", "class_token", flat),
@@ -147,6 +155,7 @@ TIMM = (
     Rule(r"(?:head|fc|attn_pool)\..*", None),
     Rule(r"(?:lm_head|cls_pt_layers)\..*", None),  # BEiT's, for pretraining only
 )
+"""timm's ``VisionTransformer`` and ``Beit``, and the files of the authors of MAE and BEiT."""
 
 OFFICIAL_MAE_DECODER = (
     Rule(r"mask_token", "mask_token", flat),
@@ -156,11 +165,12 @@ OFFICIAL_MAE_DECODER = (
     *_norm(r"decoder_norm", "norm"),
     *layer(r"decoder_pred", "head"),
 )
+"""Decoder and head in the files of MAE's authors."""
 
 
 def _transformers_block(block: str) -> tuple[Rule, ...]:
-    """The rules of a block, by a pattern of where it lies."""
-    layers = (  # in memory, and in files
+    """Returns the rules of a block, given a pattern of the prefix before its arrays' names."""
+    layers = (  # alternatives: the names in memory, and those in files
         (r"attention\.(?:q_proj|attention\.query)", "attention/query"),
         (r"attention\.(?:k_proj|attention\.key)", "attention/key"),
         (r"attention\.(?:v_proj|attention\.value)", "attention/value"),
@@ -204,8 +214,8 @@ TRANSFORMERS = (
     *_norm(r"pooler\.layernorm", "norm"),  # BEiT's, of the mean of the patches
     Rule(r"pooler\.dense\..*", None),
 )
+"""transformers' ``ViT``, ``ViTMAE``, ``ViTMSN``, ``IJepa`` and ``Beit``."""
 
-# DINOv2's, which are read with the others', and not written.
 TRANSFORMERS_ALL = (
     *TRANSFORMERS,
     *_norm(_BLOCK_OF_TRANSFORMERS + "norm1", "block_{}/attention_norm"),
@@ -213,18 +223,18 @@ TRANSFORMERS_ALL = (
     Rule(_BLOCK_OF_TRANSFORMERS + r"layer_scale1\.lambda1", "block_{}/attention_scale"),
     Rule(_BLOCK_OF_TRANSFORMERS + r"layer_scale2\.lambda1", "block_{}/mlp_scale"),
 )
+""":data:`TRANSFORMERS` and the names of ``Dinov2``, which are read but not written."""
 
 _BLOCK_OF_CLIP = r"encoder\.layers\.(\d+)\."
 _BLOCK_OF_OPENAI = r"transformer\.resblocks\.(\d+)\."
 
-# CLIP's in transformers, and SigLIP's, which has no class token.
 CLIP = (
     Rule(r"embeddings\.class_embedding", "class_token", flat),
     Rule(r"embeddings\.position_embedding\.weight", "all_positions"),
     Rule(r"embeddings\.position_ids", None),
     Rule(r"embeddings\.patch_embedding\.weight", "patch_embedding/kernel", from_convolution),
     Rule(r"embeddings\.patch_embedding\.bias", "patch_embedding/bias"),
-    *_norm("pre_layrnorm", "embedding_norm"),  # as it is spelled there
+    *_norm("pre_layrnorm", "embedding_norm"),  # transformers' spelling
     *_norm("post_layernorm", "norm"),
     *_norm(_BLOCK_OF_CLIP + "layer_norm1", "block_{}/attention_norm"),
     *_norm(_BLOCK_OF_CLIP + "layer_norm2", "block_{}/mlp_norm"),
@@ -236,6 +246,7 @@ CLIP = (
     *layer(_BLOCK_OF_CLIP + r"mlp\.fc2", "block_{}/mlp_out"),
     Rule(r"head\..*", None),  # SigLIP's, which pools
 )
+"""transformers' image encoders of CLIP, and of SigLIP, which has no class token."""
 
 OPENAI_CLIP = (
     Rule("class_embedding", "class_token", flat),
@@ -251,6 +262,7 @@ OPENAI_CLIP = (
     *layer(_BLOCK_OF_OPENAI + r"mlp\.c_proj", "block_{}/mlp_out"),
     Rule("proj", None),
 )
+"""OpenAI's image encoder of CLIP, its ``in_proj_weight`` renamed to ``in_proj.weight``."""
 
 MAE_DECODER = tuple(
     rule._replace(pattern=r"decoder\." + rule.pattern)
@@ -263,6 +275,7 @@ MAE_DECODER = tuple(
         *layer("decoder_pred", "head"),
     )
 )
+"""Decoder and head of transformers' ``ViTMAEForPreTraining``."""
 
 _AUGREG_BLOCK = r"Transformer/encoderblock_{}"
 AUGREG_ATTENTION = _AUGREG_BLOCK + "/MultiHeadDotProductAttention_1"
@@ -276,7 +289,7 @@ def _flax_layer(theirs: str, ours: str, name: str = "kernel") -> tuple[Rule, Rul
 AUGREG = (
     Rule("cls", "class_token", flat),
     Rule("Transformer/posembed_input/pos_embedding", "all_positions", without_batch),
-    Rule("embedding/kernel", "patch_embedding/kernel", _of_patches),
+    Rule("embedding/kernel", "patch_embedding/kernel", _flatten_patches),
     Rule("embedding/bias", "patch_embedding/bias"),
     *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/LayerNorm_0", "block_{}/attention_norm", "scale"),
     *_flax_layer(f"{_AUGREG_BLOCK.format(_ANY)}/LayerNorm_2", "block_{}/mlp_norm", "scale"),
@@ -286,7 +299,7 @@ AUGREG = (
         Rule(f"{AUGREG_ATTENTION.format(_ANY)}/{part}/{name}", path, change)
         for part in ("query", "key", "value")
         for name, path, change in (
-            ("kernel", f"block_{{}}/attention/{part}/kernel", _to_heads),
+            ("kernel", f"block_{{}}/attention/{part}/kernel", _merge_heads),
             ("bias", f"block_{{}}/attention/{part}/bias", np.ravel),
         )
     ),
@@ -299,3 +312,4 @@ AUGREG = (
     *_flax_layer("Transformer/encoder_norm", "norm", "scale"),
     Rule("(?:head|pre_logits)/.*", None),
 )
+"""Google's ``.npz`` files of vision transformers, from a Flax module."""

@@ -1,6 +1,7 @@
-"""Parameters of :class:`ddae_jax.models.vit.ViT` as other libraries name and lay out arrays.
+"""Conversion of parameters of :class:`ddae_jax.models.vit.ViT` to other libraries' weights.
 
-The inverse of :mod:`ddae_jax.interop.encoders`, by the tables of :mod:`ddae_jax.interop.tables`.
+The inverse of :mod:`ddae_jax.interop.weights_to_params`, by the same tables of
+:mod:`ddae_jax.interop.weight_names`.
 """
 
 import math
@@ -10,8 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ddae_jax.interop.encoders import Tree, UnknownWeights, Weights
-from ddae_jax.interop.tables import (
+from ddae_jax.interop.weight_names import (
     MAE_DECODER,
     SCALES_OF_TIMM_BEIT,
     SCALES_OF_TIMM_VIT,
@@ -23,12 +23,23 @@ from ddae_jax.interop.tables import (
     transposed,
     without_batch,
 )
+from ddae_jax.interop.weights_to_params import Tree, UnknownWeights, Weights
 
 
 def unconvert(tree: Tree, rules: Sequence[Rule]) -> Weights:
-    """Each array by the name of the first rule that has its place; undoes ``convert``.
+    """Converts parameters to weights by a table; the first rule that has an array's path applies.
 
-    Raises :class:`UnknownWeights`, naming what no rule has a place for.
+    The inverse of :func:`ddae_jax.interop.weights_to_params.convert`.
+
+    Args:
+        tree: nested dicts of arrays.
+        rules: a table of :mod:`ddae_jax.interop.weight_names` that is used for writing.
+
+    Returns:
+        Arrays by the library's names.
+
+    Raises:
+        UnknownWeights: if no rule has an array's path, which the message names.
     """
     by_path = {rule.path: rule for rule in reversed(rules)}
     weights = {}
@@ -37,26 +48,55 @@ def unconvert(tree: Tree, rules: Sequence[Rule]) -> Weights:
         rule = by_path.get(path if block is None else path.replace(block[0], "_{}/", 1))
         if rule is None:
             raise UnknownWeights(f"no array there is what is here called {path}")
-        name = _spelled(rule.pattern, "" if block is None else str(int(block[1]) - 1))
+        name = _write_name(rule.pattern, "" if block is None else str(int(block[1]) - 1))
         weights[name] = np.ascontiguousarray(_INVERSES.get(rule.change, np.asarray)(array))
     return weights
 
 
 def timm_weights(params: Tree, channels: int, is_beit: bool) -> Weights:
-    """An encoder as timm's ``Beit`` or ``VisionTransformer``; undoes ``timm_encoder``."""
+    """Converts an encoder to timm's weights; the inverse of ``timm_encoder``.
+
+    Args:
+        params: the encoder's parameters.
+        channels: number of channels of the images.
+        is_beit: whether they are for timm's ``Beit``, not its ``VisionTransformer``.
+
+    Raises:
+        UnknownWeights: if the network has no such array.
+    """
     scales = SCALES_OF_TIMM_BEIT if is_beit else SCALES_OF_TIMM_VIT
-    return unconvert(_take_apart(params, channels), (*scales, *TIMM))
+    return unconvert(_to_intermediate(params, channels), (*scales, *TIMM))
 
 
 def transformers_weights(params: Tree, channels: int, prefix: str = "") -> Weights:
-    """An encoder as transformers has it; undoes ``transformers_encoder``."""
-    apart = _take_apart(params, channels)
-    weights = unconvert(_with_split_qkv(apart), TRANSFORMERS)
+    """Converts an encoder to transformers' weights; the inverse of ``transformers_encoder``.
+
+    Args:
+        params: the encoder's parameters.
+        channels: number of channels of the images.
+        prefix: put before each name, such as ``"vit."``.
+
+    Raises:
+        UnknownWeights: if the network has no such array.
+    """
+    tree = _to_intermediate(params, channels)
+    weights = unconvert(_with_split_qkv(tree), TRANSFORMERS)
     return {prefix + name: array for name, array in weights.items()}
 
 
 def transformers_mae_weights(params: Tree, channels: int) -> Weights:
-    """A whole ``ViTMAEForPreTraining``, the decoder's ``positions`` too; undoes its reading."""
+    """Converts encoder, decoder and head to the weights of ``ViTMAEForPreTraining``.
+
+    The inverse of ``transformers_mae``, but the decoder has its fixed ``positions`` too, which are
+    written.
+
+    Args:
+        params: ``encoder``, ``decoder`` and ``head``.
+        channels: number of channels of the images.
+
+    Raises:
+        UnknownWeights: if the network has no such array.
+    """
     decoder = dict(params["decoder"])
     positions = _with_class_position(decoder.pop("positions"))
     decoder = _with_split_qkv(decoder) | {"head": params["head"]}
@@ -67,8 +107,12 @@ def transformers_mae_weights(params: Tree, channels: int) -> Weights:
     }
 
 
-def _take_apart(params: Tree, channels: int) -> Tree:
-    """Positions are those of all tokens, and patches get their axes; queries stay with keys."""
+def _to_intermediate(params: Tree, channels: int) -> Tree:
+    """Returns the parameters with the intermediate paths of the tables, but ``qkv`` unsplit.
+
+    ``positions`` become ``all_positions``, and the patch embedding's kernel gets the axes (rows,
+    columns, channels, width).
+    """
     tree = dict(params)
     kernel = tree["patch_embedding"]["kernel"]
     side = math.isqrt(kernel.shape[0] // channels)
@@ -82,11 +126,12 @@ def _take_apart(params: Tree, channels: int) -> Tree:
 
 
 def _with_class_position(positions: np.ndarray) -> np.ndarray:
-    """Positions of all tokens; that of the class token, which comes first, is 0."""
+    """Returns the positions of all tokens: that of the class token, 0, before those of patches."""
     return np.concatenate([np.zeros_like(positions[:1]), positions])
 
 
 def _with_split_qkv(tree: Tree) -> Tree:
+    """Returns the tree with queries, keys and values split in each block."""
     return {
         name: part | {"attention": _split_qkv(part["attention"])}
         if name.startswith("block_")
@@ -96,9 +141,12 @@ def _with_split_qkv(tree: Tree) -> Tree:
 
 
 def _split_qkv(attention: Tree) -> Tree:
-    """Queries, keys and values for themselves."""
-    rest = dict(attention)
-    qkv = rest.pop("qkv")
+    """Replaces ``qkv`` by ``query``, ``key`` and ``value``, each with its part of the bias.
+
+    If ``qkv`` has no bias, those of queries and values lie beside it, and keys get none.
+    """
+    others = dict(attention)
+    qkv = others.pop("qkv")
     parts = {
         name: {"kernel": kernel}
         for name, kernel in zip(
@@ -109,12 +157,13 @@ def _split_qkv(attention: Tree) -> Tree:
         for part, bias in zip(parts.values(), np.split(qkv["bias"], 3), strict=True):
             part["bias"] = bias
     else:
-        parts["query"]["bias"] = rest.pop("query_bias")
-        parts["value"]["bias"] = rest.pop("value_bias")
-    return rest | parts
+        parts["query"]["bias"] = others.pop("query_bias")
+        parts["value"]["bias"] = others.pop("value_bias")
+    return others | parts
 
 
 def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each array with its path, keys joined by ``/``."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}/")
@@ -122,8 +171,8 @@ def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
             yield f"{prefix}{name}", np.asarray(value)
 
 
-def _spelled(pattern: str, block: str) -> str:
-    """The name that is written of those that a pattern knows."""
+def _write_name(pattern: str, block: str) -> str:
+    """Returns the name that a pattern writes: its last alternatives, and all optional parts."""
     name = pattern.replace(r"(\d+)", block)
     name = re.sub(r"\(\?:(?:[^()]*\|)?([^()|]*)\)\??", r"\1", name)
     return name.replace(r"\.", ".")
@@ -133,8 +182,8 @@ _INVERSES: Mapping[Callable, Callable[[np.ndarray], np.ndarray]] = MappingProxyT
     {
         flat: lambda array: array[None, None],
         transposed: transposed,
-        from_convolution: lambda array: array.transpose(3, 2, 0, 1),  # has its four axes
+        from_convolution: lambda array: array.transpose(3, 2, 0, 1),  # given four axes
         without_batch: lambda array: array[None],
     }
 )
-"""What undoes each change; all others leave arrays as they are."""
+"""Inverses of the changes that rules make; a change without one leaves arrays as they are."""

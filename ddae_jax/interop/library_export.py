@@ -1,8 +1,8 @@
-"""Folders as timm and transformers load them, of encoders that were trained here.
+"""Export of encoders to folders that timm and transformers load.
 
-What comes out is what :func:`ddae_jax.interop.backbones.read_backbone` reads. Each library has two
-networks that an encoder may be: a plain vision transformer, and BEiT. An encoder whose features
-neither can compute is refused, naming the option that stands against it.
+:func:`ddae_jax.interop.backbones.read_backbone` reads such a folder back. Each library has two
+networks for an encoder: a plain vision transformer, and BEiT. An encoder whose features neither can
+compute is refused, with the option that prevents it.
 """
 
 import json
@@ -17,13 +17,13 @@ from safetensors.numpy import save_file
 
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.digests import digest_metadata
-from ddae_jax.interop.encoders import Tree, Weights
-from ddae_jax.interop.preprocessing import OWN_KEY
-from ddae_jax.interop.writing import (
+from ddae_jax.interop.params_to_weights import (
     timm_weights,
     transformers_mae_weights,
     transformers_weights,
 )
+from ddae_jax.interop.preprocessing import OWN_KEY
+from ddae_jax.interop.weights_to_params import Tree, Weights
 
 _ACTIVATIONS_OF_TRANSFORMERS = MappingProxyType(
     {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -31,13 +31,13 @@ _ACTIVATIONS_OF_TRANSFORMERS = MappingProxyType(
 _SIZES_OF_TIMM = MappingProxyType({192: "tiny", 384: "small", 1024: "large"})
 
 
-class Exported(NamedTuple):
-    """What a folder will hold.
+class ExportedFolder(NamedTuple):
+    """Content of a folder to be written.
 
     Attributes:
-        network: the library's class.
-        weights: its arrays, by its names.
-        files: the other files' contents, by name.
+        network: name of the library's class.
+        weights: arrays by the library's names.
+        files: contents of the JSON files, by file name.
     """
 
     network: str
@@ -46,13 +46,13 @@ class Exported(NamedTuple):
 
 
 class MaeDecoder(NamedTuple):
-    """What a masked autoencoder has beside its encoder.
+    """Decoder of a masked autoencoder, and how the autoencoder was trained.
 
     Attributes:
-        params: ``decoder``, with its fixed ``positions``, and ``head``.
-        num_heads: of the decoder.
+        params: parameters ``decoder``, with its fixed ``positions``, and ``head``.
+        num_heads: number of attention heads of the decoder.
         mask_ratio: hidden share of patches.
-        normalizes_pixels: whether each patch was predicted normalised.
+        normalizes_pixels: whether the targets are normalised within each patch.
     """
 
     params: Tree
@@ -61,14 +61,20 @@ class MaeDecoder(NamedTuple):
     normalizes_pixels: bool
 
 
-def export_timm(backbone: Backbone) -> Exported:
-    """An encoder as timm's ``VisionTransformer`` or ``Beit``, which returns the pooled features.
+def export_timm(backbone: Backbone) -> ExportedFolder:
+    """Exports an encoder to timm's ``VisionTransformer`` or ``Beit``.
+
+    The network returns the pooled features.
 
     Args:
-        backbone: positions that are fixed are given as learned ones; pool and preprocessing are
-            known.
+        backbone: the encoder. Its pool and preprocessing must be known, and fixed positions must
+            be given as learned ones.
 
-    Raises ``ValueError``, naming the option, if neither can be that encoder.
+    Returns:
+        The content of the folder.
+
+    Raises:
+        ValueError: if neither network can be the encoder. The message names the option.
     """
     options = backbone.options
     is_beit = options["relative_positions"] != "none" or not options["has_key_bias"]
@@ -100,13 +106,13 @@ def export_timm(backbone: Backbone) -> Exported:
             "depth": options["depth"],
             "num_heads": options["num_heads"],
             "mlp_ratio": options["mlp_ratio"],
-            "init_values": options["layer_scale"] or 0.0,  # a None would be the default's
+            "init_values": options["layer_scale"] or 0.0,  # for None, timm takes its default
             **own,
         },
         "pretrained_cfg": {
             "input_size": [channels, *size],
             "fixed_input_size": True,
-            **backbone.preprocessing.of_timm(),
+            **backbone.preprocessing.to_timm(),
             "mean": list(backbone.mean),
             "std": list(backbone.std),
             "num_classes": 0,
@@ -118,20 +124,24 @@ def export_timm(backbone: Backbone) -> Exported:
     weights = timm_weights(params, channels, is_beit)
     if pool == "normed_mean":
         weights = _renamed(weights, "norm.", "fc_norm.")
-    return Exported(network, weights, {"config.json": config})
+    return ExportedFolder(network, weights, {"config.json": config})
 
 
-def export_transformers(backbone: Backbone) -> Exported:
-    """An encoder as transformers' ``ViTModel``, or ``BeitModel`` if it has what only that has.
+def export_transformers(backbone: Backbone) -> ExportedFolder:
+    """Exports an encoder to transformers' ``ViTModel``, or to ``BeitModel`` if it needs that.
 
-    Its ``last_hidden_state`` is that of all tokens after the final norm; of a ``BeitModel`` that
-    norms the mean of the patches, it is that before the norm. Positions that a ``ViTModel`` always
-    has are 0 where the encoder has none.
+    The network's ``last_hidden_state`` holds all tokens after the final norm, or before it for a
+    ``BeitModel`` that norms the mean of the patches. A ``ViTModel`` always has positions; they are
+    0 if the encoder has none.
 
     Args:
-        backbone: as :func:`export_timm` takes it.
+        backbone: as in :func:`export_timm`.
 
-    Raises ``ValueError``, naming the option, if neither can be that encoder.
+    Returns:
+        The content of the folder.
+
+    Raises:
+        ValueError: if neither network can be the encoder. The message names the option.
     """
     options, params, channels = backbone.options, dict(backbone.params), len(backbone.mean)
     is_beit = (
@@ -141,7 +151,7 @@ def export_transformers(backbone: Backbone) -> Exported:
     )
     network = "BeitModel" if is_beit else "ViTModel"
     limits = _limits_of_transformers(options)
-    if is_beit:  # whose positions of both kinds are those of another grid else
+    if is_beit:  # otherwise its positions of both kinds would be those of another grid
         limits["image_size"] = (_is_square(options), "is for square images")
     _check(limits, options, f"transformers' {network}", "timm")
     config = _config_of_transformers(backbone) | {"architectures": [network]}
@@ -165,17 +175,25 @@ def export_transformers(backbone: Backbone) -> Exported:
     weights = transformers_weights(params, channels)
     if norms_mean:
         weights = _renamed(weights, "layernorm.", "pooler.layernorm.")
-    return Exported(
+    return ExportedFolder(
         network,
         weights,
         {"config.json": config, "preprocessor_config.json": _preprocessor(backbone)},
     )
 
 
-def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> Exported:
-    """An encoder with its decoder and head as transformers' ``ViTMAEForPreTraining``.
+def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> ExportedFolder:
+    """Exports an encoder with its decoder and head to transformers' ``ViTMAEForPreTraining``.
 
-    Raises ``ValueError``, naming the option, if that cannot be both.
+    Args:
+        backbone: as in :func:`export_timm`.
+        decoder: decoder and head.
+
+    Returns:
+        The content of the folder.
+
+    Raises:
+        ValueError: if that network cannot be the autoencoder. The message names the option.
     """
     options, channels = backbone.options, len(backbone.mean)
     network = "ViTMAEForPreTraining"
@@ -190,31 +208,35 @@ def export_transformers_mae(backbone: Backbone, decoder: MaeDecoder) -> Exported
     _check(limits, options, f"transformers' {network}", "timm")
     params = {"positions": _no_positions(options)} | backbone.params
     params.pop("mask_token", None)
-    of_decoder = decoder.params["decoder"]
-    blocks = [block for name, block in of_decoder.items() if name.startswith("block_")]
+    decoder_params = decoder.params["decoder"]
+    blocks = [block for name, block in decoder_params.items() if name.startswith("block_")]
     config = _config_of_transformers(backbone) | {
         "architectures": [network],
         "model_type": "vit_mae",
         "qkv_bias": True,
-        "decoder_hidden_size": of_decoder["embedding"]["kernel"].shape[1],
+        "decoder_hidden_size": decoder_params["embedding"]["kernel"].shape[1],
         "decoder_num_hidden_layers": len(blocks),
         "decoder_num_attention_heads": decoder.num_heads,
         "decoder_intermediate_size": blocks[0]["mlp_in"]["kernel"].shape[1],
         "mask_ratio": decoder.mask_ratio,
         "norm_pix_loss": decoder.normalizes_pixels,
     }
-    return Exported(
+    return ExportedFolder(
         network,
         transformers_mae_weights({"encoder": params, **decoder.params}, channels),
         {"config.json": config, "preprocessor_config.json": _preprocessor(backbone)},
     )
 
 
-def write_exported(exported: Exported, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the files into a folder that is there; with the weights, a digest of each array.
+def write_exported(exported: ExportedFolder, folder: pathlib.Path) -> pathlib.Path:
+    """Writes a folder's files, and with the weights a digest of each array.
+
+    Args:
+        exported: the content.
+        folder: an existing folder.
 
     Returns:
-        The file of weights.
+        The path of the weight file.
     """
     weights = dict(exported.weights)
     metadata = {"format": "pt"} | digest_metadata(weights)
@@ -226,14 +248,15 @@ def write_exported(exported: Exported, folder: pathlib.Path) -> pathlib.Path:
 
 
 Limits = dict[str, tuple[bool, str]]
-"""By option: whether a network can be what it says, and what that network is otherwise."""
+"""By option: whether a network can have its value, and what the network has instead."""
 
 
 def _check(limits: Limits, options: Mapping[str, Any], network: str, other: str) -> None:
-    for name, (holds, otherwise) in limits.items():
-        if not holds:
+    """Raises ``ValueError`` for an option that a network cannot have; ``other`` may have it."""
+    for name, (is_possible, instead) in limits.items():
+        if not is_possible:
             raise ValueError(
-                f"{name}={options[name]!r}: {network} {otherwise}, and would give other features; "
+                f"{name}={options[name]!r}: {network} {instead}, and would give other features; "
                 f"try --format={other}"
             )
 
@@ -248,7 +271,7 @@ def _limits_of_timm_vit(options: Mapping[str, Any]) -> Limits:
 
 
 def _limits_of_timm_beit(options: Mapping[str, Any]) -> Limits:
-    """Of the one network there that has relative positions, or keys without bias."""
+    """Returns the limits of ``Beit``: alone in timm, it has relative positions or no key bias."""
     return {
         "use_class_token": (options["use_class_token"], "always has a class token"),
         "norms_embedding": (not options["norms_embedding"], "has no norm before its blocks"),
@@ -265,7 +288,7 @@ def _limits_of_transformers(options: Mapping[str, Any]) -> Limits:
 
 
 def _architecture_of_timm(options: Mapping[str, Any], is_beit: bool) -> str:
-    """The name that is nearest; the arguments say all that matters, but for the epsilon."""
+    """Returns a similar architecture's name. It sets the epsilon; the arguments set the rest."""
     size = _SIZES_OF_TIMM.get(options["width"], "base")
     if is_beit:
         return f"beit_{'large' if size == 'large' else 'base'}_patch16_224"
@@ -280,7 +303,7 @@ def _vit_of_timm(options: Mapping[str, Any], pool: str, has_positions: bool) -> 
         "pos_embed": "learn" if has_positions else "none",
         "pre_norm": options["norms_embedding"],
         "act_layer": options["activation"],
-        "fc_norm": pool == "normed_mean",  # else each patch is normed, not their mean
+        "fc_norm": pool == "normed_mean",  # otherwise the patches are normed, not their mean
     }
 
 
@@ -290,7 +313,7 @@ def _beit_of_timm(options: Mapping[str, Any], pool: str) -> dict[str, Any]:
         "use_rel_pos_bias": options["relative_positions"] == "per_block",
         "use_shared_rel_pos_bias": options["relative_positions"] == "shared",
     }
-    # Each patch is normed, not their mean; timm knows the argument from 1.0.31 on.
+    # With False, the patches are normed, not their mean. timm has the argument since 1.0.31.
     return own | ({"use_fc_norm": False} if pool == "mean" else {})
 
 
@@ -314,8 +337,9 @@ def _config_of_transformers(backbone: Backbone) -> dict[str, Any]:
 
 
 def _preprocessor(backbone: Backbone) -> dict[str, Any]:
+    """Returns the content of ``preprocessor_config.json``."""
     return {
-        **backbone.preprocessing.of_transformers(backbone.options["image_size"]),
+        **backbone.preprocessing.to_transformers(backbone.options["image_size"]),
         "do_convert_rgb": len(backbone.mean) == 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -326,7 +350,7 @@ def _preprocessor(backbone: Backbone) -> dict[str, Any]:
 
 
 def _renamed(weights: Weights, prefix: str, other: str) -> Weights:
-    """Gives arrays whose names begin with a prefix names that begin with another."""
+    """Replaces a prefix of names by another; names without it stay."""
     return {
         other + name.removeprefix(prefix) if name.startswith(prefix) else name: array
         for name, array in weights.items()
@@ -334,7 +358,10 @@ def _renamed(weights: Weights, prefix: str, other: str) -> Weights:
 
 
 def _without_key_bias(params: Tree) -> Tree:
-    """The same encoder: what a key's bias adds to all logits of a query alike, softmax drops."""
+    """Drops the bias of keys, which changes no feature.
+
+    It adds the same value to all logits of a query, and softmax ignores that.
+    """
     tree = dict(params)
     for name, block in params.items():
         if name.startswith("block_") and "bias" in block["attention"]["qkv"]:
@@ -347,7 +374,10 @@ def _without_key_bias(params: Tree) -> Tree:
 
 
 def _with_bias_in_positions(params: Tree, options: Mapping[str, Any]) -> Tree:
-    """The same encoder; timm's has no bias of patches where a norm precedes the blocks."""
+    """Moves the bias of the patch embedding into the positions if a norm precedes the blocks.
+
+    timm's network has no such bias then. The features stay the same.
+    """
     if "embedding_norm" not in params:
         return params
     kernel, bias = (params["patch_embedding"][name] for name in ("kernel", "bias"))
@@ -358,5 +388,6 @@ def _with_bias_in_positions(params: Tree, options: Mapping[str, Any]) -> Tree:
 
 
 def _no_positions(options: Mapping[str, Any]) -> np.ndarray:
+    """Returns positions of 0, (patches, width)."""
     sides = (side // options["patch_size"] for side in options["image_size"])
     return np.zeros((math.prod(sides), options["width"]), np.float32)

@@ -1,4 +1,4 @@
-"""Exported encoders: the libraries compute what was computed here, and they come back whole."""
+"""Exported encoders: the libraries compute the same features, and reading restores them."""
 
 import functools
 import json
@@ -19,14 +19,14 @@ from ddae_jax.data.sources import make_source
 from ddae_jax.data.view import INTERPOLATIONS
 from ddae_jax.evaluation.features import encoded_batches, make_encode
 from ddae_jax.interop.backbones import read_backbone
-from ddae_jax.interop.encoders import transformers_mae
-from ddae_jax.interop.exported import (
+from ddae_jax.interop.library_export import (
     export_timm,
     export_transformers,
     export_transformers_mae,
     write_exported,
 )
-from ddae_jax.interop.weights import read_weights
+from ddae_jax.interop.weight_files import read_weights
+from ddae_jax.interop.weights_to_params import transformers_mae
 from ddae_jax.models.vit import ViT
 from ddae_jax.patches import patchify
 from ddae_jax.training.sharding import make_mesh
@@ -40,7 +40,7 @@ def golden():
     return arrays
 
 
-def written(exported, folder):
+def write(exported, folder):
     folder.mkdir(parents=True, exist_ok=True)
     write_exported(exported, folder)
     return folder
@@ -50,15 +50,15 @@ def features_of(encoder, params, images):
     return jax.jit(encoder.apply)({"params": params}, images)
 
 
-def assert_same_tree(found, wanted):
-    golden_arrays.assert_same_shapes(found, wanted)
-    jax.tree.map(np.testing.assert_array_equal, found, dict(wanted))
+def assert_same_tree(tree, expected):
+    golden_arrays.assert_same_shapes(tree, expected)
+    jax.tree.map(np.testing.assert_array_equal, tree, dict(expected))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_files_are_those_that_the_libraries_were_given(name, tmp_path):
     _, _, exported = exported_encoders.export(name)
-    assert digest(written(exported, tmp_path)) == str(golden()[f"{name}/digest"])
+    assert digest(write(exported, tmp_path)) == str(golden()[f"{name}/digest"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,8 +88,8 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_who_follows_the_card_gets_the_features_of_evaluation(name, photos):
-    """From files of photographs to features, by the code in the card and by evaluation."""
+def test_the_code_in_the_card_gives_the_features_of_evaluation(name, photos):
+    """Compares features of photographs by the code in the model card, and by evaluation."""
     assert (
         exported_encoders.code_of(exported_encoders.card_of(name, name))
         == golden()[f"{name}/code"].item()
@@ -104,14 +104,14 @@ def test_who_follows_the_card_gets_the_features_of_evaluation(name, photos):
     (found,) = encoded_batches(lambda images: encode(params, images), batches, mesh)
     order = [PHOTOS.index(source.name(int(index)).rpartition("/")[2]) for index in found["index"]]
     assert sorted(order) == list(range(len(PHOTOS)))
-    followed = golden()[f"{name}/followed"][order]
-    np.testing.assert_allclose(found["features"], followed, atol=2e-5)
-    assert np.abs(followed[0] - followed[1]).max() > 1e-3  # which images differ by
+    by_card = golden()[f"{name}/followed"][order]
+    np.testing.assert_allclose(results["features"], by_card, atol=2e-5)
+    assert np.abs(by_card[0] - by_card[1]).max() > 1e-3  # images differ by more
 
 
 def test_transformers_predicts_the_pixels_that_our_decoder_does():
     encoder, params, _ = exported_encoders.export("transformers_mae")
-    of_decoder = params.pop("of_decoder")
+    decoder_params = params.pop("of_decoder")
     decoder, images = (
         exported_encoders.tiny_decoder(encoder),
         exported_encoders.images_for(encoder, 3),
@@ -122,8 +122,8 @@ def test_transformers_predicts_the_pixels_that_our_decoder_does():
     @jax.jit
     def predict(images):
         features = encoder.apply({"params": params}, images, visible=visible)
-        decoded = decoder.apply({"params": of_decoder["decoder"]}, features, hidden)[0]
-        return decoded @ of_decoder["head"]["kernel"] + of_decoder["head"]["bias"]
+        decoded = decoder.apply({"params": decoder_params["decoder"]}, features, hidden)[0]
+        return decoded @ decoder_params["head"]["kernel"] + decoder_params["head"]["bias"]
 
     logits, arrays = predict(images), golden()
     np.testing.assert_array_equal(hidden, arrays["transformers_mae/mask"])
@@ -137,15 +137,15 @@ def test_transformers_predicts_the_pixels_that_our_decoder_does():
 
 def test_a_whole_mae_comes_back_as_it_was(tmp_path):
     _, params, exported = exported_encoders.export("transformers_mae")
-    of_decoder = params.pop("of_decoder")
-    found = transformers_mae(read_weights(written(exported, tmp_path) / "model.safetensors"))
-    found["encoder"].pop("positions")
-    assert_same_tree(found, {"encoder": params, **of_decoder})
+    decoder_params = params.pop("of_decoder")
+    restored = transformers_mae(read_weights(write(exported, tmp_path) / "model.safetensors"))
+    restored["encoder"].pop("positions")
+    assert_same_tree(restored, {"encoder": params, **decoder_params})
 
 
 @st.composite
 def encoders(draw, library):
-    """Options that a library has; timm's BEIT has fewer than its plain vision transformer."""
+    """Draws options that a library has; timm's Beit has fewer than its VisionTransformer."""
     relative = draw(st.sampled_from(["none", "shared", "per_block"]))
     is_beit = relative != "none"
     is_timm = library == "timm"
@@ -164,7 +164,7 @@ def encoders(draw, library):
     if not is_beit and is_timm:
         options["use_class_token"] = draw(st.booleans())
     if not is_beit and not is_timm and options["positions"] == "none":
-        options["positions"] = "learned"  # 0 is written for none
+        options["positions"] = "learned"  # without positions, 0 is written
     if not (is_beit and is_timm):
         options["activation"] = draw(st.sampled_from(["gelu", "quick_gelu", "gelu_tanh"]))
         options["norm_epsilon"] = draw(st.sampled_from([1e-5, 1e-6]))
@@ -181,8 +181,8 @@ evaluations = st.fixed_dictionaries(
 )
 
 
-def shows(backbone):
-    """What images become; a share that gives the same whole pixels is as good."""
+def preprocessing_effect(backbone):
+    """Returns what tells preprocessings apart: not the share itself, but the whole pixels."""
     preprocessing = backbone.preprocessing
     return preprocessing[1:], preprocessing.resized(backbone.options["image_size"])
 
@@ -198,12 +198,12 @@ def test_what_is_exported_comes_back_as_it_was(library, tmp_path_factory):
         params = exported_encoders.random_params(encoder, channels, seed=1)
         backbone = exported_encoders.backbone_of(encoder, params, channels, **evaluation)
         export = export_timm if library == "timm" else export_transformers
-        found = read_backbone(written(export(backbone), tmp_path_factory.mktemp("out")))
-        assert found.options == backbone.options
-        assert (found.mean, found.std) == (backbone.mean, backbone.std)
-        assert found.pool == backbone.pool
-        assert shows(found) == shows(backbone)
-        assert_same_tree(found.params, backbone.params)
+        restored = read_backbone(write(export(backbone), tmp_path_factory.mktemp("out")))
+        assert restored.options == backbone.options
+        assert (restored.mean, restored.std) == (backbone.mean, backbone.std)
+        assert restored.pool == backbone.pool
+        assert preprocessing_effect(restored) == preprocessing_effect(backbone)
+        assert_same_tree(restored.params, backbone.params)
 
     comes_back()
 
@@ -235,12 +235,12 @@ def test_a_mask_token_goes_with_beit_and_no_other():
 def test_parameters_that_timm_has_elsewhere_keep_their_effect(options, tmp_path):
     encoder = exported_encoders.tiny_encoder(**options)
     params = exported_encoders.random_params(encoder, 3)
-    found = read_backbone(
-        written(export_timm(exported_encoders.backbone_of(encoder, params, 3)), tmp_path)
+    restored = read_backbone(
+        write(export_timm(exported_encoders.backbone_of(encoder, params, 3)), tmp_path)
     )
     images = exported_encoders.images_for(encoder, 3)
     np.testing.assert_allclose(
-        features_of(ViT(**found.options), found.params, images).tokens,
+        features_of(ViT(**restored.options), restored.params, images).tokens,
         features_of(encoder, params, images).tokens,
         atol=1e-5,
     )
@@ -284,7 +284,7 @@ def test_what_the_library_cannot_compute_is_refused(library, options, message):
     assert f"try --format={other}" in str(caught.value)
 
 
-def test_grey_images_are_told_to_both_libraries():
+def test_both_libraries_get_the_channels_of_grey_images():
     encoder = exported_encoders.tiny_encoder()
     backbone = exported_encoders.backbone_of(
         encoder, exported_encoders.random_params(encoder, 1), 1
@@ -298,9 +298,9 @@ def test_grey_images_are_told_to_both_libraries():
 
 def test_an_activation_that_is_not_known_is_named(tmp_path):
     _, _, exported = exported_encoders.export("timm_vit")
-    config = written(exported, tmp_path) / "config.json"
-    told = json.loads(config.read_text())
-    told["model_args"]["act_layer"] = "relu"
-    config.write_text(json.dumps(told))
+    config = write(exported, tmp_path) / "config.json"
+    timm_config = json.loads(config.read_text())
+    timm_config["model_args"]["act_layer"] = "relu"
+    config.write_text(json.dumps(timm_config))
     with pytest.raises(ValueError, match=r"config\.json: act_layer='relu'; known .*'quick_gelu'"):
         read_backbone(tmp_path)

@@ -1,4 +1,4 @@
-"""Encoders as their authors published them, in one file: they compute what timm computes."""
+"""Single files as authors published them: their encoders compute timm's features."""
 
 import functools
 import json
@@ -16,15 +16,16 @@ from ddae_jax.config import pretrain_defaults
 from ddae_jax.interop import backbones
 from ddae_jax.interop.backbones import read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
-from ddae_jax.interop.encoders import (
+from ddae_jax.interop.weight_files import read_weights
+from ddae_jax.interop.weights_to_params import (
     UnknownWeights,
     augreg_encoder,
     official_mae,
     timm_encoder,
     transformers_mae,
 )
-from ddae_jax.interop.weights import read_weights
 from ddae_jax.models.vit import ViT
+from timm_arrays import timm_arrays
 
 FOLDER = golden_arrays.FOLDER / "torch_files"
 FILES = {"mae": "mae.pth", "beit": "beit.pth", "augreg": "augreg.npz"}
@@ -33,39 +34,14 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 @pytest.fixture
 def heads_of_16(monkeypatch):
-    """As if 16 were a published width."""
+    """Makes 16 a published width, with 2 heads."""
     monkeypatch.setitem(backbones._HEADS_OF_WIDTH, 16, 2)
 
 
-def features_of(found, images):
-    apply = jax.jit(ViT(**found.options).apply)
-    params = {name: value for name, value in found.params.items() if name != "mask_token"}
+def features_of(backbone, images):
+    apply = jax.jit(ViT(**backbone.options).apply)
+    params = {name: value for name, value in backbone.params.items() if name != "mask_token"}
     return apply({"params": params}, images).tokens[0]
-
-
-def arrays_of(width, depth=1, side=2, classes=1, channels=3, **more):
-    """Arrays of a timm encoder, patches of 4 pixels."""
-    shapes = {
-        "pos_embed": (1, side**2 + classes, width),
-        "patch_embed.proj.weight": (width, channels, 4, 4),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    shapes |= {"cls_token": (1, 1, width)} if classes else {}
-    for index in range(depth):
-        block = {
-            "norm1": (width,),
-            "norm2": (width,),
-            "attn.qkv": (3 * width, width),
-            "attn.proj": (width, width),
-            "mlp.fc1": (4 * width, width),
-            "mlp.fc2": (width, 4 * width),
-        }
-        for name, shape in block.items():
-            shapes[f"blocks.{index}.{name}.weight"] = shape
-            shapes[f"blocks.{index}.{name}.bias"] = shape[:1]
-    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()} | more
 
 
 def write(tmp_path, arrays):
@@ -75,19 +51,19 @@ def write(tmp_path, arrays):
 
 @pytest.mark.parametrize("name", FILES)
 def test_features_are_those_of_timm(name, heads_of_16):
-    found = read_backbone(FOLDER / FILES[name])
+    backbone = read_backbone(FOLDER / FILES[name])
     with np.load(FOLDER / "features.npz") as stored:
         images, expected = stored["images"], stored[name]
-    # timm takes the exact function for Google's encoders too.
-    as_timm = found._replace(options=found.options | {"activation": "gelu"})
+    # timm uses the exact gelu for Google's encoders too.
+    as_timm = backbone._replace(options=backbone.options | {"activation": "gelu"})
     np.testing.assert_allclose(features_of(as_timm, images), expected, atol=1e-5)
-    assert (found.options["activation"] == "gelu_tanh") == (name == "augreg")
+    assert (backbone.options["activation"] == "gelu_tanh") == (name == "augreg")
     half = (0.5, 0.5, 0.5) if name == "augreg" else None
-    assert (found.mean, found.std) == (half, half)
-    assert found.options["image_size"] == (8, 8)
+    assert (backbone.mean, backbone.std) == (half, half)
+    assert backbone.options["image_size"] == (8, 8)
 
 
-def test_google_s_file_tells_its_heads():
+def test_google_s_file_shows_its_heads():
     assert read_backbone(FOLDER / "augreg.npz").options["num_heads"] == 2
 
 
@@ -99,7 +75,7 @@ def test_google_s_attention_without_a_part_is_refused(lost):
         augreg_encoder({k: v for k, v in weights.items() if k != f"{attention}/{lost}"})
 
 
-def test_all_that_the_authors_of_mae_trained_is_what_transformers_makes_of_it(tmp_path):
+def test_a_whole_file_of_mae_s_authors_equals_the_model_of_transformers(tmp_path):
     _, weights = golden_arrays.load("mae")
     expected = transformers_mae(weights)
     of_block = {
@@ -128,7 +104,7 @@ def test_all_that_the_authors_of_mae_trained_is_what_transformers_makes_of_it(tm
             qkv = [weights[f"{theirs}.attention.{n}_proj.{part}"] for n in "qkv"]
             official[f"{ours}.attn.qkv.{part}"] = np.concatenate(qkv)
         official |= {f"{v}.{part}": weights[f"{k}.{part}"] for k, v in names.items()}
-    assert len(official) == len(weights) - 2 * 2 * 3  # queries, keys and values are one
+    assert len(official) == len(weights) - 2 * 2 * 3  # queries, keys and values are one array
     jax.tree.map(np.testing.assert_array_equal, official_mae(official), expected)
     jax.tree.map(np.testing.assert_array_equal, timm_encoder(official), expected["encoder"])
     decoder, heads = read_mae_decoder(write(tmp_path, official))
@@ -138,13 +114,13 @@ def test_all_that_the_authors_of_mae_trained_is_what_transformers_makes_of_it(tm
     )
 
 
-def test_a_decoder_that_is_not_there_is_not_made_up():
+def test_a_file_without_a_decoder_is_no_whole_mae():
     with pytest.raises(UnknownWeights, match="of an encoder only"):
-        official_mae(arrays_of(width=16))
+        official_mae(timm_arrays(width=16))
 
 
 def test_a_fine_tuned_encoder_of_mae_is_read_without_its_classifier(tmp_path):
-    arrays = arrays_of(width=192)
+    arrays = timm_arrays(width=192)
     for part in ("weight", "bias"):
         arrays[f"fc_norm.{part}"] = arrays.pop(f"norm.{part}") + 2
     arrays |= {"head.weight": np.zeros((7, 192), np.float32), "head.bias": np.zeros(7, np.float32)}
@@ -159,8 +135,8 @@ def test_beit_s_mask_token_is_its_encoder_s_and_mae_s_is_not():
 
 
 @pytest.mark.parametrize("width", HEADS)
-def test_published_widths_tell_the_heads(width, tmp_path):
-    arrays = arrays_of(width, side=3)
+def test_published_widths_determine_the_heads(width, tmp_path):
+    arrays = timm_arrays(width, side=3)
     options = read_backbone(write(tmp_path, arrays)).options
     assert options == {
         "num_heads": HEADS[width],
@@ -182,18 +158,20 @@ def test_published_widths_tell_the_heads(width, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_patches_of_any_channels_have_their_size(channels, tmp_path):
-    found = read_backbone(write(tmp_path, arrays_of(192, channels=channels, classes=0)))
-    assert (found.options["patch_size"], found.options["image_size"]) == (4, (8, 8))
-    assert not found.options["use_class_token"]
+    backbone = read_backbone(write(tmp_path, timm_arrays(192, channels=channels, classes=0)))
+    assert (backbone.options["patch_size"], backbone.options["image_size"]) == (4, (8, 8))
+    assert not backbone.options["use_class_token"]
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 14])
 @pytest.mark.parametrize(
     "table", ["rel_pos_bias.{}", "blocks.0.attn.{}"], ids=["shared", "per block"]
 )
-def test_relative_positions_alone_tell_the_size(side, table, tmp_path):
+def test_relative_positions_alone_determine_the_size(side, table, tmp_path):
     count = (2 * side - 1) ** 2 + 3
-    arrays = arrays_of(192, **{table.format("relative_position_bias_table"): np.zeros((count, 3))})
+    arrays = timm_arrays(
+        192, **{table.format("relative_position_bias_table"): np.zeros((count, 3))}
+    )
     del arrays["pos_embed"]
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     options = read_backbone(write(tmp_path, arrays)).options
@@ -208,22 +186,22 @@ def without(name, arrays):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (arrays_of(16), "does not tell the heads of an encoder of width 16 .*768: 12"),
-        (without("pos_embed", arrays_of(192)), "has no positions"),
+        (timm_arrays(16), "does not tell the heads of an encoder of width 16 .*768: 12"),
+        (without("pos_embed", timm_arrays(192)), "has no positions"),
         (
-            arrays_of(192) | {"pos_embed": np.zeros((1, 6, 192), np.float32)},
+            timm_arrays(192) | {"pos_embed": np.zeros((1, 6, 192), np.float32)},
             "has 5 positions, which are of no square grid",
         ),
         (
-            without("pos_embed", arrays_of(192))
+            without("pos_embed", timm_arrays(192))
             | {"rel_pos_bias.relative_position_bias_table": np.zeros((13, 3), np.float32)},
             "has 13 positions, which are of no square grid",
         ),
-        (arrays_of(192) | {"norm_pre.weight": np.zeros(192, np.float32)}, "is of CLIP"),
+        (timm_arrays(192) | {"norm_pre.weight": np.zeros(192, np.float32)}, "is of CLIP"),
         ({"vit.embeddings.cls_token": np.zeros((1, 1, 192), np.float32)}, "is of transformers"),
     ],
 )
-def test_what_a_file_does_not_tell_a_folder_may(arrays, message, tmp_path):
+def test_a_file_that_shows_too_little_needs_a_folder(arrays, message, tmp_path):
     path = write(tmp_path, arrays)
     with pytest.raises(ValueError, match=rf"{path}.*{message}.*give a folder .*config\.json"):
         read_backbone(path)
@@ -233,8 +211,8 @@ def test_what_a_file_does_not_tell_a_folder_may(arrays, message, tmp_path):
     ("arrays", "message"),
     [
         ({"conv1.weight": np.zeros((4, 3, 2, 2), np.float32)}, "no encoder known.*conv1.weight"),
-        (arrays_of(192) | {"blocks.0.conv": np.zeros(2, np.float32)}, r"blocks\.0\.conv"),
-        (arrays_of(192, depth=0), "lack what is here called block_01"),
+        (timm_arrays(192) | {"blocks.0.conv": np.zeros(2, np.float32)}, r"blocks\.0\.conv"),
+        (timm_arrays(192, depth=0), "lack what is here called block_01"),
         ({"embedding/kernel": np.zeros((4, 4, 3, 8), np.float32)}, "heads of encoderblock_0"),
     ],
 )
@@ -244,18 +222,18 @@ def test_a_file_of_another_network_is_named(arrays, message, tmp_path):
         read_backbone(path)
 
 
-def test_a_published_size_is_what_a_run_can_go_on_with(tmp_path):
-    found = load_pretrained(str(write(tmp_path, arrays_of(192, depth=12))))
-    assert (found.model["size"], found.mean, found.std) == ("Ti", None, None)
+def test_a_run_can_start_from_a_file_of_a_published_size(tmp_path):
+    pretrained = load_pretrained(str(write(tmp_path, timm_arrays(192, depth=12))))
+    assert (pretrained.model["size"], pretrained.mean, pretrained.std) == ("Ti", None, None)
 
 
-def test_as_a_teacher_a_file_is_refused_for_what_it_does_not_tell():
+def test_a_file_without_pixel_statistics_is_no_teacher():
     path = str(FOLDER / "mae.pth")
     with pytest.raises(ValueError, match=rf"tokenizer.teacher='{path}' is a file.*pixel stat.*std"):
         load_teacher(path, pretrain_defaults())
 
 
-def test_beside_its_statistics_a_torch_file_is_a_teacher(tmp_path):
+def test_a_torch_file_with_pixel_statistics_is_a_teacher(tmp_path):
     shutil.copy(FOLDER / "mae.pth", tmp_path / "pytorch_model.bin")
     cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.3], "input_size": [3, 8, 8]}
     config = {
