@@ -156,7 +156,9 @@ def _export_encoder(
     return (export_timm if library == "timm" else export_transformers)(backbone), step
 
 
-def _export_mae(workdir: Workdir, config: ConfigDict, step: int | None) -> tuple[Exported, int]:
+def _export_mae(
+    workdir: Workdir, config: ConfigDict, step: int | None
+) -> tuple[ExportedFolder, int]:
     method = build_method(config)
     shapes = jax.eval_shape(lambda key: method.init(key, config.data.channels), jax.random.key(0))
     wanted = {name: shapes[name] for name in ("encoder", "decoder", "head")}

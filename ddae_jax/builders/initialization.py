@@ -18,7 +18,7 @@ from ddae_jax.config.downstream import (
 )
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import typed
-from ddae_jax.interop.described import Told
+from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.methods.task import TrainTask
 from ddae_jax.models.resize import adapt_encoder
 from ddae_jax.training.checkpoint import differences

@@ -43,7 +43,9 @@ class Pretrained(NamedTuple):
     evaluation: Mapping[str, Any]
 
 
-def load_pretrained(path: str, encoder: str = "student", told: Told | None = None) -> Pretrained:
+def load_pretrained(
+    path: str, encoder: str = "student", told: WeightHints | None = None
+) -> Pretrained:
     """The encoder in a workdir, or in somebody else's weights.
 
     Args:

@@ -12,7 +12,7 @@ from ddae_jax.builders.networks import untrained_encoder_params
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
 from ddae_jax.config.pretraining import has_momentum_encoder
-from ddae_jax.interop.weights import files_beside
+from ddae_jax.interop.weight_files import suggest_weight_files
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.sharding import abstract, make_mesh, replicated, state_sharding
 from ddae_jax.training.workdir import Workdir
@@ -62,7 +62,7 @@ def read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
     if stored is None:
         raise FileNotFoundError(
             f"{key}={str(folder)!r} holds neither a run nor weights: there is no "
-            f"{workdir.config.name} and no model.safetensors in it{files_beside(folder)}"
+            f"{workdir.config.name} and no model.safetensors in it{suggest_weight_files(folder)}"
         )
     config = from_plain(stored, workdir.config)
     if config.job != "pretrain":

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from ddae_jax.builders.networks import build_encoder, build_tokenizer, renormalize
 from ddae_jax.builders.pretrained import log_notes, only_encoder
 from ddae_jax.builders.restore import encoder_of, encoder_part, read_run, restore_part
-from ddae_jax.interop.backbones import is_of_others, read_backbone
+from ddae_jax.interop.backbones import is_library_folder, read_backbone
 from ddae_jax.interop.tokenizers import read_tokenizer
-from ddae_jax.interop.weights import find_weights
+from ddae_jax.interop.weight_files import find_weights
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer, make_tokenizer
@@ -50,7 +50,7 @@ def load_teacher(
             "(image_mean, image_std) beside its config.json"
         )
     folder = _folder(path, "tokenizer.teacher", "a workdir, or a folder with model.safetensors")
-    if is_of_others(folder):
+    if is_library_folder(folder):
         found = read_backbone(folder)
         log_notes(found)
         module = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))

@@ -18,7 +18,7 @@ from ddae_jax.builders.pretrained import load_pretrained
 from ddae_jax.builders.tokenizers import load_teacher
 from ddae_jax.config import finetune_defaults, pretrain_defaults
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.interop.described import Told
+from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.jobs.job import DataSpec
 from ddae_jax.models import vit
 from ddae_jax.pretrain import PretrainJob
@@ -170,7 +170,7 @@ def test_images_of_other_channels_are_named_for_what_they_are(monkeypatch):
 def test_a_part_of_a_file_is_what_is_read(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     found = [
-        load_pretrained(str(PUBLISHED / "moco.pth.tar"), told=Told(2, "gelu", part))
+        load_pretrained(str(PUBLISHED / "moco.pth.tar"), told=WeightHints(2, "gelu", part))
         for part in ("", "base_encoder", "momentum_encoder")
     ]
     tokens = [one.params["class_token"] for one in found]
