@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -139,6 +140,13 @@ def test_every_module_in_a_picture_exists():
     modules = {m for p in PICTURES for m in re.findall(r"[\w/]+\.py", p.read_text())}
     assert "dynamic_loss.py" in modules
     assert [m for m in sorted(modules) if not (tiny.ROOT / "ddae_jax" / m).exists()] == []
+
+
+def test_the_pictures_are_those_that_their_script_draws():
+    drawn = runpy.run_path(str(tiny.ROOT / "docs" / "figures" / "make_architecture.py"))
+    assert {path.stem for path in PICTURES} == {"rooms", "batch"}
+    for path in PICTURES:
+        assert path.read_text() == drawn[path.stem]()
 
 
 @every_page
