@@ -3,9 +3,9 @@
 Command:    python -m ddae_jax.segment --config=configs/ade20k_upernet_vit_b16.py \\
                 --config.data.data_dir=ADEChallengeData2016 --config.init_from=RUN_OR_WEIGHTS \\
                 --workdir=WORKDIR --distributed
-            With --config.evaluation.scales=0.5,0.75,1,1.25,1.5,1.75 --config.evaluation.flip for
-            multi-scale testing; with --config.optimizer.learning_rate=1.6e-2, which is 1e-3 for 16
-            images, for BEiT.
+            For multi-scale testing add --config.evaluation.scales=0.5,0.75,1,1.25,1.5,1.75
+            --config.evaluation.flip; for BEiT, --config.optimizer.learning_rate=1.6e-2, which is
+            1e-3 for 16 images.
 Hardware:   8 GPUs or a TPU slice; without --distributed, the devices of one host.
 Expect:     the PAPERS report 48.1 mIoU with MAE (He et al. 2022, table 5), 49.3 with DDAE (Chen et
             al.), mmsegmentation 48.13 with MAE. These figures are theirs; this package has not
@@ -20,13 +20,14 @@ STEPS_PER_EPOCH = 20_210 // 16
 
 
 def get_config() -> ConfigDict:
-    """That of mmsegmentation (mae-base_upernet_8xb2-amp-160k_ade20k-512x512).
+    """Returns mmsegmentation's recipe (mae-base_upernet_8xb2-amp-160k_ade20k-512x512).
 
-    BEiT's differs in the learning rate (Bao et al. 2021, table 14 of the version of 2022) and in
-    windows that move by two thirds. MAE's authors released no code for it; their paper (He et al.
-    2022, A.4) has 100 epochs, the best learning rate of several, and relative positions that begin
-    as zero and are of the transfer alone. mmsegmentation has these too, and factors of each branch
-    that begin as one; here an encoder has what it was pretrained with.
+    BEiT's recipe differs in the learning rate (Bao et al. 2021, table 14 of the version of 2022)
+    and in test windows that move by two thirds. MAE's authors released no code for segmentation.
+    Their paper (He et al. 2022, A.4) has 100 epochs, the best of several learning rates, and
+    relative positions that are added for the transfer and start at zero. mmsegmentation adds these
+    too, and factors on each branch that start at one; here an encoder keeps what it was pretrained
+    with.
     """
     config = segment_defaults()
     config.batch_size = 16

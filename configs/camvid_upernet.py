@@ -1,10 +1,10 @@
-"""UperNet on CamVid's street scenes, 11 classes: segmentation that runs here.
+"""UperNet on CamVid's street scenes, 11 classes: small enough for a laptop.
 
 Command:    python -m ddae_jax.segment --config=configs/camvid_upernet.py \\
                 --config.data.data_dir=CAMVID --config.init_from=runs/pretrained \\
                 --workdir=runs/camvid
-            CAMVID/images/{training,validation}/*.jpg and CAMVID/annotations/.../*.png have the same
-            names. --config.from_scratch for the same network without what it has learned.
+            Files in CAMVID/images/{training,validation}/*.jpg and CAMVID/annotations/.../*.png have
+            the same names. --config.from_scratch trains the same network from random weights.
 Hardware:   any GPU; a CPU for a ViT-nano or ViT-micro.
 Expect:     docs/segmentation.md
 """
@@ -15,7 +15,7 @@ from ddae_jax.config import segment_defaults
 
 
 def get_config() -> ConfigDict:
-    """The recipe of ADE20K, for fewer, smaller images: crops of 128 of images of 180 x 240."""
+    """Returns ADE20K's recipe for fewer, smaller images: crops of 128 of images of 180 x 240."""
     config = segment_defaults()
     config.batch_size = 8
     config.epochs = 40.0

@@ -5,7 +5,7 @@ Command:    python -m ddae_jax.pretrain --config=configs/cifar10.py:mae,deep_dyn
             METHOD is ddae, mae, simmim, maskfeat, beit or beit2; SUPERVISION is last (as
             published), deep or deep_dynamic. beit and beit2 need a tokenizer first: see
             configs/cifar10_tokenizer.py.
-            With --config.data.data_dir=FOLDER if FOLDER/cifar10/3.0.2 holds the dataset already.
+            Add --config.data.data_dir=FOLDER if FOLDER/cifar10/3.0.2 holds the dataset already.
 Hardware:   any GPU; a CPU for a few epochs (--config.model.size=micro --config.epochs=5).
 Expect:     docs/evaluation.md
 """
@@ -17,11 +17,11 @@ from ddae_jax.config.recipes import use_recipe
 
 
 def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
-    """The study's config for a cell of the grid of methods and supervisions."""
+    """Returns the config of one cell, ``METHOD,SUPERVISION``, of the grid."""
     config = shared()
     use_recipe(config, cell)
     if config.model.encoder_input == "visible":
-        # A decoder as narrow, against the encoder, as MAE's.
+        # As narrow relative to the encoder as MAE's decoder.
         config.decoder.width = 128
         config.decoder.depth = 4
         config.decoder.num_heads = 4
@@ -36,7 +36,7 @@ def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
 
 
 def shared() -> ConfigDict:
-    """Data, encoder and schedule, the same for all cells."""
+    """Returns the data, encoder and schedule that all cells share."""
     config = pretrain_defaults()
     config.batch_size = 512
     config.epochs = 200.0
@@ -53,7 +53,7 @@ def shared() -> ConfigDict:
     config.data.test_split = "test"
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
-    # Small images of one size: decoded once, augmented on the device (see
+    # Small images of one size are decoded once and augmented on the device (see
     # benchmarks/results/augmentation.json).
     config.data.in_memory = True
     config.data.augment_in = "device"

@@ -1,7 +1,7 @@
 """DDAE on CIFAR-10, with a ViT-Ti and patches of 4 pixels: a study that a laptop can run.
 
 Command:    python -m ddae_jax.pretrain --config=configs/cifar10_ddae.py --workdir=runs/cifar10
-            with --config.data.data_dir=FOLDER if FOLDER/cifar10/3.0.2 holds the dataset already
+            Add --config.data.data_dir=FOLDER if FOLDER/cifar10/3.0.2 holds the dataset already.
 Hardware:   any GPU; a CPU for a few epochs (--config.epochs=5).
 Expect:     docs/evaluation.md
 """
@@ -12,5 +12,5 @@ from configs import cifar10
 
 
 def get_config() -> ConfigDict:
-    """The config of the study, for DDAE."""
+    """Returns the config of configs/cifar10.py for DDAE."""
     return cifar10.get_config("ddae,deep_dynamic")

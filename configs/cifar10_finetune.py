@@ -2,9 +2,9 @@
 
 Command:    python -m ddae_jax.finetune --config=configs/cifar10_finetune.py \\
                 --config.init_from=runs/cifar10 --workdir=runs/cifar10_finetuned
-            With --config.data.data_dir=FOLDER if FOLDER/cifar10/3.0.2 holds the dataset already;
-            --config.data.labelled_share=0.01 for 1 % of the labels; --config.from_scratch for the
-            same network without what it has learned.
+            Add --config.data.data_dir=FOLDER if FOLDER/cifar10/3.0.2 holds the dataset already.
+            --config.data.labelled_share=0.01 uses 1 % of the labels; --config.from_scratch trains
+            the same network from random weights.
 Hardware:   any GPU; a CPU for a ViT-nano or ViT-micro.
 Expect:     docs/finetuning.md
 """
@@ -15,9 +15,9 @@ from ddae_jax.config import finetune_defaults
 
 
 def get_config() -> ConfigDict:
-    """MAE's recipe, for images of 32 pixels: smaller batches, no random erasing.
+    """Returns MAE's recipe for images of 32 pixels: smaller batches, no random erasing.
 
-    Images are enlarged to the size that the encoder was trained on, if that is another one.
+    If the encoder was trained on larger images, images are enlarged to that size.
     """
     config = finetune_defaults()
     config.batch_size = 128

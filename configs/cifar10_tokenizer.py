@@ -2,8 +2,8 @@
 
 Command:    python -m ddae_jax.pretrain --config=configs/cifar10_tokenizer.py \\
                 --workdir=runs/cifar10_tokenizer --config.tokenizer.teacher=runs/cifar10
-            runs/cifar10 being the workdir of a run of configs/cifar10_ddae.py.
-Hardware:   as configs/cifar10.py, which it shares data and encoder with.
+            runs/cifar10 is the workdir of a run of configs/cifar10_ddae.py.
+Hardware:   as for configs/cifar10.py, whose data and encoder it shares.
 Expect:     docs/methods.md
 """
 
@@ -13,7 +13,7 @@ from configs import cifar10
 
 
 def get_config() -> ConfigDict:
-    """The study's data and encoder, trained as a tokenizer of BEiT v2."""
+    """Returns a config with the data and encoder of configs/cifar10.py, as BEiT v2's tokenizer."""
     config = cifar10.shared()
     config.method = "vqkd"
     config.model.encoder_input = "full"

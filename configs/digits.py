@@ -1,4 +1,4 @@
-"""The quickstart: DDAE on 1,797 scanned handwritten digits, which scikit-learn brings along.
+"""The quickstart: DDAE on 1,797 scanned handwritten digits, which come with scikit-learn.
 
 Command:    bash launch/quickstart.sh, or
             python -m ddae_jax.pretrain --config=configs/digits.py --workdir=runs/digits
@@ -14,7 +14,7 @@ from ddae_jax.config import pretrain_defaults
 
 
 def get_config() -> ConfigDict:
-    """The quickstart's config."""
+    """Returns the quickstart's config."""
     config = pretrain_defaults()
     config.batch_size = 64
     config.epochs = 30.0
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.data.mean = (0.5,)
     config.data.std = (0.5,)
     config.data.crop_scale = (0.6, 1.0)
-    config.data.flip = False  # a mirrored digit is none
+    config.data.flip = False  # a mirrored digit is no digit
 
     config.checkpoint.every_epochs = 5.0
     config.log.every_steps = 10

@@ -2,8 +2,8 @@
 
 Command:    python -m ddae_jax.finetune --config=configs/digits_finetune.py \\
                 --config.init_from=runs/digits --workdir=runs/digits_finetuned
-            5 labels a class; --config.data.labelled_share=0.007 for 1. --config.from_scratch for
-            the same network without what it has learned.
+            This uses 5 labels a class; --config.data.labelled_share=0.007 uses 1.
+            --config.from_scratch trains the same network from random weights.
 Hardware:   two CPU cores.
 Expect:     docs/recipe.md
 """
@@ -14,7 +14,7 @@ from ddae_jax.config import finetune_defaults
 
 
 def get_config() -> ConfigDict:
-    """A short run on 50 of the 1,442 training images."""
+    """Returns the config of a short run on 50 of the 1,442 training images."""
     config = finetune_defaults()
     config.batch_size = 50
     config.epochs = 200.0
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.data.mean = (0.5,)
     config.data.std = (0.5,)
     config.data.crop_scale = (0.6, 1.0)
-    config.data.flip = False  # a mirrored digit is none
+    config.data.flip = False  # a mirrored digit is no digit
     config.data.labelled_share = 0.035
     config.checkpoint.every_epochs = 1000.0
     config.evaluation.every_epochs = 0.0

@@ -2,12 +2,12 @@
 
 Command:    python -m ddae_jax.pretrain --config=configs/folder.py --workdir=runs/mine \\
                 --config.data.data_dir=FOLDER
-            That is DDAE; --config=configs/folder.py:METHOD,SUPERVISION for the methods and
+            This runs DDAE; --config=configs/folder.py:METHOD,SUPERVISION takes the methods and
             supervisions of configs/cifar10.py.
 Hardware:   a GPU; with little memory add --config.batch_size=64 or
             --config.model.rematerialization=full. For a look on a CPU add --config.model.size=Ti
             --config.batch_size=32.
-Expect:     a backbone fitted to your images; worth the while from some 100,000 of them on.
+Expect:     a backbone fitted to your images; worthwhile from some 100,000 of them on.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from ddae_jax.config.recipes import use_recipe
 
 
 def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
-    """ViT-S/16 on the images below ``config.data.data_dir``."""
+    """Returns the config of a ViT-S/16 on the images below ``config.data.data_dir``."""
     config = pretrain_defaults()
     config.batch_size = 256
     config.epochs = 100.0
@@ -27,7 +27,7 @@ def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
     config.log.figures_every_epochs = 10.0
     use_recipe(config, cell)
     if config.model.encoder_input == "visible":
-        # A decoder as narrow, against the encoder, as MAE's.
+        # As narrow relative to the encoder as MAE's decoder.
         config.decoder.width = 256
         config.decoder.depth = 4
         config.decoder.num_heads = 8

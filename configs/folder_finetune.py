@@ -3,10 +3,10 @@
 Command:    python -m ddae_jax.finetune --config=configs/folder_finetune.py \\
                 --config.data.data_dir=FOLDER --config.init_from=RUN_OR_WEIGHTS \\
                 --workdir=runs/mine_finetuned
-            FOLDER/train and FOLDER/validation hold a folder of images for each class; for other
-            names of these two --config.data.test_split=val and the like.
-            --config.data.labelled_share=0.1 for a tenth of the labels; --config.from_scratch for
-            the same network without what it has learned.
+            FOLDER/train and FOLDER/validation hold a folder of images for each class. If they have
+            other names, add --config.data.test_split=val or --config.data.train_split=NAME.
+            --config.data.labelled_share=0.1 uses a tenth of the labels; --config.from_scratch
+            trains the same network from random weights.
 Hardware:   a GPU; with little memory add --config.optimizer.micro_batches=4. A CPU for a ViT-Ti.
 Expect:     docs/finetuning.md has what pretraining was worth on CIFAR-10.
 """
@@ -17,7 +17,7 @@ from ddae_jax.config import finetune_defaults
 
 
 def get_config() -> ConfigDict:
-    """MAE's recipe in smaller batches; images of the size that the encoder was trained on."""
+    """Returns MAE's recipe in smaller batches, at the image size of the pretraining."""
     config = finetune_defaults()
     config.batch_size = 128
     config.epochs = 50.0

@@ -4,8 +4,8 @@ Command:    python -m ddae_jax.segment --config=configs/folder_segment.py \\
                 --config.data.data_dir=FOLDER --config.data.num_classes=N \\
                 --config.init_from=RUN_OR_WEIGHTS --workdir=runs/mine_segmented
             FOLDER/images/{training,validation} and FOLDER/annotations/{training,validation} hold
-            files of the same names; annotations are PNG files of one class number a pixel, from 0
-            on, and 255 where there is none (--config.data.ignore_label).
+            files of the same names. Annotations are PNG files with one class number per pixel, from
+            0 on, and 255 for pixels without a class (--config.data.ignore_label).
 Hardware:   a GPU; with little memory add --config.optimizer.micro_batches=4.
 Expect:     docs/segmentation.md has what pretraining was worth on CamVid.
 """
@@ -16,7 +16,7 @@ from ddae_jax.config import segment_defaults
 
 
 def get_config() -> ConfigDict:
-    """The recipe of ADE20K, on crops of 224 pixels of images whose shorter side has 256."""
+    """Returns ADE20K's recipe on crops of 224 of images whose shorter side has 256 pixels."""
     config = segment_defaults()
     config.batch_size = 16
     config.epochs = 50.0

@@ -5,8 +5,8 @@ Command:    python -m ddae_jax.pretrain --config=configs/imagenet.py:mae,deep_dy
             IMAGENET/train and IMAGENET/validation hold a folder of JPEGs for each class. METHOD is
             ddae, mae, simmim, maskfeat, beit or beit2; SUPERVISION is last, deep or deep_dynamic.
 Hardware:   a TPU pod slice or GPUs; without --distributed, the devices of one host.
-Expect:     the configs imagenet_METHOD_vit_b16.py are each paper's own recipe, with the paper's own
-            result; this one has 100 epochs for all.
+Expect:     the configs imagenet_METHOD_vit_b16.py have each paper's own recipe and result; this one
+            trains every method for 100 epochs.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from ddae_jax.config.recipes import use_recipe
 
 
 def get_config(cell: str = "ddae,deep_dynamic") -> ConfigDict:
-    """ViT-B/16, batch 2048, 100 epochs."""
+    """Returns the config of a ViT-B/16: batch 2048, 100 epochs."""
     config = pretrain_defaults()
     use_recipe(config, cell)
     config.batch_size = 2048

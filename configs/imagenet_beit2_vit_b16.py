@@ -3,7 +3,7 @@
 Command:    python -m ddae_jax.pretrain --config=configs/imagenet_beit2_vit_b16.py \\
                 --config.data.data_dir=IMAGENET --workdir=RUN --distributed \\
                 --config.targets.tokenizer=TOKENIZER
-            TOKENIZER being the workdir of a run of configs/imagenet_tokenizer_vit_b16.py.
+            TOKENIZER is the workdir of a run of configs/imagenet_tokenizer_vit_b16.py.
             --config=configs/imagenet_beit2_vit_b16.py:deep_dynamic for deep dynamic supervision.
 Hardware:   as for configs/imagenet.py.
 Expect:     the PAPER reports 85.5 % top-1 after fine-tuning, and 53.1 mIoU on ADE20K (Peng et al.
@@ -16,7 +16,7 @@ from configs import imagenet_beit_vit_b16
 
 
 def get_config(supervision: str = "last") -> ConfigDict:
-    """The recipe of BEiT, twice as long; patches of block 9 are aggregated by two blocks."""
+    """Returns BEiT's recipe, twice as long; two blocks aggregate the patches of block 9."""
     config = imagenet_beit_vit_b16.get_config(supervision, method="beit2")
     config.epochs = 1600.0
     config.data.crop_scale = (0.2, 1.0)

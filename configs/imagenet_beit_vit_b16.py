@@ -3,11 +3,11 @@
 Command:    python -m ddae_jax.pretrain --config=configs/imagenet_beit_vit_b16.py \\
                 --config.data.data_dir=IMAGENET --workdir=RUN --distributed \\
                 --config.targets.tokenizer=TOKENIZER
-            TOKENIZER being the workdir of a run of configs/imagenet_tokenizer_vit_b16.py.
+            TOKENIZER is the workdir of a run of configs/imagenet_tokenizer_vit_b16.py.
             --config=configs/imagenet_beit_vit_b16.py:deep_dynamic for deep dynamic supervision.
 Hardware:   as for configs/imagenet.py.
 Expect:     the PAPER reports 83.2 % top-1 after fine-tuning (Bao et al. 2021, table 1), over the
-            tokens of DALL-E's tokenizer and with colour jitter, which this package has not. This
+            tokens of DALL-E's tokenizer and with colour jitter, neither of which is here. This
             figure is the paper's; this package has not reproduced it.
 """
 
@@ -17,7 +17,7 @@ from configs import imagenet
 
 
 def get_config(supervision: str = "last", method: str = "beit") -> ConfigDict:
-    """The paper's recipe (appendix)."""
+    """Returns the paper's recipe (appendix)."""
     config = imagenet.get_config(f"{method},{supervision}")
     config.epochs = 800.0
     config.model.drop_path_rate = 0.1

@@ -14,7 +14,7 @@ from ddae_jax.config import pretrain_defaults
 
 
 def get_config() -> ConfigDict:
-    """ViT-B/16, batch 4096, 100 epochs."""
+    """Returns the config of a ViT-B/16: batch 4096, 100 epochs."""
     config = pretrain_defaults()
     config.batch_size = 4096
     config.epochs = 100.0

@@ -3,9 +3,9 @@
 Command:    python -m ddae_jax.finetune --config=configs/imagenet_finetune_beit_vit_b16.py \\
                 --config.data.data_dir=IMAGENET --config.init_from=RUN_OR_WEIGHTS \\
                 --workdir=WORKDIR --distributed
-            With --config.optimizer.learning_rate=1.25e-4 --config.optimizer.layer_decay=0.6
-            --config.model.drop_path_rate=0.2 for BEiT v2 after 1600 epochs. Files of BEiT's authors
-            that end in pt22k are of pixels in [-1, 1]: --config.data.mean=0.5,0.5,0.5
+            For BEiT v2 after 1600 epochs add --config.optimizer.learning_rate=1.25e-4
+            --config.optimizer.layer_decay=0.6 --config.model.drop_path_rate=0.2. Files of BEiT's
+            authors that end in pt22k expect pixels in [-1, 1]: add --config.data.mean=0.5,0.5,0.5
             --config.data.std=0.5,0.5,0.5.
 Hardware:   a TPU slice or 8 GPUs; --config.optimizer.micro_batches=4 needs a quarter of the memory.
 Expect:     the PAPERS report 83.2 % top-1 with BEiT (Bao et al. 2021, table 1), 85.5 % with BEiT v2
@@ -19,12 +19,12 @@ from configs import imagenet_finetune_vit_b16
 
 
 def get_config() -> ConfigDict:
-    """The released command for encoders that are pretrained and no more (microsoft/unilm, beit).
+    """Returns the recipe of the released command for pretrained encoders (microsoft/unilm, beit).
 
-    It lies within the paper's recipe (Bao et al. 2021, table 13 of the version of 2022), but for
-    repeated augmentation, which the released code has not either. The released code gives each
-    block a table of relative positions of its own, which begins as the shared one; here it stays
-    shared. It is decayed, as there.
+    That command is for encoders without intermediate fine-tuning. It lies within the paper's recipe
+    (Bao et al. 2021, table 13 of the version of 2022), except for repeated augmentation, which the
+    released code lacks too. The released code gives each block its own table of relative positions,
+    which starts as the shared one; here it stays shared. It is decayed, as there.
     """
     config = imagenet_finetune_vit_b16.get_config()
     config.model.positions = "none"

@@ -16,7 +16,9 @@ from ddae_jax.config import finetune_defaults
 
 
 def get_config() -> ConfigDict:
-    """The released command (FINETUNE.md of facebookresearch/mae) and its code's defaults.
+    """Returns the recipe of the released command (FINETUNE.md of facebookresearch/mae).
+
+    What the command leaves out are the defaults of its code.
 
     The paper (He et al. 2022, table 9) has a learning rate of 1e-3, a layer-wise decay of 0.75 and
     no random erasing.

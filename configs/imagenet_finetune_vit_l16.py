@@ -14,7 +14,7 @@ from configs import imagenet_finetune_vit_b16
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe (He et al. 2022, table 9), with the drop path of the released command.
+    """Returns the paper's recipe (He et al. 2022, table 9) with the released drop path rate.
 
     FINETUNE.md of facebookresearch/mae has 0.2, and reaches 85.9 % with it; table 9 has 0.1 for
     ViT-L, and no random erasing.

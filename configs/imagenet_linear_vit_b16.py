@@ -15,7 +15,7 @@ from ddae_jax.config import finetune_defaults
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe (He et al. 2022, table 10): LARS, batch norm without affine."""
+    """Returns the paper's recipe (He et al. 2022, table 10): LARS, batch norm without affine."""
     config = finetune_defaults()
     config.batch_size = 16384
     config.epochs = 90.0

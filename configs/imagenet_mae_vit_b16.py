@@ -2,8 +2,8 @@
 
 Command:    python -m ddae_jax.pretrain --config=configs/imagenet_mae_vit_b16.py \\
                 --config.data.data_dir=IMAGENET --workdir=RUN --distributed
-            --config=configs/imagenet_mae_vit_b16.py:deep_dynamic for MAE with deep dynamic
-            supervision; there, --config.decoder.intermediate_blocks=1 saves time.
+            --config=configs/imagenet_mae_vit_b16.py:deep_dynamic trains MAE with deep dynamic
+            supervision; with it, --config.decoder.intermediate_blocks=1 saves time.
 Hardware:   as for configs/imagenet.py.
 Expect:     the PAPER reports 83.6 % top-1 after fine-tuning (He et al. 2022, table 3). This figure
             is the paper's; this package has not reproduced it.
@@ -15,7 +15,7 @@ from configs import imagenet
 
 
 def get_config(supervision: str = "last") -> ConfigDict:
-    """The paper's recipe (appendix A.1)."""
+    """Returns the paper's recipe (appendix A.1)."""
     config = imagenet.get_config(f"mae,{supervision}")
     config.batch_size = 4096
     config.epochs = 1600.0

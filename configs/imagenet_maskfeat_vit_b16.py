@@ -14,7 +14,7 @@ from configs import imagenet
 
 
 def get_config(supervision: str = "last") -> ConfigDict:
-    """The paper's recipe for images."""
+    """Returns the paper's recipe for images."""
     config = imagenet.get_config(f"maskfeat,{supervision}")
     config.epochs = 1600.0
     config.model.positions = "learned"

@@ -5,8 +5,8 @@ Command:    python -m ddae_jax.pretrain --config=configs/imagenet_simmim_vit_b16
             --config=configs/imagenet_simmim_vit_b16.py:deep_dynamic for deep dynamic supervision.
 Hardware:   as for configs/imagenet.py.
 Expect:     the PAPER reports 83.8 % top-1 after fine-tuning (Xie et al. 2022, table 6). This figure
-            is the paper's; this package has not reproduced it. The paper's learning rate falls by
-            10 at epoch 700; here it follows a cosine.
+            is the paper's; this package has not reproduced it. The paper divides the learning rate
+            by 10 at epoch 700; here it follows a cosine.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs import imagenet
 
 
 def get_config(supervision: str = "last") -> ConfigDict:
-    """The authors' recipe for ViT-B."""
+    """Returns the authors' recipe for ViT-B."""
     config = imagenet.get_config(f"simmim,{supervision}")
     config.epochs = 800.0
     config.model.positions = "none"

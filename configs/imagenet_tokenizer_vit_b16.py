@@ -3,13 +3,13 @@
 Command:    python -m ddae_jax.pretrain --config=configs/imagenet_tokenizer_vit_b16.py \\
                 --config.data.data_dir=IMAGENET --workdir=TOKENIZER --distributed \\
                 --config.tokenizer.teacher=TEACHER
-            TEACHER being the workdir of a run, or a folder with model.safetensors and config.json
-            as timm saves them: of vit_base_patch16_clip_quickgelu_224.openai (the paper's teacher),
-            or of vit_base_patch16_224.dino.
+            TEACHER is the workdir of a run, or a folder with model.safetensors and config.json as
+            timm saves them: of vit_base_patch16_clip_quickgelu_224.openai (the paper's teacher), or
+            of vit_base_patch16_224.dino.
 Hardware:   as for configs/imagenet.py.
 Expect:     the AUTHORS report that 97 % of the codes are used, with CLIP's features (Peng et al.
-            2022; CLIP's are taken here before its projection). This figure is theirs; this package
-            has not reproduced it.
+            2022; here CLIP's features are taken before its projection). This figure is theirs; this
+            package has not reproduced it.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ from ddae_jax.config import pretrain_defaults
 
 
 def get_config() -> ConfigDict:
-    """The paper's recipe (appendix)."""
+    """Returns the paper's recipe (appendix)."""
     config = pretrain_defaults()
     config.method = "vqkd"
     config.batch_size = 512

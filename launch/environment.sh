@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: goes to the repository's root and makes .venv there, once.
-# Everything, pip's cache and Python's byte code included, stays inside the clone.
+# Sourced by the scripts beside it: changes to the repository's root and makes .venv there, once.
+# Everything stays inside the clone, pip's cache and Python's byte code included.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -8,7 +8,7 @@ export XDG_CACHE_HOME="$PWD/.cache" MPLCONFIGDIR="$PWD/.cache/matplotlib"
 mkdir -p "$MPLCONFIGDIR"
 export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# Names what python3 may be called; newer ones than those listed are not tested.
+# Prints the path of a Python that the package supports; newer versions are not tested.
 find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
@@ -23,13 +23,13 @@ find_python() {
   return 1
 }
 
-# The stamp holds what was installed: changed requirements, or an install that was cut off, are
-# made good the next time.
+# .venv/installed records what was installed. If the requirements changed, or an install was
+# interrupted, the next start installs again.
 requirements=(requirements.txt tests/requirements.txt)
 wanted=$(cat "${requirements[@]}" | cksum)
 if ! .venv/bin/python -c '' 2>/dev/null || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]
 then
-  # An environment without pip is one whose making failed, such as on Debian without python3-venv.
+  # An environment without pip was made only in part, as on Debian without python3-venv.
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     echo "making .venv with $python (once, some minutes)" >&2

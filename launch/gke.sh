@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of a GKE cluster, as a JobSet: one pod a host.
+# Trains on a TPU slice of a GKE cluster, as a JobSet with one pod per host.
 #
 #   bash launch/gke.sh --name=NAME --image=IMAGE --topology=v5e:8x8 --bucket=BUCKET \
 #       --config=FILE --workdir=/mnt/shared/runs/NAME [--OPTION=VALUE ...] [-- --config.KEY=VALUE ...]
 #
-# The cluster has a node pool of this topology, JobSet 0.6 or newer and, for --bucket, the Cloud
-# Storage FUSE CSI driver. The image is that of launch/Dockerfile.
+# The cluster needs a node pool of this topology, JobSet 0.6 or newer and, for --bucket, the Cloud
+# Storage FUSE CSI driver. launch/Dockerfile builds the image.
 #
 # Options:
-#   --name, --namespace=default
-#   --image=IMAGE               as in us-docker.pkg.dev/PROJECT/REPOSITORY/ddae_jax:REVISION
-#   --topology=v5e:8x8          generation and sides, as in ddae_jax.compile_check
-#   --chips-per-host=4          8 for machines that hold a slice of 8 alone
-#   --spot                      nodes that cost less, and may be taken away at any time
+#   --name, --namespace=default    of the JobSet
+#   --image=IMAGE               such as us-docker.pkg.dev/PROJECT/REPOSITORY/ddae_jax:REVISION
+#   --topology=v5e:8x8          generation and sides of the slice, as for ddae_jax.compile_check
+#   --chips-per-host=4          8 for machines that hold a whole slice of 8 chips
+#   --spot                      cheaper nodes, which may be preempted at any time
 #   --job=pretrain              or finetune, segment
-#   --config=FILE               as in configs/imagenet_ddae_vit_b16.py, in the image
-#   --workdir=/mnt/shared/...   folder of the run
+#   --config=FILE               a config in the image, such as configs/imagenet_ddae_vit_b16.py
+#   --workdir=/mnt/shared/...   the run's folder
 #   --bucket=NAME               Cloud Storage bucket to mount at /mnt/shared, for workdir and data
-#   --claim=NAME                or a PersistentVolumeClaim that many nodes may write, such as Filestore's
-#   --service-account=default   of Kubernetes; it may read and write the bucket
-#   --max-restarts=20           how often a run that failed starts again; where a node was taken away
-#                               or the run was stopped, it always does
-#   --dry-run                   prints the manifest instead of applying it
+#   --claim=NAME                or a PersistentVolumeClaim that many nodes can write, such as Filestore's
+#   --service-account=default   Kubernetes service account that can read and write the bucket
+#   --max-restarts=20           how often a failed run is restarted; after a preemption or a stop it
+#                               always is
+#   --dry-run                   print the manifest instead of applying it
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/tpu_generations.sh"
 
@@ -31,7 +31,7 @@ option=(
   [service-account]=default [max-restarts]=20 [dry-run]=false
 )
 
-# Sets `accelerator`, `shape`, `chips` (of a host) and `hosts` from --topology.
+# Sets `accelerator`, `shape`, `chips` (per host) and `hosts` from --topology.
 set_slice() {
   local given=--topology=${option[topology]} generation=${option[topology]%%:*} side of_all=1
   [ -n "${gke_accelerator[$generation]+known}" ] ||
@@ -51,7 +51,7 @@ set_slice() {
   hosts=$((of_all / chips))
 }
 
-# The argument, of one line, as a YAML string.
+# Prints the argument, which has one line, as a YAML string.
 yaml() {
   printf "'%s'" "${1//"'"/"''"}"
 }
@@ -75,7 +75,7 @@ spec:
   failurePolicy:
     maxRestarts: ${option[max-restarts]}
     rules:
-    # Needs JobSet 0.11: started again, such a run would go wrong once more.
+    # Needs JobSet 0.11. If restarted, such a run would fail in the same way.
     - name: recurring
       action: FailJobSet
       onJobFailureReasons: [PodFailurePolicy]
@@ -127,7 +127,7 @@ $(for argument in "${training[@]}"; do echo "              - $(yaml "$argument")
               - {name: shared, mountPath: $shared}
               - {name: memory, mountPath: /dev/shm}
             volumes:
-            # The workers that read images hand them over in shared memory; a container has 64 MB.
+            # Workers pass images on in shared memory, of which a container has only 64 MB by default.
             - {name: memory, emptyDir: {medium: Memory}}
 $(shared_volume)
 YAML
@@ -137,7 +137,7 @@ spot_selector() {
   [ "${option[spot]}" = false ] || echo '              cloud.google.com/gke-spot: "true"'
 }
 
-# The sidecar that mounts the bucket holds what is being written: as much as there is.
+# The sidecar that mounts the bucket buffers what is being written, so its resources are unlimited.
 annotations() {
   if [ -n "${option[bucket]}" ]; then
     echo '{gke-gcsfuse/volumes: "true", gke-gcsfuse/cpu-limit: "0", gke-gcsfuse/memory-limit: "0",' \
@@ -147,7 +147,8 @@ annotations() {
   fi
 }
 
-# Nothing cached: hosts must see at once what another wrote. Renaming folders completes checkpoints.
+# Nothing is cached, so that each host sees at once what another wrote. Folders can be renamed, which
+# completes a checkpoint.
 shared_volume() {
   if [ -n "${option[bucket]}" ]; then
     cat <<YAML

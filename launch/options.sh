@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by the scripts beside it that start runs elsewhere: options, errors, and commands that
-# --dry-run only prints. A script sets the array `option` to its options and their defaults first;
-# one whose default is false takes no value.
+# Sourced by the scripts beside it that start runs elsewhere: parses options, reports errors, and
+# runs commands, which --dry-run only prints. A script first sets the array `option` to its options
+# and their defaults; an option whose default is false takes no value.
 set -euo pipefail
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "error: bash 4.4 or newer is needed; this is $BASH_VERSION" >&2
@@ -11,11 +11,11 @@ fi
 declare -A option
 declare -a changes training
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# Where scripts mount what all hosts share.
+# Where the scripts mount the storage that all hosts share.
 shared=/mnt/shared
-# What a run ends with when a signal stopped it before its end (docs/scaling.md).
+# Exit status of a run that a signal stopped before its end (docs/scaling.md).
 stopped_status=75
-# Of one that went wrong as it did the time before: started again, it would once more.
+# Exit status of a run that failed exactly as it did the time before, and would again if restarted.
 recurring_status=70
 
 fail() {
@@ -23,12 +23,12 @@ fail() {
   exit 2
 }
 
-# The comment at the head of the script.
+# Prints the comment at the head of the script.
 show_help() {
   sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0"
 }
 
-# Fills `option`, and `changes` with what comes after `--`.
+# Fills `option` from the arguments, and `changes` with those after `--`.
 parse_options() {
   local argument name
   changes=()
@@ -89,7 +89,7 @@ require_number() {
   done
 }
 
-# Names of jobs become names of machines.
+# Fails unless --name can be the name of a machine.
 require_name() {
   require name
   [[ ${option[name]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
@@ -102,7 +102,7 @@ require_tool() {
     fail "$1 is not installed; $2. --dry-run shows what would be done without it"
 }
 
-# The arguments as one line that a shell reads as just these.
+# Prints the arguments as one line that a shell reads as exactly these arguments.
 quoted() {
   local words
   printf -v words '%q ' "$@"
@@ -113,7 +113,7 @@ do_or_show() {
   if is_dry_run; then quoted "$@"; else "$@"; fi
 }
 
-# Sets `training` to what Python runs: the job and its flags.
+# Sets `training` to the arguments of Python: the job's module and its flags.
 set_training() {
   local file
   require config workdir
@@ -132,7 +132,7 @@ set_training() {
     "--workdir=${option[workdir]}")
 }
 
-# Fails if the workdir lies outside of what a script mounts.
+# Fails unless the workdir lies in the storage that all hosts share.
 require_shared_workdir() {
   [[ ${option[workdir]} == "$shared"/* ]] ||
     fail "--workdir=${option[workdir]} is not what all hosts see, which is mounted at $shared;" \

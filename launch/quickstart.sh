@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Pretrains DDAE on scanned handwritten digits, a few minutes on two CPU cores; then shows what that
-# is worth where labels are rare: fine-tuning on 5 labels a class, and the same from scratch.
-# Arguments go to the pretraining, such as: --workdir=runs/longer --config.epochs=60
+# Pretrains DDAE on scanned handwritten digits, in a few minutes on two CPU cores. Then shows what
+# pretraining is worth where labels are rare: fine-tunes on 5 labels a class, and trains the same
+# network on them from scratch.
+# Arguments go to the pretraining, for example: --workdir=runs/longer --config.epochs=60
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 workdir=runs/digits
@@ -15,14 +16,14 @@ for argument in "$@"; do
   previous=$argument
 done
 
-stopped=75 # the exit status of a run that was stopped before its end
+stopped=75 # exit status of a run that a signal stopped before its end
 status=0
 DDAE_JAX_STOPPED_STATUS=$stopped .venv/bin/python -m ddae_jax.pretrain \
   --config=configs/digits.py --workdir=runs/digits "$@" || status=$?
 if [ "$status" = "$stopped" ]; then exit 0; fi # the same command continues it
 if [ "$status" != 0 ]; then exit "$status"; fi
 
-# finetune NAME OPTION...: on 5 labels a class, into WORKDIR_NAME.
+# finetune NAME OPTION...: fine-tunes on 5 labels a class, in the workdir WORKDIR_NAME.
 finetune() {
   local name=$1 status=0
   shift

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Trains on GPUs of a SLURM cluster: NODES x GPUS processes, one a GPU.
+# Trains on GPUs of a SLURM cluster: NODES x GPUS processes, one per GPU.
 #
 #   bash launch/slurm.sh --nodes=2 --gpus=8 --time=24:00:00 --config=FILE --workdir=/FOLDER/OF/THE/RUN \
 #       [--OPTION=VALUE ...] [-- --config.KEY=VALUE ...]
 #
-# Before the time limit the run saves and goes back into the queue, and continues when its turn comes;
-# so does one that was preempted, or whose node failed. A cancelled one does not.
+# Before the time limit, the run saves, returns to the queue and continues when its turn comes. So
+# does a run that was preempted or whose node failed. A cancelled run does not.
 #
 # Options:
-#   --nodes=1, --gpus=1         nodes, and GPUs of each
-#   --cpus=8                    of each process, for reading images
-#   --time=LIMIT                as in 24:00:00
-#   --partition, --account      and other options of sbatch by its environment, as in SBATCH_QOS=high
-#   --name=ddae_jax             of the job; its log is NAME-JOB.log in this folder
-#   --python=.venv/bin/python   with jax[cuda13] or jax[cuda12]; from this clone, or a whole path
-#   --save-time=300             seconds before the limit at which the run saves
+#   --nodes=1, --gpus=1         number of nodes, and of GPUs on each
+#   --cpus=8                    CPUs per process, for reading images
+#   --time=LIMIT                such as 24:00:00
+#   --partition, --account      for sbatch; its environment sets other options, such as SBATCH_QOS=high
+#   --name=ddae_jax             name of the job; its log is NAME-JOB.log in this folder
+#   --python=.venv/bin/python   Python with jax[cuda13] or jax[cuda12]; relative to this clone, or absolute
+#   --save-time=300             how many seconds before the limit the run saves
 #   --job=pretrain              or finetune, segment
-#   --config=FILE, --workdir=FOLDER    the folder is one that all nodes see
-#   --dry-run                   prints the batch script instead of submitting it
+#   --config=FILE, --workdir=FOLDER    a config, and the run's folder, which all nodes see
+#   --dry-run                   print the batch script instead of submitting it
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 option=(
@@ -25,9 +25,9 @@ option=(
   [python]=.venv/bin/python [save-time]=300 [job]=pretrain [config]='' [workdir]='' [dry-run]=false
 )
 
-# JAX gives each process the GPU of its own number among those of the node: all must be visible.
-# SIGTERM goes to the processes, not to this script, so that it learns how they ended. One that ends
-# early must not take the others along: they are saving.
+# JAX selects for each process the GPU with its number on the node, so all GPUs must be visible.
+# SIGTERM goes to the processes and not to the batch script, so that the script learns how they
+# ended. A process that ends early must not end the others, which may be saving.
 batch_script() {
   cat <<SCRIPT
 #!/usr/bin/env bash

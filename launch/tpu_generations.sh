@@ -1,13 +1,13 @@
 # shellcheck shell=bash disable=SC2034
-# Sourced by the scripts beside it: how Google's tools call each TPU generation. The generations are
-# those that `--topology` of ddae_jax.compile_check knows.
+# Sourced by the scripts beside it: the names of each TPU generation in Google's tools. The
+# generations are those that `--topology` of ddae_jax.compile_check knows.
 
-# Chips of a host of a slice with several hosts, of every generation.
+# Chips per host in a slice with several hosts, the same in every generation.
 chips_per_host=4
-# Sides of a slice (cloud.google.com/tpu/docs, the page of each generation).
+# Number of sides of a slice (cloud.google.com/tpu/docs, the page of each generation).
 declare -A sides=([v4]=3 [v5e]=2 [v5p]=3 [v6e]=2)
-# Accelerator types are PREFIX-N; N counts chips of v5e and v6e, and TensorCores, two a chip, of v4
-# and v5p (the same pages).
+# Accelerator types are PREFIX-N. N counts chips for v5e and v6e, and TensorCores, of which each chip
+# has two, for v4 and v5p (the same pages).
 declare -A accelerator_prefix=([v4]=v4 [v5e]=v5litepod [v5p]=v5p [v6e]=v6e)
 # cloud.google.com/tpu/docs/runtimes, for JAX.
 declare -A runtime_version=(

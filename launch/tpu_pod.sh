@@ -1,36 +1,36 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice, on all of its hosts at once.
+# Trains on all hosts of a Cloud TPU slice at once.
 #
 #   bash launch/tpu_pod.sh VERB --name=NAME --zone=ZONE [--OPTION=VALUE ...] [-- --config.KEY=VALUE ...]
 #
 # Verbs, in the order in which they are needed:
-#   create   asks for the slice (--accelerator; --spot) and waits for it
-#   setup    copies a revision of this clone to all hosts and installs what it needs there
-#   run      mounts what the hosts share, and starts training, detached; again: continues it
-#   watch    does whatever of these is missing, and looks again every minute until the run has
-#            ended: a slice that was taken away is asked for anew and the run continues from its
-#            latest checkpoint. Ends with 0 when the run is complete. Keep it running in tmux.
-#   status   state of the slice, and of the run on each host
+#   create   requests the slice (--accelerator; --spot) and waits for it
+#   setup    copies a revision of this clone to all hosts and installs its requirements there
+#   run      mounts the shared storage and starts training in the background, or continues it
+#   watch    does whatever of these is missing and checks again every minute until the run has
+#            ended. If the slice was preempted, requests it again and continues the run from its
+#            latest checkpoint. Ends with status 0 when the run is complete. Keep it running in tmux.
+#   status   shows the state of the slice, and of the run on each host
 #   logs     follows the log of one host
 #   stop     lets the run save and end
-#   delete   gives the slice back; nothing on it is kept
+#   delete   deletes the slice and everything on its disks
 #
 # Options:
 #   --name, --zone, --project   of the slice; the project is gcloud's by default
 #   --accelerator=v5litepod-64  type of the slice: v4-N, v5litepod-N, v5p-N or v6e-N
-#   --spot                      costs less, and may be taken away at any time
-#   --runtime=VERSION           TPU software version; that of the accelerator by default
-#   --revision=HEAD             of this clone; what is not committed stays here
+#   --spot                      a cheaper slice, which may be preempted at any time
+#   --runtime=VERSION           TPU software version; by default the accelerator's
+#   --revision=HEAD             revision of this clone to run; uncommitted changes are not copied
 #   --job=pretrain              or finetune, segment
-#   --config=FILE               as in configs/imagenet_ddae_vit_b16.py
-#   --workdir=/mnt/shared/...   folder of the run, which all hosts see
+#   --config=FILE               such as configs/imagenet_ddae_vit_b16.py
+#   --workdir=/mnt/shared/...   the run's folder, which all hosts see
 #   --bucket=NAME               Cloud Storage bucket to mount at /mnt/shared (gcsfuse)
 #   --nfs=HOST:/SHARE           or an NFS share, such as Filestore's
-#   --restarts=3                how often watch starts a run again that failed
-#   --every=60                  seconds between two looks of watch
-#   --worker=0                  whose log it is
+#   --restarts=3                how often watch restarts a failed run
+#   --every=60                  seconds between two checks of watch
+#   --worker=0                  the host whose log is shown
 #   --yes                       delete without asking
-#   --dry-run                   prints the commands instead
+#   --dry-run                   print the commands instead of running them
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/tpu_generations.sh"
 
@@ -43,7 +43,7 @@ worker_script=ddae_jax/code/launch/tpu_worker.sh
 messages=$(mktemp -d)
 trap 'rm -rf "$messages"' EXIT
 
-# Sets `gcloud_tpus` to a gcloud command on this slice.
+# Sets `gcloud_tpus` to a gcloud command about this slice.
 set_gcloud_tpus() {
   local kind=$1 verb=$2
   shift 2
@@ -56,12 +56,12 @@ gcloud_tpus() {
   do_or_show "${gcloud_tpus[@]}"
 }
 
-# A shell command on all hosts.
+# Runs a shell command on all hosts.
 on_hosts() {
   gcloud_tpus tpu-vm ssh --worker=all "--command=$1"
 }
 
-# The generation of --accelerator.
+# Prints the generation of --accelerator.
 generation() {
   local known
   for known in "${!accelerator_prefix[@]}"; do
@@ -120,7 +120,7 @@ slice_failed() {
   exit 1
 }
 
-# Each command only if those before succeeded: `set -e` does not hold where watch tries this.
+# Commands are joined by &&, because `set -e` has no effect where watch tries this function.
 setup() {
   local archive=$messages/ddae_jax.tar.gz
   ! is_dry_run || archive=/tmp/ddae_jax.tar.gz
@@ -150,8 +150,8 @@ mount_shared() {
   fi
 }
 
-# What gcloud says of the slice: READY, WAITING_FOR_RESOURCES, PREEMPTED, ...; NONE if it was never
-# asked for, UNKNOWN if gcloud could not tell.
+# Prints the state that gcloud reports for the slice: READY, WAITING_FOR_RESOURCES, PREEMPTED, ...;
+# NONE if it was never requested, UNKNOWN if gcloud failed.
 slice_state() {
   local state
   set_gcloud_tpus queued-resources describe "--format=value(state.state)"
@@ -163,7 +163,7 @@ slice_state() {
   echo "$state"
 }
 
-# What the command in `gcloud_tpus` prints; if there is nothing of that name, the argument.
+# Runs the command in `gcloud_tpus`. If nothing of that name exists, prints the argument and fails.
 asked() {
   "${gcloud_tpus[@]}" 2>"$messages/errors" && return
   if grep -q NOT_FOUND "$messages/errors"; then
@@ -175,8 +175,8 @@ asked() {
   return 1
 }
 
-# The run on all hosts together: unknown, running, bare, idle, stopped, refused, recurring,
-# failed or complete.
+# Prints the state of the run on all hosts together: unknown, running, bare, idle, stopped, refused,
+# recurring, failed or complete.
 run_state() {
   if ! on_hosts "bash $worker_script state 2>/dev/null || echo ddae_jax: bare" \
     >"$messages/hosts" 2>"$messages/errors"; then
@@ -240,7 +240,7 @@ setup_and_run() {
   setup && run
 }
 
-# What fails now, as where the slice goes amid it, is done when watch looks again.
+# What fails now, for example because the slice is preempted, is tried again at the next check.
 try() {
   "$@" || echo "warning: $1 did not succeed; trying again" >&2
 }

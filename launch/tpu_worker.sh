@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# What tpu_pod.sh does on each host of a slice; see there. All of it lies in ~/ddae_jax: code/, venv/,
-# log, and, of the run: lock, pid, status.
+# Runs on each host of a slice for tpu_pod.sh; see there. Everything lies in ~/ddae_jax: code/, venv/
+# and log, and for the run lock, pid and status.
 #
 #   bash tpu_worker.sh install | mount-bucket NAME | mount-nfs HOST:/SHARE | start ARGUMENT... | state | stop
 #
-# The arguments are Python's. `state` prints a line: bare, idle, running, or ended with its status.
+# `start` passes its arguments to Python. `state` prints one line: bare, idle, running, or ended and
+# the exit status.
 source "$(dirname "${BASH_SOURCE[0]}")/options.sh"
 
 home=$HOME/ddae_jax
 gcsfuse_version=2.8.0
 
-# The hosts' own Python is older than the package's oldest.
+# The Python of the hosts is older than the package supports.
 install() {
   rm -f "$home/installed"
   python3 -m pip install --quiet --user uv
@@ -18,7 +19,7 @@ install() {
     rm -rf "$home/venv"
     python3 -m uv venv --quiet --python=3.12 "$home/venv"
   fi
-  # Both files, so that jax and libtpu are a pair that was tested.
+  # Both files are given so that jax and libtpu have versions that were tested together.
   python3 -m uv pip install --quiet "--python=$home/venv/bin/python" "jax[tpu]" \
     "--requirement=$root/requirements.txt" "--requirement=$root/launch/requirements-tpu.txt"
   touch "$home/installed"
@@ -43,7 +44,8 @@ v$gcsfuse_version/gcsfuse_${gcsfuse_version}_amd64.deb"
     apt_install "$package"
   fi
   make_mount_point
-  # Nothing cached: hosts must see at once what another wrote. Renaming folders completes checkpoints.
+  # Nothing is cached, so that each host sees at once what another wrote. Folders can be renamed,
+  # which completes a checkpoint.
   gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --rename-dir-limit=200000 "$1" "$shared"
 }
 
@@ -54,7 +56,7 @@ mount_nfs() {
   sudo mount -t nfs "$1" "$shared"
 }
 
-# The kernel's lock goes with whoever holds it, however that ends: by a restart of the host too.
+# The kernel releases the lock when its holder ends, however it ends, even by a reboot.
 is_running() {
   [ -e "$home/lock" ] && ! flock --nonblock "$home/lock" true
 }
@@ -66,7 +68,7 @@ start() {
     >>"$home/log" 2>&1 </dev/null &
 }
 
-# Notes what the run ended with.
+# Runs training and records its exit status.
 supervise() {
   local status=0
   cd "$root"

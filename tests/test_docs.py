@@ -1,4 +1,4 @@
-"""What README and docs tell people to type, read from the Markdown, so that new commands count too.
+"""Commands, paths, names and links of README and docs, read from the Markdown: new ones count too.
 
 Installing takes minutes and gigabytes, and so is left out unless it is asked for:
 
@@ -8,7 +8,9 @@ Installing takes minutes and gigabytes, and so is left out unless it is asked fo
 import importlib
 import importlib.metadata
 import os
+import pkgutil
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -21,7 +23,11 @@ import tiny
 from ddae_jax.config.checks import check_config
 from ddae_jax.jobs import cli, runner
 
-PAGES = [tiny.ROOT / "README.md", *sorted((tiny.ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(tiny.ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+    *sorted((tiny.ROOT / "docs").glob("*.md")),
+]
+PICTURES = sorted((tiny.ROOT / "docs" / "figures").glob("*.svg"))
 OF_JOBS = ("pretrain", "finetune", "segment")
 
 
@@ -116,3 +122,56 @@ def test_every_option_and_key_is_known(line, monkeypatch):
     flags, _ = cli.read_config_flags([*arguments, *missing], name, define, None)
     if name != "pixel_statistics":  # whose config has no mean yet
         check_config(flags.config)
+
+
+FOLDERS = ("ddae_jax", "tests", "benchmarks", "configs", "launch", "docs")
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+@every_page
+def test_every_path_that_is_named_exists(page):
+    pattern = rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w/.-]*\w"
+    paths = sorted(set(re.findall(pattern, page.read_text())))
+    named = [path for path in paths if not re.search(r"[A-Z]", path)]  # NAME stands for any
+    assert [path for path in named if not (tiny.ROOT / path).exists()] == []
+
+
+def test_every_module_in_a_picture_exists():
+    modules = {m for p in PICTURES for m in re.findall(r"[\w/]+\.py", p.read_text())}
+    assert "dynamic_loss.py" in modules
+    assert [m for m in sorted(modules) if not (tiny.ROOT / "ddae_jax" / m).exists()] == []
+
+
+def test_the_pictures_are_those_that_their_script_draws():
+    drawn = runpy.run_path(str(tiny.ROOT / "docs" / "figures" / "make_architecture.py"))
+    assert {path.stem for path in PICTURES} == {"rooms", "batch"}
+    for path in PICTURES:
+        assert path.read_text() == drawn[path.stem]()
+
+
+@every_page
+def test_every_dotted_name_of_the_package_exists(page):
+    text = re.sub(r"https?://\S+", "", page.read_text())
+    for name in sorted(set(re.findall(r"\bddae_jax(?:\.[a-zA-Z_]\w*)+", text))):
+        assert pkgutil.resolve_name(name), name
+
+
+def anchors(page):
+    """The places of a page that a link can lead to, as GitHub names them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_page
+def test_every_link_within_the_repository_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    broken = []
+    for link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        file = (page.parent / path) if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(link)
+    assert broken == []
