@@ -101,8 +101,8 @@ def test_the_code_in_the_card_gives_the_features_of_evaluation(name, photos):
     source = make_source("folder", data_dir=str(photos), split="train", **decoding(config))
     encode = make_encode(encoder, build_normalize(config), mesh, depth=2, pool=pool)
     batches = build_eval_batches(config, source, mesh)
-    (found,) = encoded_batches(lambda images: encode(params, images), batches, mesh)
-    order = [PHOTOS.index(source.name(int(index)).rpartition("/")[2]) for index in found["index"]]
+    (results,) = encoded_batches(lambda images: encode(params, images), batches, mesh)
+    order = [PHOTOS.index(source.name(int(index)).rpartition("/")[2]) for index in results["index"]]
     assert sorted(order) == list(range(len(PHOTOS)))
     by_card = golden()[f"{name}/followed"][order]
     np.testing.assert_allclose(results["features"], by_card, atol=2e-5)

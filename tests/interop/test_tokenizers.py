@@ -77,7 +77,7 @@ def test_a_student_s_rounding_changes_none_of_its_tokens():
 def test_a_stand_in_computes_like_the_network_that_is_missing(frozen, given, dtype, form):
     """Memory and time are then those of the real run. cuDNN's attention has no float32."""
     config = config_of(**{"model.dtype": "bfloat16", "model.frozen_dtype": frozen})
-    config.model.size, config.model.attention_form = "Ti", asked
+    config.model.size, config.model.attention_form = "Ti", given
     tokenizer = load_tokenizer("", config, stand_in_missing=True)
     teacher = load_teacher("", config, stand_in_missing=True)
     for encoder in (tokenizer.module.encoder, teacher.module):
