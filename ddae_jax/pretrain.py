@@ -55,6 +55,13 @@ class PretrainJob(Job):
     usage = __doc__
 
     @classmethod
+    def help(cls) -> str:
+        """Returns what the command does, and what each method predicts."""
+        width = max(map(len, METHODS))
+        lines = (f"    {name:{width}}  {spec.summary}" for name, spec in METHODS.items())
+        return f"{cls.usage}\nMethods (--config.method):\n\n" + "\n".join(lines) + "\n"
+
+    @classmethod
     def resolve_config(
         cls, config: ConfigDict, stored: Mapping[str, Any] | None, given: Container[str]
     ) -> Pretrained | None:

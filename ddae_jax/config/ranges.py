@@ -21,7 +21,7 @@ from ddae_jax.models.weight_decay import check_decay_also
 from ddae_jax.suggestions import did_you_mean
 
 CHOICES = {
-    "method": tuple(METHODS),
+    "method": METHODS,  # a live view: methods may be added
     "model.size": tuple(SIZES),
     "model.encoder_input": ("full", "visible"),
     "model.positions": ("sincos", "learned", "none"),
@@ -165,7 +165,7 @@ def check_each_key(config: ConfigDict) -> None:
     check_keys(config)
     flat = flatten(config)
     for key, known in CHOICES.items():
-        if flat.get(key, known[0]) not in known:
+        if key in flat and flat[key] not in known:
             raise ValueError(
                 f"{key}={flat[key]!r}; known: {_listed(known)}{did_you_mean(flat[key], known)}"
             )

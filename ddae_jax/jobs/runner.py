@@ -101,7 +101,7 @@ def open_run(
     process of the run does.
     """
     with stop.at_once():
-        usage = f"ddae_jax.{job_class.name} {job_class.usage}"
+        usage = f"ddae_jax.{job_class.name} {job_class.help()}"
         flags, given = cli.read_config_flags(argv, usage, _define_flags, job_class.name)
         config, workdir = flags.config, Workdir(flags.workdir)
         kept = keep_as_stored(config, workdir, given, flags.allow_config_changes)
