@@ -21,7 +21,7 @@ from ddae_jax.models.weight_decay import check_decay_also
 from ddae_jax.suggestions import did_you_mean
 
 CHOICES = {
-    "method": METHODS,  # a live view: methods may be added
+    "method": tuple(METHODS),
     "model.size": tuple(SIZES),
     "model.encoder_input": ("full", "visible"),
     "model.positions": ("sincos", "learned", "none"),
@@ -164,7 +164,7 @@ def check_each_key(config: ConfigDict) -> None:
     """Raises ``ValueError``, naming key, value and what is allowed, for what no config may hold."""
     check_keys(config)
     flat = flatten(config)
-    for key, known in CHOICES.items():
+    for key, known in {**CHOICES, "method": tuple(METHODS)}.items():  # which may be added to
         if key in flat and flat[key] not in known:
             raise ValueError(
                 f"{key}={flat[key]!r}; known: {_listed(known)}{did_you_mean(flat[key], known)}"

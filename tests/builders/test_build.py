@@ -15,7 +15,7 @@ from ddae_jax.builders.data import (
 from ddae_jax.builders.evaluation import build_encode, build_labelled_images, build_predict
 from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_encoder
-from ddae_jax.builders.optimization import build_learning_rate, build_optimizer
+from ddae_jax.builders.optimization import build_learning_rate, build_momentum, build_optimizer
 from ddae_jax.config import pretrain_defaults
 from ddae_jax.data.sources import ArraySource
 from ddae_jax.data.view import View
@@ -215,7 +215,7 @@ def test_what_happens_every_so_many_epochs_may_happen_never(epochs):
     config = tiny(optimizer__warmup_epochs=epochs)
     schedule = make_schedule(config, 160)
     assert schedule.total_steps < schedule.steps(epochs) < 2**31
-    _, learning_rate, _ = build_optimizer(config, schedule)
+    learning_rate = build_learning_rate(config, schedule)
     found = [float(learning_rate(step)) for step in (0, 500, 998)]
     np.testing.assert_allclose(found, np.array([0, 500, 998]) / 999 * 1.5e-4 / 16, rtol=1e-5)
 
@@ -249,7 +249,8 @@ def test_the_optimizer_has_the_configs_schedules():
         teacher__momentum_start=0.9,
         teacher__momentum_end=0.99,
     )
-    _, learning_rate, momentum = build_optimizer(config, Schedule(5, 50))
+    learning_rate = build_learning_rate(config, Schedule(5, 50))
+    momentum = build_momentum(config, Schedule(5, 50))
     # 0.08 * 16 / 256, reached after 2 epochs of 5 steps; at the end 0.016 * 16 / 256
     found = [float(learning_rate(step)) for step in (0, 5, 10, 30, 50)]
     np.testing.assert_allclose(found, [0, 0.0025, 0.005, 0.003, 0.001], rtol=1e-5)
@@ -259,7 +260,7 @@ def test_the_optimizer_has_the_configs_schedules():
 def test_the_teachers_pace_is_the_configs_in_epochs():
     def momentum(**changes):
         config = tiny(epochs=10.0, **{f"teacher__{name}": v for name, v in changes.items()})
-        return build_optimizer(config, Schedule(8, 80))[2]
+        return build_momentum(config, Schedule(8, 80))
 
     slow = {"half_life_epochs": 4.0, "half_life_start_epochs": 1.0, "hold": 0.25, "warmup": 0.5}
     slower = momentum(**slow, min_half_lives=0.0)

@@ -29,12 +29,6 @@ MAE_FILE = golden_arrays.FOLDER / "torch_files" / "mae.pth"
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    """What was loaded by another test says nothing again."""
-    load_pretrained.cache_clear()
-
-
 @pytest.fixture
 def mae(tmp_path, monkeypatch):
     """A whole MAE as transformers saves it, and a config that goes on with it."""

@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 
 import stand_ins
 from ddae_jax.builders.methods import build_method
-from ddae_jax.builders.optimization import build_optimizer
+from ddae_jax.builders.optimization import build_learning_rate, build_optimizer
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.schema import DEFAULTS_VERSION, flatten
@@ -25,7 +25,7 @@ from ddae_jax.data.pipeline import TooManyCorruptImages
 from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.workers import WorkerLost
 from ddae_jax.jobs import cli, devices
-from ddae_jax.jobs.cli import CommandEnded, bad_input_is_explained, run_ends_are_explained
+from ddae_jax.jobs.exits import CommandEnded, explain_bad_input, explain_run_ends
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.health import NonFiniteLoss
@@ -292,7 +292,7 @@ def test_what_a_config_file_sets_wrongly_is_explained_with_its_key(tmp_path, lin
         f"    {line}\n"
         "    return config\n"
     )
-    with pytest.raises(CommandEnded) as ended, bad_input_is_explained():
+    with pytest.raises(CommandEnded) as ended, explain_bad_input():
         parse(f"--config={path}")
     assert ended.value.code == 2
     shown = capsys.readouterr().err
@@ -414,7 +414,7 @@ def build_all(config):
     """All that is made of a config alone, before anything is compiled or written."""
     schedule = Schedule(22, 44)
     build_method(config)
-    build_optimizer(config, schedule)
+    build_optimizer(config, build_learning_rate(config, schedule), schedule)
     assert 1 <= schedule.steps(config.checkpoint.every_epochs) < 2**31
     assert 1 <= schedule.steps(config.log.figures_every_epochs) < 2**31
     json.dumps(to_plain(config), allow_nan=False)
@@ -465,7 +465,7 @@ def test_whatever_a_file_sets_is_taken_or_refused_by_name(key):
     ids=" ".join,
 )
 def test_bad_input_ends_with_status_2_and_one_line(argv, file, capsys):
-    with pytest.raises(CommandEnded) as ended, bad_input_is_explained():
+    with pytest.raises(CommandEnded) as ended, explain_bad_input():
         parse(*(given.replace("FILE", file) for given in argv))
     assert ended.value.code == 2
     shown = capsys.readouterr()
@@ -478,7 +478,7 @@ def test_bad_input_ends_with_status_2_and_one_line(argv, file, capsys):
     "error", [WorkdirInUse("taken"), CheckpointError("taken"), NotADirectoryError("taken")]
 )
 def test_other_bad_input_is_explained_too(error, capsys):
-    with pytest.raises(CommandEnded) as ended, bad_input_is_explained():
+    with pytest.raises(CommandEnded) as ended, explain_bad_input():
         raise error
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: taken\n"
@@ -500,14 +500,14 @@ def test_other_bad_input_is_explained_too(error, capsys):
     ],
 )
 def test_ends_of_a_run_are_explained_with_status_1(error, capsys):
-    with pytest.raises(CommandEnded) as ended, run_ends_are_explained():
+    with pytest.raises(CommandEnded) as ended, explain_run_ends():
         raise error
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: why\n"
 
 
 def test_a_full_disk_ends_a_run_with_the_file_named(capsys):
-    with pytest.raises(CommandEnded) as ended, run_ends_are_explained():
+    with pytest.raises(CommandEnded) as ended, explain_run_ends():
         raise OSError(28, "No space left on device", "/runs/a/metrics.jsonl")
     assert ended.value.code == 1
     shown = capsys.readouterr().err
@@ -517,12 +517,12 @@ def test_a_full_disk_ends_a_run_with_the_file_named(capsys):
 
 @pytest.mark.parametrize("error", [KeyError("bug"), ValueError("bug"), OSError("bug")])
 def test_bugs_in_a_run_keep_their_traceback(error):
-    with pytest.raises(type(error)), run_ends_are_explained():
+    with pytest.raises(type(error)), explain_run_ends():
         raise error
 
 
 def test_bugs_while_reading_input_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), bad_input_is_explained():
+    with pytest.raises(ZeroDivisionError), explain_bad_input():
         raise ZeroDivisionError
 
 
@@ -603,7 +603,7 @@ def test_every_config_that_comes_along_is_sound_and_describes_a_model(path, monk
 # what they write in a folder, and prints how they end.
 ENDS = """
 import os, pathlib, sys
-from ddae_jax import command
+from ddae_jax.jobs import exits
 folder = pathlib.Path(sys.argv[1])
 for number, end in enumerate(sys.argv[2:]):
     child = os.fork()
@@ -641,7 +641,7 @@ def test_a_job_ends_with_its_status_whatever_still_runs(tmp_path):
 
 
 def test_memory_that_is_not_there_is_explained(capsys):
-    with pytest.raises(CommandEnded) as ended, run_ends_are_explained():
+    with pytest.raises(CommandEnded) as ended, explain_run_ends():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     assert ended.value.code == 1
     told = capsys.readouterr().err

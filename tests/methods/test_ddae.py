@@ -348,7 +348,7 @@ def test_initial_beta_is_negative_and_depth_weights_pass_through():
 
 
 def test_methods_are_found_by_name_and_an_unknown_one_names_the_nearest():
-    assert find_method("ddae") is ddae
+    assert find_method("ddae").build is ddae
     with pytest.raises(ValueError, match="method='ddea'") as error:
         find_method("ddea")
     assert "did you mean 'ddae'?" in str(error.value)

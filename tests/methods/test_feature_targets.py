@@ -313,7 +313,7 @@ def test_figures_show_what_depths_that_predict_a_share_make_of_all_hidden_patche
 
 def test_what_is_sampled_is_drawn_anew_and_always_hidden():
     method = method_of(intermediate_share=0.5)
-    draw = jax.jit(method.draw, static_argnums=1)
+    draw = jax.jit(method.sample_masks, static_argnums=1)
     drawn = [draw(key(seed), 3) for seed in range(20)]
     sampled = np.stack([d["sampled"] for d in drawn])
     assert (sampled.sum(axis=-1) == 2).all()

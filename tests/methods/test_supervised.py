@@ -72,7 +72,7 @@ def test_predictions_are_those_of_the_average(averaged):
 
 def test_without_an_average_predictions_are_those_of_the_parameters(averaged):
     params = averaged[1].params
-    teacher = task(False).teacher_of(params)
+    teacher = task(False).init_teacher(params)
     assert teacher["average"] == {}
     expected = jax.jit(NETWORK.apply)({"params": params}, IMAGES)
     found = jax.jit(task(False).predict)(params, teacher, IMAGES)

@@ -21,8 +21,8 @@ import pytest
 
 from ddae_jax.training import checkpoint
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from ddae_jax.training.program import TrainState
 from ddae_jax.training.sharding import abstract, make_mesh, state_sharding
-from ddae_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
 DATA_STATE = {"step": 7, "grain": {"next_index": 123, "seed": [1, 2]}, "note": "é"}
