@@ -11,7 +11,8 @@ import pytest
 import stand_ins
 import tiny
 from ddae_jax import export
-from ddae_jax.builders.build import build_method, decoding
+from ddae_jax.builders.data import decoding
+from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_encoder
 from ddae_jax.builders.pretrained import load_pretrained
 from ddae_jax.builders.restore import restore_encoder

@@ -33,7 +33,7 @@ from ddae_jax.interop import backbones
 from ddae_jax.jobs import cli
 from ddae_jax.models import vit
 from ddae_jax.training.checkpoint import Checkpoints
-from ddae_jax.training.metrics import Recorder
+from ddae_jax.training.metrics import MetricsHook
 from undrawn import pictures_left_out
 
 CONFIG = """
@@ -176,7 +176,7 @@ def test_stopped_and_continued_it_ends_bit_identical_without_what_it_is_from(run
 
 def stop_at(folder, name, step, *options):
     """A run that is told to stop after so many steps."""
-    advance = Recorder.advance
+    advance = MetricsHook.after_step
 
     def stopping(self, reached):
         advance(self, reached)
@@ -184,7 +184,7 @@ def stop_at(folder, name, step, *options):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Recorder, "advance", stopping)
+        patched.setattr(MetricsHook, "after_step", stopping)
         assert run(folder, name, *options) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from ddae_jax.aot.flops import model_flops
-from ddae_jax.builders.build import build_method
+from ddae_jax.builders.methods import build_method
 from ddae_jax.jobs.cli import load_config
 from ddae_jax.masking import random_mask
 from ddae_jax.methods import find_method
