@@ -22,7 +22,7 @@ import golden_arrays
 import tiny
 from ddae_jax import evaluate, finetune
 from ddae_jax.builders import build, networks
-from ddae_jax.config import from_plain, ranges, to_plain
+from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions
 from ddae_jax.data.pipeline import eval_batches
@@ -273,7 +273,6 @@ def size_of_file(monkeypatch):
     """The golden network has a size like others."""
     monkeypatch.setitem(backbones._HEADS_OF_WIDTH, 16, 2)
     monkeypatch.setitem(vit.SIZES, "golden", vit.Size(16, 2, 2))
-    monkeypatch.setitem(ranges.CHOICES, "model.size", tuple(vit.SIZES))
 
 
 def test_the_authors_file_is_a_beginning_too(runs, size_of_file, caplog):

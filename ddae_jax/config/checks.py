@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from ddae_jax.config.defaults import defaults_by_key
 from ddae_jax.config.downstream import (
     check_finetuning,
     check_segmentation,
@@ -9,8 +10,8 @@ from ddae_jax.config.downstream import (
     ignored_in_segmentation,
 )
 from ddae_jax.config.pretraining import check_pretraining, ignored_in_pretraining
-from ddae_jax.config.ranges import check_each_key
-from ddae_jax.config.schema import defaults_by_key, flatten
+from ddae_jax.config.schema import flatten
+from ddae_jax.config.shared_checks import check_each_key
 
 _CHECKS = {
     "pretrain": check_pretraining,

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.ranges import (
+from ddae_jax.config.shared_checks import (
     Ignored,
     ignored_of_data,
     ignored_of_weight_decay,

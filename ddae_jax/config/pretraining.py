@@ -6,13 +6,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddae_jax.config.downstream import OF_INIT_FROM
-from ddae_jax.config.ranges import (
+from ddae_jax.config.schema import flatten
+from ddae_jax.config.shared_checks import (
     Ignored,
     ignored_of_data,
     ignored_of_weight_decay,
     named_by_key,
 )
-from ddae_jax.config.schema import flatten
 from ddae_jax.masking import num_masked_patches
 from ddae_jax.methods import METHODS, options_of
 from ddae_jax.methods.ddae import check_feature_places

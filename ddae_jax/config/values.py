@@ -1,7 +1,7 @@
 """Values of keys: their types, how they are stored and typed in, and how two configs differ.
 
-``job`` is whose config it is everywhere (see :data:`ddae_jax.config.schema.JOBS`); what says
-nothing of a job, as configs that were stored before there was another, is pretraining's.
+``job`` names the command that a config belongs to (see :data:`ddae_jax.config.defaults.JOBS`).
+Configs stored before this key existed are pretraining configs.
 """
 
 import contextlib
@@ -13,20 +13,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.schema import (
-    DEFAULTS_VERSION,
-    EARLIER_DEFAULTS,
-    EXAMPLES,
-    FREE_TO_CHANGE,
-    JOBS,
-    RENAMED,
-    RETIRED,
-    TUPLES,
-    WORDS,
-    defaults_by_key,
-    defaults_of,
-    flatten,
-)
+from ddae_jax.config.defaults import JOBS, WORDS, defaults_by_key, defaults_of
+from ddae_jax.config.earlier import DEFAULTS_VERSION, EARLIER_DEFAULTS, RENAMED, RETIRED
+from ddae_jax.config.keys import ALL_KEYS, KEYS
+from ddae_jax.config.schema import Key, flatten
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -64,7 +54,7 @@ def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json"
     """A stored config as it was; keys renamed since have their new names, retired ones are gone.
 
     Keys that came into being after it was stored have what was done before there was a choice: see
-    :data:`ddae_jax.config.schema.EARLIER_DEFAULTS`.
+    :data:`ddae_jax.config.earlier.EARLIER_DEFAULTS`.
 
     Args:
         plain: as :func:`to_plain` gives it.
@@ -155,11 +145,10 @@ def typed(key: str, value: Any, job: str = "pretrain") -> Any:
 
     Raises ``ValueError`` for a value of the wrong type, and for what is no key.
     """
-    if key not in defaults_by_key(job):
-        raise ValueError(unknown_key(key, job))
-    kind = type(defaults_by_key(job)[key])
+    row = _row(key, job)
+    kind = row.kind
     if kind is tuple and isinstance(value, list | tuple):
-        if all(_is_number(item, TUPLES[key][1]) for item in value):
+        if all(_is_number(item, row.item) for item in value):
             return tuple(value)
     elif kind in (int, float):
         if _is_number(value, kind):
@@ -177,27 +166,26 @@ def parse_value(key: str, text: str, job: str = "pretrain") -> Any:
 
     Raises ``ValueError`` for a text that is no such value, and for what is no key.
     """
-    if key not in defaults_by_key(job):
-        raise ValueError(unknown_key(key, job))
-    kind = type(defaults_by_key(job)[key])
+    row = _row(key, job)
     with contextlib.suppress(ValueError, KeyError):
-        if kind is bool:
+        if row.kind is bool:
             return _BOOLEANS[text.strip().lower()]
-        if kind is not tuple:
-            return kind(text)
-        values, length = typed(key, _parse_numbers(text), job), TUPLES[key][0]
-        if length is None or isinstance(length, str) or len(values) == length:
+        if row.kind is not tuple:
+            return row.kind(text)
+        values = typed(key, _parse_numbers(text), job)
+        if not isinstance(row.length, int) or len(values) == row.length:
             return values
     raise ValueError(
-        f"config.{key}={text!r} is of the wrong type; it is {_kind_in_words(key, job)}, such as "
-        f"--config.{key}={on_command_line(_example(key, job))}"
+        f"config.{key}={text!r} is of the wrong type; it is {row.type_in_words()}, such as "
+        f"--config.{key}={on_command_line(row.shown)}"
     )
 
 
 def type_in_words(key: str, job: str = "pretrain") -> str:
-    """What the value of a key is: ``2 whole numbers, such as (224, 224)``."""
-    words, example = _kind_in_words(key, job), _example(key, job)
-    return words if isinstance(example, bool) else f"{words}, such as {example!r}"
+    """Describes the value of a key: ``2 whole numbers, such as (224, 224)``."""
+    row = KEYS[job][key]
+    words = row.type_in_words()
+    return words if row.kind is bool else f"{words}, such as {row.shown!r}"
 
 
 def unknown_key(key: str, job: str = "pretrain") -> str:
@@ -323,18 +311,11 @@ def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
 
 
-def _kind_in_words(key: str, job: str) -> str:
-    kind = type(defaults_by_key(job)[key])
-    if kind is not tuple:
-        words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-        return words[kind]
-    length, kind, _ = TUPLES[key]
-    words = "whole numbers" if kind is int else "numbers"
-    return f"{length} {words}" if isinstance(length, int) else words
-
-
-def _example(key: str, job: str) -> Any:
-    return EXAMPLES.get(key, defaults_by_key(job)[key])
+def _row(key: str, job: str) -> Key:
+    """Finds the row of a key. Raises ``ValueError`` for what is no key of the job."""
+    if key not in KEYS[job]:
+        raise ValueError(unknown_key(key, job))
+    return KEYS[job][key]
 
 
 def on_command_line(value: Any) -> str:
@@ -343,5 +324,5 @@ def on_command_line(value: Any) -> str:
 
 
 def is_free(key: str) -> bool:
-    """Tells whether a key may differ when a run is continued (``FREE_TO_CHANGE``)."""
-    return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
+    """Tells whether a key may differ when a run is continued."""
+    return ALL_KEYS[key].is_free

@@ -27,7 +27,8 @@ from ddae_jax.builders.build import Schedule
 from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
-from ddae_jax.config.schema import FOLDERS, flatten
+from ddae_jax.config.keys import FOLDERS
+from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions, is_free, job_of, take_stored
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.sources import Source

@@ -15,7 +15,8 @@ import stand_ins
 from ddae_jax.builders import build
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.config.schema import DEFAULTS_VERSION, flatten
+from ddae_jax.config.earlier import DEFAULTS_VERSION
+from ddae_jax.config.schema import flatten
 from ddae_jax.data.annotations import BadAnnotation
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.files import NoMemoryLeft
@@ -601,7 +602,7 @@ def test_every_config_that_comes_along_is_sound_and_describes_a_model(path, monk
 # what they write in a folder, and prints how they end.
 ENDS = """
 import os, pathlib, sys
-from ddae_jax import command
+from ddae_jax.jobs import cli
 folder = pathlib.Path(sys.argv[1])
 for number, end in enumerate(sys.argv[2:]):
     child = os.fork()
