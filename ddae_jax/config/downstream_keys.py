@@ -12,11 +12,13 @@ DOWNSTREAM = {
         False, "whether only the architecture is taken from init_from, and not its weights"
     ),
     "optimizer.decay": Key(
-        "cosine", "how the learning rate falls after its warm-up", choices=("cosine", "linear")
+        "cosine",
+        "shape of the learning rate's fall after the warm-up",
+        choices=("cosine", "linear"),
     ),
     "optimizer.layer_decay": Key(
         0.65,
-        "factor of the learning rate from each block to the one before it; 1 for none",
+        "factor of the learning rate from each block to the one before it (BEiT); 1 for one rate",
         within=(ABOVE_0, 1),
     ),
     "average.decay": Key(
@@ -49,18 +51,26 @@ FINETUNING = {
     "head.init_deviation": Key(
         2e-5, "standard deviation of the classifier's initial kernel", within=(0, 10)
     ),
-    "augment.rand_augment": Key(True, "whether images are changed by RandAugment"),
+    "augment.rand_augment": Key(
+        True, "whether images are changed by RandAugment (Cubuk et al. 2020)"
+    ),
     "augment.num_operations": Key(2, "operations of RandAugment on each image", within=(1, 100)),
-    "augment.magnitude": Key(9.0, "strength of RandAugment's operations", within=(0, 10)),
-    "augment.magnitude_deviation": Key(0.5, "standard deviation of that strength", within=(0, 10)),
+    "augment.magnitude": Key(9.0, "mean strength of RandAugment's operations", within=(0, 10)),
+    "augment.magnitude_deviation": Key(
+        0.5, "standard deviation of the strength of RandAugment's operations", within=(0, 10)
+    ),
     "augment.erasing_probability": Key(
         0.25, "probability that a rectangle of an image is erased", within=(0, 1)
     ),
     "augment.mixup": Key(
-        0.8, "alpha of the Beta distribution of mixup's shares; 0 for no mixup", within=(0, 1000)
+        0.8,
+        "alpha of the Beta distribution that mixup draws its shares from; 0 for no mixup",
+        within=(0, 1000),
     ),
     "augment.cutmix": Key(
-        1.0, "alpha of the Beta distribution of CutMix's shares; 0 for no CutMix", within=(0, 1000)
+        1.0,
+        "alpha of the Beta distribution that CutMix draws its shares from; 0 for no CutMix",
+        within=(0, 1000),
     ),
     "augment.mix_probability": Key(
         1.0, "probability that mixup or CutMix is applied to a batch", within=(0, 1)
@@ -68,10 +78,12 @@ FINETUNING = {
     "augment.label_smoothing": Key(
         0.1, "share of each label that is spread over all classes", within=(0, 0.99)
     ),
-    "optimizer.kind": Key("adamw", "the optimizer", choices=("adamw", "lars")),
+    "optimizer.kind": Key(
+        "adamw", "AdamW, or LARS as in MAE's linear probe", choices=("adamw", "lars")
+    ),
     "data.labelled_share": Key(
         1.0,
-        "share of each class's training images that is used; the seed draws them",
+        "share of each class's training images that is used; seed draws them",
         within=(ABOVE_0, 1),
     ),
 }
@@ -92,7 +104,7 @@ SEGMENTATION = {
     ),
     "head.auxiliary_weight": Key(
         0.4,
-        "weight of the loss of a second head that helps to train; 0 for no such head",
+        "weight of the loss of an auxiliary head (PSPNet), which only training has; 0 for none",
         within=(0, 1000),
     ),
     "augment.scale_range": Key(
@@ -104,7 +116,7 @@ SEGMENTATION = {
     ),
     "augment.base_size": Key(
         (512, 2048),
-        "what an image's shorter and longer side may measure at scale 1, pixels",
+        "most pixels that an image's shorter and longer side have at scale 1",
         within=(1, 2**14),
         length=2,
         item=int,

@@ -41,9 +41,11 @@ KEYS: Mapping[str, Mapping[str, Key]] = types.MappingProxyType(
 """The rows of each job, by key. Configs are stored in this order."""
 
 ALL_KEYS: Mapping[str, Key] = types.MappingProxyType(
-    {name: key for keys in reversed(KEYS.values()) for name, key in keys.items()}
+    KEYS["pretrain"]
+    | {name: key for name, key in KEYS["finetune"].items() if name not in KEYS["pretrain"]}
+    | SEGMENTATION
 )
-"""Every row once; the defaults are those of pretraining, where it has the key."""
+"""Every row once; the defaults are those of the first job that has the key."""
 
 FOLDERS = frozenset(name for name, key in ALL_KEYS.items() if key.names_folder)
 """Keys that name folders or files; their values are stored as absolute paths."""

@@ -15,7 +15,9 @@ def _methods() -> Iterable[str]:
 
 PRETRAINING = {
     "method": Key(
-        "ddae", "what is predicted; vqkd trains a tokenizer for beit and beit2", choices=_methods
+        "ddae",
+        "what is predicted (docs/methods.md); vqkd trains a tokenizer for beit and beit2",
+        choices=_methods,
     ),
     "init_decoder": Key(
         False, "whether the decoder and the head of an MAE in init_from are taken too"
@@ -46,7 +48,7 @@ PRETRAINING = {
     "decoder.kind": Key(
         "cross",
         "self: all places attend to all, as in MAE; cross: hidden places attend to visible "
-        "features alone (Fu et al. 2024)",
+        "features alone, as in Fu et al. 2024",
         choices=("self", "cross"),
     ),
     "decoder.intermediate_blocks": Key(
@@ -75,7 +77,8 @@ PRETRAINING = {
     ),
     "mask.min_block_share": Key(
         0.0,
-        "least share of the hidden patches that one block hides; 0 for BEiT's 16 of 196 patches",
+        "least share of the hidden patches that one block hides; 0 for 16/196 of all patches, as "
+        "in BEiT",
         within=(0, 1),
     ),
     "targets.normalize_pixels": Key(
@@ -83,34 +86,37 @@ PRETRAINING = {
     ),
     "targets.pixel_weight": Key(
         1.0,
-        "weight of the pixels in DDAE's loss; 0 leaves them out",
+        "weight (lambda) of the pixels in the loss of ddae; 0 leaves them out",
         within=(0, 10**6),
     ),
     "targets.pixel_fade": Key(
         0.5,
-        "share of the pixels' weight that goes as the weight of features rises",
+        "share of the pixels' weight that goes as the weight of features rises (BootMAE)",
         within=(0, 1),
     ),
     "targets.feature_weight": Key(
         1.0,
-        "weight of the momentum encoder's features in DDAE's loss; 0 leaves them out",
+        "weight (lambda) of the teacher's features in the loss of ddae; 0 leaves them out",
         within=(0, 10**6),
     ),
     "targets.feature_start": Key(
         0.4, "share of the run before features have any weight", within=(0, 1)
     ),
     "targets.feature_warmup": Key(
-        0.1, "share of the run over which the weight of features then rises", within=(0, 1)
+        0.1,
+        "share of the run over which the weight of features rises, after targets.feature_start",
+        within=(0, 1),
     ),
     "targets.feature_normalization": Key(
         "position",
-        "over what features are normalised: a patch's values, or each value over the batch, over "
-        "the batch by place, or over an image",
+        "what features are standardised over: a patch's values, the patches of a batch, the batch "
+        "at each position, or the patches of an image",
         choices=("layer", "batch", "position", "instance"),
     ),
     "targets.feature_places": Key(
         "hidden",
-        "patches whose features are learned",
+        "patches whose features are learned: hidden ones as predicted, visible ones as encoded, or "
+        "both",
         choices=("hidden", "visible", "both"),
     ),
     "targets.normalize_predictions": Key(
@@ -185,7 +191,7 @@ PRETRAINING = {
     ),
     "supervision.depth_weights": Key(
         (),
-        "weight of each supervised depth; empty for 1 each",
+        "weight (alpha) of each supervised depth; empty for 1 each",
         within=(0, 10**6),
         example=(0.5, 1.0),
     ),
@@ -209,7 +215,7 @@ PRETRAINING = {
         choices=("relative", "absolute"),
     ),
     "supervision.beta_step": Key(
-        2.0, "how far a beta moves in a whole run at a gradient of -1", within=(0, 10**6)
+        2.0, "distance that a beta moves in a whole run while its gradient is -1", within=(0, 10**6)
     ),
     "supervision.beta_range": Key(
         (-2.0, 2.0),
@@ -220,42 +226,48 @@ PRETRAINING = {
     ),
     "teacher.momentum_start": Key(
         0.996,
-        "momentum of the momentum encoder at the start, a step; used with "
-        "teacher.half_life_epochs=0",
+        "momentum of the teacher at the start of the run, with teacher.half_life_epochs=0",
         within=(0, 1),
         not_above="teacher.momentum_end",
     ),
     "teacher.momentum_end": Key(
-        1.0, "momentum of the momentum encoder at the end of the run, likewise", within=(0, 1)
+        1.0,
+        "momentum of the teacher at the end of the run, with teacher.half_life_epochs=0",
+        within=(0, 1),
     ),
     "teacher.half_life_epochs": Key(
         100.0,
-        "epochs in which the momentum encoder forgets half of what it holds; 0: by the momentum "
-        "of a step instead",
+        "epochs in which the teacher forgets half of what it holds; 0 for teacher.momentum_start "
+        "and teacher.momentum_end instead",
         within=(0, 10**6),
     ),
     "teacher.half_life_start_epochs": Key(
         0.5,
-        "the same at the start of the run; 0 for teacher.half_life_epochs throughout",
+        "the teacher's half-life at the start of the run, epochs; 0 for teacher.half_life_epochs "
+        "throughout",
         within=(0, 10**6),
     ),
     "teacher.hold": Key(
-        0.4, "share of the run for which the half-life stays as at the start", within=(0, 1)
+        0.4,
+        "share of the run for which the teacher's half-life stays as at the start",
+        within=(0, 1),
     ),
     "teacher.min_half_lives": Key(
         8.0,
-        "half-lives that pass within teacher.hold at least: in a short run, the first one is "
-        "shortened to that; 0 for no such limit",
+        "fewest half-lives within teacher.hold: in a short run the first half-life is shortened "
+        "to that; 0 for no limit",
         within=(0, 1000),
     ),
     "teacher.warmup": Key(
         0.05,
-        "share of the run over which the half-life then grows to teacher.half_life_epochs",
+        "share of the run, after teacher.hold, over which the half-life grows to "
+        "teacher.half_life_epochs",
         within=(0, 1),
     ),
     "teacher.copy_every_epochs": Key(
         0.0,
-        "epochs from one copy of the student to the next, instead of a moving average; 0 for none",
+        "epochs from one copy of the student to the next, which take the place of a moving "
+        "average; 0 for none",
         within=(0, 10**6),
     ),
     "evaluation.knn_every_epochs": Key(
@@ -266,15 +278,15 @@ PRETRAINING = {
     ),
     "evaluation.encoder": Key(
         "student",
-        "encoder that is evaluated: the student, or the momentum encoder",
+        "encoder that is evaluated: the student, or its momentum encoder, the teacher",
         choices=("student", "teacher"),
         is_free=True,
     ),
     "evaluation.depth": Key(0, "block whose features are evaluated; 0 for the last", is_free=True),
     "evaluation.pool": Key(
         "mean",
-        "how features become one vector: mean of the normalised patches, class token, or mean of "
-        "the patches, then normalised",
+        "how features become one vector: mean of the normalised patches, class token, or "
+        "normalised mean of the patches",
         choices=POOLS,
         is_free=True,
     ),

@@ -17,7 +17,7 @@ def _sizes() -> Mapping[str, Any]:
 _ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 
 EVERY_JOB = {
-    "job": Key("pretrain", "the command that the config is for: python -m ddae_jax.JOB"),
+    "job": Key("pretrain", "the command that the config belongs to: python -m ddae_jax.JOB"),
     "defaults_version": Key(
         DEFAULTS_VERSION,
         "version of the defaults that the run began with; stored with it, and not to be set",
@@ -34,27 +34,28 @@ EVERY_JOB = {
     ),
     "init_heads": Key(
         0,
-        "attention heads of the encoder in init_from, where its file does not tell; 0 where it "
-        "does",
+        "attention heads of the encoder in init_from, for a file that does not tell; 0 reads it "
+        "from the file",
         within=(0, 1024),
     ),
     "init_activation": Key(
         "",
-        "activation of the encoder in init_from, where its file does not tell; empty where it does",
+        "activation of the encoder in init_from, for a file that does not tell; empty reads it "
+        "from the file",
         choices=("", *_ACTIVATIONS),
         example="gelu",
     ),
     "init_part": Key(
         "",
-        "which network of init_from to take, such as teacher, where its file holds several; empty "
-        "for the usual one",
+        "network of init_from to take, such as teacher, for a file with several; empty for the "
+        "usual one",
         example="teacher",
     ),
     "seed": Key(0, "seed of everything that is random", within=(0, 2**32 - 1)),
     "batch_size": Key(256, "images a step, over all devices together", within=(1, 10**6)),
     "epochs": Key(  # see also builders.build.build_schedule
         100.0,
-        "length of the run, passes over the training images; at most 2**31 - 1 steps",
+        "length of the run, in passes over the training images; at most 2**31 - 1 steps",
         within=(ABOVE_0, math.inf),
     ),
     "model.size": Key(
@@ -62,7 +63,8 @@ EVERY_JOB = {
     ),
     "model.image_size": Key(
         (224, 224),
-        "height and width of what the encoder sees, pixels; 0,0 in fine-tuning: those of init_from",
+        "height and width of the images that the encoder sees, pixels; 0,0 takes those of "
+        "init_from, in fine-tuning only",
         within=(0, 2**14),
         length=2,
         item=int,
@@ -86,12 +88,16 @@ EVERY_JOB = {
         within=(0, 10),
     ),
     "model.has_key_bias": Key(
-        True, "whether keys of the attention have a bias; BEiT leaves it out"
+        True,
+        "whether the keys of attention have a bias; softmax does not see it, and BEiT leaves it "
+        "out",
     ),
     "model.use_class_token": Key(True, "whether a learned class token precedes the patches"),
     "model.norms_embedding": Key(False, "whether a layer norm precedes the blocks, as in CLIP"),
     "model.activation": Key("gelu", "activation of the MLPs", choices=_ACTIVATIONS),
-    "model.norm_epsilon": Key(1e-6, "what layer norms add to the variance", within=(1e-12, 0.1)),
+    "model.norm_epsilon": Key(
+        1e-6, "constant that layer norms add to the variance", within=(1e-12, 0.1)
+    ),
     "model.drop_path_rate": Key(
         0.0,
         "stochastic depth: probability that the last block is skipped, rising linearly from 0 at "
@@ -121,7 +127,7 @@ EVERY_JOB = {
     ),
     "optimizer.end_learning_rate": Key(
         0.0,
-        "learning rate at the end of the run, for 256 images a step; is scaled likewise",
+        "learning rate at the end of the run for 256 images a step; is scaled by batch_size / 256",
         within=(0, 1e30),
         not_above="optimizer.learning_rate",
     ),
@@ -139,8 +145,12 @@ EVERY_JOB = {
         "positions, relative_positions",
         example="class_token,mask_token",
     ),
-    "optimizer.b1": Key(0.9, "beta1 of AdamW", within=(0, 0.999999)),
-    "optimizer.b2": Key(0.95, "beta2 of AdamW", within=(0, 0.999999)),
+    "optimizer.b1": Key(
+        0.9, "decay of AdamW's average of the gradients (beta1)", within=(0, 0.999999)
+    ),
+    "optimizer.b2": Key(
+        0.95, "decay of AdamW's average of the squared gradients (beta2)", within=(0, 0.999999)
+    ),
     "optimizer.clip_norm": Key(
         3.0,
         "largest norm of the whole gradient, to which larger ones are clipped; 0 for no clipping",
@@ -153,8 +163,8 @@ EVERY_JOB = {
     ),
     "optimizer.skip_nonfinite": Key(
         0,
-        "steps in a row that are left out if their loss or gradient is not finite; one more ends "
-        "the run",
+        "most steps in a row that are left out as their loss or gradient is not finite; one more "
+        "ends the run",
         within=(0, 10**6),
     ),
     "data.source": Key(
@@ -162,16 +172,18 @@ EVERY_JOB = {
         "where images come from: a folder, TensorFlow Datasets, or the digits of scikit-learn",
         choices=("digits", "tfds", "folder"),
     ),
-    "data.name": Key("", "name of the data set, where data.source is tfds", example="cifar10"),
+    "data.name": Key("", "name of the dataset, for data.source=tfds", example="cifar10"),
     "data.data_dir": Key(
         "",
-        "folder of the images, or of the data sets of tfds; empty for the usual one of tfds",
+        "folder of the images, or of the data of TensorFlow Datasets; empty for its usual folder",
         example="/data",
         is_free=True,
         names_folder=True,
     ),
     "data.train_split": Key("train", "split that is trained on"),
-    "data.test_split": Key("validation", "split that is evaluated on; pretraining does without it"),
+    "data.test_split": Key(
+        "validation", "split that is evaluated on; pretraining itself does not need it"
+    ),
     "data.channels": Key(
         3,
         "channels of an image: 1 is grey, 3 is RGB; others come from .npy, .npz and TIFF files",
@@ -215,8 +227,7 @@ EVERY_JOB = {
     ),
     "data.max_pixels": Key(
         50_000_000,
-        "pixels of the largest image that is decoded, larger ones are skipped; 0 for Pillow's own "
-        "limit",
+        "most pixels of an image; larger images are skipped; 0 for Pillow's own limit",
         within=(0, 178_956_970),  # data.images.PILLOW_MAX_PIXELS
     ),
     "data.max_value": Key(
@@ -225,12 +236,14 @@ EVERY_JOB = {
         within=(0, 1e38),
     ),
     "mesh.data": Key(
-        -1, "devices over which each batch is split; -1 for all that mesh.fsdp leaves", is_free=True
+        -1,
+        "devices over which the batch alone is split; -1 for all that mesh.fsdp leaves",
+        is_free=True,
     ),
     "mesh.fsdp": Key(
         1,
-        "devices over which parameters and optimizer state are split too; -1 for all that "
-        "mesh.data leaves",
+        "devices over which parameters, optimizer and teacher are split as the batch is (ZeRO, "
+        "stage 3); -1 for all that mesh.data leaves",
         is_free=True,
     ),
     "checkpoint.every_epochs": Key(
@@ -244,7 +257,7 @@ EVERY_JOB = {
     ),
     "checkpoint.keep_every": Key(
         0,
-        "every so many checkpoints, one is kept for good; 0 for none",
+        "one of so many checkpoints is kept for good; 0 for none",
         within=(0, MANY),
         is_free=True,
     ),
@@ -289,7 +302,7 @@ CROPS = {
 WHOLE_IMAGES = {
     "evaluation.crop_share": Key(
         0.0,
-        "share of an image's sides that is shown; 0: all of images that have the input's size, "
+        "share of an image's sides that evaluation shows; 0: all of images of the input's size, "
         "0.875 of others",
         within=(0, 1),
         is_free=True,

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
@@ -17,6 +18,7 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.config.earlier import DEFAULTS_VERSION
 from ddae_jax.config.files import load_config
 from ddae_jax.config.keys import KEYS
+from ddae_jax.config.reference import WIDTH, key_listing
 from ddae_jax.config.values import job_of, parse_value, type_in_words
 from ddae_jax.data.annotations import BadAnnotation
 from ddae_jax.data.disks import ReadFailed
@@ -37,6 +39,8 @@ _BAD_INPUT += (OtherProcessFailed, NoMemoryLeft)
 _RUN_ENDERS = (CheckpointError, DataChanged, NonFiniteLoss, TooManyCorruptImages)
 _RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel, NothingReadable)
 _RUN_ENDERS += (NoMemoryLeft, OddSize, ReadFailed, ReadingHangs, WorkerLost)
+
+_WHERE_KEYS_ARE = "--config.KEY=VALUE sets a key of the config. docs/config.md lists the keys."
 
 
 class CommandEnded(SystemExit):
@@ -142,7 +146,10 @@ def require(name: str, value: str, flags: absl_flags.FlagValues) -> None:
 
 
 def parse_flags(
-    argv: Sequence[str] | None, usage: str, define: Callable[[absl_flags.FlagValues], None]
+    argv: Sequence[str] | None,
+    usage: str,
+    define: Callable[[absl_flags.FlagValues], None],
+    describe_more: Callable[[], str] | None = None,
 ) -> absl_flags.FlagValues:
     """The command line's flags; ``--help`` shows the usage and ends.
 
@@ -150,6 +157,7 @@ def parse_flags(
         argv: arguments after the program's name; the command line's by default.
         usage: what the command does.
         define: adds the command's flags.
+        describe_more: returns what ``--help`` shows after the flags.
 
     Raises:
         absl.flags.Error: for unknown flags or arguments that are no flags.
@@ -158,7 +166,8 @@ def parse_flags(
     flags = absl_flags.FlagValues()
     define(flags)
     if {"--help", "-h", "-help"} & set(argv):
-        print(f"{usage.strip()}\n\nFlags:\n{_describe(flags)}")
+        more = f"\n\n{describe_more()}" if describe_more else ""
+        print(f"{_to_width(usage)}\n\nFlags:\n{_describe(flags)}{more}")
         raise CommandEnded(0)
     rest = flags([usage.split(None, 1)[0], *argv])
     if len(rest) > 1:
@@ -217,9 +226,11 @@ def read_config_flags(
 
     argv = sys.argv[1:] if argv is None else list(argv)
     argv = absl_flags.FlagValues().read_flags_from_files(argv)
+    takes_any_job = job is None
     job = job or _job_of_config(argv)
     changes, rest = _split_changes(argv, job)
-    flags = parse_flags(rest, usage, define_all)
+    describe_keys = (lambda: _WHERE_KEYS_ARE) if takes_any_job else lambda: key_listing(job)
+    flags = parse_flags(rest, usage, define_all, describe_keys)
     if not flags.config or flags.config.startswith("-"):
         raise ValueError("--config=FILE is missing; configs/digits.py runs anywhere")
     config = load_config(flags.config, job)
@@ -298,8 +309,17 @@ def _describe(flags: absl_flags.FlagValues) -> str:
     for name in sorted(flags):
         flag = flags[name]
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{name}: {flag.help}{default}")
+        text = f"--{name}: {flag.help}{default}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def _to_width(usage: str) -> str:
+    """Wraps the paragraphs of a usage text; indented ones are commands, and stay as they are."""
+    paragraphs = usage.replace("``", "").strip().split("\n\n")
+    return "\n\n".join(
+        text if text.startswith(" ") else textwrap.fill(text, WIDTH) for text in paragraphs
+    )
 
 
 def _end(error: Exception, status: int) -> None:
