@@ -82,10 +82,10 @@ def check_architecture(config: ConfigDict) -> None:
     if config.job == "finetune" and model.pool == "class_token" and not model.use_class_token:
         cure = f"set model.pool='mean', as {theirs} has none" if theirs else "set it to True"
         raise ValueError(f"model.pool='class_token' needs model.use_class_token=True; {cure}")
-    depths, depth = config.head.get("depths", ()), SIZES[model.size].depth
-    if max(depths, default=0) > depth:
+    depth = SIZES[model.size].depth
+    if config.job == "segment" and max(config.head.depths, default=0) > depth:
         whose = theirs or f"model.size={model.size!r}"
-        raise ValueError(f"head.depths={tuple(depths)}; {whose} has {depth} blocks")
+        raise ValueError(f"head.depths={tuple(config.head.depths)}; {whose} has {depth} blocks")
 
 
 def check_size_is_known(config: ConfigDict) -> None:

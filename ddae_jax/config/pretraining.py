@@ -61,25 +61,7 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
     learns_alone = method != "vqkd" and "tokenizer" not in _options(config)
     return [
         (not flat["init_from"], (*OF_INIT_FROM, "init_decoder"), "init_from is empty"),
-        (
-            mode == "last",
-            (
-                "supervision.depths",
-                "supervision.depth_weights",
-                "supervision.normalize_intermediate",
-            ),
-            "supervision.mode='last' reads out the last block alone",
-        ),
-        (
-            mode in ("last", "deep"),
-            ("supervision.weighting", "supervision.beta_"),
-            f"supervision.mode={mode!r} weighs all hidden patches alike",
-        ),
-        (
-            mode == "deep_dynamic" and flat["supervision.weighting"] == "neighbourhood",
-            ("supervision.beta_",),
-            "supervision.weighting='neighbourhood' has no beta",
-        ),
+        *_ignored_of_supervision(config),
         (
             flat["model.encoder_input"] == "full",
             ("decoder.",),
@@ -132,6 +114,31 @@ def _ignored_of_mask(config: ConfigDict) -> list[Ignored]:
     return [
         (kind == "block", ("mask.unit",), "mask.kind='block' hides blocks of patches"),
         (kind == "random", ("mask.min_block_share",), "mask.kind='random' hides no blocks"),
+    ]
+
+
+def _ignored_of_supervision(config: ConfigDict) -> list[Ignored]:
+    mode, weighting = config.supervision.mode, config.supervision.weighting
+    return [
+        (
+            mode == "last",
+            (
+                "supervision.depths",
+                "supervision.depth_weights",
+                "supervision.normalize_intermediate",
+            ),
+            "supervision.mode='last' reads out the last block alone",
+        ),
+        (
+            mode in ("last", "deep"),
+            ("supervision.weighting", "supervision.beta_"),
+            f"supervision.mode={mode!r} weighs all hidden patches alike",
+        ),
+        (
+            mode == "deep_dynamic" and weighting == "neighbourhood",
+            ("supervision.beta_",),
+            "supervision.weighting='neighbourhood' has no beta",
+        ),
     ]
 
 
