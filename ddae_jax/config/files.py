@@ -11,7 +11,8 @@ import traceback
 from ml_collections import ConfigDict
 
 from ddae_jax.config.keys import KEYS
-from ddae_jax.config.values import check_keys, job_of, type_in_words, unknown_key
+from ddae_jax.config.unknown_keys import unknown_key
+from ddae_jax.config.values import check_keys, job_of, type_in_words
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 

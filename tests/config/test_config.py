@@ -13,14 +13,8 @@ from ddae_jax.config.defaults import JOBS, defaults_by_key, defaults_of
 from ddae_jax.config.earlier import DEFAULTS_VERSION, EARLIER_DEFAULTS, RENAMED, RETIRED
 from ddae_jax.config.keys import ALL_KEYS
 from ddae_jax.config.schema import flatten
-from ddae_jax.config.values import (
-    contradictions,
-    is_free,
-    parse_value,
-    take_stored,
-    typed,
-    unknown_key,
-)
+from ddae_jax.config.unknown_keys import unknown_key
+from ddae_jax.config.values import contradictions, is_free, parse_value, take_stored, typed
 
 
 def changed(**changes):
