@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags as absl_flags
 
-from ddae_jax.config.ranges import CHOICES
+from ddae_jax.config.keys import ALL_KEYS
 from ddae_jax.evaluators import TASKS, check_options
 from ddae_jax.jobs import cli, devices, exits
 from ddae_jax.suggestions import printable
@@ -60,14 +60,14 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     define("list", "compare", [], f"{others}, also of the same run (attention_distance).")
     of_the_run("enum", "encoder", ("student", "teacher"), "Whose features or attention.")
     of_the_run("integer", "depth", "Block to read after; 0 for the last.")
-    pools = CHOICES["evaluation.pool"]
+    pools = ALL_KEYS["evaluation.pool"].words
     of_the_run("enum", "pool", pools, "Mean of normed patches, class token, or normed mean.")
     define("integer", "step", None, "Of --workdir's checkpoint; the latest by default.")
     of_the_run("integer", "k", "Neighbours that vote (knn).")
     of_the_run("float", "temperature", "Of their votes; 0 for equal ones (knn).")
     of_the_run("integer", "batch_size", "Images encoded at a time.")
     whose = "Of the computation (default: model.dtype of the run)."
-    define("enum", "dtype", None, CHOICES["model.dtype"], whose)
+    define("enum", "dtype", None, ALL_KEYS["model.dtype"].words, whose)
     define("integer", "limit", 0, "At most so many images of each set, spread evenly; 0 for all.")
     define("string", "out", None, "File that features are written to: .npz or .parquet (embed).")
     define("string", "images", None, "Folder of images, instead of the run's data (embed).")

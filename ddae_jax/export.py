@@ -29,8 +29,8 @@ from ddae_jax.builders.networks import build_encoder
 from ddae_jax.builders.restore import is_imported, restore_encoder, restore_params
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
+from ddae_jax.config.keys import ALL_KEYS
 from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
-from ddae_jax.config.ranges import CHOICES
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
 from ddae_jax.interop.library_export import (
@@ -249,7 +249,7 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     whose = f"Which one {of_the_run.format('encoder')}."
     define("enum", "encoder", ("student", "teacher"), whose)
     what = f"How the card pools, and timm's network {of_the_run.format('pool')}."
-    define("enum", "pool", CHOICES["evaluation.pool"], what)
+    define("enum", "pool", ALL_KEYS["evaluation.pool"].words, what)
     define("bool", "decoder", "Export MAE's decoder and head too, as ViTMAEForPreTraining.")
     define("integer", "step", "Of the checkpoint; the latest by default.")
 

@@ -1,7 +1,7 @@
 """Fine-tunes an encoder, or a linear probe on it, to classify labelled images.
 
-    python -m ddae_jax.finetune --config=configs/cifar10_finetune.py --workdir=runs/finetuned \\
-        --config.init_from=runs/pretrained
+    python -m ddae_jax.finetune --config=configs/cifar10_finetune.py \\
+        --workdir=runs/finetuned --config.init_from=runs/pretrained
 
 ``init_from`` is the workdir of a pretraining run, or somebody else's weights. The same command
 continues a run that was stopped or killed. docs/finetuning.md has the recipes and what they reach.

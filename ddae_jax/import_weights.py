@@ -1,7 +1,8 @@
 """Makes a workdir of published weights, as if they had been pretrained here.
 
-    python -m ddae_jax.import_weights --config=configs/imagenet.py:mae --workdir=runs/mae \\
-        --config.init_from=mae_pretrain_vit_base.pth --config.data.data_dir=IMAGENET
+    python -m ddae_jax.import_weights --config=configs/imagenet.py:mae \\
+        --workdir=runs/mae --config.init_from=mae_pretrain_vit_base.pth \\
+        --config.data.data_dir=IMAGENET
 
 ``init_from`` is a folder of timm or transformers, or the authors' file. It tells the architecture,
 the size of the images, how they are cut and normalised, and how features are pooled, whatever the

@@ -40,7 +40,7 @@ from ddae_jax.hooks.knn import KnnHook
 from ddae_jax.hooks.pretraining import PretrainingReport
 from ddae_jax.jobs import exits, runner
 from ddae_jax.jobs.job import DataSpec, Job, Sources, image_batch
-from ddae_jax.methods import METHODS
+from ddae_jax.methods import METHODS, summaries
 from ddae_jax.methods.method import Method
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.hooks import Hook
@@ -57,8 +57,7 @@ class PretrainJob(Job):
     @classmethod
     def help(cls) -> str:
         """Returns what the command does, and what each method predicts."""
-        width = max(map(len, METHODS))
-        lines = (f"    {name:{width}}  {spec.summary}" for name, spec in METHODS.items())
+        lines = (f"    {name:10}  {summary}" for name, summary in summaries().items())
         return f"{cls.usage}\nMethods (--config.method):\n\n" + "\n".join(lines) + "\n"
 
     @classmethod

@@ -1,7 +1,8 @@
 """Fine-tunes an encoder to classify every pixel of an image: semantic segmentation.
 
-    python -m ddae_jax.segment --config=configs/camvid_upernet.py --workdir=runs/segmented \\
-        --config.init_from=runs/pretrained --config.data.data_dir=FOLDER
+    python -m ddae_jax.segment --config=configs/camvid_upernet.py \\
+        --workdir=runs/segmented --config.init_from=runs/pretrained \\
+        --config.data.data_dir=FOLDER
 
 ``init_from`` is the workdir of a pretraining run, or somebody else's weights. The same command
 continues a run that was stopped or killed. docs/segmentation.md has the recipes and what they

@@ -24,7 +24,7 @@ from ddae_jax import evaluate, finetune
 from ddae_jax.builders import data as builders_data
 from ddae_jax.builders import networks
 from ddae_jax.builders.initialization import inherit_to_finetune
-from ddae_jax.config import from_plain, ranges, to_plain
+from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions
 from ddae_jax.data.pipeline import eval_batches
@@ -282,7 +282,6 @@ def size_of_file(monkeypatch):
     """The golden network has a size like others."""
     monkeypatch.setitem(backbones._HEADS_OF_WIDTH, 16, 2)
     monkeypatch.setitem(vit.SIZES, "golden", vit.Size(16, 2, 2))
-    monkeypatch.setitem(ranges.CHOICES, "model.size", tuple(vit.SIZES))
 
 
 def test_the_authors_file_is_a_beginning_too(runs, size_of_file, caplog):

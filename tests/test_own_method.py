@@ -28,7 +28,7 @@ def example():
     exec(code, namespace)
     register_method(namespace["SPEC"])
     yield namespace["SPEC"]
-    del methods._methods[namespace["SPEC"].name]
+    del methods._registered[namespace["SPEC"].name]
 
 
 def test_its_loss_is_the_one_by_hand(example):

@@ -22,7 +22,9 @@ import tiny
 from ddae_jax import pretrain
 from ddae_jax.builders.data import build_source
 from ddae_jax.config import pretrain_defaults, to_plain
-from ddae_jax.config.schema import EARLIER_DEFAULTS, defaults_of, flatten
+from ddae_jax.config.defaults import defaults_of
+from ddae_jax.config.earlier import EARLIER_DEFAULTS
+from ddae_jax.config.schema import flatten
 from ddae_jax.data import pipeline
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.hooks.knn import KnnHook

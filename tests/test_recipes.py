@@ -16,8 +16,9 @@ from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.optimization import build_learning_rate, build_momentum, build_optimizer
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
+from ddae_jax.config.earlier import EARLIER_DEFAULTS
 from ddae_jax.config.recipes import recipe_differences, use_recipe
-from ddae_jax.config.schema import EARLIER_DEFAULTS, flatten
+from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions, take_stored
 from ddae_jax.data.pipeline import eval_batches
 from ddae_jax.data.sources import make_source

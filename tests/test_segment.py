@@ -15,7 +15,7 @@ import annotated
 import golden_arrays
 from ddae_jax import evaluate, segment
 from ddae_jax.builders.segmentation import build_segment
-from ddae_jax.config import from_plain, ranges
+from ddae_jax.config import from_plain
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.eval_pairs import eval_pairs
 from ddae_jax.interop import backbones
@@ -228,7 +228,6 @@ def test_blocks_that_the_encoder_of_another_run_has_not_are_named_before_anythin
 ):
     monkeypatch.setitem(backbones._HEADS_OF_WIDTH, 16, 2)
     monkeypatch.setitem(vit.SIZES, "golden", vit.Size(16, 2, 2))
-    monkeypatch.setitem(ranges.CHOICES, "model.size", tuple(vit.SIZES))
     file = golden_arrays.FOLDER / "torch_files" / "mae.pth"  # of two blocks
     shutil.copy(folder / "segment.py", tmp_path)
     with pytest.raises(exits.CommandEnded) as ended:

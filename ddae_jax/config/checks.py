@@ -1,7 +1,8 @@
-"""What a config may hold, whatever job it is for."""
+"""Checks of a whole config: values that are refused, and keys that have no effect."""
 
 from ml_collections import ConfigDict
 
+from ddae_jax.config.defaults import defaults_by_key
 from ddae_jax.config.downstream import (
     check_finetuning,
     check_segmentation,
@@ -9,8 +10,8 @@ from ddae_jax.config.downstream import (
     ignored_in_segmentation,
 )
 from ddae_jax.config.pretraining import check_pretraining, ignored_in_pretraining
-from ddae_jax.config.ranges import check_each_key
-from ddae_jax.config.schema import defaults_by_key, flatten
+from ddae_jax.config.schema import flatten
+from ddae_jax.config.shared_checks import check_each_key
 
 _CHECKS = {
     "pretrain": check_pretraining,
@@ -25,9 +26,9 @@ _IGNORED = {
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises ``ValueError``, naming key, value and what is allowed, for what can be seen here.
+    """Raises ``ValueError``, naming key, value and what is allowed, for a config that cannot work.
 
-    Nothing is built, read or compiled.
+    Looks at the config alone: nothing is built, read or compiled.
     """
     check_each_key(config)
     size = tuple(config.model.image_size)
@@ -62,9 +63,9 @@ def _check_channels(config: ConfigDict) -> None:
 
 
 def ignored_keys(config: ConfigDict) -> list[str]:
-    """One line for each key that is set but has no effect, as others switch off what it is about.
+    """Returns a line for each key that is set but has no effect, because others disable it.
 
-    Set means: to something else than the default that the run began with.
+    A key counts as set if its value is not the default that the run began with.
     """
     flat, defaults = flatten(config), defaults_by_key(config.job, config.defaults_version)
     return [

@@ -1,14 +1,14 @@
-"""What goes together in the configs of what comes after pretraining, and what has no effect."""
+"""Checks of fine-tuning and segmentation configs: keys that contradict or disable each other."""
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.ranges import (
+from ddae_jax.config.shared_checks import (
     Ignored,
     ignored_of_data,
     ignored_of_weight_decay,
     named_by_key,
 )
-from ddae_jax.models.vit import SIZES
+from ddae_jax.models.sizes import SIZES
 from ddae_jax.patches import patch_grid
 
 ARCHITECTURE = (
@@ -23,14 +23,14 @@ ARCHITECTURE = (
     "activation",
     "norm_epsilon",
 )
-"""Keys of ``model`` that ``init_from`` tells, where it is given."""
+"""Keys of ``model`` whose values are those of the encoder in ``init_from``, where it is given."""
 
 TOLD_BY_INIT_FROM = frozenset(f"model.{name}" for name in ARCHITECTURE)
 TOLD_BY_INIT_FROM |= {"data.channels", "data.mean", "data.std"}
-"""All keys that it tells."""
+"""All keys whose values are those of the encoder in ``init_from``."""
 
 OF_INIT_FROM = ("init_heads", "init_activation", "init_part")
-"""Keys that say of ``init_from`` what its weights do not."""
+"""Keys that describe the weights in ``init_from`` where their file does not."""
 
 
 def check_finetuning(config: ConfigDict) -> None:
@@ -70,9 +70,9 @@ def check_segmentation(config: ConfigDict) -> None:
 
 
 def check_architecture(config: ConfigDict) -> None:
-    """Raises ``ValueError`` for what an encoder of the config's architecture does not have.
+    """Raises ``ValueError`` for keys that ask for what the config's encoder does not have.
 
-    Only where that is known: with ``init_from``, after its architecture was taken over.
+    With ``init_from`` the architecture of its encoder must have been taken over before.
     """
     model = config.model
     if any(model.image_size):
@@ -82,14 +82,14 @@ def check_architecture(config: ConfigDict) -> None:
     if config.job == "finetune" and model.pool == "class_token" and not model.use_class_token:
         cure = f"set model.pool='mean', as {theirs} has none" if theirs else "set it to True"
         raise ValueError(f"model.pool='class_token' needs model.use_class_token=True; {cure}")
-    depths, depth = config.head.get("depths", ()), SIZES[model.size].depth
-    if max(depths, default=0) > depth:
+    depth = SIZES[model.size].depth
+    if config.job == "segment" and max(config.head.depths, default=0) > depth:
         whose = theirs or f"model.size={model.size!r}"
-        raise ValueError(f"head.depths={tuple(depths)}; {whose} has {depth} blocks")
+        raise ValueError(f"head.depths={tuple(config.head.depths)}; {whose} has {depth} blocks")
 
 
 def check_size_is_known(config: ConfigDict) -> None:
-    """Raises ``ValueError`` if the size of images is that of an encoder which is not given."""
+    """Raises ``ValueError`` if images are to have the size of an encoder that is not given."""
     if not any(config.model.image_size):
         raise ValueError(
             "model.image_size=(0, 0) is that of the encoder in init_from, which is empty: give "
@@ -98,12 +98,12 @@ def check_size_is_known(config: ConfigDict) -> None:
 
 
 def _check_downstream(config: ConfigDict) -> None:
-    if not config.init_from:  # which tells the architecture
+    if not config.init_from:  # else the architecture is not known yet
         check_architecture(config)
 
 
 def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:
-    """Which keys have no effect under which condition, and why."""
+    """Returns which keys have no effect under which condition, and why."""
     augment, is_lars = config.augment, config.optimizer.kind == "lars"
     of_rand_augment = ("augment.num_operations", "augment.magnitude")
     mixes = augment.mixup > 0 or augment.cutmix > 0
@@ -123,7 +123,7 @@ def ignored_in_finetuning(config: ConfigDict) -> list[Ignored]:
 
 
 def ignored_in_segmentation(config: ConfigDict) -> list[Ignored]:
-    """Which keys have no effect under which condition, and why."""
+    """Returns which keys have no effect under which condition, and why."""
     is_linear = config.head.kind == "linear"
     return [
         (

@@ -6,19 +6,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddae_jax.config.downstream import OF_INIT_FROM
-from ddae_jax.config.ranges import (
+from ddae_jax.config.schema import flatten
+from ddae_jax.config.shared_checks import (
     Ignored,
     ignored_of_data,
     ignored_of_weight_decay,
     named_by_key,
 )
-from ddae_jax.config.schema import flatten
 from ddae_jax.masking import num_masked_patches
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.ddae import check_feature_places
 from ddae_jax.methods.method import num_sampled_patches
 from ddae_jax.methods.supervision import supervised_depths
-from ddae_jax.models.vit import SIZES
+from ddae_jax.models.sizes import SIZES
 from ddae_jax.patches import patch_grid
 
 _OF_FEATURES = tuple(
@@ -60,25 +60,7 @@ def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
     spec = METHODS[method]
     return [
         (not flat["init_from"], (*OF_INIT_FROM, "init_decoder"), "init_from is empty"),
-        (
-            mode == "last",
-            (
-                "supervision.depths",
-                "supervision.depth_weights",
-                "supervision.normalize_intermediate",
-            ),
-            "supervision.mode='last' reads out the last block alone",
-        ),
-        (
-            mode in ("last", "deep"),
-            ("supervision.weighting", "supervision.beta_"),
-            f"supervision.mode={mode!r} weighs all hidden patches alike",
-        ),
-        (
-            mode == "deep_dynamic" and flat["supervision.weighting"] == "neighbourhood",
-            ("supervision.beta_",),
-            "supervision.weighting='neighbourhood' has no beta",
-        ),
+        *_ignored_of_supervision(config),
         (
             flat["model.encoder_input"] == "full",
             ("decoder.",),
@@ -135,6 +117,31 @@ def _ignored_of_mask(config: ConfigDict) -> list[Ignored]:
     return [
         (kind == "block", ("mask.unit",), "mask.kind='block' hides blocks of patches"),
         (kind == "random", ("mask.min_block_share",), "mask.kind='random' hides no blocks"),
+    ]
+
+
+def _ignored_of_supervision(config: ConfigDict) -> list[Ignored]:
+    mode, weighting = config.supervision.mode, config.supervision.weighting
+    return [
+        (
+            mode == "last",
+            (
+                "supervision.depths",
+                "supervision.depth_weights",
+                "supervision.normalize_intermediate",
+            ),
+            "supervision.mode='last' reads out the last block alone",
+        ),
+        (
+            mode in ("last", "deep"),
+            ("supervision.weighting", "supervision.beta_"),
+            f"supervision.mode={mode!r} weighs all hidden patches alike",
+        ),
+        (
+            mode == "deep_dynamic" and weighting == "neighbourhood",
+            ("supervision.beta_",),
+            "supervision.weighting='neighbourhood' has no beta",
+        ),
     ]
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.schema import defaults_by_key, flatten
+from ddae_jax.config.defaults import defaults_by_key
+from ddae_jax.config.schema import flatten
 from ddae_jax.methods import METHODS, find_method
 from ddae_jax.methods.supervision import check_mode
 

@@ -1,11 +1,10 @@
 """Values of keys: their types, how they are stored and typed in, and how two configs differ.
 
-``job`` is whose config it is everywhere (see :data:`ddae_jax.config.schema.JOBS`); what says
-nothing of a job, as configs that were stored before there was another, is pretraining's.
+``job`` names the command that a config belongs to (see :data:`ddae_jax.config.defaults.JOBS`).
+Configs stored before this key existed are pretraining configs.
 """
 
 import contextlib
-import difflib
 import json
 import os
 from collections.abc import Container, Mapping
@@ -13,20 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddae_jax.config.schema import (
-    DEFAULTS_VERSION,
-    EARLIER_DEFAULTS,
-    EXAMPLES,
-    FREE_TO_CHANGE,
-    JOBS,
-    RENAMED,
-    RETIRED,
-    TUPLES,
-    WORDS,
-    defaults_by_key,
-    defaults_of,
-    flatten,
-)
+from ddae_jax.config.defaults import JOBS, defaults_by_key, defaults_of
+from ddae_jax.config.earlier import DEFAULTS_VERSION, EARLIER_DEFAULTS, RENAMED, RETIRED
+from ddae_jax.config.keys import ALL_KEYS, KEYS
+from ddae_jax.config.schema import Key, flatten
+from ddae_jax.config.unknown_keys import unknown_key
 
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -46,7 +36,7 @@ def check_keys(config: ConfigDict) -> None:
 
 
 def job_of(config: Mapping[str, Any]) -> str:
-    """Whose config it is. Raises ``ValueError`` if it is that of no job."""
+    """Returns the job that a config is for. Raises ``ValueError`` if it is for none."""
     job = config.get("job", "pretrain")
     if not isinstance(job, str):
         raise ValueError(f"config.job={job!r} is of the wrong type; it is text, such as 'pretrain'")
@@ -56,23 +46,23 @@ def job_of(config: Mapping[str, Any]) -> str:
 
 
 def to_plain(config: ConfigDict) -> dict[str, Any]:
-    """The config as nested dicts and lists, as JSON stores it."""
+    """Returns the config as nested dicts and lists, as JSON stores it."""
     return json.loads(config.to_json())
 
 
 def from_plain(plain: Mapping[str, Any], file: str | os.PathLike = "config.json") -> ConfigDict:
-    """A stored config as it was; keys renamed since have their new names, retired ones are gone.
+    """Reads a stored config; keys renamed since get their new names, retired ones are left out.
 
-    Keys that came into being after it was stored have what was done before there was a choice: see
-    :data:`ddae_jax.config.schema.EARLIER_DEFAULTS`.
+    Keys that are younger than the stored config get the value of what was done before there was a
+    choice: see :data:`ddae_jax.config.earlier.EARLIER_DEFAULTS`.
 
     Args:
-        plain: as :func:`to_plain` gives it.
-        file: that it was read from, for messages.
+        plain: the config as :func:`to_plain` returns it.
+        file: the file that it was read from, for messages.
 
     Raises:
-        ValueError: naming file and key, if it is no dict, has keys that no config has, or values
-            of the wrong type, or is of a later version than this one.
+        ValueError: naming file and key, if ``plain`` is no dict, has keys that no config has or
+            values of the wrong type, or is of a later version than this one.
     """
     if not isinstance(plain, Mapping):
         raise ValueError(f"{file} holds {plain!r}; it must hold the keys of a config, in {{}}")
@@ -99,18 +89,18 @@ def take_stored(
 ) -> dict[str, Any]:
     """Replaces a config's values by those of a run that began with earlier defaults.
 
-    Where the two differ, it cannot be told whether a default has changed since or somebody has
-    edited the config file. The stored value then counts, except for keys that are given on the
-    command line or that are free to change. Nothing is taken from a run of another method.
+    Where the two differ, nothing tells whether a default has changed since or somebody has edited
+    the config file. The stored value then counts, except for keys that are given on the command
+    line or that are free to change. Nothing is taken from a run of another method.
 
     Args:
-        config: to continue the run with; is changed in place.
+        config: the config to continue the run with; is changed in place.
         stored, file: see :func:`from_plain`, which also says what is raised.
-        given: keys that somebody has set for this start.
+        given: keys that the command line sets.
         only_defaults: whether to leave alone keys whose defaults have not changed since.
 
     Returns:
-        What the config had, by key, where it has the stored value now.
+        The values that were replaced, by key.
     """
     before = from_plain(stored, file)
     was, now = flatten(before), flatten(config)
@@ -137,10 +127,11 @@ def contradictions(
     given: Mapping[str, Any],
     file: str | os.PathLike = "config.json",
 ) -> list[str]:
-    """One line for each key in which a run's config contradicts the one given to continue it.
+    """Returns a line for each key in which a run's config contradicts the one to continue it with.
 
-    Raises ``ValueError`` as :func:`from_plain` does, of which ``stored`` and ``file`` are the
-    arguments.
+    Args:
+        stored, file: the run's config, see :func:`from_plain`, which also says what is raised.
+        given: the config to continue it with, as :func:`to_plain` returns it.
     """
     stored, given = flatten(to_plain(from_plain(stored, file))), flatten(given)
     return [
@@ -151,15 +142,14 @@ def contradictions(
 
 
 def typed(key: str, value: Any, job: str = "pretrain") -> Any:
-    """A value as its key holds it: lists become tuples, and whole numbers floats where they must.
+    """Converts a value to the type of its key: lists to tuples, whole numbers to floats.
 
-    Raises ``ValueError`` for a value of the wrong type, and for what is no key.
+    Raises ``ValueError`` for a value of the wrong type, and for a name that is no key.
     """
-    if key not in defaults_by_key(job):
-        raise ValueError(unknown_key(key, job))
-    kind = type(defaults_by_key(job)[key])
+    row = _row(key, job)
+    kind = row.kind
     if kind is tuple and isinstance(value, list | tuple):
-        if all(_is_number(item, TUPLES[key][1]) for item in value):
+        if all(_is_number(item, row.item) for item in value):
             return tuple(value)
     elif kind in (int, float):
         if _is_number(value, kind):
@@ -173,52 +163,37 @@ def typed(key: str, value: Any, job: str = "pretrain") -> Any:
 
 
 def parse_value(key: str, text: str, job: str = "pretrain") -> Any:
-    """The value of a key as a command line has it: ``3``, ``true``, ``224,224``.
+    """Reads the value of a key from a command line: ``3``, ``true``, ``224,224``.
 
-    Raises ``ValueError`` for a text that is no such value, and for what is no key.
+    Raises ``ValueError`` for a text that is no such value, and for a name that is no key.
     """
-    if key not in defaults_by_key(job):
-        raise ValueError(unknown_key(key, job))
-    kind = type(defaults_by_key(job)[key])
+    row = _row(key, job)
     with contextlib.suppress(ValueError, KeyError):
-        if kind is bool:
+        if row.kind is bool:
             return _BOOLEANS[text.strip().lower()]
-        if kind is not tuple:
-            return kind(text)
-        values, length = typed(key, _parse_numbers(text), job), TUPLES[key][0]
-        if length is None or isinstance(length, str) or len(values) == length:
+        if row.kind is not tuple:
+            return row.kind(text)
+        values = typed(key, _parse_numbers(text), job)
+        if not isinstance(row.length, int) or len(values) == row.length:
             return values
     raise ValueError(
-        f"config.{key}={text!r} is of the wrong type; it is {_kind_in_words(key, job)}, such as "
-        f"--config.{key}={on_command_line(_example(key, job))}"
+        f"config.{key}={text!r} is of the wrong type; it is {row.type_in_words()}, such as "
+        f"--config.{key}={on_command_line(row.shown)}"
     )
 
 
 def type_in_words(key: str, job: str = "pretrain") -> str:
-    """What the value of a key is: ``2 whole numbers, such as (224, 224)``."""
-    words, example = _kind_in_words(key, job), _example(key, job)
-    return words if isinstance(example, bool) else f"{words}, such as {example!r}"
-
-
-def unknown_key(key: str, job: str = "pretrain") -> str:
-    """Message for a key that no config has: the nearest known ones, or all of its section."""
-    known = list(defaults_by_key(job))
-    below = [name for name in known if name.startswith(f"{key}.")]
-    if below:
-        return f"config.{key} is a section; its keys are {', '.join(below)}"
-    near = _nearest_keys(key, known)
-    if _last_name(key) in _WORKDIR_ELSEWHERE:
-        hint = "did you mean --workdir=FOLDER?"
-    elif near:
-        hint = f"did you mean {' or '.join(f'config.{name}' for name in near)}?"
-    else:
-        beside = [name for name in known if name.startswith(f"{key.rpartition('.')[0]}.")]
-        hint = f"known: {', '.join(beside or known)}"
-    return f"config.{key} is no key of a {WORDS[job]} config; {hint}"
+    """Describes the value of a key: ``2 whole numbers, such as (224, 224)``."""
+    row = KEYS[job][key]
+    words = row.type_in_words()
+    return words if row.kind is bool else f"{words}, such as {row.shown!r}"
 
 
 def _version_of(plain: Mapping[str, Any], job: str) -> int:
-    """Of the defaults that a stored config began with; the first one was not stored."""
+    """Returns the version of the defaults that a stored config began with.
+
+    Configs of the first version do not store it.
+    """
     version = typed("defaults_version", plain.get("defaults_version", 1), job)
     if not 1 <= version <= DEFAULTS_VERSION:
         raise ValueError(
@@ -228,81 +203,8 @@ def _version_of(plain: Mapping[str, Any], job: str) -> int:
     return version
 
 
-_CALLED_ELSEWHERE = {
-    "lr": "learning_rate",
-    "blr": "learning_rate",
-    "base_lr": "learning_rate",
-    "min_lr": "end_learning_rate",
-    "wd": "weight_decay",
-    "bs": "batch_size",
-    "accum_iter": "micro_batches",
-    "grad_accum": "micro_batches",
-    "gradient_accumulation_steps": "micro_batches",
-    "clip_grad": "clip_norm",
-    "num_epochs": "epochs",
-    "input_size": "image_size",
-    "img_size": "image_size",
-    "resolution": "image_size",
-    "mask_ratio": "mask.ratio",
-    "norm_pix_loss": "normalize_pixels",
-    "workers": "num_workers",
-    "data_path": "data_dir",
-    "resume": "init_from",
-    "finetune": "init_from",
-    "pretrained": "init_from",
-    "ema_decay": "momentum_start",
-    "drop_path": "drop_path_rate",
-    "nb_classes": "num_classes",
-    "warmup": "warmup_epochs",
-    "warmup_steps": "warmup_epochs",
-    "warmup_iters": "warmup_epochs",
-    "betas": ("b1", "b2"),
-    "beta1": "b1",
-    "beta2": "b2",
-    "path": "data_dir",
-    "root": "data_dir",
-    "folder": "data_dir",
-    "dataset_path": "data_dir",
-    "max_epochs": "epochs",
-    "arch": "model.size",
-}
-"""What keys are called in other packages, by their last name, and by which names they are here."""
-
-_WORKDIR_ELSEWHERE = ("workdir", "output_dir", "out_dir", "output", "save_dir", "log_dir")
-
-
-def _last_name(key: str) -> str:
-    return key.rpartition(".")[2].lower().replace("-", "_").strip("_")
-
-
-def _nearest_keys(key: str, known: list[str]) -> list[str]:
-    """The key that is meant; several if that is undecided, none if there is no such key."""
-    elsewhere = _CALLED_ELSEWHERE.get(_last_name(key), ())
-    names = (elsewhere,) if isinstance(elsewhere, str) else elsewhere
-    found = [name for name in known if f".{name}".endswith(tuple(f".{own}" for own in names))]
-    if found:
-        return found
-    renamed = {older: name for older, name in RENAMED.items() if name in known}
-    if key in renamed:
-        return [renamed[key]]
-    parents = [name for name in known if key.startswith(f"{name}.")]
-    if parents:
-        return parents
-    current = {name: name for name in known} | renamed
-    section, _, leaf = key.rpartition(".")
-    of_that_name = [name for name in current if name.rpartition(".")[2] == leaf]
-    if of_that_name:
-        in_like_section = difflib.get_close_matches(key, of_that_name, n=1, cutoff=0.8)
-        return [current[name] for name in (section and in_like_section) or of_that_name]
-    near = difflib.get_close_matches(key, current, n=1, cutoff=0.7)
-    if not near:
-        leaves = {name.rpartition(".")[2]: name for name in current}
-        near = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1)]
-    return [current[name] for name in near]
-
-
 def _parse_numbers(text: str) -> tuple[float, ...]:
-    """Numbers separated by commas, in brackets or not. Raises ``ValueError`` for anything else."""
+    """Reads numbers separated by commas, in brackets or not; ``ValueError`` for anything else."""
     text = text.strip()
     if text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1]
@@ -323,25 +225,18 @@ def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
 
 
-def _kind_in_words(key: str, job: str) -> str:
-    kind = type(defaults_by_key(job)[key])
-    if kind is not tuple:
-        words = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-        return words[kind]
-    length, kind, _ = TUPLES[key]
-    words = "whole numbers" if kind is int else "numbers"
-    return f"{length} {words}" if isinstance(length, int) else words
-
-
-def _example(key: str, job: str) -> Any:
-    return EXAMPLES.get(key, defaults_by_key(job)[key])
+def _row(key: str, job: str) -> Key:
+    """Finds the row of a key. Raises ``ValueError`` for a name that is no key of the job."""
+    if key not in KEYS[job]:
+        raise ValueError(unknown_key(key, job))
+    return KEYS[job][key]
 
 
 def on_command_line(value: Any) -> str:
-    """A value as it is written after ``--config.KEY=``."""
+    """Writes a value as it stands after ``--config.KEY=``."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def is_free(key: str) -> bool:
-    """Tells whether a key may differ when a run is continued (``FREE_TO_CHANGE``)."""
-    return any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
+    """Tells whether a key may differ when a run is continued."""
+    return ALL_KEYS[key].is_free

@@ -15,7 +15,7 @@ from ddae_jax.data.sources import Source, make_source
 from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writes_to
 from ddae_jax.evaluation.features import encoded_batches
 from ddae_jax.evaluators.run_folder import Run, open_run, where_the_data_is
-from ddae_jax.models.vit import SIZES
+from ddae_jax.models.sizes import SIZES
 from ddae_jax.training.display import duration
 from ddae_jax.training.multihost import all_or_none
 

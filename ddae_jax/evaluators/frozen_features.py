@@ -17,7 +17,7 @@ from ddae_jax.evaluation.few_shot import NUM_DRAWS, few_shot_accuracies
 from ddae_jax.evaluation.labelled_images import Examples, LabelledImages, Predict
 from ddae_jax.evaluators.run_folder import Run, draw, open_run, where_the_data_is
 from ddae_jax.figures.depths import depths_figure, depths_table
-from ddae_jax.models.vit import SIZES
+from ddae_jax.models.sizes import SIZES
 from ddae_jax.training.multihost import all_or_none
 
 PER_CLASS = (1, 10)

@@ -1,30 +1,27 @@
-"""Command lines: flags, and the config that ``--config`` and ``--config.KEY`` make."""
+"""Command lines: flags, and the config that ``--config`` and ``--config.KEY`` make.
 
-import importlib.util
-import inspect
-import os
-import pathlib
+Nothing here imports JAX, so that ``--help`` is shown at once.
+"""
+
 import re
 import sys
-import traceback
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from absl import flags as absl_flags
-from ml_collections import ConfigDict
 
-from ddae_jax.config.checks import check_config
-from ddae_jax.config.schema import DEFAULTS_VERSION, defaults_by_key
-from ddae_jax.config.values import (
-    check_keys,
-    job_of,
-    parse_value,
-    type_in_words,
-    unknown_key,
-)
-from ddae_jax.jobs.exits import CommandEnded
+from ddae_jax.config.earlier import DEFAULTS_VERSION
+from ddae_jax.config.files import load_config
+from ddae_jax.config.keys import KEYS
+from ddae_jax.config.reference import WIDTH, key_listing
+from ddae_jax.config.values import job_of, parse_value, type_in_words
 
-_PACKAGE = pathlib.Path(__file__).parents[1]
+_WHERE_KEYS_ARE = "--config.KEY=VALUE sets a key of the config. docs/config.md lists the keys."
+
+
+class CommandEnded(SystemExit):
+    """The command ends here, with a message already shown. ``code`` is its exit status."""
 
 
 def require(name: str, value: str, flags: absl_flags.FlagValues) -> None:
@@ -35,7 +32,10 @@ def require(name: str, value: str, flags: absl_flags.FlagValues) -> None:
 
 
 def parse_flags(
-    argv: Sequence[str] | None, usage: str, define: Callable[[absl_flags.FlagValues], None]
+    argv: Sequence[str] | None,
+    usage: str,
+    define: Callable[[absl_flags.FlagValues], None],
+    describe_more: Callable[[], str] | None = None,
 ) -> absl_flags.FlagValues:
     """The command line's flags; ``--help`` shows the usage and ends.
 
@@ -43,6 +43,7 @@ def parse_flags(
         argv: arguments after the program's name; the command line's by default.
         usage: what the command does.
         define: adds the command's flags.
+        describe_more: returns what ``--help`` shows after the flags.
 
     Raises:
         absl.flags.Error: for unknown flags or arguments that are no flags.
@@ -51,7 +52,8 @@ def parse_flags(
     flags = absl_flags.FlagValues()
     define(flags)
     if {"--help", "-h", "-help"} & set(argv):
-        print(f"{usage.strip()}\n\nFlags:\n{_describe(flags)}")
+        more = f"\n\n{describe_more()}" if describe_more else ""
+        print(f"{_to_width(usage)}\n\nFlags:\n{_describe(flags)}{more}")
         raise CommandEnded(0)
     rest = flags([usage.split(None, 1)[0], *argv])
     if len(rest) > 1:
@@ -82,6 +84,8 @@ def parse_config_flags(
         FileNotFoundError: if there is no such config file.
         absl.flags.Error: as :func:`parse_flags`.
     """
+    from ddae_jax.config.checks import check_config  # imports JAX
+
     flags, _ = read_config_flags(argv, usage, define, job)
     check_config(flags.config)
     return flags
@@ -110,9 +114,11 @@ def read_config_flags(
 
     argv = sys.argv[1:] if argv is None else list(argv)
     argv = absl_flags.FlagValues().read_flags_from_files(argv)
+    takes_any_job = job is None
     job = job or _job_of_config(argv)
     changes, rest = _split_changes(argv, job)
-    flags = parse_flags(rest, usage, define_all)
+    describe_keys = (lambda: _WHERE_KEYS_ARE) if takes_any_job else lambda: key_listing(job)
+    flags = parse_flags(rest, usage, define_all, describe_keys)
     if not flags.config or flags.config.startswith("-"):
         raise ValueError("--config=FILE is missing; configs/digits.py runs anywhere")
     config = load_config(flags.config, job)
@@ -125,58 +131,6 @@ def read_config_flags(
         )
     flags["config"].value = config
     return flags, frozenset(change.key for change in changes)
-
-
-def load_config(path: str, job: str | None = "pretrain") -> ConfigDict:
-    """What a config file's ``get_config()`` returns; ``FILE:ARGUMENT`` hands it an argument.
-
-    The file may import its neighbours, as ``configs.NAME``, wherever they lie. ``job`` is the one
-    that it must be for; None for any.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no Python file with a ``get_config()``, or the config lacks a key, has
-            one that does not exist, or a value of the wrong type; naming file, line and key.
-    """
-    file, has_argument, argument = path.partition(":")
-    if not os.path.isfile(file):
-        what = "it is a folder, not a file" if os.path.isdir(file) else "there is no such file"
-        raise FileNotFoundError(f"--config={file}: {what}; see configs/")
-    if not file.endswith(".py"):
-        raise ValueError(f"--config={file}: a config is a Python file (.py) with a get_config()")
-    above = str(pathlib.Path(file).resolve().parent.parent)
-    if above not in sys.path:
-        sys.path.append(above)
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        takes_argument = get_config and inspect.signature(get_config).parameters
-        if get_config and (takes_argument or not has_argument):
-            config = get_config(argument) if has_argument else get_config()
-    except Exception as error:  # whatever somebody's own program does wrong
-        explained = _explain_config_error(file, error, job or "pretrain")
-        raise ValueError(f"--config={file}{explained}") from error
-    if get_config is None:
-        raise ValueError(f"--config={file}: it has no function get_config()")
-    if has_argument and not takes_argument:
-        raise ValueError(
-            f"--config={file} takes no ':{argument}'; those that take a method and a supervision "
-            "are configs/cifar10.py, configs/folder.py and configs/imagenet.py"
-        )
-    if not isinstance(config, ConfigDict):
-        raise ValueError(f"--config={file}: get_config() gives {config!r}, not a ConfigDict")
-    try:
-        check_keys(config)
-    except ValueError as error:
-        raise ValueError(f"--config={file}: {error}") from None
-    if job not in (None, job_of(config)):
-        raise ValueError(
-            f"--config={file} is a config of `python -m ddae_jax.{config.job}`, not of {job}"
-        )
-    config.lock()
-    return config
 
 
 class _Change(NamedTuple):
@@ -235,46 +189,7 @@ def _split_changes(argv: Sequence[str], job: str) -> tuple[list[_Change], list[s
 
 def _is_boolean(key: str, job: str) -> bool | None:
     """Whether a key is True or False; None for what is no key."""
-    defaults = defaults_by_key(job)
-    return isinstance(defaults[key], bool) if key in defaults else None
-
-
-def _explain_config_error(file: str, error: Exception, job: str) -> str:
-    """What a config file does wrong, and in which line of it or of its neighbours."""
-    folder = pathlib.Path(file).resolve().parent
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if pathlib.Path(frame.filename).resolve().parent == folder
-    ]
-    text = " ".join(str(error).split())
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    if isinstance(error, ValueError) and pathlib.Path(raised_in).is_relative_to(_PACKAGE):
-        return f": {text}"  # it was written for people
-    if not frames:
-        return f": {type(error).__name__}: {text}"
-    line = frames[-1].line
-    where = f" ({pathlib.Path(frames[-1].filename).name}, line {frames[-1].lineno}: {line})"
-    return f"{where}: {_explain_key(error, line, job) or f'{type(error).__name__}: {text}'}"
-
-
-def _explain_key(error: Exception, line: str, job: str) -> str | None:
-    """What is wrong with the key that a line sets or reads; None if that is not what is wrong."""
-    said_by_config_dict = (
-        r"\W*Key \"(\w+)\" does not exist"  # where it is set
-        if isinstance(error, AttributeError | KeyError)
-        else r"Could not override field '(\w+)'"
-    )
-    found = re.match(said_by_config_dict, str(error))
-    if isinstance(error, AttributeError):
-        found = found or re.match(r"[\\']*(\w+)[\\']*(?:nDid you mean|$)", str(error))  # read
-    if not found:
-        return None
-    path = re.search(rf"\.((?:\w+\.)*{found[1]}\b(?:\.\w+)*)", line)
-    key = path[1] if path else found[1]
-    if key not in defaults_by_key(job):
-        return unknown_key(key, job)
-    return f"config.{key} is of the wrong type; it is {type_in_words(key, job)}"
+    return KEYS[job][key].kind is bool if key in KEYS[job] else None
 
 
 def _describe(flags: absl_flags.FlagValues) -> str:
@@ -282,5 +197,14 @@ def _describe(flags: absl_flags.FlagValues) -> str:
     for name in sorted(flags):
         flag = flags[name]
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{name}: {flag.help}{default}")
+        text = f"--{name}: {flag.help}{default}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def _to_width(usage: str) -> str:
+    """Wraps the paragraphs of a usage text; indented ones are commands, and stay as they are."""
+    paragraphs = usage.replace("``", "").strip().split("\n\n")
+    return "\n\n".join(
+        text if text.startswith(" ") else textwrap.fill(text, WIDTH) for text in paragraphs
+    )

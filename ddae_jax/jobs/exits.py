@@ -20,6 +20,7 @@ from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.data.readable import NothingReadable
 from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.workers import WorkerLost
+from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.health import NonFiniteLoss
 from ddae_jax.training.multihost import OtherProcessFailed
@@ -35,10 +36,6 @@ _RUN_ENDERS += (NoMemoryLeft, OddSize, ReadFailed, ReadingHangs, WorkerLost)
 
 STOPPED_STATUS = "DDAE_JAX_STOPPED_STATUS"
 """Names the environment variable of the exit status of a run that was stopped before its end."""
-
-
-class CommandEnded(SystemExit):
-    """The command ends here, with a message already shown. ``code`` is its exit status."""
 
 
 @contextlib.contextmanager

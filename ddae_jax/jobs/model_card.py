@@ -6,8 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddae_jax.config.keys import FOLDERS
 from ddae_jax.config.pretraining import ignored_in_pretraining
-from ddae_jax.config.schema import FOLDERS, flatten
+from ddae_jax.config.schema import flatten
 from ddae_jax.jobs.card_code import Subject, code_to_load, is_pooled_by_beit, plain_number, resized
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.supervision import PAPER

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config import to_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.schema import FOLDERS, flatten
+from ddae_jax.config.keys import FOLDERS
+from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import is_free
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.jobs import cli, devices, exits

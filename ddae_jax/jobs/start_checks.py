@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
-from ddae_jax.config.schema import FOLDERS, flatten
+from ddae_jax.config.keys import FOLDERS
+from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions, job_of, take_stored
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.multihost import all_or_none, check_same_everywhere, from_first

@@ -5,19 +5,38 @@ one. Packages add methods of their own by an entry point ``ddae_jax.methods`` th
 :class:`ddae_jax.methods.spec.MethodSpec`, and scripts by :func:`register_method`.
 """
 
+import ast
+import functools
 import importlib
 import importlib.metadata
+import pathlib
 import pkgutil
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
 
 from ddae_jax.methods.spec import MethodSpec
 from ddae_jax.suggestions import did_you_mean
 
-_methods: dict[str, MethodSpec] = {}
+_registered: dict[str, MethodSpec] = {}
 
-METHODS: Mapping[str, MethodSpec] = MappingProxyType(_methods)
-"""Every method by name."""
+
+class _Methods(Mapping[str, MethodSpec]):
+    """All methods by name. They are imported when the first one is asked for, which takes JAX."""
+
+    def __getitem__(self, name: str) -> MethodSpec:
+        _discover()
+        return _registered[name]
+
+    def __iter__(self) -> Iterator[str]:
+        _discover()
+        return iter(sorted(_registered))
+
+    def __len__(self) -> int:
+        _discover()
+        return len(_registered)
+
+
+METHODS: Mapping[str, MethodSpec] = _Methods()
+"""Every method by name, in alphabetical order."""
 
 
 def register_method(spec: MethodSpec) -> None:
@@ -26,9 +45,9 @@ def register_method(spec: MethodSpec) -> None:
     Raises:
         ValueError: if another method has that name.
     """
-    if _methods.get(spec.name, spec) != spec:
+    if _registered.get(spec.name, spec) != spec:
         raise ValueError(f"there is a method {spec.name!r} already; call this one otherwise")
-    _methods[spec.name] = spec
+    _registered[spec.name] = spec
 
 
 def find_method(name: str) -> MethodSpec:
@@ -39,13 +58,37 @@ def find_method(name: str) -> MethodSpec:
     return METHODS[name]
 
 
+def summaries() -> dict[str, str]:
+    """Returns one line on each method, by its name, without importing those of this package.
+
+    Their names and summaries are read from the files: ``--help`` does not wait for JAX.
+    """
+    _load_entry_points()
+    lines = {name: spec.summary for name, spec in _registered.items()}
+    for path in pathlib.Path(__file__).parent.glob("*.py"):
+        lines |= _summary_in(path.read_text(encoding="utf-8"))
+    return dict(sorted(lines.items()))
+
+
+def _summary_in(source: str) -> dict[str, str]:
+    """Returns name and summary of the ``SPEC`` in a method's file; {} for other files."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SPEC":
+            values = {keyword.arg: keyword.value for keyword in node.value.keywords}
+            return {ast.literal_eval(values["name"]): ast.literal_eval(values["summary"])}
+    return {}
+
+
+@functools.cache
 def _discover() -> None:
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         spec = getattr(importlib.import_module(module.name), "SPEC", None)
         if spec is not None:
             register_method(spec)
+    _load_entry_points()
+
+
+@functools.cache
+def _load_entry_points() -> None:
     for entry in importlib.metadata.entry_points(group="ddae_jax.methods"):
         register_method(entry.load())
-
-
-_discover()

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ddae_jax.methods.task import TrainTask
-
 Keys = Mapping[str, Any]
 """Values of a config by dotted key, such as ``{"mask.ratio": 0.75}``."""
 
@@ -38,7 +36,8 @@ class MethodSpec:
     Attributes:
         name: the value of ``config.method``.
         summary: one line for ``--help``: what is predicted, from what.
-        build: ``(encoder, decoder, *, OPTION..., **options) -> task``. Its keyword-only parameters
+        build: ``(encoder, decoder, *, OPTION..., **options)`` to a
+            :class:`ddae_jax.methods.task.TrainTask`. Its keyword-only parameters
             are the method's own options: each is given the config's value of that name (see
             :mod:`ddae_jax.builders.methods`). A method that hides patches passes ``options``,
             masking and supervision, on to :func:`ddae_jax.methods.method.make_method`.
@@ -53,7 +52,7 @@ class MethodSpec:
 
     name: str
     summary: str
-    build: Callable[..., TrainTask]
+    build: Callable[..., Any]
     papers: tuple[str, ...]
     recipe: Keys = dataclasses.field(default_factory=dict)
     kind: Literal["masked", "tokenizer"] = "masked"

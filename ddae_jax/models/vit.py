@@ -1,6 +1,6 @@
 """The vision transformer, which reads out the features of the depths it is asked for."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ddae_jax.models.attention import ATTENTION, AttentionForm, RelativePositionBias
 from ddae_jax.models.dense import Dense
 from ddae_jax.models.positions import sincos_positions
+from ddae_jax.models.sizes import SIZES as SIZES
+from ddae_jax.models.sizes import Size as Size
 from ddae_jax.models.transformer import (
     Activation,
     Rematerialization,
@@ -18,28 +20,6 @@ from ddae_jax.models.transformer import (
     token_initializer,
 )
 from ddae_jax.patches import Grid, patch_grid, patchify
-
-
-class Size(NamedTuple):
-    """Width (values a token), depth (blocks) and attention heads of an encoder."""
-
-    width: int
-    depth: int
-    num_heads: int
-
-
-SIZES = {
-    "nano": Size(64, 6, 2),
-    "micro": Size(96, 6, 3),
-    "Ti": Size(192, 12, 3),
-    "S": Size(384, 12, 6),
-    "S12": Size(384, 12, 12),
-    "B": Size(768, 12, 12),
-    "L": Size(1024, 24, 16),
-    "H": Size(1280, 32, 16),
-}
-"""Encoder sizes. Ti, S: Touvron et al. 2021; S12, with 12 heads: Chen et al. 2021, MoCo v3; B, L
-and H: Dosovitskiy et al. 2021; others: for laptops."""
 
 
 @flax.struct.dataclass

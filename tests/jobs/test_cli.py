@@ -1,7 +1,9 @@
 import functools
+import importlib
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import zlib
@@ -16,7 +18,10 @@ from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.optimization import build_learning_rate, build_optimizer
 from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.checks import check_config, ignored_keys
-from ddae_jax.config.schema import DEFAULTS_VERSION, flatten
+from ddae_jax.config.earlier import DEFAULTS_VERSION
+from ddae_jax.config.keys import KEYS
+from ddae_jax.config.reference import shown
+from ddae_jax.config.schema import flatten
 from ddae_jax.data.annotations import BadAnnotation
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.files import NoMemoryLeft
@@ -182,6 +187,27 @@ def test_help_tells_usage_and_flags_and_ends_well(word, capsys):
     assert "--workdir: Folder of the run." in shown.out
     assert "--config: Config file" in shown.out
     assert shown.err == ""
+
+
+@pytest.mark.parametrize("job", KEYS)
+def test_the_help_of_a_job_lists_its_keys_in_lines_of_80_columns(job, capsys):
+    module = importlib.import_module(f"ddae_jax.{job}")
+    with pytest.raises(CommandEnded) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "--config.KEY=VALUE sets one" in "\n".join(lines)
+    keys = [line.split("=")[0].strip() for line in lines if re.match(r"  [a-z][\w.]*=", line)]
+    assert sorted(keys) == sorted(KEYS[job])
+    for name, key in KEYS[job].items():
+        assert key.doc.split()[0] in lines[lines.index(f"  {name}={shown(key.default)}") + 1]
+
+
+def test_the_help_of_a_command_for_any_config_says_where_the_keys_are(capsys):
+    with pytest.raises(CommandEnded):
+        cli.read_config_flags(["--help"], USAGE, define, None)
+    assert "docs/config.md lists the keys" in capsys.readouterr().out
 
 
 # ---- what is wrong with a command line
