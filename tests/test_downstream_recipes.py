@@ -9,7 +9,6 @@ from ddae_jax.builders.optimization import build_learning_rate
 from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.jobs import cli
 from ddae_jax.jobs.job import make_schedule
-from ddae_jax.training.schedules import Schedule
 
 IMAGENET, ADE20K = 1_281_167, 20_210
 AN_EPOCH = IMAGENET // 1024
@@ -161,4 +160,4 @@ def test_fine_tuning_regularises_as_published(name):
 def test_an_epoch_of_ade20k_has_so_many_steps_that_160_000_are_160_000():
     config = config_of("ade20k_upernet_vit_b16")
     schedule = make_schedule(config, ADE20K)
-    assert schedule == Schedule(steps_per_epoch=1_263, total_steps=160_000)
+    assert schedule.length == {"steps_per_epoch": 1_263, "total_steps": 160_000}

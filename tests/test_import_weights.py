@@ -98,9 +98,9 @@ def test_pretraining_goes_on_from_it(size, tmp_path):
     with pictures_left_out():
         assert pretrain.main([*options, *slow]) == 0
     for encoder in ("student", "teacher"):  # the momentum encoder begins there too
-        found = load_pretrained.__wrapped__(str(workdir), encoder).params
+        found = load_pretrained(str(workdir), encoder).params
         assert "mask_token" in found
-        wanted = load_pretrained.__wrapped__(str(WEIGHTS)).params
+        wanted = load_pretrained(str(WEIGHTS)).params
         for name in wanted:
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[name], wanted[name]
@@ -128,7 +128,7 @@ def test_a_file_is_imported_with_what_is_told_of_it(monkeypatch, tmp_path, capsy
     assert status(import_weights.main, *given, heads, f"--workdir={workdir}") == 0
     assert f"{workdir}: an encoder of" in capsys.readouterr().err
     wanted = read_backbone(file, WeightHints(2, "gelu", "encoder")).params
-    found = load_pretrained.__wrapped__(str(workdir)).params
+    found = load_pretrained(str(workdir)).params
     for name in wanted:
         jax.tree.map(np.testing.assert_array_equal, found[name], wanted[name])
     decoder = (*given, heads, "--config.init_decoder=True", f"--workdir={tmp_path / 'new'}")

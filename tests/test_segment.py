@@ -14,7 +14,12 @@ from sklearn import metrics
 import annotated
 import golden_arrays
 from ddae_jax import evaluate, segment
-from ddae_jax.builders.segmentation import build_segment
+from ddae_jax.builders.segmentation import (
+    build_pairs,
+    build_segment,
+    build_segmentation_task,
+    default_depths,
+)
 from ddae_jax.config import from_plain
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.eval_pairs import eval_pairs
@@ -117,12 +122,12 @@ def test_it_learns_and_leaves_what_people_look_at(folder):
 
 def test_scores_are_scikit_learns_of_the_same_predictions(folder):
     config = from_plain(json.loads((folder / "run" / "config.json").read_text()))
-    task = segment.build_task(config)
+    task = build_segmentation_task(config)
     state = restored(folder / "run")
     variables = (state["params"], {"statistics": state["teacher"]["statistics"], "average": {}})
     predict = build_segment(config, task)(variables)
     true, found = [], []
-    for pair in eval_pairs(segment.build_pairs(config, "validation")):
+    for pair in eval_pairs(build_pairs(config, "validation")):
         counts = pair["annotation"] != IGNORED
         true.append(pair["annotation"][counts])
         found.append(predict(pair["image"])[counts])
@@ -240,6 +245,6 @@ def test_blocks_that_the_encoder_of_another_run_has_not_are_named_before_anythin
 
 def test_an_encoder_of_three_blocks_has_no_four_depths(folder):
     with pytest.raises(ValueError, match="set head.kind='linear'"):
-        segment.default_depths(3)
-    assert segment.default_depths(12) == (4, 6, 8, 12)
-    assert segment.default_depths(24) == (8, 12, 16, 24)
+        default_depths(3)
+    assert default_depths(12) == (4, 6, 8, 12)
+    assert default_depths(24) == (8, 12, 16, 24)
