@@ -46,7 +46,7 @@ JOBS: Mapping[str, type[Job]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class CompileRequest:
     """What is to be compiled.
 
     Attributes:
@@ -95,18 +95,18 @@ class Question:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 if the step fits, 3 if it does not."""
     with exits.explain_bad_input():
-        question, flags = ask(argv)
-        program = question.program()
-    found = answer(question, program)
+        request, flags = parse_request(argv)
+        program = request.program()
+    found = analyze(request, program)
     if flags.search:
-        found["largest_batch_per_device"] = search(question)
+        found["largest_batch_per_device"] = search(request)
     print(report(found))
     if flags.out:
         pathlib.Path(flags.out).write_text(json.dumps(found, indent=2) + "\n")
     return 0 if found["fits"] else 3
 
 
-def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
+def parse_request(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flags.FlagValues]:
     """What a command line asks for. Raises ``ValueError`` or ``OSError`` for bad input."""
     usage = f"ddae_jax.compile_check {__doc__}"
     flags, given = cli.read_config_flags(argv, usage, _define_flags, None)
@@ -122,19 +122,19 @@ def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     job_class.resolve_config(config, None, given)
     image_size = tuple(map(int, flags.stored_image_size)) or tuple(config.model.image_size)
     data = DataSpec(num_classes=flags.num_classes, image_size=image_size)
-    return Question(
+    return CompileRequest(
         job_class, config, mesh, data, flags.num_images, flags.share, flags.topology
     ), flags
 
 
-def answer(question: Question, program: TrainProgram) -> dict[str, Any]:
+def analyze(request: CompileRequest, program: TrainProgram) -> dict[str, Any]:
     """Compiles the step, and tells all that is known of it as plain values."""
-    config, mesh = question.config, question.mesh
+    config, mesh = request.config, request.mesh
     kind = mesh.devices.flat[0].device_kind
     chip = CHIPS.get(kind)
     found = {
         "config": to_plain(config),
-        "topology": question.topology or f"{mesh.size} x {kind}",
+        "topology": request.topology or f"{mesh.size} x {kind}",
         "num_devices": mesh.size,
         "mesh": dict(mesh.shape),
         "chip": dataclasses.asdict(chip) if chip else {"name": kind},
@@ -144,24 +144,24 @@ def answer(question: Question, program: TrainProgram) -> dict[str, Any]:
     }
     available = usable_bytes(kind)
     try:
-        step = compile_step(program, mesh, question.batch())
+        step = compile_step(program, mesh, request.batch())
     except DoesNotFit as error:
         held = state_bytes(program.state_shapes(mesh))
         needs = {"needed_bytes": error.needed, "available_bytes": error.available}
         return found | {"fits": False, "why": str(error), "bytes_per_device": held, **needs}
-    found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, question))
+    found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, request))
     found["fits"] = step.total_bytes <= available
     if chip is None:
         return found
     found["usable_bytes"] = available
     if not found["fits"]:
         found["why"] = shortage(step.total_bytes, available)
-    return found | _at_best(step, question)
+    return found | _at_best(step, request)
 
 
-def flops_per_image(program: TrainProgram, question: Question) -> float:
+def flops_per_image(program: TrainProgram, request: CompileRequest) -> float:
     """The model's own count of operations for an image, forward and backward."""
-    small = dataclasses.replace(question, mesh=make_mesh(devices=jax.devices()[:1]))
+    small = dataclasses.replace(request, mesh=make_mesh(devices=jax.devices()[:1]))
     small = small.with_batch_per_device(2)
     state, task = program.state_shapes(), program.task
 
@@ -172,7 +172,7 @@ def flops_per_image(program: TrainProgram, question: Question) -> float:
     return model_flops(loss, state.params, state.teacher, dict(small.batch()), key, progress) / 2
 
 
-def search(question: Question) -> int:
+def search(request: CompileRequest) -> int:
     """The largest batch of a device that fits; 0 if not even one image does.
 
     Each try compiles. From the config's own batch it is doubled or halved, and then bisected to an
@@ -180,14 +180,14 @@ def search(question: Question) -> int:
     """
 
     def fits(count: int) -> bool:
-        asked = question.with_batch_per_device(count)
-        found = answer(asked, asked.program())
+        asked = request.with_batch_per_device(count)
+        found = analyze(asked, asked.program())
         _log.info("%d images on each device: %s", count, "fit" if found["fits"] else found["why"])
         return found["fits"]
 
-    unit = question.config.optimizer.micro_batches
+    unit = request.config.optimizer.micro_batches
     return unit * largest(
-        lambda n: fits(n * unit), question.config.batch_size // question.mesh.size // unit
+        lambda n: fits(n * unit), request.config.batch_size // request.mesh.size // unit
     )
 
 
@@ -225,11 +225,11 @@ def _of_step(step: CompiledStep, images: int, model_flops: float) -> dict[str, A
     }
 
 
-def _at_best(step: CompiledStep, question: Question) -> dict[str, Any]:
+def _at_best(step: CompiledStep, request: CompileRequest) -> dict[str, Any]:
     """How fast the step can be on its chips, and the run at that pace and at a share of it."""
-    config, num_devices = question.config, question.mesh.size
-    chip = CHIPS[question.mesh.devices.flat[0].device_kind]
-    bound, total_steps = bound_of(step, chip), question.schedule.total_steps
+    config, num_devices = request.config, request.mesh.size
+    chip = CHIPS[request.mesh.devices.flat[0].device_kind]
+    bound, total_steps = bound_of(step, chip), request.schedule.total_steps
     estimate = step.flops / step.optimal_s / chip.peak_flops if step.optimal_s else None
     return {
         "bound": {**dataclasses.asdict(bound), "step_s": bound.step_s, "limit": bound.limit},
@@ -240,7 +240,7 @@ def _at_best(step: CompiledStep, question: Question) -> dict[str, Any]:
             f"{share:g}": dataclasses.asdict(
                 pace(bound.step_s / share, config.batch_size, num_devices, total_steps)
             )
-            for share in sorted({1.0, question.share}, reverse=True)
+            for share in sorted({1.0, request.share}, reverse=True)
         },
     }
 

@@ -1,4 +1,4 @@
-"""Fine-tunes an encoder, or a linear probe on it, to classify labelled images.
+"""Fine-tunes an encoder, or a linear probe on it, to classify labelled_subset images.
 
     python -m ddae_jax.finetune --config=configs/cifar10_finetune.py \\
         --workdir=runs/finetuned --config.init_from=runs/pretrained
@@ -36,7 +36,7 @@ from ddae_jax.builders.initialization import (
     starting_point,
 )
 from ddae_jax.builders.pretrained import Pretrained
-from ddae_jax.data.labels import labelled, with_classes
+from ddae_jax.data.labels import labelled_subset, with_classes
 from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.hooks.classification import ClassificationReport, ClassificationScores
 from ddae_jax.jobs import exits, runner
@@ -74,7 +74,7 @@ class FinetuneJob(Job):
             what = f"the {config.data.train_split!r} split"
             train = with_classes(train, names, len(names), what=what, of="the run so far")
         test = checked_test(train, test, config)
-        return Sources(labelled(train, config.data.labelled_share, config.seed), test)
+        return Sources(labelled_subset(train, config.data.labelled_share, config.seed), test)
 
     def program(
         self, schedule: Schedule, data: DataSpec, *, stand_in_missing: bool = False

@@ -73,7 +73,7 @@ def compile_step(
     Raises:
         DoesNotFit: if the compiler finds that it needs more memory than a device has.
     """
-    lowered = lower_step(program, mesh, batch, forecast_options(mesh))
+    lowered = lower_step(program, mesh, batch, aot_options(mesh))
     began = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -125,7 +125,7 @@ def lower_step(
         return program.jit(mesh, options).lower(state, _laid_out(batch, mesh))
 
 
-def forecast_options(mesh: Mesh) -> dict[str, str | bool]:
+def aot_options(mesh: Mesh) -> dict[str, str | bool]:
     """Those of a job's step; for GPUs that are not there, without what is tuned by trying it."""
     options = compiler_options(mesh)
     if mesh.devices.flat[0].platform == "gpu" and jax.default_backend() != "gpu":

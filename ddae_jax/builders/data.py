@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from ddae_jax.builders.networks import build_normalize
 from ddae_jax.data.augment import augment_on_device
-from ddae_jax.data.labels import checked, with_classes
+from ddae_jax.data.labels import validated, with_classes
 from ddae_jax.data.pipeline import Augmentation, Batch, TrainLoader, Transform, eval_batches
 from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.data.sources import Source, in_memory, make_source
 from ddae_jax.data.splits import warn_of_shared_examples
 from ddae_jax.data.view import USUAL_SHARE, View
-from ddae_jax.training.multihost import united
+from ddae_jax.training.multihost import union
 from ddae_jax.training.program import Preprocess
 
 
@@ -67,7 +67,7 @@ def reading_options(config: ConfigDict) -> dict[str, Any]:
         "num_workers": config.data.num_workers,
         "num_threads": config.data.num_threads or None,
         "max_corrupt_share": config.data.max_corrupt_share,
-        "unite": united,
+        "unite": union,
     }
 
 
@@ -138,7 +138,7 @@ def checked_test(train: Source, test: Source, config: ConfigDict) -> Source:
     Raises ``ValueError`` as :func:`with_classes_of` does, ``BadLabel`` as
     :func:`ddae_jax.data.labels.checked` does, and ``NothingReadable``.
     """
-    test = checked(with_classes_of(train, test, config))
+    test = validated(with_classes_of(train, test, config))
     check_any_is_readable(test, f"the {config.data.test_split!r} split")
     return test
 

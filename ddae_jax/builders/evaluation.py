@@ -12,7 +12,7 @@ from ddae_jax.builders.data import (
     warn_if_trained_on,
 )
 from ddae_jax.builders.networks import build_encoder, build_normalize
-from ddae_jax.data.labels import checked
+from ddae_jax.data.labels import validated
 from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.evaluation.features import Encode, make_encode
 from ddae_jax.evaluation.knn import knn_predict
@@ -34,7 +34,7 @@ def build_labelled_images(
     )
     warn_if_trained_on(config, config.data.test_split)
     test = checked_test(train, test, config)
-    train = checked(train)
+    train = validated(train)
     check_any_is_readable(train, f"the {config.data.train_split!r} split")
     return LabelledImages(
         train_batches=functools.partial(build_eval_batches, config, train, mesh, limit),

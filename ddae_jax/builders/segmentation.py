@@ -20,7 +20,7 @@ from ddae_jax.data.segmentation import PairSource, make_pair_source
 from ddae_jax.evaluation.segmentation import Confusion, WholeImageSegmenter, confusion_matrix
 from ddae_jax.methods.supervised import LabelledTask, resized_logits, segmentation_error
 from ddae_jax.models.upernet import Segmenter
-from ddae_jax.training.multihost import summed
+from ddae_jax.training.multihost import all_sum
 from ddae_jax.training.program import Preprocess
 
 
@@ -158,7 +158,7 @@ def count_pixels(
         confusion += confusion_matrix(
             pair["annotation"], of_image(pair["image"]), num_classes, IGNORED
         )
-    confusion, num_read = summed(confusion), int(summed(np.array(num_read)))
+    confusion, num_read = all_sum(confusion), int(all_sum(np.array(num_read)))
     if not confusion.any():
         raise NothingReadable(
             f"no pixel of {num_read:,} images has a class, by data.ignore_label and "

@@ -4,10 +4,10 @@ from absl import flags as absl_flags
 
 from ddae_jax.builders.classification import build_classification_task, build_count
 from ddae_jax.builders.data import build_eval_batches, build_source, class_names, warn_if_trained_on
-from ddae_jax.data.labels import checked, with_classes
+from ddae_jax.data.labels import validated, with_classes
 from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.evaluation.classification import score, scores_to_json
-from ddae_jax.evaluators.run_folder import draw, open_run, restore_labelled, where_the_data_is
+from ddae_jax.evaluators.run_folder import draw, open_run, restore_labelled, with_data_dir_hint
 from ddae_jax.figures.confusion import confusion_figure, worst_classes
 from ddae_jax.training.multihost import all_or_none
 
@@ -19,13 +19,13 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     with all_or_none():
         run = open_run(flags.workdir, "workdir", flags, job="finetune")
         split = flags.split or run.config.data.test_split
-        source = where_the_data_is(build_source, run.config, split)
+        source = with_data_dir_hint(build_source, run.config, split)
         warn_if_trained_on(run.config, split)
         names = run.workdir.read_classes()
         if names:
             what = f"the {split!r} split"
             source = with_classes(source, names, len(names), what=what, of="the network")
-        source = checked(source)
+        source = validated(source)
         check_any_is_readable(source, f"the {split!r} split")
     config, mesh = run.config, run.mesh
     task = build_classification_task(config, source.num_classes)

@@ -12,11 +12,11 @@ from ddae_jax.builders.data import build_eval_batches, build_source, decoding
 from ddae_jax.builders.evaluation import build_encode
 from ddae_jax.builders.restore import restore_encoder
 from ddae_jax.data.sources import Source, make_source
-from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writes_to
+from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writer_for
 from ddae_jax.evaluation.features import encoded_batches
-from ddae_jax.evaluators.run_folder import Run, open_run, where_the_data_is
+from ddae_jax.evaluators.run_folder import Run, open_run, with_data_dir_hint
 from ddae_jax.models.sizes import SIZES
-from ddae_jax.training.display import duration
+from ddae_jax.training.display import format_duration
 from ddae_jax.training.multihost import all_or_none
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def embed(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         if not flags.out:
             raise ValueError("--out=FILE.npz or --out=FILE.parquet is missing: where features go")
         path = pathlib.Path(flags.out).expanduser().resolve()
-        writes_to(path)
+        writer_for(path)
         run = open_run(flags.workdir, "workdir", flags)
         source = _source(run, flags)
     config = run.config
@@ -81,7 +81,7 @@ def _source(run: Run, flags: absl_flags.FlagValues) -> Source:
         options = decoding(run.config)
         return make_source("folder", data_dir=flags.images, split="", **options)
     split = flags.split or run.config.data.test_split
-    return where_the_data_is(build_source, run.config, split)
+    return with_data_dir_hint(build_source, run.config, split)
 
 
 def _with_progress(batches: Iterator[Embedded], count: int) -> Iterator[Embedded]:
@@ -98,7 +98,7 @@ def _with_progress(batches: Iterator[Embedded], count: int) -> Iterator[Embedded
         if now > told + _TELL_EVERY_S and done:
             told = now
             rate = done / max(now - began, 1e-9)
-            left = duration((count - done) / rate)
+            left = format_duration((count - done) / rate)
             _log.info("%s of %s images, %.0f img/s, %s left", f"{done:,}", f"{count:,}", rate, left)
     rate = done / max(time.monotonic() - began, 1e-9)
     end = f"{done:,} of {count:,} images, {count - done:,} unreadable"

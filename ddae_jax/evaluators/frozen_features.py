@@ -15,7 +15,7 @@ from ddae_jax.config import to_plain
 from ddae_jax.evaluation.features import cached, raw_pixel_size
 from ddae_jax.evaluation.few_shot import NUM_DRAWS, few_shot_accuracies
 from ddae_jax.evaluation.labelled_images import Examples, LabelledImages, Predict
-from ddae_jax.evaluators.run_folder import Run, draw, open_run, where_the_data_is
+from ddae_jax.evaluators.run_folder import Run, draw, open_run, with_data_dir_hint
 from ddae_jax.figures.depths import depths_figure, depths_table
 from ddae_jax.models.sizes import SIZES
 from ddae_jax.training.multihost import all_or_none
@@ -25,7 +25,7 @@ PER_CLASS = (1, 10)
 
 
 @dataclasses.dataclass(frozen=True)
-class Readout:
+class ReadoutSpec:
     """Which features are evaluated: whose, of which checkpoint, after which block, pooled how."""
 
     step: int
@@ -36,7 +36,7 @@ class Readout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class FrozenFeatures:
     """The features of a run's images, of its encoder and of what that is compared with.
 
     Attributes:
@@ -50,7 +50,7 @@ class Frozen:
     run: Run
     params: PyTree
     saved_at: int
-    readout: Readout
+    readout: ReadoutSpec
     images: LabelledImages
 
     @classmethod
@@ -60,14 +60,14 @@ class Frozen:
             run = open_run(flags.workdir, "workdir", flags)
         config = run.config
         params, step, saved_at = restore_encoder(run.workdir, config, run.mesh, flags.step)
-        readout = Readout(
+        readout = ReadoutSpec(
             step,
             config.evaluation.encoder,
             config.evaluation.depth or SIZES[config.model.size].depth,
             config.evaluation.pool,
             flags.limit,
         )
-        images = where_the_data_is(
+        images = with_data_dir_hint(
             build_labelled_images, config, run.mesh, limit=readout.limit or None
         )
         return cls(run, params, saved_at, readout, images)
@@ -113,7 +113,7 @@ class Frozen:
 
 def classify(task: str, flags: absl_flags.FlagValues) -> tuple[str, dict]:
     """Accuracy of ``knn`` or ``linear`` on the features, and on the two baselines'."""
-    frozen = Frozen.of(flags)
+    frozen = FrozenFeatures.of(flags)
     config = frozen.run.config
     predict = build_predict(config, task)
     trained = frozen.trained()
@@ -136,7 +136,7 @@ def few_shot(flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
     Of several draws of them; the mean and the standard deviation.
     """
-    frozen = Frozen.of(flags)
+    frozen = FrozenFeatures.of(flags)
     sets = {
         "accuracy": frozen.trained(),
         "untrained": frozen.untrained(),
@@ -164,7 +164,7 @@ def few_shot(flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
 def depths(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     """Accuracy of ``knn`` and ``linear`` on the features after each block, in one figure."""
-    frozen = Frozen.of(flags)
+    frozen = FrozenFeatures.of(flags)
     config = frozen.run.config
     predictors: dict[str, Predict] = {
         name: build_predict(config, name) for name in ("knn", "linear")

@@ -91,7 +91,7 @@ def restore_labelled(
     return (state["params"], teacher), step
 
 
-def where_the_data_is(build_images: Callable[..., Images], *arguments, **options) -> Images:
+def with_data_dir_hint(build_images: Callable[..., Images], *arguments, **options) -> Images:
     """What is built from the run's data. Tells how to say that it has moved."""
     try:
         return build_images(*arguments, **options)

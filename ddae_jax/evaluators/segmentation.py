@@ -10,7 +10,7 @@ from ddae_jax.builders.segmentation import (
     count_pixels,
 )
 from ddae_jax.evaluation.segmentation import class_iou, format_scores, scores_to_json
-from ddae_jax.evaluators.run_folder import open_run, restore_labelled, where_the_data_is
+from ddae_jax.evaluators.run_folder import open_run, restore_labelled, with_data_dir_hint
 from ddae_jax.training.multihost import all_or_none
 from ddae_jax.training.sharding import local_replica
 
@@ -28,7 +28,7 @@ def segmentation(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         if flags.flip:
             config.evaluation.flip = True
         split = flags.split or config.data.test_split
-        source = where_the_data_is(build_pairs, config, split)
+        source = with_data_dir_hint(build_pairs, config, split)
         warn_if_trained_on(config, split, within="images")
     task = build_segmentation_task(config)
     variables, step = restore_labelled(run, task, flags.step)

@@ -15,7 +15,7 @@ from ddae_jax.config import to_plain
 from ddae_jax.evaluation.features import Encode
 from ddae_jax.evaluation.labelled_images import LabelledImages
 from ddae_jax.training.hooks import Hook
-from ddae_jax.training.multihost import from_first
+from ddae_jax.training.multihost import broadcast
 from ddae_jax.training.program import TrainState
 from ddae_jax.training.workdir import Workdir, read_json, write_json
 
@@ -64,7 +64,7 @@ class KnnHook(Hook):
         key |= {"seed": self._config.seed, "examples": self._images.fingerprint}
         kept = _kept(self._path, key)
         # The first process decides: computing takes all of them.
-        if from_first(kept is not None):
+        if broadcast(kept is not None):
             return kept or {}
         untrained = self._accuracy(untrained_encoder_params(self._config))
         raw_pixels = self._images.accuracy(self._predict, *self._images.pixels())

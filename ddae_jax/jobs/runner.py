@@ -38,11 +38,11 @@ from ddae_jax.training.health import Health, NonFiniteLoss, RecurringNonFiniteLo
 from ddae_jax.training.hooks import Hook
 from ddae_jax.training.loop import catch_up, fit
 from ddae_jax.training.metrics import MetricsHook, latest, read_metrics
-from ddae_jax.training.multihost import all_or_none, of_each
+from ddae_jax.training.multihost import all_or_none, gather_json
 from ddae_jax.training.program import TrainProgram, TrainState
 from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.sharding import check_divisible, make_mesh, put_batch
-from ddae_jax.training.signals import Stopped, StopRequest
+from ddae_jax.training.signals import Interrupted, StopRequest
 from ddae_jax.training.workdir import Workdir
 
 _log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def main(job_class: type[Job], argv: Sequence[str] | None = None) -> int:
                 job, run = open_run(job_class, argv, stop)
             is_complete = train(job, run)
             return 0 if is_complete else exits.stopped_status(stop)
-        except Stopped:
+        except Interrupted:
             _log.info("stopped before the first step; there was nothing to save")
     return exits.stopped_status(stop)
 
@@ -266,7 +266,7 @@ def recorded_at(step: int, workdir: Workdir) -> list[str]:
     """Returns names of the metrics that are recorded of a step, as the first process sees it."""
     records = read_metrics(workdir.metrics)
     names = {name for record in records if record["step"] == step for name in record}
-    return of_each({"names": sorted(names)})[0]["names"]
+    return gather_json({"names": sorted(names)})[0]["names"]
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from ddae_jax.config.keys import FOLDERS
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions, job_of, take_stored
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.multihost import all_or_none, check_same_everywhere, from_first
+from ddae_jax.training.multihost import all_or_none, check_same_everywhere, broadcast
 from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.workdir import Workdir
 
@@ -63,7 +63,7 @@ def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> N
     Raises ``WorkdirInUse``, or ``ValueError`` as :func:`check_workdir` does: another run may have
     come and gone since that was asked, and ``ValueError`` if the folder is not shared.
     """
-    token = from_first(secrets.randbelow(2**31))
+    token = broadcast(secrets.randbelow(2**31))
     with all_or_none():
         if jax.process_index() == 0:
             workdir.claim(token)

@@ -13,11 +13,11 @@ from jaxtyping import PyTree
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.health import Health
 from ddae_jax.training.hooks import Hook
-from ddae_jax.training.multihost import AnyProcess, OtherProcessFailed, agreed
+from ddae_jax.training.multihost import AnyProcess, OtherProcessFailed, all_true
 from ddae_jax.training.program import TrainState, TrainStep
 from ddae_jax.training.reading import Batches, ReadAhead
 from ddae_jax.training.schedules import Schedule
-from ddae_jax.training.signals import Stopped, StopRequest
+from ddae_jax.training.signals import Interrupted, StopRequest
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def fit(
         is_stopping = run.record_and_save(state, is_stopping, stop)
 
     run.save_what_is_left(state, can_read=reader.failure is None)
-    if agreed(reader.failure is None):
+    if all_true(reader.failure is None):
         return state
     if run.step:
         _log.error("no batch can be read after step %d, which is saved", run.step)
@@ -226,7 +226,7 @@ def _call(
         try:
             with stop.at_once():
                 values |= hook.on_steps(state, step)
-        except Stopped:
+        except Interrupted:
             return values, True
         except Exception:
             _log.exception("step %d: something beside training failed, and is left out", step)
