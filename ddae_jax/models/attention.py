@@ -57,9 +57,9 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch tokens width"],
+        tokens: Float[Array, "batch tokens features"],
         bias: Float[Array, "heads tokens tokens"] | None = None,
-    ) -> Float[Array, "batch tokens width"]:
+    ) -> Float[Array, "batch tokens features"]:
         """Mixes the tokens; ``bias`` is added to the logits, queries in its rows."""
         width = tokens.shape[-1]
         projection_bias = None
@@ -102,9 +102,9 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch queries width"],
+        tokens: Float[Array, "batch queries features"],
         memory: Float[Array, "batch keys memory_width"],
-    ) -> Float[Array, "batch queries width"]:
+    ) -> Float[Array, "batch queries features"]:
         """Mixes what the tokens find in ``memory``, whose width may be another."""
         width = tokens.shape[-1]
         parts = (self.num_heads, width // self.num_heads)
@@ -139,8 +139,8 @@ class _Projections(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch tokens width"],
-        bias: Float[Array, " 3*width"] | None = None,
+        tokens: Float[Array, "batch tokens features"],
+        bias: Float[Array, " 3*features"] | None = None,
     ) -> tuple[Heads, ...]:
         """The three of them; ``bias`` is used instead of a parameter of this layer's own."""
         batch, length, width = tokens.shape

@@ -22,7 +22,7 @@ class Codebook:
             the codebook has started, and is 0 before.
     """
 
-    codes: Float[Array, "codes width"]
+    codes: Float[Array, "codes features"]
     usage: Float[Array, " codes"]
 
 
@@ -31,14 +31,14 @@ def empty_codebook(num_codes: int, width: int) -> Codebook:
     return Codebook(jnp.zeros((num_codes, width)), jnp.zeros(num_codes))
 
 
-def unit_vectors(values: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+def unit_vectors(values: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
     """Each vector over its length, in float32."""
     values = values.astype(jnp.float32)
     return values * jax.lax.rsqrt(jnp.square(values).sum(axis=-1, keepdims=True) + 1e-12)
 
 
 def nearest_codes(
-    vectors: Float[Array, "*batch width"], codes: Float[Array, "codes width"]
+    vectors: Float[Array, "*batch features"], codes: Float[Array, "codes features"]
 ) -> Int[Array, "*batch"]:
     """The index of the code with the largest cosine to each unit vector."""
     vectors = jax.lax.stop_gradient(vectors)  # an index passes none on
@@ -47,7 +47,7 @@ def nearest_codes(
 
 def start_codebook(
     key: PRNGKeyArray,
-    vectors: Float[Array, "vectors width"],
+    vectors: Float[Array, "vectors features"],
     num_codes: int,
     num_rounds: int = 10,
 ) -> Codebook:
@@ -73,7 +73,7 @@ def start_codebook(
 def update_codebook(
     key: PRNGKeyArray,
     codebook: Codebook,
-    vectors: Float[Array, "vectors width"],
+    vectors: Float[Array, "vectors features"],
     indices: Int[Array, " vectors"],
     decay: float,
     revive_below: float,
@@ -114,8 +114,8 @@ def perplexity(usage: Float[Array, " codes"]) -> Float[Array, ""]:
 
 
 def _count_and_sum(
-    vectors: Float[Array, "vectors width"], indices: Int[Array, " vectors"], num_codes: int
-) -> tuple[Float[Array, " codes"], Float[Array, "codes width"]]:
+    vectors: Float[Array, "vectors features"], indices: Int[Array, " vectors"], num_codes: int
+) -> tuple[Float[Array, " codes"], Float[Array, "codes features"]]:
     counts = jnp.zeros(num_codes).at[indices].add(1.0)
     sums = jnp.zeros((num_codes, vectors.shape[-1])).at[indices].add(vectors)
     return counts, sums

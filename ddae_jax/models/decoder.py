@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         mask: Bool[Array, "batch patches"] | None,
         places: Int[Array, "batch chosen"] | None,
         holds_last: bool,
-    ) -> Float[Array, "depths batch chosen width"]:
+    ) -> Float[Array, "depths batch chosen features"]:
         num_depths, batch, num_tokens, _ = features.tokens.shape
         # Depths are so many more images to the one decoder. The batch comes first, so that it
         # stays split over devices.
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
         mask: Bool[Array, "batch patches"] | None,
         places: Int[Array, "batch chosen"] | None,
         holds_last: bool,
-    ) -> Float[Array, "depths batch chosen width"]:
+    ) -> Float[Array, "depths batch chosen features"]:
         if mask is None:
             raise ValueError("decoder.kind='cross' decodes hidden patches; it needs a mask")
         num_depths, batch, _, _ = features.tokens.shape
@@ -138,16 +138,16 @@ class Decoder(nn.Module):
         decoded = self._decode(queries, jnp.moveaxis(features.tokens, 0, 1), holds_last)
         return jnp.moveaxis(decoded, 1, 0)
 
-    def _mask_token(self) -> Float[Array, "width"]:
+    def _mask_token(self) -> Float[Array, "features"]:
         mask_token = self.param("mask_token", token_initializer(), (self.width,))
         return mask_token.astype(self.dtype)
 
-    def _mask_tokens(self, batch: int, count: int) -> Float[Array, "batch count width"]:
+    def _mask_tokens(self, batch: int, count: int) -> Float[Array, "batch count features"]:
         return jnp.broadcast_to(self._mask_token(), (batch, count, self.width))
 
     def _fill_in(
-        self, visible: Float[Array, "batch visible width"], mask: Bool[Array, "batch patches"]
-    ) -> Float[Array, "batch patches width"]:
+        self, visible: Float[Array, "batch visible features"], mask: Bool[Array, "batch patches"]
+    ) -> Float[Array, "batch patches features"]:
         """The mask token where hidden, and the visible patches' features in their places."""
         # A visible patch's place among the visible ones is the count of visible ones before it.
         place = jnp.clip(jnp.cumsum(~mask, axis=1) - 1, 0, visible.shape[1] - 1)
@@ -156,10 +156,10 @@ class Decoder(nn.Module):
 
     def _decode(
         self,
-        tokens: Float[Array, "batch depths tokens width"],
+        tokens: Float[Array, "batch depths tokens features"],
         memory: Float[Array, "batch depths keys memory_width"] | None,
         holds_last: bool,
-    ) -> Float[Array, "batch depths tokens width"]:
+    ) -> Float[Array, "batch depths tokens features"]:
         """All blocks for the last depth, for those before it the first ones, and the norm."""
         norm = layer_norm(self.dtype, name="norm")
 

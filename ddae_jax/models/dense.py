@@ -22,7 +22,7 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
+    def __call__(self, inputs: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Applies the layer to the last axis."""
         kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -31,8 +31,8 @@ class Dense(nn.Module):
 
 
 def matrix_product(
-    inputs: Float[Array, "*batch width"], kernel: Float[Array, "width features"]
-) -> Float[Array, "*batch features"]:
+    inputs: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "*batch outputs"]:
     """``inputs @ kernel``. On a CPU, the inputs become one matrix first.
 
     The gradient of a batched product contracts two axes, for which XLA's CPU backend transposes
@@ -48,8 +48,8 @@ def matrix_product(
 
 @jax.custom_vjp
 def _product_on_cpu(
-    inputs: Float[Array, "rows width"], kernel: Float[Array, "width features"]
-) -> Float[Array, "rows features"]:
+    inputs: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "rows outputs"]:
     """``inputs @ kernel``, whose gradient by the kernel copies a factor into its order first.
 
     XLA's CPU backend has its fast products for left factors that lie row by row only; what it takes

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from ddae_jax.patches import Grid
 
 
-def sincos_positions(grid: Grid, width: int) -> Float[np.ndarray, "patches width"]:
+def sincos_positions(grid: Grid, width: int) -> Float[np.ndarray, "patches features"]:
     """Two-dimensional sine-cosine embedding of a patch grid, float32.
 
     A quarter of ``width`` each: sine and cosine of the column, sine and cosine of the row, at

@@ -37,8 +37,8 @@ def adapt_encoder(params: PyTree, old: ViT, new: ViT) -> PyTree:
 
 
 def resize_positions(
-    positions: Float[Array, "old_patches width"], old: Grid, new: Grid
-) -> Float[Array, "new_patches width"]:
+    positions: Float[Array, "old_patches features"], old: Grid, new: Grid
+) -> Float[Array, "new_patches features"]:
     """One embedding a patch, from one grid to another, as torch's bicubic interpolation does it.
 
     Source: Keys 1981, equation 15, with a = -3/4; what MAE and BEiT are released with.

@@ -53,11 +53,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch tokens width"],
+        tokens: Float[Array, "batch tokens features"],
         is_training: bool = False,
         attention_bias: Float[Array, "heads tokens tokens"] | None = None,
         memory: Float[Array, "batch keys memory_width"] | None = None,
-    ) -> Float[Array, "batch tokens width"]:
+    ) -> Float[Array, "batch tokens features"]:
         drop_path = nn.Dropout(
             self.drop_path_rate,
             broadcast_dims=(1, 2),
@@ -82,7 +82,7 @@ class Block(nn.Module):
         hidden = Dense(tokens.shape[-1], dtype=self.dtype, name="mlp_out")(hidden)
         return tokens + drop_path(self._scale("mlp_scale", hidden))
 
-    def _scale(self, name: str, values: Float[Array, "batch tokens width"]):
+    def _scale(self, name: str, values: Float[Array, "batch tokens features"]):
         if self.layer_scale is None:
             return values
         factors = self.param(name, nn.initializers.constant(self.layer_scale), values.shape[-1:])

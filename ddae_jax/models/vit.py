@@ -51,16 +51,16 @@ class Features:
         has_class_token: whether the first token is the class token.
     """
 
-    tokens: Float[Array, "depths batch tokens width"]
+    tokens: Float[Array, "depths batch tokens features"]
     has_class_token: bool = flax.struct.field(pytree_node=False)
 
     @property
-    def patches(self) -> Float[Array, "depths batch patches width"]:
+    def patches(self) -> Float[Array, "depths batch patches features"]:
         """The features of the patches, without the class token's."""
         return self.tokens[:, :, int(self.has_class_token) :]
 
     @property
-    def class_token(self) -> Float[Array, "depths batch width"]:
+    def class_token(self) -> Float[Array, "depths batch features"]:
         """The class token's features. Raises ``ValueError`` if there is none."""
         if not self.has_class_token:
             raise ValueError("this encoder has no class token; use the mean of its patches")
@@ -211,7 +211,7 @@ class ViT(nn.Module):
         """What relative positions add to the attention of all blocks alike; None for nothing."""
         return self.shared_bias() if self.relative_positions == "shared" else None
 
-    def _embed(self, images, mask, visible) -> Float[Array, "batch tokens width"]:
+    def _embed(self, images, mask, visible) -> Float[Array, "batch tokens features"]:
         patches = patchify(images.astype(self.dtype), self.patch_size)
         if visible is not None:  # first, so that no gradient is scattered to the others
             patches = _at(patches, visible)
@@ -229,7 +229,7 @@ class ViT(nn.Module):
             tokens = jnp.concatenate([class_token.astype(self.dtype), tokens], axis=1)
         return tokens
 
-    def _positions(self) -> Float[Array, "patches width"]:
+    def _positions(self) -> Float[Array, "patches features"]:
         if self.positions == "learned":
             shape = (self.grid[0] * self.grid[1], self.width)
             return self.param("positions", nn.initializers.normal(0.02), shape)
