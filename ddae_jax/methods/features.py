@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from ddae_jax.methods.targets import squared_error
@@ -32,7 +33,7 @@ class FeatureStatistics(NamedTuple):
 
 
 def feature_statistics(
-    features: Float[Array, "depths batch patches features"], normalization: FeatureNormalization
+    features: Float[ArrayLike, "depths batch patches features"], normalization: FeatureNormalization
 ) -> FeatureStatistics:
     """Takes the mean and the variance that a normalisation needs, in float32."""
     features = features.astype(jnp.float32)
@@ -53,7 +54,7 @@ def merge_statistics(parts: FeatureStatistics) -> FeatureStatistics:
 
 
 def standardize(
-    features: Float[Array, "depths batch patches features"],
+    features: Float[ArrayLike, "depths batch patches features"],
     statistics: FeatureStatistics,
     epsilon: float = 1e-6,
 ) -> Float[Array, "depths batch patches features"]:
@@ -69,7 +70,7 @@ def standardize(
 
 
 def feature_error(
-    predictions: Float[Array, "*batch features"], features: Float[Array, "*batch features"]
+    predictions: Float[ArrayLike, "*batch features"], features: Float[ArrayLike, "*batch features"]
 ) -> Float[Array, "*batch"]:
     """Mean squared error of each patch against features, layer-normalised without affine.
 
@@ -81,7 +82,7 @@ def feature_error(
 
 
 def normalize_features(
-    features: Float[Array, "*batch features"],
+    features: Float[ArrayLike, "*batch features"],
     axes: int | tuple[int, ...] = -1,
     epsilon: float = 1e-6,
 ) -> Float[Array, "*batch features"]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ddae_jax.masking import visible_indices
@@ -99,7 +100,7 @@ class Student(nn.Module):
         images: Images,
         mask: Mask,
         num_visible: int,
-        places: Sequence[Int[Array, "batch chosen"] | None],
+        places: Sequence[Int[ArrayLike, "batch _"] | None],
         is_training: bool = False,
     ) -> Outputs:
         """Predictions at each supervised depth.
@@ -143,7 +144,7 @@ class Student(nn.Module):
         self,
         features: Features,
         mask: Mask,
-        places: Sequence[Int[Array, "batch chosen"] | None],
+        places: Sequence[Int[ArrayLike, "batch _"] | None],
     ) -> list[Float[Array, "depths batch chosen features"]]:
         """What the head sees of the patches asked for, a part for each of ``places``."""
 
@@ -169,7 +170,7 @@ class Student(nn.Module):
         self,
         images: Images,
         mask: Mask,
-        at: Int[Array, "batch chosen"] | None,
+        at: Int[ArrayLike, "batch chosen"] | None,
         is_training: bool,
     ) -> Float[Array, "depths batch chosen features"]:
         """Features of patches, where hidden ones enter the encoder as mask tokens."""
@@ -214,9 +215,9 @@ class Student(nn.Module):
 
     def supervise(
         self,
-        errors: Float[Array, "objectives depths batch patches"],
+        errors: Float[ArrayLike, "objectives depths batch patches"],
         mask: Mask,
-        objective_weights: Float[Array, "objectives"] | None = None,
+        objective_weights: Float[ArrayLike, "objectives"] | None = None,
     ) -> Supervised:
         """See :class:`DeepDynamicSupervision`."""
         return self.supervision(errors, mask, self.encoder.grid, objective_weights)

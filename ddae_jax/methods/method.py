@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
@@ -170,7 +171,9 @@ class Method:
         """All of it, if it is no momentum encoder."""
         return {} if self.has_momentum_encoder else teacher
 
-    def follow(self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Array) -> PyTree:
+    def follow(
+        self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Float[ArrayLike, ""]
+    ) -> PyTree:
         """``teacher <- momentum * teacher + (1 - momentum) * student``, or as it was."""
         if not self.has_momentum_encoder:
             return teacher

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.methods.task import Images
@@ -164,7 +165,9 @@ class VqKd:
         """The gradient."""
         return gradient
 
-    def follow(self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Array) -> PyTree:
+    def follow(
+        self, teacher: PyTree, params: PyTree, outcome: Outcome, momentum: Float[ArrayLike, ""]
+    ) -> PyTree:
         """The codebook after the step, and the teacher as it was."""
         return teacher | {"codebook": outcome.codebook}
 
