@@ -1,34 +1,38 @@
-"""How far each hidden patch lies from what the model sees. Pure functions on arrays."""
+"""The distance of each hidden patch from the nearest visible one. Pure functions on arrays."""
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ddae_jax.patches import Grid
 
 
-def distance_map(mask: Bool[Array, "*batch patches"], grid: Grid) -> Float[Array, "*batch patches"]:
-    """Euclidean distance, in patches, of each hidden patch to the nearest visible one.
+def distance_map(
+    mask: Bool[ArrayLike, "*batch patches"], grid: Grid
+) -> Float[Array, "*batch patches"]:
+    """Returns the Euclidean distance of each hidden patch from the nearest visible one, in patches.
 
-    The exact transform, as two min-plus passes over the two axes of the grid::
+    It is the exact distance transform, in two min-plus passes along the two axes of the grid::
 
         d2(r, c) = min_r' ((r - r')**2 + min_c' ((c - c')**2 + inf * mask(r', c')))
 
-    in O(N * (h + w)) operations an image, without a gather, so that the compiler fuses it.
-    Squared distances are whole numbers, so the only rounding is the final square root's.
+    This takes O(N * (h + w)) operations per image and no gather, so the compiler can fuse it.
+    Squared distances are whole numbers, so only the final square root rounds.
 
     Args:
         mask: True where a patch is hidden, row by row over the grid.
         grid: ``(h, w)``, with ``h * w`` patches.
 
     Returns:
-        float32 distances; 0 on visible patches; ``inf`` throughout a row of the batch in which no
-        patch is visible, as there is nothing to measure from.
+        float32 distances: 0 on visible patches, and ``inf`` on every patch of an image that has no
+        visible patch to measure from.
 
     Raises:
-        ValueError: if the grid does not hold as many patches as the mask.
+        ValueError: if the grid and the mask have different numbers of patches.
 
     Source: Chen et al., DDAE (the distance map); Felzenszwalb & Huttenlocher 2012 (the transform).
     """
+    mask = jnp.asarray(mask)
     h, w = grid
     if mask.shape[-1] != h * w:
         raise ValueError(f"mask has {mask.shape[-1]} patches; a grid of {h}x{w} has {h * w}")
@@ -39,7 +43,7 @@ def distance_map(mask: Bool[Array, "*batch patches"], grid: Grid) -> Float[Array
 
 
 def _min_plus(values: Float[Array, "*batch length"]) -> Float[Array, "*batch length"]:
-    """``min_j ((i - j)**2 + values[j])`` for each i along the last axis."""
+    """Returns ``min_j ((i - j)**2 + values[j])`` for each i along the last axis."""
     position = jnp.arange(values.shape[-1], dtype=values.dtype)
     squared_offset = (position[:, None] - position[None, :]) ** 2
     return (values[..., None, :] + squared_offset).min(axis=-1)

@@ -1,21 +1,23 @@
-"""Which patches are hidden. Pure functions of a random key, with static shapes."""
+"""Masks: the choice of hidden patches. Pure functions of a random key, with static shapes."""
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ddae_jax.patches import Grid
 
 
 def num_masked_patches(grid: Grid, mask_ratio: float, unit: int = 1) -> int:
-    """How many of the grid's patches a mask ratio hides, in whole units.
+    """Returns how many of the grid's patches a mask ratio hides, in whole units.
 
     A unit is a square of ``unit`` x ``unit`` patches (see :func:`random_mask`).
 
-    Raises ``ValueError`` if the ratio lies outside (0, 1), or hides no patch or all of them, or the
-    grid is not made of whole units.
+    Raises:
+        ValueError: if the ratio lies outside (0, 1), or hides no patch or all of them, or the grid
+            is not made of whole units.
     """
     if not 0 < mask_ratio < 1:
         raise ValueError(
@@ -23,13 +25,13 @@ def num_masked_patches(grid: Grid, mask_ratio: float, unit: int = 1) -> int:
         )
     h, w = _unit_grid(grid, unit)
     total = h * w * unit**2
-    # Single patches are rounded, larger units rounded up, as the authors of SimMIM do it.
+    # Single patches are rounded; larger units are rounded up, as in the code of SimMIM's authors.
     num_units = round(mask_ratio * h * w) if unit == 1 else math.ceil(mask_ratio * h * w - 1e-9)
     num_masked = num_units * unit**2
     if not 0 < num_masked < total:
-        kept = "no visible" if num_masked else "no hidden"
+        none = "no visible" if num_masked else "no hidden"
         raise ValueError(
-            f"mask_ratio={mask_ratio} leaves {kept} patch of the {total} in a {grid[0]}x{grid[1]} "
+            f"mask_ratio={mask_ratio} leaves {none} patch of the {total} in a {grid[0]}x{grid[1]} "
             "grid; choose another ratio, a smaller patch or a larger image"
         )
     return num_masked
@@ -38,14 +40,14 @@ def num_masked_patches(grid: Grid, mask_ratio: float, unit: int = 1) -> int:
 def random_mask(
     key: PRNGKeyArray, batch: int, grid: Grid, num_masked: int, *, unit: int = 1
 ) -> Bool[Array, "batch patches"]:
-    """Hides ``num_masked`` patches of each image, every choice of units equally likely.
+    """Hides ``num_masked`` patches of each image; every choice of units is equally likely.
 
     Args:
         key: random key; the mask is a pure function of it.
         batch: number of images.
         grid: ``(h, w)``.
-        num_masked: hidden patches of each image, exactly.
-        unit: side of the squares of patches that are hidden or visible as a whole.
+        num_masked: exact number of hidden patches of each image.
+        unit: side, in patches, of the squares that are hidden or visible as a whole.
 
     Returns:
         True where hidden.
@@ -76,17 +78,18 @@ def block_mask(
 ) -> Bool[Array, "batch patches"]:
     """Hides rectangular blocks of patches, one after the other, until ``num_masked`` are hidden.
 
-    Each block's area is uniform between ``min_block`` and what is still to be hidden, its aspect
-    ratio log-uniform in ``[min_aspect, 1 / min_aspect]``, its place uniform. The block that would
-    hide too many gives up its outermost rows, so that the count is exact and shapes are static.
+    Each block's area is uniform between ``min_block`` and the number of patches still to be hidden,
+    its aspect ratio log-uniform in ``[min_aspect, 1 / min_aspect]``, and its place uniform. A block
+    that would hide too many patches loses its outermost rows, so that the count is exact and shapes
+    are static.
 
     Args:
         key: random key; the mask is a pure function of it.
         batch: number of images.
         grid: ``(h, w)``.
-        num_masked: hidden patches of each image, exactly.
-        min_block: smallest area of a block, patches; by default what 16 patches are to BEiT's
-            14x14 grid, in proportion to this grid.
+        num_masked: exact number of hidden patches of each image.
+        min_block: smallest area of a block, in patches; by default the same share of this grid as
+            16 patches are of BEiT's 14x14 grid.
         min_aspect: smallest height-to-width ratio of a block, in (0, 1].
 
     Returns:
@@ -95,78 +98,89 @@ def block_mask(
     Raises:
         ValueError: if ``num_masked`` lies outside [0, h * w], or ``min_aspect`` outside (0, 1].
 
-    Source: Bao et al. 2021, "BEiT", algorithm 1; exact counts are this package's.
+    Source: Bao et al. 2021, "BEiT", algorithm 1; the exact count is this package's.
     """
     total = _checked_total(grid, num_masked)
     if not 0 < min_aspect <= 1:
         raise ValueError(f"min_aspect={min_aspect}; it lies in (0, 1]")
     if min_block is None:
         min_block = max(1, round(total * 16 / 196))
-    # Every block hides at least one new patch unless it falls inside hidden ones; after so many
-    # tries the few patches that may be left are drawn at random.
+    # Every block hides at least one new patch unless it falls inside hidden ones. After this many
+    # tries, the few patches that may still be missing are drawn at random.
     max_tries = 8 * total
 
     def add_block(carry):
         mask, key, tries = carry
         key, block_key = jax.random.split(key)
         new = _block(block_key, grid, mask.sum(), num_masked, min_block, min_aspect) & ~mask
-        kept = jnp.cumsum(new) <= num_masked - mask.sum()
-        return mask | (new & kept), key, tries + 1
+        has_room = jnp.cumsum(new) <= num_masked - mask.sum()
+        return mask | (new & has_room), key, tries + 1
 
     def is_unfinished(carry):
         mask, _, tries = carry
         return (mask.sum() < num_masked) & (tries < max_tries)
 
-    def one(key):
+    def one_mask(key):
         key, fill_key, flip_key = jax.random.split(key, 3)
         start = (jnp.zeros(total, bool), key, jnp.int32(0))
         mask, _, _ = jax.lax.while_loop(is_unfinished, add_block, start)
-        noise = jax.random.uniform(fill_key, (1, total)) - mask  # hidden ones stay hidden
+        noise = jax.random.uniform(fill_key, (1, total)) - mask  # hidden patches stay hidden
         mask = _lowest(noise, num_masked)[0]
-        # The trimmed block loses its lower rows: turn half of the masks upside down.
+        # A trimmed block loses its lower rows, so half of the masks are turned upside down.
         upside_down = mask.reshape(grid)[::-1].reshape(-1)
         return jnp.where(jax.random.bernoulli(flip_key), upside_down, mask)
 
-    return jax.vmap(one)(jax.random.split(key, batch))
+    return jax.vmap(one_mask)(jax.random.split(key, batch))
 
 
 def smallest_block(num_masked: int, share: float) -> int | None:
-    """The ``min_block`` of :func:`block_mask` that is a share of the hidden patches, rounded down.
+    """Returns a share of the hidden patches, rounded down, as ``min_block`` of :func:`block_mask`.
 
-    None for a share of 0, which leaves it to that function.
+    For a share of 0 it returns None, which selects that function's default.
     """
     return max(1, math.floor(share * num_masked + 1e-9)) if share else None
 
 
 def visible_indices(
-    mask: Bool[Array, "batch patches"], num_visible: int
+    mask: Bool[ArrayLike, "batch patches"], num_visible: int
 ) -> Int[Array, "batch visible"]:
-    """Indices of each image's visible patches, ascending; each row must have ``num_visible``."""
+    """Returns the indices of each image's visible patches, in ascending order.
+
+    Each row of the mask must have ``num_visible`` of them.
+    """
     return jnp.argsort(mask, axis=-1, stable=True)[:, :num_visible]
 
 
 def hidden_indices(
-    mask: Bool[Array, "batch patches"], num_masked: int
+    mask: Bool[ArrayLike, "batch patches"], num_masked: int
 ) -> Int[Array, "batch hidden"]:
-    """Indices of each image's hidden patches, ascending; each row must have ``num_masked``."""
-    return visible_indices(~mask, num_masked)
+    """Returns the indices of each image's hidden patches, in ascending order.
+
+    Each row of the mask must have ``num_masked`` of them.
+    """
+    return visible_indices(~jnp.asarray(mask), num_masked)
 
 
 def sample_hidden(
-    key: PRNGKeyArray, mask: Bool[Array, "batch patches"], count: int
+    key: PRNGKeyArray, mask: Bool[ArrayLike, "batch patches"], count: int
 ) -> Bool[Array, "batch patches"]:
-    """True at ``count`` of each image's hidden patches, every choice of them equally likely.
+    """Samples ``count`` of each image's hidden patches; every choice is equally likely.
 
-    Each row of the mask must have as many hidden patches.
+    Each row of the mask must have at least ``count`` hidden patches.
+
+    Returns:
+        True at the sampled patches.
     """
+    mask = jnp.asarray(mask)
     noise = jax.random.uniform(key, mask.shape) + ~mask  # visible patches come last
     return _lowest(noise, count)
 
 
 def spread_hidden(
-    values: Float[Array, "*batch hidden"], mask: Bool[Array, "batch patches"]
+    values: Float[ArrayLike, "*batch hidden"], mask: Bool[ArrayLike, "batch patches"]
 ) -> Float[Array, "*batch patches"]:
-    """One value for each hidden patch, ascending, in their places; 0 at visible ones."""
+    """Puts one value for each hidden patch, in ascending order, in its place; 0 at visible ones."""
+    values, mask = jnp.asarray(values), jnp.asarray(mask)
     place = jnp.clip(jnp.cumsum(mask, axis=-1) - 1, 0, values.shape[-1] - 1)
     place = jnp.broadcast_to(place, (*values.shape[:-1], place.shape[-1]))
     return jnp.where(mask, jnp.take_along_axis(values, place, axis=-1), 0.0)
@@ -196,7 +210,7 @@ def _block(
 
 
 def _lowest(noise: Float[Array, "batch patches"], count: int) -> Bool[Array, "batch patches"]:
-    """True at the ``count`` lowest values of each row; ties go to the earlier one."""
+    """Marks the ``count`` lowest values of each row with True; ties go to the earlier one."""
     rank = jnp.argsort(jnp.argsort(noise, axis=-1, stable=True), axis=-1, stable=True)
     return rank < count
 

@@ -1,16 +1,18 @@
-"""Images as sequences of patches, and back. Pure functions on arrays."""
+"""Conversion between images and sequences of patches. Pure functions on arrays."""
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 Grid = tuple[int, int]
-"""Rows and columns of patches, ``(h, w)``; ``N = h * w``, counted row by row."""
+"""Rows and columns of patches, ``(h, w)``. The ``N = h * w`` patches are counted row by row."""
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
-    """The patch grid ``(h, w)`` of an image of ``(height, width)`` pixels.
+    """Returns the patch grid ``(h, w)`` of an image of ``(height, width)`` pixels.
 
-    Raises ``ValueError`` if a side is not a positive multiple of ``patch_size``.
+    Raises:
+        ValueError: if a side is not a positive multiple of ``patch_size``.
     """
     height, width = image_size
     if patch_size < 1 or height < patch_size or width < patch_size:
@@ -28,12 +30,16 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
 
 
 def patchify(
-    images: Num[Array, "batch height width channels"], patch_size: int
+    images: Num[ArrayLike, "batch height width channels"], patch_size: int
 ) -> Num[Array, "batch patches values"]:
-    """Cuts images into patches of ``patch_size**2 * channels`` values: row, column, channel.
+    """Cuts images into patches of ``patch_size**2 * channels`` values.
 
-    Raises ``ValueError`` if the image size is not divisible by ``patch_size``.
+    The values of a patch are ordered by row, then column, then channel.
+
+    Raises:
+        ValueError: if the image size is not divisible by ``patch_size``.
     """
+    images = jnp.asarray(images)
     batch, height, width, channels = images.shape
     h, w = patch_grid((height, width), patch_size)
     patches = images.reshape(batch, h, patch_size, w, patch_size, channels)
@@ -41,9 +47,10 @@ def patchify(
 
 
 def unpatchify(
-    patches: Num[Array, "*batch patches values"], grid: Grid, patch_size: int
+    patches: Num[ArrayLike, "*batch patches values"], grid: Grid, patch_size: int
 ) -> Num[Array, "*batch height width channels"]:
-    """The inverse of :func:`patchify`, for any leading axes."""
+    """Puts patches back together: the inverse of :func:`patchify`, for any leading axes."""
+    patches = jnp.asarray(patches)
     *batch, _, values = patches.shape
     h, w = grid
     channels = values // patch_size**2
@@ -53,14 +60,19 @@ def unpatchify(
 
 
 def patch_statistics(
-    patches: Float[Array, "*batch values"], epsilon: float = 1e-6
+    patches: Float[ArrayLike, "*batch values"], epsilon: float = 1e-6
 ) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
-    """Mean and standard deviation of each patch, the latter ``sqrt(var + epsilon)``, unbiased.
+    """Returns the mean and the standard deviation of each patch.
+
+    The standard deviation is ``sqrt(var + epsilon)``, where ``var`` is the unbiased variance.
+
+    Raises:
+        ValueError: if a patch has a single value, and so no variance.
 
     Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 4.1
-    ("w/ norm"), whose reference implementation uses the unbiased variance. Raises ``ValueError``
-    for patches of a single value, which have no variance.
+    ("w/ norm"), whose reference implementation uses the unbiased variance.
     """
+    patches = jnp.asarray(patches)
     if patches.shape[-1] < 2:
         raise ValueError(
             "a patch of one value cannot be normalised: raise model.patch_size or data.channels, "
@@ -71,7 +83,7 @@ def patch_statistics(
     return mean, jnp.sqrt(variance + epsilon)
 
 
-def normalize_patches(patches: Float[Array, "*batch values"]) -> Float[Array, "*batch values"]:
-    """Each patch minus its mean, over its standard deviation (see :func:`patch_statistics`)."""
+def normalize_patches(patches: Float[ArrayLike, "*batch values"]) -> Float[Array, "*batch values"]:
+    """Subtracts each patch's mean and divides by its deviation, see :func:`patch_statistics`."""
     mean, deviation = patch_statistics(patches)
     return (patches - mean) / deviation

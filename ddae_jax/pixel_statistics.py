@@ -1,11 +1,11 @@
-"""Computes the mean and the deviation of each channel of a config's training images.
+"""Computes the mean and the standard deviation of each channel of a config's training images.
 
     python -m ddae_jax.pixel_statistics --config=configs/folder.py \\
         --config.data.data_dir=FOLDER --config.data.channels=12
 
-takes the arguments of the job that is to come, and prints data.mean and data.std to add to them. It
-is for images of other than three channels, or such that look unlike photographs. The last line is
-one JSON object.
+takes the arguments of the planned training job and prints data.mean and data.std to add to them. It
+is meant for images that do not have three channels or do not look like photographs. The last line
+is one JSON object.
 """
 
 import json
@@ -18,7 +18,7 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.data.pixel_statistics import pixel_statistics
 from ddae_jax.jobs import cli, exits
 
-_LEAST_STD = 0.001  # what data.std may be: a channel that is the same everywhere would have 0
+_MIN_STD = 0.001  # the least that data.std may be: a constant channel would have 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,17 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--limit={flags.limit}; at least 1 image")
         channels = config.data.channels
         with config.unlocked():
-            # Asked for here, so that what is given, or by default, need not fit.
+            # Overwritten so that given or default values need not fit the number of channels.
             config.data.mean, config.data.std = (0.5,) * channels, (0.5,) * channels
             config.data.in_memory = False
         check_config(config)
         source = build_source(config, config.data.train_split)
-        found = pixel_statistics(source, flags.limit)
-    mean = [round(value, 4) for value in found.mean]
-    std = [max(round(value, 4), _LEAST_STD) for value in found.std]
-    print(f"of {found.num_images:,} of {len(source):,} images, as values are divided by 255:")
+        statistics = pixel_statistics(source, flags.limit)
+    mean = [round(value, 4) for value in statistics.mean]
+    std = [max(round(value, 4), _MIN_STD) for value in statistics.std]
+    print(f"of {statistics.num_images:,} of {len(source):,} images, as values are divided by 255:")
     print(f"--config.data.mean={_joined(mean)} --config.data.std={_joined(std)}")
-    print(json.dumps({"mean": mean, "std": std, "images": found.num_images}))
+    print(json.dumps({"mean": mean, "std": std, "images": statistics.num_images}))
     return 0
 
 

@@ -1,23 +1,24 @@
-"""Words for messages."""
+"""Hints and printable text for error messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(word: object, known: Iterable[object]) -> str:
-    """``; did you mean 'mae'?`` for a slip of a known word, or nothing.
+    """Returns ``; did you mean 'mae'?`` if a word is close to a known one, else an empty string.
 
-    Capitals, and a hyphen for an underscore, are such slips; a number is no slip of another one.
+    Case and the difference between hyphen and underscore are ignored. A word that is no string,
+    such as a number, gets no suggestion.
     """
     if not isinstance(word, str):
         return ""
-    plain = {_plain(candidate): candidate for candidate in known}
-    near = difflib.get_close_matches(_plain(word), plain, n=1)
-    return f"; did you mean {plain[near[0]]!r}?" if near else ""
+    candidates = {_plain(candidate): candidate for candidate in known}
+    matches = difflib.get_close_matches(_plain(word), candidates, n=1)
+    return f"; did you mean {candidates[matches[0]]!r}?" if matches else ""
 
 
 def printable(text: str) -> str:
-    """The text in characters that every file takes: bytes that are no UTF-8 as ``\\xff``."""
+    """Returns the text in valid UTF-8: bytes that were undecodable appear as ``\\xff``."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

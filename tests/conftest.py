@@ -36,6 +36,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import pytest
 from hypothesis import settings
 
+import shape_checks
+
+shape_checks.install()  # before anything imports what is checked
+
 from ddae_jax.models import vit
 
 # Tracing leaves much that the garbage collector walks through again and again, and hardly a cycle.

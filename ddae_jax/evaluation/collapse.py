@@ -18,7 +18,7 @@ CollapseMetrics = Callable[
 """``(parameters of the student's encoder, teacher, uint8 images) -> metrics by name``."""
 
 
-def effective_rank(embeddings: Float[Array, "images width"]) -> Float[Array, ""]:
+def effective_rank(embeddings: Float[Array, "images features"]) -> Float[Array, ""]:
     """Counts the directions in which embeddings differ, each by its share.
 
     ``exp(-sum_k p_k log p_k)`` with ``p_k = s_k / sum_j s_j``, where ``s`` are the singular values
@@ -46,7 +46,7 @@ def effective_rank(embeddings: Float[Array, "images width"]) -> Float[Array, ""]
     return jnp.exp(entr(shares).sum())
 
 
-def mean_deviation(embeddings: Float[Array, "images width"]) -> Float[Array, ""]:
+def mean_deviation(embeddings: Float[Array, "images features"]) -> Float[Array, ""]:
     """Averages over dimensions how much embeddings, layer-normalised, deviate over images.
 
     ``mean_d std_i z_id`` with ``z_i`` the embedding of image i at zero mean and unit variance over
@@ -59,7 +59,7 @@ def mean_deviation(embeddings: Float[Array, "images width"]) -> Float[Array, ""]
     return normalize_features(embeddings).std(axis=0).mean()
 
 
-def position_share(targets: Float[Array, "batch patches width"]) -> Float[Array, ""]:
+def position_share(targets: Float[Array, "batch patches features"]) -> Float[Array, ""]:
     """Tells the share of targets that is the same in all images, place by place.
 
     ``1 - sum |t - m|^2 / sum |t|^2``, with ``m`` the mean over the batch at each place. It is 1

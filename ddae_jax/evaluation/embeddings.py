@@ -21,7 +21,7 @@ class Embedded(NamedTuple):
         names: file names, or such as ``cifar10/test[17]``.
     """
 
-    features: Float[np.ndarray, "images width"]
+    features: Float[np.ndarray, "images features"]
     labels: Int[np.ndarray, "images"]
     names: Sequence[str]
 

@@ -24,9 +24,9 @@ from ddae_jax.training.workdir import written_atomically
 _log = logging.getLogger(__name__)
 
 Pool = Literal["mean", "class_token", "normed_mean"]
-Examples = tuple[Float[np.ndarray, "examples width"], Int[np.ndarray, "examples"]]
+Examples = tuple[Float[np.ndarray, "examples features"], Int[np.ndarray, "examples"]]
 """Features and labels."""
-Encode = Callable[[PyTree, Array], Float[Array, "batch width"]]
+Encode = Callable[[PyTree, Array], Float[Array, "batch features"]]
 
 _SETS = ("train", "test")
 

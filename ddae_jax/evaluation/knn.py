@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int
 
 
 def knn_predict(
-    train_features: Float[np.ndarray, "train width"],
+    train_features: Float[np.ndarray, "train features"],
     train_labels: Int[np.ndarray, "train"],
-    test_features: Float[np.ndarray, "test width"],
+    test_features: Float[np.ndarray, "test features"],
     *,
     num_classes: int,
     k: int = 20,
@@ -67,9 +67,9 @@ def check_labels(labels: Int[np.ndarray, "examples"], num_classes: int) -> None:
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _vote(
-    train: Float[Array, "train width"],
+    train: Float[Array, "train features"],
     labels: Int[Array, "train"],
-    test: Float[Array, "chunk width"],
+    test: Float[Array, "chunk features"],
     num_classes: int,
     k: int,
     temperature: float,
@@ -86,6 +86,8 @@ def _vote(
     return votes.sum(axis=1).argmax(axis=-1)
 
 
-def _unit(features: Float[np.ndarray, "examples width"]) -> Float[np.ndarray, "examples width"]:
+def _unit(
+    features: Float[np.ndarray, "examples features"],
+) -> Float[np.ndarray, "examples features"]:
     norm = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(norm, 1e-12)

@@ -17,12 +17,12 @@ _CHUNK = 4096  # examples whose statistics are summed up at a time, in float64
 
 
 def linear_predict(
-    train_features: Float[np.ndarray, "train width"],
+    train_features: Float[np.ndarray, "train features"],
     train_labels: Int[np.ndarray, "train"],
-    test_features: Float[np.ndarray, "test width"],
+    test_features: Float[np.ndarray, "test features"],
     *,
     num_classes: int,
-    reference: Float[np.ndarray, "examples width"] | None = None,
+    reference: Float[np.ndarray, "examples features"] | None = None,
     l2: float = 1e-4,
     max_iterations: int = 300,
     tolerance: float = 1e-5,
@@ -70,8 +70,8 @@ def linear_predict(
 
 
 def _statistics(
-    features: Float[np.ndarray, "examples width"],
-) -> tuple[Float[np.ndarray, "width"], Float[np.ndarray, "width"]]:
+    features: Float[np.ndarray, "examples features"],
+) -> tuple[Float[np.ndarray, "features"], Float[np.ndarray, "features"]]:
     """Mean and deviation, float32; 1 for what is constant. Summed in float64, without a copy."""
     chunks = [features[start : start + _CHUNK] for start in range(0, len(features), _CHUNK)]
     mean = sum(chunk.sum(axis=0, dtype=np.float64) for chunk in chunks) / len(features)
@@ -83,13 +83,13 @@ def _statistics(
 
 @functools.partial(jax.jit, static_argnums=(2, 4))
 def _fit(
-    features: Float[Array, "examples width"],
+    features: Float[Array, "examples features"],
     labels: Int[Array, "examples"],
     num_classes: int,
     l2: float,
     max_iterations: int,
     tolerance: float,
-) -> tuple[tuple[Float[Array, "width classes"], Float[Array, "classes"]], Float[Array, ""]]:
+) -> tuple[tuple[Float[Array, "features classes"], Float[Array, "classes"]], Float[Array, ""]]:
     """Weights and bias, and the largest entry of the gradient that is left."""
 
     def loss(classifier):

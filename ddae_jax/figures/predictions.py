@@ -97,7 +97,7 @@ def tokens_figure(
     images: Num[np.ndarray, "batch height width channels"],
     grid: tuple[int, int],
     tokens: Int[np.ndarray, "batch patches"],
-    codes: Float[np.ndarray, "codes width"],
+    codes: Float[np.ndarray, "codes features"],
     mask: Bool[np.ndarray, "batch patches"] | None = None,
     predicted: Int[np.ndarray, "depths batch patches"] = (),
     depths: Sequence[int] = (),
@@ -178,7 +178,7 @@ def histograms_figure(
     _draw_rows(path, columns)
 
 
-def code_colours(codes: Float[np.ndarray, "codes width"]) -> Float[np.ndarray, "codes 3"]:
+def code_colours(codes: Float[np.ndarray, "codes features"]) -> Float[np.ndarray, "codes 3"]:
     """A colour in [0, 1] for each code: its place along the three widest directions of them all."""
     centred = codes - codes.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from ddae_jax.methods.targets import squared_error
@@ -27,12 +28,12 @@ whole batch, over the batch at each place, or over the patches of an image.
 class FeatureStatistics(NamedTuple):
     """Means and variances of a batch's features, of size 1 along what they are taken over."""
 
-    mean: Float[Array, "*parts depths #batch #patches width"]
-    variance: Float[Array, "*parts depths #batch #patches width"]
+    mean: Float[Array, "*parts depths #batch #patches features"]
+    variance: Float[Array, "*parts depths #batch #patches features"]
 
 
 def feature_statistics(
-    features: Float[Array, "depths batch patches width"], normalization: FeatureNormalization
+    features: Float[ArrayLike, "depths batch patches features"], normalization: FeatureNormalization
 ) -> FeatureStatistics:
     """Takes the mean and the variance that a normalisation needs, in float32."""
     features = features.astype(jnp.float32)
@@ -53,10 +54,10 @@ def merge_statistics(parts: FeatureStatistics) -> FeatureStatistics:
 
 
 def standardize(
-    features: Float[Array, "depths batch patches width"],
+    features: Float[ArrayLike, "depths batch patches features"],
     statistics: FeatureStatistics,
     epsilon: float = 1e-6,
-) -> Float[Array, "depths batch patches width"]:
+) -> Float[Array, "depths batch patches features"]:
     """Scales features to zero mean and unit variance, by given statistics; in their own dtype.
 
     What varies by less than the features' dtype resolves beside its mean becomes nearly 0, and not
@@ -69,7 +70,7 @@ def standardize(
 
 
 def feature_error(
-    predictions: Float[Array, "*batch width"], features: Float[Array, "*batch width"]
+    predictions: Float[ArrayLike, "*batch features"], features: Float[ArrayLike, "*batch features"]
 ) -> Float[Array, "*batch"]:
     """Mean squared error of each patch against features, layer-normalised without affine.
 
@@ -81,8 +82,10 @@ def feature_error(
 
 
 def normalize_features(
-    features: Float[Array, "*batch width"], axes: int | tuple[int, ...] = -1, epsilon: float = 1e-6
-) -> Float[Array, "*batch width"]:
+    features: Float[ArrayLike, "*batch features"],
+    axes: int | tuple[int, ...] = -1,
+    epsilon: float = 1e-6,
+) -> Float[Array, "*batch features"]:
     """Zero mean and unit variance over some axes, in float32; layer normalisation by default."""
     features = features.astype(jnp.float32)
     mean = features.mean(axis=axes, keepdims=True)
@@ -106,7 +109,7 @@ class FeatureTargets:
 
     def __call__(
         self, teacher: PyTree, images: Images, of_parts: FeatureStatistics | None = None
-    ) -> Float[Array, "depths batch patches width"]:
+    ) -> Float[Array, "depths batch patches features"]:
         """The targets of a batch, for :meth:`error`.
 
         Of ``layer`` they come as they are: the error normalises those of fewer patches.
@@ -131,7 +134,7 @@ class FeatureTargets:
 
     def watched(
         self, teacher: PyTree, images: Images
-    ) -> Float[Array, "depths batch patches width"]:
+    ) -> Float[Array, "depths batch patches features"]:
         """Features for those who look at what images have in common.
 
         They are normalised as the targets are; but ``position`` would take out just what is looked
@@ -158,7 +161,9 @@ class FeatureTargets:
 
         return error
 
-    def _read(self, teacher: PyTree, images: Images) -> Float[Array, "depths batch patches width"]:
+    def _read(
+        self, teacher: PyTree, images: Images
+    ) -> Float[Array, "depths batch patches features"]:
         features = self.encoder.apply(
             {"params": teacher}, images, depths=self.depths, normalize=False
         )

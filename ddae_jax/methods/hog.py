@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 HogForm = Literal["differences", "sobel"]
@@ -23,7 +24,7 @@ pixels in float32 are off by, and below what a 255th does to the steepest gradie
 
 
 def hog(
-    images: Float[Array, "batch height width channels"],
+    images: Float[ArrayLike, "batch height width channels"],
     cell_size: int = 8,
     num_orientations: int = 9,
     cells_per_block: int = 1,
@@ -73,7 +74,7 @@ def hog(
             f"{height}x{width} pixels is not made of blocks of {side}x{side}"
         )
     is_centred = form == "sobel"
-    down, right = (_sobel if is_centred else _differences)(images.astype(jnp.float32))
+    down, right = (_sobel if is_centred else _differences)(jnp.asarray(images, jnp.float32))
     part = (_centred_part if is_centred else _part)(down, right, num_orientations)
     strength = jnp.sqrt(jnp.square(down) + jnp.square(right))
     votes = jnp.where(part[..., None] == jnp.arange(num_orientations), strength[..., None], 0.0)

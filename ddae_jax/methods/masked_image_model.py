@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ddae_jax.masking import visible_indices
@@ -49,7 +50,7 @@ class Outputs:
     """
 
     predictions: tuple[Predictions, ...]
-    visible: Float[Array, "depths batch visible width"] | None = None
+    visible: Float[Array, "depths batch visible features"] | None = None
 
 
 class MaskedImageModel(nn.Module):
@@ -99,7 +100,7 @@ class MaskedImageModel(nn.Module):
         images: Images,
         mask: Mask,
         num_visible: int,
-        places: Sequence[Int[Array, "batch chosen"] | None],
+        places: Sequence[Int[ArrayLike, "batch _"] | None],
         is_training: bool = False,
     ) -> Outputs:
         """Predictions at each supervised depth.
@@ -133,7 +134,7 @@ class MaskedImageModel(nn.Module):
         """Predictions at each supervised depth, for all patches."""
         return self(images, mask, num_visible, (None,)).predictions[0]
 
-    def _predict(self, patches: Float[Array, "depths batch chosen width"]) -> Predictions:
+    def _predict(self, patches: Float[Array, "depths batch chosen features"]) -> Predictions:
         # The batch comes first where axes are flattened, so that it stays split over devices.
         outputs = jnp.moveaxis(self.head(jnp.moveaxis(patches, 0, 1)), 1, 0)
         ends = list(itertools.accumulate(self.output_widths.values()))[:-1]
@@ -143,8 +144,8 @@ class MaskedImageModel(nn.Module):
         self,
         features: Features,
         mask: Mask,
-        places: Sequence[Int[Array, "batch chosen"] | None],
-    ) -> list[Float[Array, "depths batch chosen width"]]:
+        places: Sequence[Int[ArrayLike, "batch _"] | None],
+    ) -> list[Float[Array, "depths batch chosen features"]]:
         """What the head sees of the patches asked for, a part for each of ``places``."""
 
         def decode(decoder, depths, at, holds_last):
@@ -169,9 +170,9 @@ class MaskedImageModel(nn.Module):
         self,
         images: Images,
         mask: Mask,
-        at: Int[Array, "batch chosen"] | None,
+        at: Int[ArrayLike, "batch chosen"] | None,
         is_training: bool,
-    ) -> Float[Array, "depths batch chosen width"]:
+    ) -> Float[Array, "depths batch chosen features"]:
         """Features of patches, where hidden ones enter the encoder as mask tokens."""
         choose = (lambda patches: patches) if at is None else (lambda p: at_patches(p, at))
         depths = tuple(d for d in self.depths if d <= self.encoder.depth)
@@ -190,8 +191,8 @@ class MaskedImageModel(nn.Module):
         return self._normalize(choose(patches))
 
     def _normalize(
-        self, features: Float[Array, "depths batch tokens width"]
-    ) -> Float[Array, "depths batch tokens width"]:
+        self, features: Float[Array, "depths batch tokens features"]
+    ) -> Float[Array, "depths batch tokens features"]:
         """The encoder's final norm of all depths, or of the encoder's last one and what follows."""
         if self.normalizes_intermediate:
             return self.encoder.norm(features)
@@ -200,10 +201,10 @@ class MaskedImageModel(nn.Module):
 
     def _aggregate(
         self,
-        last: Float[Array, "batch tokens width"],
-        earlier: Float[Array, "batch tokens width"],
+        last: Float[Array, "batch tokens features"],
+        earlier: Float[Array, "batch tokens features"],
         is_training: bool,
-    ) -> Float[Array, "batch tokens width"]:
+    ) -> Float[Array, "batch tokens features"]:
         """What :class:`Aggregation` makes of the last class token and earlier patches."""
         tokens = jnp.concatenate([last[:, :1], earlier[:, 1:]], axis=1)
         shared = self.encoder.attention_bias()

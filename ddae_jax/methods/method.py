@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
@@ -136,7 +137,7 @@ class Method:
         return {} if self.has_momentum_encoder else teacher
 
     def update_teacher(
-        self, teacher: PyTree, params: PyTree, output: MethodOutput, momentum: Array
+        self, teacher: PyTree, params: PyTree, output: MethodOutput, momentum: Float[ArrayLike, ""]
     ) -> PyTree:
         """``teacher <- momentum * teacher + (1 - momentum) * student``, or as it was."""
         if not self.has_momentum_encoder:

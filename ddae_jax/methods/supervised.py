@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.models.upernet import resize_bilinear
@@ -69,10 +70,10 @@ class LabelledTask:
         self,
         params: PyTree,
         teacher: PyTree,
-        inputs: tuple[Float[Array, "batch height width channels"], PyTree],
+        inputs: tuple[Float[ArrayLike, "batch height width channels"], PyTree],
         key: PRNGKeyArray,
         is_training: bool = True,
-        progress: Float[Array, ""] | float | None = None,
+        progress: Float[ArrayLike, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], PyTree]:
         """Loss of a batch of normalised images and their targets; new statistics and metrics."""
         images, targets = inputs
@@ -100,7 +101,7 @@ class LabelledTask:
         return gradient
 
     def update_teacher(
-        self, teacher: PyTree, params: PyTree, output: PyTree, momentum: Array
+        self, teacher: PyTree, params: PyTree, output: PyTree, momentum: Float[ArrayLike, ""]
     ) -> PyTree:
         """The new statistics, and the average moved a little towards the parameters."""
         average = teacher["average"]
@@ -113,12 +114,12 @@ class LabelledTask:
         return output["metrics"]
 
     def visualize(
-        self, params: PyTree, teacher: PyTree, images: Array, key: PRNGKeyArray
+        self, params: PyTree, teacher: PyTree, images: ArrayLike, key: PRNGKeyArray
     ) -> dict[str, Array]:
         """Nothing: what people look at here is made by evaluation."""
         return {}
 
-    def predict(self, params: PyTree, teacher: PyTree, images: Array) -> PyTree:
+    def predict(self, params: PyTree, teacher: PyTree, images: ArrayLike) -> PyTree:
         """The network's outputs, by the average of the parameters where that is kept."""
         params = teacher["average"] if self.keeps_average else params
         variables = {"params": params, "batch_stats": teacher["statistics"]}
@@ -134,7 +135,7 @@ class LabelledTask:
 
 
 def classification_error(
-    logits: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
+    logits: Float[ArrayLike, "batch classes"], targets: Float[ArrayLike, "batch classes"]
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-entropy against the shares of each class, and how often the largest one is met.
 
@@ -146,8 +147,8 @@ def classification_error(
 
 
 def segmentation_error(
-    outputs: tuple[Array, Array | None],
-    labels: Int[Array, "batch height width"],
+    outputs: tuple[ArrayLike, ArrayLike | None],
+    labels: Int[ArrayLike, "batch height width"],
     auxiliary_weight: float = 0.4,
     ignored: int = 255,
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -165,7 +166,7 @@ def segmentation_error(
     counts = labels != ignored
     num_pixels = jnp.maximum(counts.sum(), 1)
 
-    def error(scores: Array) -> tuple[Array, Array]:
+    def error(scores: ArrayLike) -> tuple[Array, Array]:
         logits = resized_logits(scores, labels.shape[1:])
         classes = jnp.where(counts, labels, 0)
         errors = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
@@ -182,7 +183,7 @@ def segmentation_error(
 
 
 def resized_logits(
-    scores: Float[Array, "batch rows columns classes"], size: tuple[int, int]
+    scores: Float[ArrayLike, "batch rows columns classes"], size: tuple[int, int]
 ) -> Float[Array, "batch height width classes"]:
     """Scores of every pixel, interpolated linearly."""
     return resize_bilinear(scores.astype(jnp.float32), tuple(size))

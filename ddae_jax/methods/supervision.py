@@ -6,6 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ddae_jax.distance import distance_map
@@ -93,10 +94,10 @@ class DeepDynamicSupervision(nn.Module):
 
     def __call__(
         self,
-        errors: Float[Array, "objectives depths batch patches"],
-        mask: Bool[Array, "batch patches"],
+        errors: Float[ArrayLike, "objectives depths batch patches"],
+        mask: Bool[ArrayLike, "batch patches"],
         grid: Grid,
-        objective_weights: Float[Array, "objectives"] | None = None,
+        objective_weights: Float[ArrayLike, "objectives"] | None = None,
     ) -> SupervisionOutput:
         """The loss of a batch.
 
@@ -134,8 +135,8 @@ class DeepDynamicSupervision(nn.Module):
 
     def relative_gradient(
         self,
-        gradient: Float[Array, "objectives depths"],
-        losses: Float[Array, "objectives depths"],
+        gradient: Float[ArrayLike, "objectives depths"],
+        losses: Float[ArrayLike, "objectives depths"],
     ) -> Float[Array, "objectives depths"]:
         """Divides beta's gradient by what each loss contributes at its whole weight.
 
@@ -161,7 +162,7 @@ class DeepDynamicSupervision(nn.Module):
         return self.mode == "deep_dynamic" and self.weighting != "neighbourhood"
 
     def weights(
-        self, mask: Bool[Array, "batch patches"], grid: Grid
+        self, mask: Bool[ArrayLike, "batch patches"], grid: Grid
     ) -> Float[Array, "objectives depths batch patches"]:
         """What each patch's error is multiplied by; 0 on visible patches."""
         if self.mode == "deep_dynamic" and self.weighting == "neighbourhood":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ddae_jax.methods.hog import HogForm, hog
@@ -12,7 +13,7 @@ from ddae_jax.patches import normalize_patches, patch_statistics, patchify, unpa
 
 
 def pixel_targets(
-    images: Float[Array, "batch height width channels"], patch_size: int, normalize: bool
+    images: Float[ArrayLike, "batch height width channels"], patch_size: int, normalize: bool
 ) -> Float[Array, "batch patches values"]:
     """The pixels of each patch, float32; each patch normalised by its own statistics if asked.
 
@@ -42,7 +43,7 @@ def visualize_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[st
 
 
 def hog_targets(
-    images: Float[Array, "batch height width channels"],
+    images: Float[ArrayLike, "batch height width channels"],
     patch_size: int,
     cell_size: int,
     form: HogForm = "sobel",
@@ -69,7 +70,7 @@ def check_cells(patch_size: int, hog_cell: int) -> None:
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch codes"], tokens: Int[Array, "*batch"]
+    logits: Float[ArrayLike, "*batch codes"], tokens: Int[ArrayLike, "*#batch"]
 ) -> Float[Array, "*batch"]:
     """``-log softmax(logits)[token]``, in float32; the tokens may have leading axes of size 1."""
     logits = logits.astype(jnp.float32)
@@ -78,14 +79,14 @@ def cross_entropy(
 
 
 def absolute_error(
-    predictions: Float[Array, "*batch values"], targets: Float[Array, "*batch values"]
+    predictions: Float[ArrayLike, "*batch values"], targets: Float[ArrayLike, "*#batch values"]
 ) -> Float[Array, "*batch"]:
     """Mean absolute error of each patch, in float32."""
     return jnp.abs(predictions.astype(jnp.float32) - targets.astype(jnp.float32)).mean(axis=-1)
 
 
 def squared_error(
-    predictions: Float[Array, "*batch values"], targets: Float[Array, "*batch values"]
+    predictions: Float[ArrayLike, "*batch values"], targets: Float[ArrayLike, "*#batch values"]
 ) -> Float[Array, "*batch"]:
     """Mean squared error of each patch, in float32."""
     difference = predictions.astype(jnp.float32) - targets.astype(jnp.float32)

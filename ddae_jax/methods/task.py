@@ -3,13 +3,15 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
 from ddae_jax.models.vit import ViT
 
-Images = Float[Array, "batch height width channels"]
-Mask = Bool[Array, "batch patches"]
-Predictions = Mapping[str, Num[Array, "depths batch patches *values"]]
+Images = Float[ArrayLike, "batch height width channels"]
+Mask = Bool[ArrayLike, "batch patches"]
+Predictions = Mapping[str, Num[Array, "_ batch _ ..."]]
+"""By objective, of shape ``(depths, batch, patches, *values)``; targets may have a single depth."""
 
 
 class TrainTask(Protocol):
@@ -85,7 +87,7 @@ class TrainTask(Protocol):
         """What the optimizer is given of a step's gradient and output, those of all its parts."""
 
     def update_teacher(
-        self, teacher: PyTree, params: PyTree, output: Any, momentum: Array
+        self, teacher: PyTree, params: PyTree, output: Any, momentum: Float[ArrayLike, ""]
     ) -> PyTree:
         """The teacher after a step that led to these parameters."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.methods.spec import Keys, MethodSpec
@@ -166,7 +167,7 @@ class VqKd:
         return gradient
 
     def update_teacher(
-        self, teacher: PyTree, params: PyTree, output: VqKdOutput, momentum: Array
+        self, teacher: PyTree, params: PyTree, output: VqKdOutput, momentum: Float[ArrayLike, ""]
     ) -> PyTree:
         """The codebook after the step, and the teacher as it was."""
         return teacher | {"codebook": output.codebook}

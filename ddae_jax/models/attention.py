@@ -1,4 +1,4 @@
-"""Multi-head self-attention; the one place that chooses its form for the backend."""
+"""Multi-head attention. The form that suits the backend is chosen here and nowhere else."""
 
 import functools
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ddae_jax.models.backend import platform
@@ -15,36 +16,43 @@ from ddae_jax.patches import Grid
 
 AttentionForm = Literal["auto", "batched_matmul", "dot_product", "cudnn", "einsum"]
 
-Heads = Float[Array, "batch tokens heads head_width"]
-"""What each head has of each token: queries, keys, values, or what it mixes of those.
+Queries = Float[ArrayLike, "batch queries heads head_width"]
+"""A query of each head for each token that attends."""
 
-Queries may be of other tokens, and of another number, than keys and values."""
+Keys = Float[ArrayLike, "batch keys heads head_width"]
+"""A key, or a value, of each head for each token that is attended to."""
+
+Bias = Float[ArrayLike, "heads queries keys"]
+"""A summand of the attention logits, the same for all images."""
+
+Mixed = Float[Array, "batch queries heads head_width"]
+"""The values that each head mixes for each query."""
 
 ATTENTION = "attention"
-"""The collection that :class:`SelfAttention` sows its ``weights`` into, where it is mutable."""
+"""The collection that :class:`SelfAttention` sows its ``weights`` into if it is mutable."""
 
 
 class SelfAttention(nn.Module):
-    """Self-attention; queries, keys and values of all heads come from one kernel.
+    """Self-attention whose queries, keys and values of all heads come from one kernel.
 
     Attributes:
-        num_heads: heads; divides the width.
-        form: ``auto`` takes what suits the platform:
+        num_heads: number of heads; divides the width.
+        form: ``auto`` chooses the form that suits the platform:
 
             - ``batched_matmul``, on CPU: products of ``(batch * heads, tokens, head_width)``,
               several times faster there than batched einsums;
-            - ``cudnn``, on GPU, in 16 bits, where cuDNN's fused kernel takes the shapes: a third of
-              the memory traffic of ``dot_product``, but for cuDNN's workspace;
+            - ``cudnn``, on GPU in 16 bits if cuDNN's fused kernel accepts the shapes: a third of
+              the memory traffic of ``dot_product``, apart from cuDNN's workspace;
             - ``einsum``, on TPU, and on GPU in 16 bits otherwise: einsums over batch and heads, and
-              a backward pass of its own, with two thirds of that traffic on a TPU, four fifths on a
-              GPU;
+              a backward pass of its own, with two thirds of that traffic on a TPU and four fifths
+              on a GPU;
             - ``dot_product``, on GPU in float32: ``jax.nn.dot_product_attention`` by XLA, which
-              holds less there (benchmarks/results/compile_attention_forms.json).
+              needs less memory there (benchmarks/results/compile_attention_forms.json).
 
-            Where the weights are read (:func:`ddae_jax.models.vit.attention_by_block`),
-            ``batched_matmul`` mixes the tokens too, as not all of them have weights to show.
-        has_key_bias: whether keys have a bias; softmax does not see it, BEiT leaves it out.
-        dtype: of the computation; parameters are float32.
+            While the weights are read (:func:`ddae_jax.models.vit.attention_by_block`), the form is
+            always ``batched_matmul``, as the others do not expose their weights.
+        has_key_bias: whether keys have a bias. Softmax cancels it, and BEiT leaves it out.
+        dtype: dtype of the computation; parameters are float32.
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """
@@ -52,15 +60,15 @@ class SelfAttention(nn.Module):
     num_heads: int
     form: AttentionForm = "auto"
     has_key_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch tokens width"],
-        bias: Float[Array, "heads tokens tokens"] | None = None,
-    ) -> Float[Array, "batch tokens width"]:
-        """Mixes the tokens; ``bias`` is added to the logits, queries in its rows."""
+        tokens: Float[ArrayLike, "batch tokens features"],
+        bias: Float[ArrayLike, "heads tokens tokens"] | None = None,
+    ) -> Float[Array, "batch tokens features"]:
+        """Mixes the tokens. ``bias`` is added to the logits; its rows are queries."""
         width = tokens.shape[-1]
         projection_bias = None
         if not self.has_key_bias:
@@ -85,27 +93,27 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of some tokens to others: queries of the ones, keys and values of the others.
+    """Attention of some tokens to others, which provide the keys and values.
 
     Attributes:
-        num_heads: heads; divides the width.
+        num_heads: number of heads; divides the width.
         form: see :class:`SelfAttention`.
-        dtype: of the computation; parameters are float32.
+        dtype: dtype of the computation; parameters are float32.
 
     Source: Vaswani et al. 2017, section 3.2.3 ("encoder-decoder attention").
     """
 
     num_heads: int
     form: AttentionForm = "auto"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch queries width"],
-        memory: Float[Array, "batch keys memory_width"],
-    ) -> Float[Array, "batch queries width"]:
-        """Mixes what the tokens find in ``memory``, whose width may be another."""
+        tokens: Float[ArrayLike, "batch queries features"],
+        memory: Float[ArrayLike, "batch keys memory_features"],
+    ) -> Float[Array, "batch queries features"]:
+        """Mixes ``memory``, whose width may differ, for each of ``tokens``."""
         width = tokens.shape[-1]
         parts = (self.num_heads, width // self.num_heads)
         q = Dense(width, dtype=self.dtype, name="query")(tokens)
@@ -123,26 +131,26 @@ class CrossAttention(nn.Module):
 
 
 class _Projections(nn.Module):
-    """Queries, keys and values of each head, from one kernel.
+    """Projections to the queries, keys and values of each head, from one kernel.
 
     Attributes:
-        num_heads: heads; divides the width.
-        is_split: whether they are three products with parts of the kernel, each in the form that
-            its heads are used in, instead of one product that is taken apart.
-        dtype: of the computation.
+        num_heads: number of heads; divides the width.
+        is_split: whether to compute three products with parts of the kernel, each directly in the
+            layout of the heads, instead of one product that is split afterwards.
+        dtype: dtype of the computation.
     """
 
     num_heads: int
     is_split: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch tokens width"],
-        bias: Float[Array, " 3*width"] | None = None,
-    ) -> tuple[Heads, ...]:
-        """The three of them; ``bias`` is used instead of a parameter of this layer's own."""
+        tokens: Float[ArrayLike, "batch tokens features"],
+        bias: Float[ArrayLike, " 3*features"] | None = None,
+    ) -> tuple[Float[Array, "batch tokens heads head_width"], ...]:
+        """Returns all three. ``bias``, if given, replaces this layer's own parameter."""
         batch, length, width = tokens.shape
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (width, 3 * width))
         if bias is None:
@@ -160,12 +168,12 @@ class _Projections(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """What the relative position of two tokens adds to their attention logit, in each head.
+    """A learned summand of attention logits for each relative position of two tokens, by head.
 
     Attributes:
-        grid: ``(h, w)`` of patches.
+        grid: ``(h, w)``, the grid of patches.
         has_class_token: whether a class token comes before the patches.
-        num_heads: heads.
+        num_heads: number of heads.
 
     Source: Bao et al. 2021, BEiT; Raffel et al. 2020, T5. See :func:`relative_positions`.
     """
@@ -181,8 +189,8 @@ class RelativePositionBias(nn.Module):
         return jnp.moveaxis(table[index], -1, 0)
 
 
-def best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) -> AttentionForm:
-    """What ``auto`` means on this platform; cuDNN takes what JAX documents of it."""
+def best_form(length: int, head_width: int, has_bias: bool, dtype: DTypeLike) -> AttentionForm:
+    """Returns the form that ``auto`` means here; cuDNN's limits are those that JAX documents."""
     if platform() == "gpu":
         if jnp.dtype(dtype).itemsize != 2:
             return "dot_product"
@@ -192,9 +200,9 @@ def best_form(length: int, head_width: int, has_bias: bool, dtype: jnp.dtype) ->
 
 
 def _mixed_and_weights(
-    q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads tokens tokens"] | None
-) -> tuple[Heads, Float[Array, "batch heads tokens tokens"]]:
-    """The mixed values, and the float32 weights that mixed them: of each query, over the keys."""
+    q: Queries, k: Keys, v: Keys, bias: Bias | None
+) -> tuple[Mixed, Float[Array, "batch heads queries keys"]]:
+    """Returns the mixed values, and each query's float32 weights over the keys."""
     batch, num_queries, heads, head_width = q.shape
     num_keys = k.shape[1]
     q, k, v = (x.swapaxes(1, 2).reshape(batch * heads, -1, head_width) for x in (q, k, v))
@@ -208,27 +216,27 @@ def _mixed_and_weights(
 
 
 def _dot_product(
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    bias: Float[Array, "heads tokens tokens"] | None,
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    bias: Bias | None,
     implementation: Literal["xla", "cudnn"] = "xla",
-) -> Heads:
+) -> Mixed:
     bias = None if bias is None else bias[None].astype(q.dtype)
     return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
 
 
 def _cudnn(
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    bias: Float[Array, "heads tokens tokens"] | None,
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    bias: Bias | None,
     implementation: Literal["xla", "cudnn"] = "cudnn",
-) -> Heads:
-    """An odd number of tokens gets one more, which is masked.
+) -> Mixed:
+    """Calls cuDNN's attention; an odd number of tokens is padded by one, which is masked.
 
-    JAX refuses to differentiate cuDNN's attention over an odd number of tokens, as if there were a
-    bias, which alone must be of an even one.
+    JAX refuses to differentiate cuDNN's attention over an odd number of tokens, though only a bias
+    needs an even one.
     """
     num_queries, num_keys = q.shape[1], k.shape[1]
     if (num_queries % 2 == 0 and num_keys % 2 == 0) or bias is not None:
@@ -245,14 +253,12 @@ def _cudnn(
 
 
 @jax.custom_vjp
-def _einsum(
-    q: Heads, k: Heads, v: Heads, bias: Float[Array, "heads tokens tokens"] | None
-) -> Heads:
-    """Attention whose backward pass is written out.
+def _einsum(q: Queries, k: Keys, v: Keys, bias: Bias | None) -> Mixed:
+    """Computes attention with a backward pass that is written out.
 
-    Differentiated by rule, softmax keeps its float32 values; here the backward pass takes the
-    weights in the computation's dtype, and the sum in softmax's derivative from what was mixed:
-    ``sum_k weights_qk d_weights_qk = sum_d mixed_qd d_mixed_qd``.
+    Automatic differentiation of softmax would keep its float32 values. This backward pass takes the
+    weights in the computation's dtype, and gets the sum in softmax's derivative from the mixed
+    values: ``sum_k weights_qk d_weights_qk = sum_d mixed_qd d_mixed_qd``.
 
     Source: Dao et al. 2022, FlashAttention, appendix B.2 (the backward pass).
     """
@@ -269,8 +275,8 @@ def _einsum_forward(q, k, v, bias):
     return mixed, (q, k, v, bias, weights, mixed)
 
 
-def _einsum_backward(kept, d_mixed):
-    q, k, v, bias, weights, mixed = kept
+def _einsum_backward(residuals, d_mixed):
+    q, k, v, bias, weights, mixed = residuals
     d_v = jnp.einsum("bhqk,bqhd->bkhd", weights, d_mixed)
     d_weights = jnp.einsum("bqhd,bkhd->bhqk", d_mixed, v, preferred_element_type=jnp.float32)
     mean = (d_mixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(axis=-1)

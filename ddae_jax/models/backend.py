@@ -1,4 +1,4 @@
-"""What a program is compiled for: the best form of a layer depends on it."""
+"""The platform that a program is compiled for; the best form of a layer depends on it."""
 
 import contextlib
 import contextvars
@@ -10,13 +10,13 @@ _compiled_for: contextvars.ContextVar[str | None] = contextvars.ContextVar("plat
 
 
 def platform() -> str:
-    """``cpu``, ``gpu`` or ``tpu``: of JAX's default devices, or what :func:`compiled_for` says."""
+    """Returns ``cpu``, ``gpu`` or ``tpu``: JAX's default, or what :func:`compiled_for` sets."""
     return _compiled_for.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def compiled_for(platform: str) -> Iterator[None]:
-    """Layers that are traced in the body take the forms that suit another platform."""
+    """Makes layers that are traced in the body take the forms that suit ``platform``."""
     token = _compiled_for.set(platform)
     try:
         yield

@@ -1,10 +1,11 @@
-"""An encoder with a classifier on its pooled features."""
+"""The network of fine-tuning and linear probing: a classifier on an encoder's pooled features."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ddae_jax.models.transformer import layer_norm
@@ -14,17 +15,18 @@ Normalization = Literal["layer", "batch"]
 
 
 class Classifier(nn.Module):
-    """Scores for each class, from the features after an encoder's last block.
+    """A linear classifier on the pooled features of an encoder's last block.
 
     Attributes:
         encoder: the vision transformer.
-        num_classes: classes.
+        num_classes: number of classes.
         pool: ``mean`` over the patches, or the ``class_token``.
-        normalization: of what is classified. ``layer``: the encoder's final norm of the class
-            token, or a new layer norm of the mean, which takes that norm's place. ``batch``: batch
-            normalisation without affine, after the encoder's final norm, as in MAE's linear probe.
-        init_deviation: standard deviation of the classifier's first kernel.
-        is_frozen: whether the encoder stays as it is, without stochastic depth.
+        normalization: normalisation of the pooled features. ``layer``: the encoder's final norm for
+            the class token, or a new layer norm in its place for the mean. ``batch``: batch
+            normalisation without affine parameters after the encoder's final norm, as in MAE's
+            linear probe.
+        init_deviation: standard deviation of the classifier's initial kernel.
+        is_frozen: whether the encoder is not trained, and runs without stochastic depth.
 
     Source: He et al. 2022, appendix A.1 (fine-tuning, linear probing); Bao et al. 2021, BEiT,
     section 3.2 (mean over the patches).
@@ -39,9 +41,9 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width channels"], *, is_training: bool = False
+        self, images: Float[ArrayLike, "batch height width channels"], *, is_training: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Class scores, logits, float32. Batch statistics are in the collection ``batch_stats``."""
+        """Returns float32 logits. Batch statistics are in the collection ``batch_stats``."""
         norms_mean = self.pool == "mean" and self.normalization == "layer"
         features = self.encoder(
             images,

@@ -1,9 +1,10 @@
-"""The light decoder that fills hidden patches in, when only visible ones were encoded."""
+"""The light decoder that fills hidden patches in if only visible ones were encoded."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ddae_jax.masking import visible_indices
@@ -24,18 +25,18 @@ DecoderKind = Literal["self", "cross"]
 
 
 class Decoder(nn.Module):
-    """A narrow transformer that makes features of hidden patches, the same for every depth.
+    """A narrow transformer that decodes features of hidden patches, the same one for every depth.
 
     Attributes:
-        grid: ``(h, w)`` of the whole image.
-        width, depth, num_heads: its size.
+        grid: ``(h, w)``, the grid of patches of the whole image.
+        width, depth, num_heads: size of the decoder.
         mlp_ratio: hidden width of the MLPs over ``width``.
         kind: ``self``: visible features and mask tokens attend to each other (He et al. 2022,
-            section 3, "MAE decoder"). ``cross``: mask tokens attend to the visible features, and
-            not to each other, so that each is decoded by itself, and only those that are asked for
-            cost anything (Fu et al. 2024, "Rethinking Patch Dependence for Masked Autoencoders").
-        intermediate_blocks: how many of the blocks, the first ones, decode the depths before the
-            last one; 0 for all. Fewer make deep supervision cheaper.
+            section 3, "MAE decoder"). ``cross``: mask tokens attend to the visible features but
+            not to each other, so that each is decoded by itself and only requested patches cost
+            anything (Fu et al. 2024, "Rethinking Patch Dependence for Masked Autoencoders").
+        intermediate_blocks: how many of the first blocks decode the depths before the last one; 0
+            for all. Fewer make deep supervision cheaper.
         rematerialization, attention_form, dtype: as in :class:`ddae_jax.models.vit.ViT`.
     """
 
@@ -48,32 +49,33 @@ class Decoder(nn.Module):
     intermediate_blocks: int = 0
     rematerialization: Rematerialization = "none"
     attention_form: AttentionForm = "auto"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self,
         features: Features,
-        mask: Bool[Array, "batch patches"] | None = None,
+        mask: Bool[ArrayLike, "batch patches"] | None = None,
         *,
-        places: Int[Array, "batch chosen"] | None = None,
+        places: Int[ArrayLike, "batch chosen"] | None = None,
         holds_last: bool = True,
-    ) -> Float[Array, "depths batch chosen decoder_width"]:
-        """Decodes the features of visible patches, in ascending order, at every read-out depth.
+    ) -> Float[Array, "depths batch chosen decoder_features"]:
+        """Decodes patches at every depth that was read out.
 
         Args:
-            features: of the class token, if any, and the visible patches.
+            features: features of the class token, if any, and of the visible patches in ascending
+                order.
             mask: True where hidden; None if all patches are visible.
-            places: the hidden patches to decode; all patches of the grid by default, in its order.
-                ``self`` decodes some of the hidden patches as if there were no others.
+            places: the hidden patches to decode; by default all patches of the grid, in its order.
+                Given some of the hidden patches, ``self`` decodes them as if there were no others.
             holds_last: whether the last of these depths is the encoder's last one, and so passes
-                all blocks.
+                through all blocks.
 
         Returns:
-            Normalised features of those patches.
+            Normalised features of the decoded patches.
 
         Raises:
-            ValueError: if ``kind`` is neither, or ``cross`` has no mask.
+            ValueError: if ``kind`` is unknown, or ``cross`` has no mask.
         """
         if self.kind == "cross":
             return self._attend_to_visible(features, mask, places, holds_last)
@@ -84,13 +86,13 @@ class Decoder(nn.Module):
     def _attend_to_all(
         self,
         features: Features,
-        mask: Bool[Array, "batch patches"] | None,
-        places: Int[Array, "batch chosen"] | None,
+        mask: Bool[ArrayLike, "batch patches"] | None,
+        places: Int[ArrayLike, "batch chosen"] | None,
         holds_last: bool,
-    ) -> Float[Array, "depths batch chosen width"]:
+    ) -> Float[Array, "depths batch chosen features"]:
         num_depths, batch, num_tokens, _ = features.tokens.shape
-        # Depths are so many more images to the one decoder. The batch comes first, so that it
-        # stays split over devices.
+        # To the decoder, depths are just more images. The batch comes first, so that it stays
+        # split over devices.
         visible_tokens = jnp.moveaxis(features.tokens, 0, 1)
         visible_tokens = visible_tokens.reshape(batch * num_depths, num_tokens, -1)
 
@@ -122,45 +124,47 @@ class Decoder(nn.Module):
     def _attend_to_visible(
         self,
         features: Features,
-        mask: Bool[Array, "batch patches"] | None,
-        places: Int[Array, "batch chosen"] | None,
+        mask: Bool[ArrayLike, "batch patches"] | None,
+        places: Int[ArrayLike, "batch chosen"] | None,
         holds_last: bool,
-    ) -> Float[Array, "depths batch chosen width"]:
+    ) -> Float[Array, "depths batch chosen features"]:
         if mask is None:
             raise ValueError("decoder.kind='cross' decodes hidden patches; it needs a mask")
         num_depths, batch, _, _ = features.tokens.shape
         positions = jnp.asarray(sincos_positions(self.grid, self.width), self.dtype)
-        wanted = jnp.broadcast_to(positions, (batch, *positions.shape))
+        chosen = jnp.broadcast_to(positions, (batch, *positions.shape))
         if places is not None:
-            wanted = positions[places]
-        queries = self._mask_tokens(batch, wanted.shape[1]) + wanted
+            chosen = positions[places]
+        queries = self._mask_tokens(batch, chosen.shape[1]) + chosen
         queries = jnp.broadcast_to(queries[:, None], (batch, num_depths, *queries.shape[1:]))
         decoded = self._decode(queries, jnp.moveaxis(features.tokens, 0, 1), holds_last)
         return jnp.moveaxis(decoded, 1, 0)
 
-    def _mask_token(self) -> Float[Array, "width"]:
+    def _mask_token(self) -> Float[Array, " features"]:
         mask_token = self.param("mask_token", token_initializer(), (self.width,))
-        return mask_token.astype(self.dtype)
+        return jnp.asarray(mask_token, self.dtype)
 
-    def _mask_tokens(self, batch: int, count: int) -> Float[Array, "batch count width"]:
+    def _mask_tokens(self, batch: int, count: int) -> Float[Array, "batch count features"]:
         return jnp.broadcast_to(self._mask_token(), (batch, count, self.width))
 
     def _fill_in(
-        self, visible: Float[Array, "batch visible width"], mask: Bool[Array, "batch patches"]
-    ) -> Float[Array, "batch patches width"]:
-        """The mask token where hidden, and the visible patches' features in their places."""
-        # A visible patch's place among the visible ones is the count of visible ones before it.
+        self,
+        visible: Float[ArrayLike, "batch visible features"],
+        mask: Bool[ArrayLike, "batch patches"],
+    ) -> Float[Array, "batch patches features"]:
+        """Puts the visible patches' features in their places, and the mask token elsewhere."""
+        # A visible patch's index among the visible ones is the number of those before it.
         place = jnp.clip(jnp.cumsum(~mask, axis=1) - 1, 0, visible.shape[1] - 1)
         tokens = jnp.take_along_axis(visible, place[..., None], axis=1)
         return jnp.where(mask[..., None], self._mask_token(), tokens)
 
     def _decode(
         self,
-        tokens: Float[Array, "batch depths tokens width"],
-        memory: Float[Array, "batch depths keys memory_width"] | None,
+        tokens: Float[ArrayLike, "batch depths tokens features"],
+        memory: Float[ArrayLike, "batch depths keys memory_features"] | None,
         holds_last: bool,
-    ) -> Float[Array, "batch depths tokens width"]:
-        """All blocks for the last depth, for those before it the first ones, and the norm."""
+    ) -> Float[Array, "batch depths tokens features"]:
+        """Applies the first blocks to all depths, the rest to the last depth, then the norm."""
         norm = layer_norm(self.dtype, name="norm")
 
         def apply_block(index, tokens, memory):

@@ -1,28 +1,29 @@
-"""The affine layer that all networks here are made of."""
+"""The affine layer that all networks are made of."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ddae_jax.models.backend import platform
 
 
 class Dense(nn.Module):
-    """``inputs @ kernel + bias``; see :func:`matrix_product`.
+    """An affine layer: ``inputs @ kernel + bias``, see :func:`matrix_product`.
 
     Attributes:
-        features: values of an output.
-        dtype: of the computation; parameters are float32.
+        features: number of values of an output.
+        dtype: dtype of the computation; parameters are float32.
         kernel_init: Xavier-uniform by default.
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
+    def __call__(self, inputs: Float[ArrayLike, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
         """Applies the layer to the last axis."""
         kernel = self.param("kernel", self.kernel_init, (inputs.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -31,15 +32,17 @@ class Dense(nn.Module):
 
 
 def matrix_product(
-    inputs: Float[Array, "*batch width"], kernel: Float[Array, "width features"]
-) -> Float[Array, "*batch features"]:
-    """``inputs @ kernel``. On a CPU, the inputs become one matrix first.
+    inputs: Float[ArrayLike, "*batch inputs"], kernel: Float[ArrayLike, "inputs outputs"]
+) -> Float[Array, "*batch outputs"]:
+    """Computes ``inputs @ kernel``; on a CPU the inputs are flattened to one matrix first.
 
-    The gradient of a batched product contracts two axes, for which XLA's CPU backend transposes
-    the whole batch first, slowly; that of a matrix product does not
+    The gradient of a batched product contracts two axes. For this, XLA's CPU backend first
+    transposes the whole batch, which is slow; the gradient of a matrix product avoids it
     (benchmarks/results/cpu_layers.json). On a TPU, whose tiles hold eight rows, flattening 197
-    tokens an image moves every value.
+    tokens per image would move every value.
     """
+    # NumPy's own product of bfloat16 is float32.
+    inputs, kernel = jnp.asarray(inputs), jnp.asarray(kernel)
     if platform() != "cpu":
         return inputs @ kernel
     outputs = _product_on_cpu(inputs.reshape(-1, inputs.shape[-1]), kernel)
@@ -48,31 +51,31 @@ def matrix_product(
 
 @jax.custom_vjp
 def _product_on_cpu(
-    inputs: Float[Array, "rows width"], kernel: Float[Array, "width features"]
-) -> Float[Array, "rows features"]:
-    """``inputs @ kernel``, whose gradient by the kernel copies a factor into its order first.
+    inputs: Float[ArrayLike, "rows inputs"], kernel: Float[ArrayLike, "inputs outputs"]
+) -> Float[Array, "rows outputs"]:
+    """Computes ``inputs @ kernel``; its gradient by the kernel first copies a factor row by row.
 
-    XLA's CPU backend has its fast products for left factors that lie row by row only; what it takes
-    for a transposed one is up to half as fast (benchmarks/results/cpu_layers.json).
+    XLA's CPU backend has fast products only for left factors stored row by row. For a transposed
+    one it can be half as fast (benchmarks/results/cpu_layers.json).
     """
     return inputs @ kernel
 
 
-def _forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _forward(inputs: ArrayLike, kernel: ArrayLike) -> tuple[Array, tuple[Array, Array]]:
     return inputs @ kernel, (inputs, kernel)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    inputs, kernel = kept
+def _backward(residuals: tuple[ArrayLike, ArrayLike], gradient: ArrayLike) -> tuple[Array, Array]:
+    inputs, kernel = residuals
     if inputs.size <= gradient.size + kernel.size:
         of_kernel = _transposed(inputs) @ gradient
-    else:  # less is copied this way
+    else:  # copies less
         of_kernel = jax.lax.optimization_barrier(_transposed(gradient) @ inputs).T
     return gradient @ kernel.T, of_kernel
 
 
-def _transposed(matrix: Array) -> Array:
-    """A copy: without the barrier, the product would read the matrix as it lies."""
+def _transposed(matrix: ArrayLike) -> Array:
+    """Copies the transpose; without the barrier, the product would read the original matrix."""
     return jax.lax.optimization_barrier(matrix.T)
 
 

@@ -1,4 +1,4 @@
-"""Where a patch is: fixed embeddings, and which relative position two tokens have."""
+"""Positions of patches: fixed embeddings, and the relative position of two tokens."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -6,13 +6,15 @@ from jaxtyping import Float, Int
 from ddae_jax.patches import Grid
 
 
-def sincos_positions(grid: Grid, width: int) -> Float[np.ndarray, "patches width"]:
-    """Two-dimensional sine-cosine embedding of a patch grid, float32.
+def sincos_positions(grid: Grid, width: int) -> Float[np.ndarray, "patches features"]:
+    """Returns the two-dimensional sine-cosine embedding of a patch grid, float32.
 
-    A quarter of ``width`` each: sine and cosine of the column, sine and cosine of the row, at
-    frequencies from 1 down to 1/10000.
+    Sine and cosine of the column, then sine and cosine of the row, take a quarter of ``width``
+    each, at frequencies from 1 down to 1/10000.
 
-    Raises ``ValueError`` if ``width`` is not divisible by 4.
+    Raises:
+        ValueError: if ``width`` is not divisible by 4.
+
     Source: Vaswani et al. 2017, section 3.5; in two dimensions as in He et al. 2022.
     """
     if width % 4:
@@ -30,10 +32,11 @@ def sincos_positions(grid: Grid, width: int) -> Float[np.ndarray, "patches width
 def relative_positions(
     grid: Grid, has_class_token: bool
 ) -> tuple[Int[np.ndarray, "tokens tokens"], int]:
-    """Which relative position each token (row) sees each token (column) at, and how many there are.
+    """Returns the index of each token pair's relative position, and the number of positions.
 
-    Two patches that differ by as many rows and columns share one of ``(2h - 1)(2w - 1)``. With a
-    class token three more follow: from it to a patch, from a patch to it, and from it to itself.
+    Rows of the index are the tokens that attend, columns those attended to. Pairs of patches that
+    are equally many rows and columns apart share one of ``(2h - 1)(2w - 1)`` positions. With a
+    class token, three more follow: from it to a patch, from a patch to it, and from it to itself.
 
     Source: Bao et al. 2021, BEiT, after Raffel et al. 2020, T5.
     """

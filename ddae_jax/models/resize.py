@@ -1,7 +1,8 @@
-"""Encoder parameters for images of another size: its positions, resized to the new grid."""
+"""Adaptation of an encoder's parameters to another image size: positions follow the new grid."""
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from ddae_jax.models.positions import sincos_positions
@@ -10,18 +11,18 @@ from ddae_jax.patches import Grid
 
 
 def adapt_encoder(params: PyTree, old: ViT, new: ViT) -> PyTree:
-    """Parameters of one encoder as those of another, for other images or with learned positions.
+    """Adapts parameters of one encoder to another with other images or learned positions.
 
     Positions follow the grid, see :func:`resize_positions` and :func:`resize_relative_positions`.
-    Sine-cosine positions become learned ones where the new encoder has these. What only the old
-    one has, such as a mask token, is left out.
+    Sine-cosine positions become learned ones if the new encoder learns them. The mask token is
+    left out.
 
     Args:
-        params: of ``old``.
-        old, new: alike but for image size and positions.
+        params: parameters of ``old``.
+        old, new: encoders that differ in nothing but image size and positions.
 
     Source: Dosovitskiy et al. 2021, section 3.2 (interpolated positions); He et al. 2022, whose
-    fine-tuning learns positions that begin as sine-cosine.
+    fine-tuning learns positions that start as sine-cosine.
     """
     params = dict(params)
     if old.positions == "sincos" and new.positions == "learned":
@@ -37,11 +38,11 @@ def adapt_encoder(params: PyTree, old: ViT, new: ViT) -> PyTree:
 
 
 def resize_positions(
-    positions: Float[Array, "old_patches width"], old: Grid, new: Grid
-) -> Float[Array, "new_patches width"]:
-    """One embedding a patch, from one grid to another, as torch's bicubic interpolation does it.
+    positions: Float[ArrayLike, "old_patches features"], old: Grid, new: Grid
+) -> Float[Array | np.ndarray, "new_patches features"]:
+    """Resizes embeddings of patches to another grid as torch's bicubic interpolation does.
 
-    Source: Keys 1981, equation 15, with a = -3/4; what MAE and BEiT are released with.
+    Source: Keys 1981, equation 15, with a = -3/4; the released code of MAE and BEiT uses it.
     """
     if old == new:
         return positions
@@ -53,16 +54,16 @@ def resize_positions(
 
 
 def resize_relative_positions(
-    table: Float[Array, "old_positions heads"], old: Grid, new: Grid
-) -> Float[Array, "new_positions heads"]:
-    """Entries of :class:`ddae_jax.models.attention.RelativePositionBias`, for another grid.
+    table: Float[ArrayLike, "old_positions heads"], old: Grid, new: Grid
+) -> Float[Array | np.ndarray, "new_positions heads"]:
+    """Resizes a table of :class:`ddae_jax.models.attention.RelativePositionBias` to another grid.
 
-    A table is not stretched: neighbours stay neighbours. Its entries are put at distances that
+    The table is not stretched: neighbours stay neighbours. Its entries are placed at distances that
     grow geometrically, from 1 for the nearest to the width of the new grid for the furthest, and a
-    cubic spline through them is read at whole distances. Along a side that stays the same they
-    stay as they are, and so do those of the class token, which come last.
+    cubic spline through them is read at whole distances. Entries do not change along a side that
+    stays the same, nor do those of the class token, which come last.
 
-    Source: Bao et al. 2021, BEiT, as its fine-tuning is released.
+    Source: Bao et al. 2021, BEiT, its released fine-tuning code.
     """
     if old == new:
         return table
@@ -77,7 +78,7 @@ def resize_relative_positions(
 
 
 def _bicubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """How much each of the old places counts at each of the new; the outermost are repeated."""
+    """Returns the weight of each old place at each new one; the outermost places are repeated."""
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for step in (-1, 0, 1, 2):
@@ -98,22 +99,22 @@ def _cubic_kernel(
 def _respaced(
     values: Float[np.ndarray, "rows columns heads"], axis: int, old: int, new: int
 ) -> Float[np.ndarray, "new_rows new_columns heads"]:
-    """Relative positions of ``old`` places along an axis as those of ``new`` places."""
-    from scipy.interpolate import make_interp_spline  # slow to import, and hardly ever needed
+    """Resizes relative positions along one axis from ``old`` places to ``new`` ones."""
+    from scipy.interpolate import make_interp_spline  # slow to import and rarely needed
 
     if old == new:
         return values
     distances = _geometric_distances(old, new)
-    wanted = np.arange(1 - new, new).clip(distances[0], distances[-1])
+    new_distances = np.arange(1 - new, new).clip(distances[0], distances[-1])
     degree = min(3, len(distances) - 1)  # less than cubic for so few places
-    return make_interp_spline(distances, values, degree, axis=axis)(wanted)
+    return make_interp_spline(distances, values, degree, axis=axis)(new_distances)
 
 
 def _geometric_distances(old: int, new: int) -> Float[np.ndarray, "distances"]:
-    """0, and on both sides 1, 1 + q, 1 + q + q^2, ..., of which the last is near ``new - 1``.
+    """Returns 0 and, on both sides, 1, 1 + q, 1 + q + q^2, ..., whose last is near ``new - 1``.
 
-    As released, q lies from 1.01 to 1.5 and is found to a millionth. So a smaller grid takes the
-    middle of a table, and a far larger one repeats its edge.
+    As in the released code, q is searched in [1.01, 1.5] to a millionth. A smaller grid therefore
+    takes the middle of the table, and a far larger one repeats its edge.
     """
     low, high = 1.01, 1.5
     while high - low > 1e-6:

@@ -1,7 +1,8 @@
-"""The VQ-KD tokenizer: a vision transformer that gives each patch one of some learned codes."""
+"""The VQ-KD tokenizer: a vision transformer that assigns a learned code to each patch."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ddae_jax.models.codebook import nearest_codes, unit_vectors
@@ -11,16 +12,16 @@ from ddae_jax.models.vit import Features, ViT
 
 
 class Tokenizer(nn.Module):
-    """Patches to unit vectors, and codes, once looked up, to a teacher's features.
+    """An encoder from patches to unit vectors, and a decoder from codes to a teacher's features.
 
-    The codebook is no parameter: it follows by moving averages (:mod:`ddae_jax.models.codebook`)
-    and is given to whoever needs it.
+    The codebook is not a parameter: it is updated by moving averages
+    (:mod:`ddae_jax.models.codebook`) and passed as an argument.
 
     Attributes:
-        encoder: of images.
-        decoder: of codes.
-        code_width: values of a code.
-        teacher_width: values of the features to predict for each patch.
+        encoder: encoder of images.
+        decoder: decoder of codes.
+        code_width: number of values of a code.
+        teacher_width: number of features to predict for each patch.
 
     Source: Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual
     Tokenizers", section 3.1.
@@ -33,39 +34,40 @@ class Tokenizer(nn.Module):
 
     def setup(self):
         width, dtype = self.encoder.width, self.encoder.dtype
-        # In float32: in bfloat16 some vectors would have another nearest code.
+        # In float32, as some vectors would have another nearest code in bfloat16.
         self.code_hidden = Dense(width)
         self.code_projection = Dense(self.code_width)
         self.feature_hidden = Dense(self.decoder.width, dtype=dtype)
         self.feature_projection = Dense(self.teacher_width, dtype=dtype)
 
     def __call__(
-        self, images: Float[Array, "batch height width channels"]
+        self, images: Float[ArrayLike, "batch height width channels"]
     ) -> Float[Array, "batch patches teacher_width"]:
-        """Touches every parameter: decodes what is encoded, without codes in between."""
+        """Decodes what is encoded, without codes in between, so that it uses every parameter."""
         return self.decode(self.encode(images))
 
     def encode(
-        self, images: Float[Array, "batch height width channels"], is_training: bool = False
+        self, images: Float[ArrayLike, "batch height width channels"], is_training: bool = False
     ) -> Float[Array, "batch patches code_width"]:
-        """A unit vector for each patch, float32."""
+        """Encodes each patch as a float32 unit vector."""
         patches = self.encoder(images, is_training=is_training).patches[0].astype(jnp.float32)
         return unit_vectors(self.code_projection(jnp.tanh(self.code_hidden(patches))))
 
     def decode(
-        self, codes: Float[Array, "batch patches code_width"]
+        self, codes: Float[ArrayLike, "batch patches code_width"]
     ) -> Float[Array, "batch patches teacher_width"]:
-        """The teacher's features of each patch, predicted from the codes of all."""
+        """Predicts the teacher's features of each patch from the codes of all patches."""
+        codes = jnp.asarray(codes)
         tokens = codes[None].astype(self.encoder.dtype)
         patches = self.decoder(Features(tokens, has_class_token=False))[0]
         return self.feature_projection(jnp.tanh(self.feature_hidden(patches)))
 
     def tokens(
         self,
-        images: Float[Array, "batch height width channels"],
-        codes: Float[Array, "codes code_width"],
+        images: Float[ArrayLike, "batch height width channels"],
+        codes: Float[ArrayLike, "codes code_width"],
     ) -> Int[Array, "batch patches"]:
-        """The index of each patch's code."""
+        """Returns the index of each patch's code."""
         return nearest_codes(self.encode(images), codes)
 
 

@@ -1,10 +1,11 @@
-"""The pre-norm transformer block that encoder and decoder are stacks of."""
+"""The pre-norm transformer block, of which encoder and decoder are stacks."""
 
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ddae_jax.models.attention import AttentionForm, CrossAttention, SelfAttention
@@ -20,22 +21,22 @@ _REMAT_POLICIES = {
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, each branch dropped at random.
+    """A block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with stochastic depth.
 
-    Given a memory, tokens attend to that, and not to each other.
+    Given a memory, tokens attend to it instead of to each other.
 
     Attributes:
-        num_heads: attention heads.
+        num_heads: number of attention heads.
         mlp_width: hidden width of the MLP.
         drop_path_rate: probability that an image skips a branch in training (needs the random
             stream ``drop_path``).
         attention_form, has_key_bias: see :class:`SelfAttention`.
-        activation: of the MLP: ``gelu``; ``quick_gelu`` (Radford et al. 2021, CLIP); or
-            ``gelu_tanh``, its approximation (Steiner et al. 2021, AugReg).
-        norm_epsilon: added to the variance by layer norms.
-        layer_scale: where the learned factors of each branch's values start; None for no factors
-            (Touvron et al. 2021, CaiT, section 3).
-        dtype: of the computation.
+        activation: activation of the MLP: ``gelu``; ``quick_gelu`` (Radford et al. 2021, CLIP); or
+            ``gelu_tanh``, the approximation by tanh (Steiner et al. 2021, AugReg).
+        norm_epsilon: term that layer norms add to the variance.
+        layer_scale: initial value of the learned factors of each branch's values; None for no
+            factors (Touvron et al. 2021, CaiT, section 3).
+        dtype: dtype of the computation.
 
     Source: Dosovitskiy et al. 2021, equations 2 and 3; Huang et al. 2016 (stochastic depth).
     """
@@ -48,16 +49,16 @@ class Block(nn.Module):
     layer_scale: float | None = None
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-6
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "batch tokens width"],
+        tokens: Float[ArrayLike, "batch tokens features"],
         is_training: bool = False,
-        attention_bias: Float[Array, "heads tokens tokens"] | None = None,
-        memory: Float[Array, "batch keys memory_width"] | None = None,
-    ) -> Float[Array, "batch tokens width"]:
+        attention_bias: Float[ArrayLike, "heads tokens tokens"] | None = None,
+        memory: Float[ArrayLike, "batch keys memory_features"] | None = None,
+    ) -> Float[Array, "batch tokens features"]:
         drop_path = nn.Dropout(
             self.drop_path_rate,
             broadcast_dims=(1, 2),
@@ -82,7 +83,9 @@ class Block(nn.Module):
         hidden = Dense(tokens.shape[-1], dtype=self.dtype, name="mlp_out")(hidden)
         return tokens + drop_path(self._scale("mlp_scale", hidden))
 
-    def _scale(self, name: str, values: Float[Array, "batch tokens width"]):
+    def _scale(
+        self, name: str, values: Float[Array, "batch tokens features"]
+    ) -> Float[Array, "batch tokens features"]:
         if self.layer_scale is None:
             return values
         factors = self.param(name, nn.initializers.constant(self.layer_scale), values.shape[-1:])
@@ -90,10 +93,13 @@ class Block(nn.Module):
 
 
 def block_class(rematerialization: Rematerialization) -> type[Block]:
-    """:class:`Block`, recomputing its activations in the backward pass as asked.
+    """Returns :class:`Block`, made to recompute its activations in the backward pass as asked.
 
-    ``dots`` keeps the results of matrix products with parameters, ``full`` keeps only the block's
-    input. Raises ``ValueError`` for another word.
+    ``none`` recomputes nothing, ``dots`` keeps the results of matrix products with parameters, and
+    ``full`` keeps only the block's input.
+
+    Raises:
+        ValueError: for any other word.
     """
     if rematerialization == "none":
         return Block
@@ -105,20 +111,22 @@ def block_class(rematerialization: Rematerialization) -> type[Block]:
 
 
 @jax.custom_jvp
-def gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``x / 2 * (1 + erf(x / sqrt 2))``, the exact form (Hendrycks & Gimpel 2016, section 2).
+def gelu(values: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes ``x / 2 * (1 + erf(x / sqrt 2))``, the exact form.
 
-    Written so, instead of with ``erfc`` as in ``jax.nn.gelu``, it has no two branches that are both
-    evaluated (benchmarks/results/cpu_layers.json). In float32 throughout: in bfloat16, ``1 + erf``
-    would keep two digits of a small tail. What the backward pass needs is the derivative alone,
-    which is kept as the values are; else three float32 arrays would be.
+    ``jax.nn.gelu`` uses ``erfc``, which has two branches that are both evaluated; ``erf`` avoids
+    them (benchmarks/results/cpu_layers.json). It is computed in float32: in bfloat16, ``1 + erf``
+    would keep only two digits of a small tail. The backward pass needs only the derivative, which
+    is stored in the dtype of the values instead of three float32 arrays.
+
+    Source: Hendrycks & Gimpel 2016, section 2.
     """
     exact = values.astype(jnp.float32)
     return (exact * _normal_distribution(exact)).astype(values.dtype)
 
 
 @gelu.defjvp
-def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _gelu_jvp(primals: tuple[ArrayLike], tangents: tuple[ArrayLike]) -> tuple[Array, Array]:
     (values,), (tangent,) = primals, tangents
     exact = values.astype(jnp.float32)
     distribution = _normal_distribution(exact)
@@ -127,28 +135,34 @@ def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return (exact * distribution).astype(values.dtype), derivative * tangent
 
 
-def _normal_distribution(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _normal_distribution(values: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * (1 + jax.lax.erf(values * 0.5**0.5))
 
 
-def quick_gelu(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``x * sigmoid(1.702 x)`` (Hendrycks & Gimpel 2016, section 2)."""
+def quick_gelu(values: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes ``x * sigmoid(1.702 x)`` (Hendrycks & Gimpel 2016, section 2)."""
     return values * jax.nn.sigmoid(1.702 * values)
 
 
-def gelu_tanh(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`` (Hendrycks & Gimpel 2016)."""
+def gelu_tanh(values: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes ``x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``.
+
+    Source: Hendrycks & Gimpel 2016.
+    """
     return jax.nn.gelu(values, approximate=True)
 
 
 _ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "gelu_tanh": gelu_tanh}
 
 
-def layer_norm(dtype: jnp.dtype, epsilon: float = 1e-6, name: str | None = None) -> nn.LayerNorm:
-    """Layer normalisation with the vision transformer's epsilon; statistics in float32."""
+def layer_norm(dtype: DTypeLike, epsilon: float = 1e-6, name: str | None = None) -> nn.LayerNorm:
+    """Returns a layer norm with the vision transformer's epsilon and float32 statistics."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
 def token_initializer() -> nn.initializers.Initializer:
-    """Initial class and mask tokens: normal, standard deviation 0.02 (Devlin et al. 2019)."""
+    """Returns the initializer of class and mask tokens: normal, standard deviation 0.02.
+
+    Source: Devlin et al. 2019.
+    """
     return nn.initializers.normal(0.02)

@@ -1,18 +1,23 @@
-"""Networks that classify every pixel: heads on features that a vision transformer has at depths."""
+"""Networks of segmentation: heads on a vision transformer's features of several depths."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from ddae_jax.models.transformer import gelu
 from ddae_jax.models.vit import ViT
 
-Map = Float[Array, "batch rows columns channels"]
-Maps = tuple[Map, ...]
+Map = Float[ArrayLike, "batch rows columns channels"]
+Maps = Sequence[Float[ArrayLike, "batch _ _ channels"]]
+"""Feature maps, which may have different numbers of rows and columns."""
+
+_NewMap = Float[Array, "batch new_rows new_columns new_channels"]
 
 _POOLED = (1, 2, 3, 6)
 _DROPOUT = 0.1
@@ -20,56 +25,58 @@ _AUXILIARY_WIDTH = 256
 
 
 class FeaturePyramid(nn.Module):
-    """Features of four depths, all on the grid of patches, as maps of four resolutions.
+    """Maps of four resolutions from the features of four depths on the grid of patches.
 
-    The first comes out four times as fine as the grid, the second twice, the third as it is, and
-    the fourth half as fine.
+    The first becomes four times as fine as the grid, the second twice as fine, the third stays as
+    it is, and the fourth becomes half as fine.
 
     Attributes:
-        dtype: of the computation.
+        dtype: dtype of the computation.
 
     Source: Bao et al. 2021, BEiT, and He et al. 2022, appendix A.4, after Li et al. 2021,
     "Benchmarking Detection Transfer Learning with Vision Transformers", section 2.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: Maps, is_training: bool = False) -> Maps:
-        """Four maps of the same size, shallow to deep, to four of falling size."""
+    def __call__(
+        self, maps: Sequence[Map], is_training: bool = False
+    ) -> tuple[Float[Array, "batch _ _ channels"], ...]:
+        """Turns four maps of the same size, from shallow to deep, into four of decreasing size."""
         first, second, third, fourth = maps
         first = self._doubled(first, "up_1a")
         first = gelu(batch_norm(self.dtype, is_training, name="up_1_norm")(first))
         first = self._doubled(first, "up_1b")
         return first, self._doubled(second, "up_2"), third, nn.max_pool(fourth, (2, 2), (2, 2))
 
-    def _doubled(self, values: Map, name: str) -> Map:
+    def _doubled(self, values: Map, name: str) -> Float[Array, "batch 2*rows 2*columns channels"]:
         return Doubling(values.shape[-1], dtype=self.dtype, name=name)(values)
 
 
 class Doubling(nn.Module):
     """A transposed convolution of kernel 2 and stride 2: each place becomes 2 x 2 places.
 
-    As no two kernels overlap it is one matrix product, which is what is computed: the gradient of
-    ``nn.ConvTranspose``, whose parameters and values these are, is slow on a CPU
-    (benchmarks/results/cpu_layers.json).
+    It has the parameters and values of ``nn.ConvTranspose``, whose gradient is slow on a CPU
+    (benchmarks/results/cpu_layers.json). As no two kernels overlap, it is computed as one matrix
+    product.
 
     Attributes:
-        width: channels.
-        dtype: of the computation.
+        width: number of output channels.
+        dtype: dtype of the computation.
     """
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, values: Map) -> Map:
-        """From (batch, rows, columns, channels) to twice as many rows and columns."""
+    def __call__(self, values: Map) -> Float[Array, "batch 2*rows 2*columns new_channels"]:
+        """Doubles the numbers of rows and columns."""
         batch, rows, columns, channels = values.shape
         shape = (2, 2, channels, self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        # A convolution's kernel meets the places of its stride in reverse.
+        # A transposed convolution applies its kernel to the places of a stride in reverse.
         matrix = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
         doubled = values.astype(self.dtype).reshape(-1, channels) @ matrix.astype(self.dtype)
         doubled = doubled.reshape(batch, rows, columns, 2, 2, self.width).swapaxes(2, 3)
@@ -81,9 +88,9 @@ class UperNetHead(nn.Module):
     """Pyramid pooling of the deepest map, then a feature pyramid network, then one classifier.
 
     Attributes:
-        num_classes: classes.
+        num_classes: number of classes.
         width: channels of every map in the head.
-        dtype: of the computation; the scores are float32.
+        dtype: dtype of the computation; the scores are float32.
 
     Source: Xiao et al. 2018, "Unified Perceptual Parsing for Scene Understanding", section 3.1;
     pyramid pooling: Zhao et al. 2017, PSPNet, section 3.2.
@@ -91,16 +98,16 @@ class UperNetHead(nn.Module):
 
     num_classes: int
     width: int = 512
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, maps: Maps, is_training: bool = False
     ) -> Float[Array, "batch rows columns classes"]:
-        """Scores at the resolution of the first map."""
+        """Returns scores at the resolution of the first map."""
         *finer, deepest = maps
 
-        def convolved(values: Map, size: int, name: str) -> Map:
+        def convolved(values: Map, size: int, name: str) -> _NewMap:
             return ConvNormRelu(self.width, size, self.dtype, name=name)(values, is_training)
 
         lateral = [convolved(m, 1, f"lateral_{i + 1}") for i, m in enumerate(finer)]
@@ -125,22 +132,22 @@ class FcnHead(nn.Module):
     """The auxiliary head: one convolution and a classifier, on one map.
 
     Attributes:
-        num_classes: classes.
-        width: channels.
-        dtype: of the computation; the scores are float32.
+        num_classes: number of classes.
+        width: number of hidden channels.
+        dtype: dtype of the computation; the scores are float32.
 
     Source: Long et al. 2015 (FCN); as an auxiliary loss: Zhao et al. 2017, PSPNet, section 3.3.
     """
 
     num_classes: int
     width: int = _AUXILIARY_WIDTH
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, values: Map, is_training: bool = False
     ) -> Float[Array, "batch rows columns classes"]:
-        """Scores at the resolution of the map."""
+        """Returns scores at the resolution of the map."""
         hidden = ConvNormRelu(self.width, 3, self.dtype, name="hidden")(values, is_training)
         return classify(hidden, self.num_classes, is_training)
 
@@ -150,14 +157,14 @@ class Segmenter(nn.Module):
 
     Attributes:
         encoder: the vision transformer, for crops of its image size.
-        num_classes: classes.
+        num_classes: number of classes.
         head: ``upernet``, with an auxiliary head; or ``linear``: a batch norm and a classifier on
             the last block's patches.
         depths: the four blocks that ``upernet`` reads, ascending.
-        head_width: channels in ``upernet``.
+        head_width: channels of the maps in ``upernet``.
 
     Source: Bao et al. 2021, BEiT, and He et al. 2022, appendix A.4 (UperNet on blocks of a vision
-    transformer); Oquab et al. 2023, DINOv2 (the linear head, of its code).
+    transformer); Oquab et al. 2023, DINOv2 (the linear head, in its code).
     """
 
     encoder: ViT
@@ -168,16 +175,16 @@ class Segmenter(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width channels"], *, is_training: bool = False
+        self, images: Float[ArrayLike, "batch height width channels"], *, is_training: bool = False
     ) -> tuple[
         Float[Array, "batch rows columns classes"],
         Float[Array, "batch grid_rows grid_columns classes"] | None,
     ]:
-        """Scores, float32, and those of the auxiliary head, if there is one.
+        """Returns float32 scores, and those of the auxiliary head if there is one.
 
-        ``upernet`` scores places four times as fine as the grid of patches, ``linear`` patches.
-        Needs the random streams ``drop_path`` and ``dropout`` in training; batch statistics are in
-        the collection ``batch_stats``.
+        The scores of ``upernet`` are four times as fine as the grid of patches; ``linear`` scores
+        patches. Training needs the random streams ``drop_path`` and ``dropout``; batch statistics
+        are in the collection ``batch_stats``.
         """
         dtype, depth = self.encoder.dtype, self.encoder.depth
         depths = self.depths if self.head == "upernet" else (depth,)
@@ -197,18 +204,20 @@ class ConvNormRelu(nn.Module):
     """A convolution without bias, batch norm and ReLU.
 
     Attributes:
-        width: channels.
+        width: number of output channels.
         size: side of the kernel.
-        dtype: of the computation.
+        dtype: dtype of the computation.
     """
 
     width: int
     size: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, values: Map, is_training: bool = False) -> Map:
-        """Keeps rows and columns."""
+    def __call__(
+        self, values: Map, is_training: bool = False
+    ) -> Float[Array, "batch rows columns new_channels"]:
+        """Applies the three; rows and columns stay the same."""
         values = nn.Conv(
             self.width,
             (self.size, self.size),
@@ -220,8 +229,8 @@ class ConvNormRelu(nn.Module):
         return nn.relu(batch_norm(self.dtype, is_training, name="norm")(values))
 
 
-def batch_norm(dtype: jnp.dtype, is_training: bool, name: str) -> nn.BatchNorm:
-    """Batch normalisation over the whole batch, wherever its images are; momentum as in torch."""
+def batch_norm(dtype: DTypeLike, is_training: bool, name: str) -> nn.BatchNorm:
+    """Returns a batch norm over the whole batch, on all devices, with torch's default momentum."""
     return nn.BatchNorm(
         use_running_average=not is_training, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
     )
@@ -230,16 +239,18 @@ def batch_norm(dtype: jnp.dtype, is_training: bool, name: str) -> nn.BatchNorm:
 def classify(
     values: Map, num_classes: int, is_training: bool
 ) -> Float[Array, "batch rows columns classes"]:
-    """Dropout of whole channels and a 1x1 classifier, within a module; float32."""
+    """Applies dropout of whole channels and a 1x1 classifier, in a module's call; float32."""
     dropped = nn.Dropout(_DROPOUT, broadcast_dims=(1, 2), deterministic=not is_training)(values)
     return _classifier(num_classes, name="classifier")(dropped)
 
 
 def adaptive_mean(values: Map, bins: int) -> Float[Array, "batch bins bins channels"]:
-    """Means over ``bins`` x ``bins`` parts that cover a map of any size, and may overlap.
+    """Averages a map of any size over ``bins`` x ``bins`` parts, which cover it and may overlap.
 
-    Part i of n places has those from ``floor(i n / bins)`` to ``ceil((i + 1) n / bins)``.
+    Along an axis of n places, part i has those from ``floor(i n / bins)`` up to, but not including,
+    ``ceil((i + 1) n / bins)``.
     """
+    values = jnp.asarray(values)
     for axis in (1, 2):
         length = values.shape[axis]
         share = np.zeros((bins, length), np.float32)
@@ -251,8 +262,10 @@ def adaptive_mean(values: Map, bins: int) -> Float[Array, "batch bins bins chann
     return values
 
 
-def resize_bilinear(values: Map, size: tuple[int, int]) -> Map:
-    """Interpolates linearly between centres, without smoothing where it shrinks."""
+def resize_bilinear(
+    values: Map, size: tuple[int, int]
+) -> Float[Array, "batch new_rows new_columns channels"]:
+    """Interpolates linearly between centres of places, without antialiasing."""
     shape = (values.shape[0], *size, values.shape[-1])
     return jax.image.resize(values, shape, "linear", antialias=False)
 

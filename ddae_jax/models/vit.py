@@ -1,11 +1,12 @@
-"""The vision transformer, which reads out the features of the depths it is asked for."""
+"""The vision transformer, which reads out features at chosen depths."""
 
 from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from ddae_jax.models.attention import ATTENTION, AttentionForm, RelativePositionBias
 from ddae_jax.models.dense import Dense
@@ -24,24 +25,24 @@ from ddae_jax.patches import Grid, patch_grid, patchify
 
 @flax.struct.dataclass
 class Features:
-    """Features read out at some depths.
+    """Features that were read out at some depths.
 
     Attributes:
-        tokens: class token first, if there is one, then the patches that were encoded.
+        tokens: the class token, if there is one, and then the encoded patches.
         has_class_token: whether the first token is the class token.
     """
 
-    tokens: Float[Array, "depths batch tokens width"]
+    tokens: Float[Array, "depths batch tokens features"]
     has_class_token: bool = flax.struct.field(pytree_node=False)
 
     @property
-    def patches(self) -> Float[Array, "depths batch patches width"]:
-        """The features of the patches, without the class token's."""
+    def patches(self) -> Float[Array, "depths batch patches features"]:
+        """Returns the features of the patches, without the class token."""
         return self.tokens[:, :, int(self.has_class_token) :]
 
     @property
-    def class_token(self) -> Float[Array, "depths batch width"]:
-        """The class token's features. Raises ``ValueError`` if there is none."""
+    def class_token(self) -> Float[Array, "depths batch features"]:
+        """Returns the class token's features; raises ``ValueError`` if there is none."""
         if not self.has_class_token:
             raise ValueError("this encoder has no class token; use the mean of its patches")
         return self.tokens[:, :, 0]
@@ -51,21 +52,22 @@ class ViT(nn.Module):
     """A vision transformer encoder.
 
     Attributes:
-        image_size: ``(height, width)`` of the images, pixels; need not be square.
-        patch_size: side of a patch, pixels; divides both.
+        image_size: ``(height, width)`` of the images, in pixels; need not be square.
+        patch_size: side of a patch, in pixels; divides both sides of the images.
         width, depth, num_heads: see :data:`SIZES`.
-        mlp_ratio: hidden width of the MLPs over ``width``.
-        positions: ``sincos`` (fixed), ``learned``, or ``none`` are added to the patches.
+        mlp_ratio: hidden width of the MLPs, relative to ``width``.
+        positions: embeddings added to the patches: ``sincos`` (fixed), ``learned`` or ``none``.
         relative_positions: ``none``; or a learned attention bias for each relative position of
             two tokens, ``shared`` by all blocks or one ``per_block`` (full input only).
         norms_embedding: whether a layer norm precedes the blocks (Radford et al. 2021, CLIP).
         has_key_bias, layer_scale, activation, norm_epsilon: see
             :class:`ddae_jax.models.transformer.Block`.
         use_class_token: whether a learned token is put before the patches.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
+        drop_path_rate: rate of stochastic depth at the last block; it rises linearly from 0 at the
+            first.
         rematerialization: see :func:`ddae_jax.models.transformer.block_class`.
         attention_form: see :class:`ddae_jax.models.attention.SelfAttention`.
-        dtype: of the computation; parameters are float32.
+        dtype: dtype of the computation; parameters are float32.
 
     Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
     """
@@ -87,16 +89,16 @@ class ViT(nn.Module):
     drop_path_rate: float = 0.0
     rematerialization: Rematerialization = "none"
     attention_form: AttentionForm = "auto"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def grid(self) -> Grid:
-        """Rows and columns of patches."""
+        """Returns the rows and columns of patches."""
         return patch_grid(self.image_size, self.patch_size)
 
     @property
     def block_options(self) -> dict[str, Any]:
-        """What all blocks have alike: arguments of :class:`ddae_jax.models.transformer.Block`."""
+        """Returns arguments of :class:`ddae_jax.models.transformer.Block` that all blocks share."""
         return {
             "num_heads": self.num_heads,
             "mlp_width": int(self.width * self.mlp_ratio),
@@ -110,7 +112,7 @@ class ViT(nn.Module):
 
     @property
     def position_options(self) -> dict[str, Any]:
-        """Arguments of :class:`ddae_jax.models.attention.RelativePositionBias`."""
+        """Returns the arguments of :class:`ddae_jax.models.attention.RelativePositionBias`."""
         return {
             "grid": self.grid,
             "has_class_token": self.use_class_token,
@@ -130,10 +132,10 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "batch height width channels"],
+        images: Float[ArrayLike, "batch height width channels"],
         *,
-        mask: Bool[Array, "batch patches"] | None = None,
-        visible: Int[Array, "batch visible"] | None = None,
+        mask: Bool[ArrayLike, "batch patches"] | None = None,
+        visible: Int[ArrayLike, "batch visible"] | None = None,
         depths: tuple[int, ...] | None = None,
         normalize: bool = True,
         is_training: bool = False,
@@ -143,15 +145,15 @@ class ViT(nn.Module):
         Args:
             images: normalised pixels.
             mask: if given, patches where it is True are replaced by the learned mask token.
-            visible: if given, only the patches of these indices are encoded (He et al. 2022).
+            visible: if given, only patches with these indices are encoded (He et al. 2022).
             depths: blocks to read out, counted from 1, ascending; the last one by default. Only
                 these features are kept in memory.
-            normalize: whether the final layer norm, one for all depths, is applied to them.
+            normalize: whether to apply the final layer norm, the same for all depths, to them.
             is_training: whether stochastic depth is on (random stream ``drop_path``).
 
         Raises:
-            ValueError: if a depth lies outside [1, depth], the images are of another size, or only
-                visible patches are encoded by relative positions.
+            ValueError: if a depth lies outside [1, depth], the images have another size, or only
+                visible patches are to be encoded with relative positions.
         """
         depths = (self.depth,) if depths is None else tuple(depths)
         check_depths(depths, self.depth)
@@ -188,12 +190,17 @@ class ViT(nn.Module):
         return Features(tokens=features, has_class_token=self.use_class_token)
 
     def attention_bias(self) -> Float[Array, "heads tokens tokens"] | None:
-        """What relative positions add to the attention of all blocks alike; None for nothing."""
+        """Returns the relative position bias that all blocks share, or None if there is none."""
         return self.shared_bias() if self.relative_positions == "shared" else None
 
-    def _embed(self, images, mask, visible) -> Float[Array, "batch tokens width"]:
+    def _embed(
+        self,
+        images: Float[ArrayLike, "batch height width channels"],
+        mask: Bool[ArrayLike, "batch patches"] | None,
+        visible: Int[ArrayLike, "batch visible"] | None,
+    ) -> Float[Array, "batch tokens features"]:
         patches = patchify(images.astype(self.dtype), self.patch_size)
-        if visible is not None:  # first, so that no gradient is scattered to the others
+        if visible is not None:  # chosen first, so that no gradient is scattered to the others
             patches = _at(patches, visible)
         tokens = Dense(self.width, dtype=self.dtype, name="patch_embedding")(patches)
         if mask is not None:
@@ -209,7 +216,7 @@ class ViT(nn.Module):
             tokens = jnp.concatenate([class_token.astype(self.dtype), tokens], axis=1)
         return tokens
 
-    def _positions(self) -> Float[Array, "patches width"]:
+    def _positions(self) -> Float[Array, "patches features"]:
         if self.positions == "learned":
             shape = (self.grid[0] * self.grid[1], self.width)
             return self.param("positions", nn.initializers.normal(0.02), shape)
@@ -219,17 +226,18 @@ class ViT(nn.Module):
 
 
 def attention_by_block(
-    encoder: ViT, params: PyTree, images: Float[Array, "batch height width channels"]
+    encoder: ViT, params: PyTree, images: Float[ArrayLike, "batch height width channels"]
 ) -> list[Float[Array, "batch heads tokens tokens"]]:
-    """The attention weights of every block, first to last: float32, each query's sum to one.
+    """Returns the float32 attention weights of every block, from first to last.
 
-    Rows are queries, columns keys; the class token comes first, if there is one. Inside a jitted
-    function that reduces them, only those of about one block are in memory at a time.
+    Rows are queries, whose weights sum to one, and columns keys; the class token comes first, if
+    there is one. Inside a jitted function that reduces them, only the weights of about one block
+    are in memory at a time.
 
     Args:
         encoder: the vision transformer.
-        params: its parameters.
-        images: normalised pixels, no patch of them hidden.
+        params: parameters of the encoder.
+        images: normalised pixels; no patch is hidden.
     """
     _, sown = encoder.apply({"params": params}, images, mutable=[ATTENTION])
     blocks = (sown[ATTENTION][_block_name(depth)] for depth in range(1, encoder.depth + 1))
@@ -237,9 +245,9 @@ def attention_by_block(
 
 
 def _at(
-    values: Float[Array, "batch patches values"], visible: Int[Array, "batch visible"]
-) -> Float[Array, "batch visible values"]:
-    """The values of each image's chosen patches."""
+    values: Shaped[ArrayLike, "batch patches values"], visible: Int[ArrayLike, "batch visible"]
+) -> Shaped[Array, "batch visible values"]:
+    """Returns the values of each image's chosen patches."""
     return jnp.take_along_axis(values, visible[..., None], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Weight decay: which parameters it applies to, by their names."""
+"""The choice of parameters that weight decay applies to, by their names."""
 
 import jax
 from jaxtyping import PyTree
@@ -11,17 +11,17 @@ DECAYED_ON_DEMAND = {
     "positions": "positions",
     "relative_positions": "table",
 }
-"""What weight decay may include beside kernels, and what such parameters are called."""
+"""Words for what weight decay may include beside kernels, and the names of those parameters."""
 
 
 def is_decayed(params: PyTree, also: str = "") -> PyTree:
-    """True for kernels, and for what is named (see :data:`DECAYED_ON_DEMAND`)."""
+    """Marks kernels, and what ``also`` names (see :data:`DECAYED_ON_DEMAND`), with True."""
     names = {"kernel", *(DECAYED_ON_DEMAND[word] for word in _words(also))}
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in names, params)
 
 
 def check_decay_also(decay_also: str) -> None:
-    """Raises ``ValueError`` unless all words, separated by commas, are known ones."""
+    """Raises ``ValueError`` unless all words, which commas separate, are known."""
     for word in _words(decay_also):
         if word not in DECAYED_ON_DEMAND:
             known = ", ".join(map(repr, DECAYED_ON_DEMAND))

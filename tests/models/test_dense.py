@@ -48,3 +48,16 @@ def test_no_product_on_a_cpu_has_a_transposed_left_factor(rows, width, features)
     text = jax.jit(gradient).lower(x, w).compile().as_text()
     assert "lhs_contracting_dims={1}" in text
     assert "lhs_contracting_dims={0}" not in text
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_parameters_and_inputs_in_numpy_are_computed_in_the_layers_dtype(platform):
+    params = {"kernel": drawn(4, 7).astype(np.float32), "bias": drawn(7).astype(np.float32)}
+    inputs = drawn(5, 4).astype(np.float32)
+    with compiled_for(platform):
+        outputs = Dense(7, dtype=jnp.bfloat16).apply({"params": params}, inputs)
+        expected = Dense(7, dtype=jnp.bfloat16).apply(
+            {"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(inputs)
+        )
+    assert outputs.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(outputs, expected)
