@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ddae_jax.models.transformer import layer_norm
 from ddae_jax.models.vit import ViT
-from ddae_jax.training.multihost import agreed
+from ddae_jax.training.multihost import all_true
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
 from ddae_jax.training.workdir import written_atomically
 
@@ -162,7 +162,7 @@ def cached(
     digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = folder / f"{digest}.npz"
     kept = _read(path) if path.exists() else None
-    if agreed(kept is not None):
+    if all_true(kept is not None):
         return kept
     examples = compute()
     if jax.process_index() == 0:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
-from ddae_jax.training.multihost import AnyProcess, OtherProcessFailed, agreed
+from ddae_jax.training.multihost import AnyProcess, OtherProcessFailed, all_true
 from ddae_jax.training.reading import Batches, ReadAhead
 from ddae_jax.training.signals import Stopped, StopRequest
 from ddae_jax.training.state import TrainState
@@ -189,7 +189,7 @@ def train(
         if values is not None:
             plan.on_record(step, values)
     checkpoints.wait()
-    if agreed(reader.failure is None):
+    if all_true(reader.failure is None):
         return state
     if step:
         _log.error("no batch can be read after step %d, which is saved", step)

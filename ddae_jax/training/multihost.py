@@ -21,7 +21,7 @@ class OtherProcessFailed(RuntimeError):
     """This process could go on, but another one cannot; that one tells why."""
 
 
-def agreed(value: bool) -> bool:
+def all_true(value: bool) -> bool:
     """True if all processes say True. Each of them has to ask."""
     if jax.process_count() == 1:
         return value
@@ -101,10 +101,10 @@ def all_or_none() -> Iterator[None]:
         raise
     except Exception as error:
         if not getattr(error, "is_known_to_all", False):
-            agreed(False)
+            all_true(False)
             error.is_known_to_all = True
         raise
-    if not agreed(True):
+    if not all_true(True):
         raise OtherProcessFailed("another process of this run could not start; see its message")
 
 

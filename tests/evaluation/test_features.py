@@ -91,12 +91,12 @@ def test_where_another_process_cannot_read_the_cache_all_compute(tmp_path, monke
 
     computed, asked = [], []
 
-    def agreed(value):
+    def all_true(value):
         asked.append(value)
         return False  # as the other one says no
 
     cached(tmp_path, {"a": 1}, compute)
-    monkeypatch.setattr(features, "agreed", agreed)
+    monkeypatch.setattr(features, "all_true", all_true)
     cached(tmp_path, {"a": 1}, compute)
     cached(tmp_path, {"b": 1}, compute)
     assert (len(computed), asked) == (3, [True, False])

@@ -11,11 +11,11 @@ def asked(monkeypatch):
     """What this process tells the others, of whom all say True unless the test says otherwise."""
     told, others = [], []
 
-    def agreed(value):
+    def all_true(value):
         told.append(value)
         return value and (others.pop(0) if others else True)
 
-    monkeypatch.setattr(multihost, "agreed", agreed)
+    monkeypatch.setattr(multihost, "all_true", all_true)
     return told, others
 
 
