@@ -30,7 +30,7 @@ from ddae_jax.hooks.collapse import (
 from ddae_jax.methods.task import Trainable
 from ddae_jax.training.loop import Every
 from ddae_jax.training.metrics import latest, read_metrics
-from ddae_jax.training.multihost import from_first
+from ddae_jax.training.multihost import broadcast
 from ddae_jax.training.sharding import replicated
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import Workdir, read_json, write_json
@@ -97,7 +97,7 @@ class KnnMonitor:
         key |= {"seed": self._config.seed, "examples": self._images.fingerprint}
         kept = _kept(path, key)
         # The first process decides: computing takes all of them.
-        if from_first(kept is not None):
+        if broadcast(kept is not None):
             return kept or {}
         untrained = self._accuracy(untrained_encoder_params(self._config))
         raw_pixels = self._images.accuracy(self._predict, *self._images.pixels())

@@ -42,7 +42,7 @@ from ddae_jax.training.loop import (
     train,
 )
 from ddae_jax.training.metrics import Recorder, latest, read_metrics
-from ddae_jax.training.multihost import all_or_none, check_same_everywhere, from_first, of_each
+from ddae_jax.training.multihost import all_or_none, broadcast, check_same_everywhere, of_each
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import (
     AXES,
@@ -279,7 +279,7 @@ def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> N
     Raises ``WorkdirInUse``, or ``ValueError`` as :func:`check_workdir` does: another run may have
     come and gone since that was asked, and ``ValueError`` if the folder is not shared.
     """
-    token = from_first(secrets.randbelow(2**31))
+    token = broadcast(secrets.randbelow(2**31))
     with all_or_none():
         if jax.process_index() == 0:
             workdir.claim(token)

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from ddae_jax.training.digests import array_digests, leaves_by_name
-from ddae_jax.training.multihost import OtherProcessFailed, all_or_none, from_first, of_each
+from ddae_jax.training.multihost import OtherProcessFailed, all_or_none, broadcast, of_each
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import DISK_FULL
 
@@ -119,7 +119,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the latest whole checkpoint, or None."""
-        latest = from_first(max(self.steps(), default=-1))
+        latest = broadcast(max(self.steps(), default=-1))
         return None if latest < 0 else latest
 
     def save(self, state: TrainState, step: int, data_state: Mapping[str, Any]) -> None:
@@ -188,7 +188,7 @@ class Checkpoints:
 
     def exist(self) -> bool:
         """Whether there is any checkpoint, be it damaged."""
-        return bool(from_first(bool(self._folders())))
+        return bool(broadcast(bool(self._folders())))
 
     def saved_at(self, step: int) -> int:
         """When the checkpoint was saved, nanoseconds since 1970."""

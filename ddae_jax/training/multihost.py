@@ -28,7 +28,7 @@ def all_true(value: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
 
 
-def from_first(value: int) -> int:
+def broadcast(value: int) -> int:
     """The first process's value, in each of them. Each of them has to ask."""
     if jax.process_count() == 1:
         return value
