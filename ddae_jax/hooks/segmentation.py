@@ -28,7 +28,7 @@ from ddae_jax.figures.report import Summary
 from ddae_jax.figures.segmentation import CAPTION, overlay_figure
 from ddae_jax.hooks.report import LabelledWatch
 from ddae_jax.methods.supervised import LabelledTask, resized_logits
-from ddae_jax.training.multihost import summed
+from ddae_jax.training.multihost import all_sum
 from ddae_jax.training.sharding import local_replica
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import Workdir
@@ -166,7 +166,7 @@ def count_pixels(
         confusion += confusion_matrix(
             pair["annotation"], of_image(pair["image"]), num_classes, IGNORED
         )
-    confusion, num_read = summed(confusion), int(summed(np.array(num_read)))
+    confusion, num_read = all_sum(confusion), int(all_sum(np.array(num_read)))
     if not confusion.any():
         raise NothingReadable(
             f"no pixel of {num_read:,} images has a class, by data.ignore_label and "

@@ -35,7 +35,7 @@ def broadcast(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
-def summed(values: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+def all_sum(values: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
     """The sum over all processes, each of which has to ask; each value stays below 2**53."""
     if jax.process_count() == 1:
         return values
