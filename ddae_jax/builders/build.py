@@ -42,7 +42,7 @@ from ddae_jax.methods import Method, find_method, options_of
 from ddae_jax.methods.supervision import supervised_depths
 from ddae_jax.methods.task import Trainable
 from ddae_jax.methods.vqkd import VqKd
-from ddae_jax.training.multihost import united
+from ddae_jax.training.multihost import union
 from ddae_jax.training.optimizer import make_optimizer
 from ddae_jax.training.schedules import (
     copy_schedule,
@@ -256,7 +256,7 @@ def reading_options(config: ConfigDict) -> dict[str, Any]:
         "num_workers": config.data.num_workers,
         "num_threads": config.data.num_threads or None,
         "max_corrupt_share": config.data.max_corrupt_share,
-        "unite": united,
+        "unite": union,
     }
 
 

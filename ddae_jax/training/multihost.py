@@ -45,7 +45,7 @@ def all_sum(values: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
     return gathered.view(np.int64).reshape(-1, *np.shape(values)).sum(axis=0)
 
 
-def united(values: Int[np.ndarray, " own"]) -> Int[np.ndarray, " all"]:
+def union(values: Int[np.ndarray, " own"]) -> Int[np.ndarray, " all"]:
     """The sorted different values of all processes, each of which has to ask; below 2**31."""
     if jax.process_count() == 1:
         return np.unique(values)
