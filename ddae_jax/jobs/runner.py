@@ -42,7 +42,7 @@ from ddae_jax.training.loop import (
     train,
 )
 from ddae_jax.training.metrics import Recorder, latest, read_metrics
-from ddae_jax.training.multihost import all_or_none, broadcast, check_same_everywhere, of_each
+from ddae_jax.training.multihost import all_or_none, broadcast, check_same_everywhere, gather_json
 from ddae_jax.training.program import Program
 from ddae_jax.training.sharding import (
     AXES,
@@ -365,7 +365,7 @@ def is_recorded(metrics: Mapping[str, float], path: pathlib.Path) -> bool:
 def recorded_at(step: int, path: pathlib.Path) -> list[str]:
     """Names of the metrics that a metrics file has of a step, as the first process sees it."""
     names = {name for record in read_metrics(path) if record["step"] == step for name in record}
-    return of_each({"names": sorted(names)})[0]["names"]
+    return gather_json({"names": sorted(names)})[0]["names"]
 
 
 def make_plan(run: Run, record: Recorder, kept: Mapping[str, Any]) -> Plan:

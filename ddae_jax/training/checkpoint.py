@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from ddae_jax.training.digests import array_digests, leaves_by_name
-from ddae_jax.training.multihost import OtherProcessFailed, all_or_none, broadcast, of_each
+from ddae_jax.training.multihost import OtherProcessFailed, all_or_none, broadcast, gather_json
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.workdir import DISK_FULL
 
@@ -216,7 +216,7 @@ class Checkpoints:
         with all_or_none():
             if step is not None or not self.exist():
                 step = self.existing_step(step)
-        candidates = of_each({"steps": self._folders()})[0]["steps"] if step is None else [step]
+        candidates = gather_json({"steps": self._folders()})[0]["steps"] if step is None else [step]
         damages: dict[int, str] = {}
         for candidate in candidates:
             found, damage = self._try_to_read(abstract_tree, candidate, is_part)
@@ -251,7 +251,7 @@ class Checkpoints:
             damage = str(error)
         except Exception as error:
             failure = error
-        told = of_each({"damage": damage, "has_failed": failure is not None})
+        told = gather_json({"damage": damage, "has_failed": failure is not None})
         if failure is not None:
             failure.is_known_to_all = True
             raise failure

@@ -56,7 +56,7 @@ def union(values: Int[np.ndarray, " own"]) -> Int[np.ndarray, " all"]:
     return together[together >= 0]
 
 
-def of_each(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+def gather_json(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each process, in their order, has given, as JSON keeps it. Each of them has to ask."""
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     if jax.process_count() == 1:
@@ -72,7 +72,7 @@ def of_each(value: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def check_same_everywhere(values: Mapping[str, Any]) -> None:
     """Raises ``ValueError`` unless all processes give the same, naming what differs and where."""
-    first, *others = of_each(values)
+    first, *others = gather_json(values)
     differing = [
         f"{name}: {first.get(name, 'missing')!r} in process 0, {other.get(name, 'missing')!r} in "
         f"process {index}"

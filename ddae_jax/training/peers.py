@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from ddae_jax.training.multihost import of_each
+from ddae_jax.training.multihost import gather_json
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def watch_each_other(known_host: str | None = None) -> None:
     listener = _listener() if is_first else None
     own = {"hosts": _own_hosts(), "token": secrets.token_hex(16)}
     own["port"] = listener.getsockname()[1] if is_first else 0
-    first = of_each(own)[0]
+    first = gather_json(own)[0]
     peers = _Peers(first["token"])
     atexit.register(peers.say_goodbye)
     if is_first:
