@@ -52,7 +52,7 @@ from ddae_jax.training.sharding import (
     put_batch,
     state_bytes,
 )
-from ddae_jax.training.signals import Stopped, StopRequest
+from ddae_jax.training.signals import Interrupted, StopRequest
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import jit_train_step
 from ddae_jax.training.workdir import Workdir
@@ -182,7 +182,7 @@ def main(job: Job, argv: Sequence[str] | None = None) -> int:
                 state = train_to_the_end(run, stop)
                 is_complete = int(state.step) >= run.parts.schedule.total_steps
                 return 0 if is_complete else stopped_status(stop)
-        except Stopped:
+        except Interrupted:
             _log.info("stopped before the first step; there was nothing to save")
     return stopped_status(stop)
 

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.multihost import AnyProcess, OtherProcessFailed, all_true
 from ddae_jax.training.reading import Batches, ReadAhead
-from ddae_jax.training.signals import Stopped, StopRequest
+from ddae_jax.training.signals import Interrupted, StopRequest
 from ddae_jax.training.state import TrainState
 from ddae_jax.training.step import TrainStep
 
@@ -249,7 +249,7 @@ def _act(
         try:
             with stop.at_once():
                 values |= due.action(state, step)
-        except Stopped:
+        except Interrupted:
             return values, True
         except Exception:
             _log.exception("step %d: something beside training failed, and is left out", step)

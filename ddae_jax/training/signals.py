@@ -19,7 +19,7 @@ _LOOK_EVERY_S = 0.2
 _UNREACHED_S, _TOGETHER_S = 10.0, 60.0
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """A stop was asked for while there was nothing to save; see :meth:`StopRequest.at_once`.
 
     Like ``KeyboardInterrupt`` no ``Exception``: nobody who handles errors catches it.
@@ -68,7 +68,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """The body may be left anywhere: a stop raises :class:`Stopped` in it, or before it.
+        """The body may be left anywhere: a stop raises :class:`Interrupted` in it, or before it.
 
         Again and again, until the body is left: the first may be lost in a callback. Where no
         exception reaches it for ten seconds, as in a read that never returns, the process ends.
@@ -76,7 +76,7 @@ class StopRequest:
         before, self._is_at_once = self._is_at_once, True
         try:
             if self:
-                raise Stopped
+                raise Interrupted
             with self._limited(_UNREACHED_S, self._exit_status):
                 yield
         finally:
@@ -136,7 +136,7 @@ class StopRequest:
         if self._is_at_once:
             self._remind()
             if not _is_lost_in(frame):
-                raise Stopped
+                raise Interrupted
 
     def _remind(self) -> None:
         """Signals again soon, unless the body is left by then."""

@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from ddae_jax.training import signals
-from ddae_jax.training.signals import Stopped, StopRequest
+from ddae_jax.training.signals import Interrupted, StopRequest
 
 
 def test_nothing_is_asked_for_at_first():
@@ -41,10 +41,10 @@ def test_where_there_is_nothing_to_save_a_stop_ends_the_body_at_once():
             ended.append(1)
 
     with StopRequest() as stop:
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             body()
         signal.raise_signal(signal.SIGTERM)  # only a request again
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             body()  # asked for already
     assert (begun, ended) == ([1], [])
 
@@ -54,7 +54,7 @@ def test_no_handler_of_errors_takes_a_stop_for_one():
         with stop.at_once(), contextlib.suppress(Exception):
             signal.raise_signal(signal.SIGTERM)
 
-    with StopRequest() as stop, pytest.raises(Stopped):
+    with StopRequest() as stop, pytest.raises(Interrupted):
         body()
 
 
@@ -105,7 +105,7 @@ def test_a_stop_amid_a_callback_whose_errors_are_forgotten_ends_the_body_still(w
 
     began = time.monotonic()
     with StopRequest() as stop:
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             body()
         assert signalled
         assert stop.received == signal.SIGTERM
@@ -117,7 +117,7 @@ def test_a_stop_amid_a_callback_whose_errors_are_forgotten_ends_the_body_still(w
 PROGRAM = """
 import ctypes, sys, time
 from ddae_jax.training import interruption
-from ddae_jax.training.signals import Stopped, StopRequest
+from ddae_jax.training.signals import Interrupted, StopRequest
 
 signals._UNREACHED_S, signals._TOGETHER_S = 1.0, 2.0
 
@@ -136,7 +136,7 @@ with StopRequest(lambda stop: 75) as stop:
         with body():
             print("begun", flush=True)
             {"never": never_returns, "slow": is_slow}[sys.argv[2]]()
-    except Stopped:
+    except Interrupted:
         sys.exit(3)
 """
 
@@ -193,7 +193,7 @@ def test_nothing_is_limited_between_bodies(monkeypatch):
 
 def test_after_the_body_nobody_is_reminded():
     with StopRequest() as stop:
-        with pytest.raises(Stopped), stop.at_once():
+        with pytest.raises(Interrupted), stop.at_once():
             signal.raise_signal(signal.SIGTERM)
         began = time.monotonic()
         while time.monotonic() < began + 1.2:
