@@ -35,7 +35,7 @@ class Readout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class FrozenFeatures:
     """The features of a run's images, of its encoder and of what that is compared with.
 
     Attributes:
@@ -53,7 +53,7 @@ class Frozen:
     images: LabelledImages
 
     @classmethod
-    def of(cls, flags: absl_flags.FlagValues) -> "Frozen":
+    def of(cls, flags: absl_flags.FlagValues) -> "FrozenFeatures":
         """What the flags ask for. Raises ``ValueError`` or ``OSError`` for what is not there."""
         with all_or_none():
             run = open_run(flags.workdir, "workdir", flags)
@@ -92,7 +92,7 @@ class Frozen:
         """Raw pixels."""
         return self._cached({"encoder": "none", "limit": self.readout.limit}, self.images.pixels)
 
-    def at(self, depth: int) -> "Frozen":
+    def at(self, depth: int) -> "FrozenFeatures":
         """The same, read after another block."""
         return dataclasses.replace(self, readout=dataclasses.replace(self.readout, depth=depth))
 
@@ -112,7 +112,7 @@ class Frozen:
 
 def classify(task: str, flags: absl_flags.FlagValues) -> tuple[str, dict]:
     """Accuracy of ``knn`` or ``linear`` on the features, and on the two baselines'."""
-    frozen = Frozen.of(flags)
+    frozen = FrozenFeatures.of(flags)
     config = frozen.run.config
     predict = build.build_predict(config, task)
     trained = frozen.trained()
@@ -135,7 +135,7 @@ def few_shot(flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
     Of several draws of them; the mean and the standard deviation.
     """
-    frozen = Frozen.of(flags)
+    frozen = FrozenFeatures.of(flags)
     sets = {
         "accuracy": frozen.trained(),
         "untrained": frozen.untrained(),
@@ -163,7 +163,7 @@ def few_shot(flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
 def depths(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     """Accuracy of ``knn`` and ``linear`` on the features after each block, in one figure."""
-    frozen = Frozen.of(flags)
+    frozen = FrozenFeatures.of(flags)
     config = frozen.run.config
     predictors: dict[str, Predict] = {
         name: build.build_predict(config, name) for name in ("knn", "linear")
