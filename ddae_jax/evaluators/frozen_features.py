@@ -24,7 +24,7 @@ PER_CLASS = (1, 10)
 
 
 @dataclasses.dataclass(frozen=True)
-class Readout:
+class ReadoutSpec:
     """Which features are evaluated: whose, of which checkpoint, after which block, pooled how."""
 
     step: int
@@ -49,7 +49,7 @@ class FrozenFeatures:
     run: Run
     params: PyTree
     saved_at: int
-    readout: Readout
+    readout: ReadoutSpec
     images: LabelledImages
 
     @classmethod
@@ -59,7 +59,7 @@ class FrozenFeatures:
             run = open_run(flags.workdir, "workdir", flags)
         config = run.config
         params, step, saved_at = restore_encoder(run.workdir, config, run.mesh, flags.step)
-        readout = Readout(
+        readout = ReadoutSpec(
             step,
             config.evaluation.encoder,
             config.evaluation.depth or SIZES[config.model.size].depth,
