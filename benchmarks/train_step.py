@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_process(flags.cores, has_peers=bool(flags.peer))
         devices.start_devices(is_distributed=False)
         specs = {name: peer_spec(flags.config, name) for name in map(str.strip, flags.peer)}
-        step = Step(question_of(flags.config))
+        step = Step(request_of(flags.config))
         with contextlib.ExitStack() as stack:
             python = flags.peer_python or sys.executable
             peers = {n: stack.enter_context(peer(n, s, python)) for n, s in specs.items()}
@@ -97,26 +97,26 @@ def prepare_process(cores: int, has_peers: bool) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def question_of(config: ConfigDict) -> compile_check.Question:
+def request_of(config: ConfigDict) -> compile_check.CompileRequest:
     """What the compile check asks of a config, for the devices at hand."""
     mesh = make_mesh(**config.mesh)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
     job = compile_check.JOBS[config.job]
     job.complete(config, None, ())
     data = Data(num_classes=1000, image_size=tuple(config.model.image_size))
-    return compile_check.Question(job, config, mesh, data, 1_281_167, 1.0, "")
+    return compile_check.CompileRequest(job, config, mesh, data, 1_281_167, 1.0, "")
 
 
 class Step:
     """A compiled training step with its state and a batch."""
 
-    def __init__(self, question: compile_check.Question):
-        self.question, config, mesh = question, question.config, question.mesh
-        program = _with_numbers(question.program())
-        self.operations = config.batch_size * compile_check.flops_per_image(program, question)
+    def __init__(self, request: compile_check.CompileRequest):
+        self.request, config, mesh = request, request.config, request.mesh
+        program = _with_numbers(request.program())
+        self.operations = config.batch_size * compile_check.flops_per_image(program, request)
         self._state = program.fresh_state(mesh)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
-        self._batch = synthetic_batch(question)
+        self._batch = synthetic_batch(request)
         began = time.perf_counter()
         jitted = jit_train_step(program.step(), mesh, self._state)
         lowered = jitted.lower(self._state, self._batch)
@@ -156,7 +156,7 @@ class Step:
         return found
 
     def _product(self) -> Callable[[], PyTree]:
-        side, dtype = self.matmul_size, jnp.dtype(self.question.config.model.dtype)
+        side, dtype = self.matmul_size, jnp.dtype(self.request.config.model.dtype)
         left, right = (
             jax.random.normal(jax.random.key(seed), (side, side), dtype) for seed in (0, 1)
         )
@@ -169,17 +169,17 @@ def matmul_size() -> int:
     return 2048 if jax.default_backend() == "cpu" else 8192
 
 
-def synthetic_batch(question: compile_check.Question) -> dict[str, jax.Array]:
+def synthetic_batch(request: compile_check.CompileRequest) -> dict[str, jax.Array]:
     """Random images, and labels if there are any, laid out over the mesh."""
     draw = np.random.default_rng(0).integers
 
     def array(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        num_classes = question.config.data.get("num_classes") or question.data.num_classes
+        num_classes = request.config.data.get("num_classes") or request.data.num_classes
         end = 256 if name == "image" else min(num_classes, np.iinfo(leaf.dtype).max)
         values = draw(0, end, leaf.shape, leaf.dtype)
-        return jax.device_put(values, batch_sharding(question.mesh))
+        return jax.device_put(values, batch_sharding(request.mesh))
 
-    return {name: array(name, leaf) for name, leaf in question.batch().items()}
+    return {name: array(name, leaf) for name, leaf in request.batch().items()}
 
 
 class Peer:
@@ -296,7 +296,7 @@ def measure(
     for index in range(num_rounds):
         order = list(runs)[:: -1 if index % 2 else 1]
         rounds.append({name: runs[name](counts[name]).of_each(counts[name]) for name in order})
-    config, mesh = step.question.config, step.question.mesh
+    config, mesh = step.request.config, step.request.mesh
     found = {
         "config": to_plain(config),
         "batch_size": config.batch_size,
@@ -359,7 +359,7 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _of_side(name: str, rounds: Sequence[Mapping[str, Times]], step: Step) -> dict[str, Any]:
     """Rates and utilisation of a side, over the rounds."""
-    mesh = step.question.mesh
+    mesh = step.request.mesh
     steps = [r[f"{name} steps"] for r in rounds]
     products = [r[f"{name} products"] for r in rounds]
     product = 2.0 * step.matmul_size**3
@@ -371,7 +371,7 @@ def _of_side(name: str, rounds: Sequence[Mapping[str, Times]], step: Step) -> di
     else:
         each = [(s.seconds * mesh.size, p.seconds) for s, p in zip(steps, products, strict=True)]
     found = {
-        "images_per_s": spread([step.question.config.batch_size / s.seconds for s in steps]),
+        "images_per_s": spread([step.request.config.batch_size / s.seconds for s in steps]),
         "step_s": spread([s.seconds for s in steps]),
         "step_processor_s": spread([s.processor_seconds for s in steps]),
         "matmul_rate": spread([product / p.seconds for p in products]),
@@ -381,7 +381,7 @@ def _of_side(name: str, rounds: Sequence[Mapping[str, Times]], step: Step) -> di
         "share_of_matmul_rate": spread([step.operations / a / (product / b) for a, b in each]),
     }
     chip = CHIPS.get(mesh.devices.flat[0].device_kind)
-    if chip and step.question.config.model.dtype == "bfloat16":
+    if chip and step.request.config.model.dtype == "bfloat16":
         found["share_of_peak"] = spread([a / chip.peak_flops for a in achieved])
     return found
 

@@ -45,7 +45,7 @@ JOBS: Mapping[str, Job] = {j.name: j for j in (pretrain.JOB, finetune.JOB, segme
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class CompileRequest:
     """What is to be compiled.
 
     Attributes:
@@ -71,7 +71,7 @@ class Question:
         """Of the run."""
         return build.build_schedule(self.config, self.num_images)
 
-    def with_batch_per_device(self, count: int) -> "Question":
+    def with_batch_per_device(self, count: int) -> "CompileRequest":
         """The same with another batch."""
         config = self.config.copy_and_resolve_references()
         config.batch_size = count * self.mesh.size
@@ -90,18 +90,18 @@ class Question:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 if the step fits, 3 if it does not."""
     with cli.bad_input_is_explained():
-        question, flags = ask(argv)
-        program = question.program()
-    found = answer(question, program)
+        request, flags = ask(argv)
+        program = request.program()
+    found = answer(request, program)
     if flags.search:
-        found["largest_batch_per_device"] = search(question)
+        found["largest_batch_per_device"] = search(request)
     print(report(found))
     if flags.out:
         pathlib.Path(flags.out).write_text(json.dumps(found, indent=2) + "\n")
     return 0 if found["fits"] else 3
 
 
-def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
+def ask(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flags.FlagValues]:
     """What a command line asks for. Raises ``ValueError`` or ``OSError`` for bad input."""
     usage = f"ddae_jax.compile_check {__doc__}"
     flags, given = cli.read_config_flags(argv, usage, _define_flags, None)
@@ -117,17 +117,18 @@ def ask(argv: Sequence[str] | None) -> tuple[Question, absl_flags.FlagValues]:
     job.complete(config, None, given)
     image_size = tuple(map(int, flags.stored_image_size)) or tuple(config.model.image_size)
     data = Data(num_classes=flags.num_classes, image_size=image_size)
-    return Question(job, config, mesh, data, flags.num_images, flags.share, flags.topology), flags
+    request = CompileRequest(job, config, mesh, data, flags.num_images, flags.share, flags.topology)
+    return request, flags
 
 
-def answer(question: Question, program: Program) -> dict[str, Any]:
+def answer(request: CompileRequest, program: Program) -> dict[str, Any]:
     """Compiles the step, and tells all that is known of it as plain values."""
-    config, mesh = question.config, question.mesh
+    config, mesh = request.config, request.mesh
     kind = mesh.devices.flat[0].device_kind
     chip = CHIPS.get(kind)
     found = {
         "config": to_plain(config),
-        "topology": question.topology or f"{mesh.size} x {kind}",
+        "topology": request.topology or f"{mesh.size} x {kind}",
         "num_devices": mesh.size,
         "mesh": dict(mesh.shape),
         "chip": dataclasses.asdict(chip) if chip else {"name": kind},
@@ -137,24 +138,24 @@ def answer(question: Question, program: Program) -> dict[str, Any]:
     }
     available = usable_bytes(kind)
     try:
-        step = compile_step(program, mesh, question.batch())
+        step = compile_step(program, mesh, request.batch())
     except DoesNotFit as error:
         held = state_bytes(program.state_shapes(mesh))
         needs = {"needed_bytes": error.needed, "available_bytes": error.available}
         return found | {"fits": False, "why": str(error), "bytes_per_device": held, **needs}
-    found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, question))
+    found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, request))
     found["fits"] = step.total_bytes <= available
     if chip is None:
         return found
     found["usable_bytes"] = available
     if not found["fits"]:
         found["why"] = shortage(step.total_bytes, available)
-    return found | _at_best(step, question)
+    return found | _at_best(step, request)
 
 
-def flops_per_image(program: Program, question: Question) -> float:
+def flops_per_image(program: Program, request: CompileRequest) -> float:
     """The model's own count of operations for an image, forward and backward."""
-    small = dataclasses.replace(question, mesh=make_mesh(devices=jax.devices()[:1]))
+    small = dataclasses.replace(request, mesh=make_mesh(devices=jax.devices()[:1]))
     small = small.with_batch_per_device(2)
     state, method = program.state_shapes(), program.method
 
@@ -165,7 +166,7 @@ def flops_per_image(program: Program, question: Question) -> float:
     return model_flops(loss, state.params, state.teacher, dict(small.batch()), key, progress) / 2
 
 
-def search(question: Question) -> int:
+def search(request: CompileRequest) -> int:
     """The largest batch of a device that fits; 0 if not even one image does.
 
     Each try compiles. From the config's own batch it is doubled or halved, and then bisected to an
@@ -173,14 +174,14 @@ def search(question: Question) -> int:
     """
 
     def fits(count: int) -> bool:
-        asked = question.with_batch_per_device(count)
+        asked = request.with_batch_per_device(count)
         found = answer(asked, asked.program())
         _log.info("%d images on each device: %s", count, "fit" if found["fits"] else found["why"])
         return found["fits"]
 
-    unit = question.config.optimizer.micro_batches
+    unit = request.config.optimizer.micro_batches
     return unit * largest(
-        lambda n: fits(n * unit), question.config.batch_size // question.mesh.size // unit
+        lambda n: fits(n * unit), request.config.batch_size // request.mesh.size // unit
     )
 
 
@@ -218,11 +219,11 @@ def _of_step(step: CompiledStep, images: int, model_flops: float) -> dict[str, A
     }
 
 
-def _at_best(step: CompiledStep, question: Question) -> dict[str, Any]:
+def _at_best(step: CompiledStep, request: CompileRequest) -> dict[str, Any]:
     """How fast the step can be on its chips, and the run at that pace and at a share of it."""
-    config, num_devices = question.config, question.mesh.size
-    chip = CHIPS[question.mesh.devices.flat[0].device_kind]
-    bound, total_steps = bound_of(step, chip), question.schedule.total_steps
+    config, num_devices = request.config, request.mesh.size
+    chip = CHIPS[request.mesh.devices.flat[0].device_kind]
+    bound, total_steps = bound_of(step, chip), request.schedule.total_steps
     estimate = step.flops / step.optimal_s / chip.peak_flops if step.optimal_s else None
     return {
         "bound": {**dataclasses.asdict(bound), "step_s": bound.step_s, "limit": bound.limit},
@@ -233,7 +234,7 @@ def _at_best(step: CompiledStep, question: Question) -> dict[str, Any]:
             f"{share:g}": dataclasses.asdict(
                 pace(bound.step_s / share, config.batch_size, num_devices, total_steps)
             )
-            for share in sorted({1.0, question.share}, reverse=True)
+            for share in sorted({1.0, request.share}, reverse=True)
         },
     }
 
