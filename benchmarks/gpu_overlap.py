@@ -37,7 +37,7 @@ def main() -> None:
 
 def compiled(fsdp: int, options: dict[str, bool]) -> str:
     """The program's text."""
-    request, _ = compile_check.ask(
+    request, _ = compile_check.parse_request(
         [
             *("--config=configs/imagenet_ddae_vit_b16.py", f"--topology={TOPOLOGY}"),
             *(f"--config.mesh.fsdp={fsdp}", f"--config.batch_size={8 * IMAGES_PER_GPU}"),

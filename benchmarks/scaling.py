@@ -118,7 +118,9 @@ def stored() -> dict[str, dict]:
 def compiled(config: str, topology: str, changes: tuple[str, ...]) -> dict:
     """What compile_check finds, without the config."""
     flags = [f"--config=configs/{config}.py", f"--topology={topology}"]
-    request, _ = compile_check.ask([*flags, *(f"--config.{change}" for change in changes)])
+    request, _ = compile_check.parse_request(
+        [*flags, *(f"--config.{change}" for change in changes)]
+    )
     found = compile_check.answer(request, request.program())
     del found["config"]
     libtpu = {} if topology in GPUS.values() else {"libtpu": machine(("libtpu",))["libtpu"]}

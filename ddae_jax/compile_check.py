@@ -90,7 +90,7 @@ class CompileRequest:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0 if the step fits, 3 if it does not."""
     with cli.bad_input_is_explained():
-        request, flags = ask(argv)
+        request, flags = parse_request(argv)
         program = request.program()
     found = answer(request, program)
     if flags.search:
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if found["fits"] else 3
 
 
-def ask(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flags.FlagValues]:
+def parse_request(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flags.FlagValues]:
     """What a command line asks for. Raises ``ValueError`` or ``OSError`` for bad input."""
     usage = f"ddae_jax.compile_check {__doc__}"
     flags, given = cli.read_config_flags(argv, usage, _define_flags, None)
