@@ -121,7 +121,7 @@ def compiled(config: str, topology: str, changes: tuple[str, ...]) -> dict:
     request, _ = compile_check.parse_request(
         [*flags, *(f"--config.{change}" for change in changes)]
     )
-    found = compile_check.answer(request, request.program())
+    found = compile_check.analyze(request, request.program())
     del found["config"]
     libtpu = {} if topology in GPUS.values() else {"libtpu": machine(("libtpu",))["libtpu"]}
     return {"changes": list(changes), **libtpu, **found}

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with cli.bad_input_is_explained():
         request, flags = parse_request(argv)
         program = request.program()
-    found = answer(request, program)
+    found = analyze(request, program)
     if flags.search:
         found["largest_batch_per_device"] = search(request)
     print(report(found))
@@ -121,7 +121,7 @@ def parse_request(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flag
     return request, flags
 
 
-def answer(request: CompileRequest, program: Program) -> dict[str, Any]:
+def analyze(request: CompileRequest, program: Program) -> dict[str, Any]:
     """Compiles the step, and tells all that is known of it as plain values."""
     config, mesh = request.config, request.mesh
     kind = mesh.devices.flat[0].device_kind
@@ -175,7 +175,7 @@ def search(request: CompileRequest) -> int:
 
     def fits(count: int) -> bool:
         asked = request.with_batch_per_device(count)
-        found = answer(asked, asked.program())
+        found = analyze(asked, asked.program())
         _log.info("%d images on each device: %s", count, "fit" if found["fits"] else found["why"])
         return found["fits"]
 
