@@ -18,7 +18,7 @@ from ddae_jax.config.values import typed
 from ddae_jax.interop.described import Told
 from ddae_jax.methods.task import Trainable
 from ddae_jax.models.resize import adapt_encoder
-from ddae_jax.training.checkpoint import differences
+from ddae_jax.training.checkpoint_contents import differences
 from ddae_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)

@@ -35,7 +35,8 @@ from ddae_jax.interop.weights import files_beside, find_weights
 from ddae_jax.methods.vqkd import DistilledTeacher, TrainedTokenizer
 from ddae_jax.models.tokenizer import Tokenizer
 from ddae_jax.models.vit import SIZES, ViT
-from ddae_jax.training.checkpoint import Checkpoints, differences
+from ddae_jax.training.checkpoint import Checkpoints
+from ddae_jax.training.checkpoint_contents import differences
 from ddae_jax.training.sharding import abstract, make_mesh, replicated, state_sharding
 from ddae_jax.training.workdir import Workdir
 
