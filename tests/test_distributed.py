@@ -374,15 +374,15 @@ def test_a_stop_of_all_saves_though_one_process_waits_for_a_batch_that_never_com
 def test_a_stop_ends_both_though_what_one_measures_never_ends(shallow, tmp_path):
     patch = """
 import time
-from ddae_jax import monitor
-from ddae_jax.training import interruption
-interruption._TOGETHER_S = 2.0
+from ddae_jax.hooks.pretraining import PretrainingWatch
+from ddae_jax.training import signals
+signals._TOGETHER_S = 2.0
 def hang(self):
     print("measuring", flush=True)
     while index == 1:
         time.sleep(0.1)
     return {}
-monitor.PretrainingWatch.baselines = hang
+PretrainingWatch.baselines = hang
 """
     options = [f"--config={shallow}", f"--workdir={tmp_path / 'run'}", *STOPPED]
     processes = start(*options, patch=patch)

@@ -116,7 +116,7 @@ def test_a_stop_amid_a_callback_whose_errors_are_forgotten_ends_the_body_still(w
 
 PROGRAM = """
 import ctypes, sys, time
-from ddae_jax.training import interruption
+from ddae_jax.training import signals
 from ddae_jax.training.signals import Interrupted, StopRequest
 
 signals._UNREACHED_S, signals._TOGETHER_S = 1.0, 2.0
