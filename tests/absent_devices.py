@@ -23,11 +23,11 @@ def compile_check(name, tmp_path, topology, *changes, before=""):
         *(f"--config={tiny.write_config(tmp_path)}", f"--topology={topology}", f"--out={out}"),
         *(f"--config.{change}" for change in changes),
     ]
-    program = f"{before}\nfrom ddae_jax import command, compile_check\n"
+    program = f"{before}\nfrom ddae_jax import compile_check\nfrom ddae_jax.jobs import cli\n"
     environment = tiny.environment(as_for_users=True)
     del environment["JAX_PLATFORMS"], environment["XLA_FLAGS"]
     ran = subprocess.run(
-        [sys.executable, "-c", program + "command.run(compile_check.main)", *arguments],
+        [sys.executable, "-c", program + "cli.run(compile_check.main)", *arguments],
         env=environment | {"PYTHONPATH": f"{tiny.ROOT}:{_folder(name)}"},
         capture_output=True,
         text=True,

@@ -295,7 +295,7 @@ def test_where_one_is_killed_the_other_ends_and_both_restarted_end_bit_identical
 def test_where_the_first_one_is_killed_the_other_says_so_though_jax_aborts(tmp_path):
     program = """
 import sys, time
-from ddae_jax import devices
+from ddae_jax.jobs import devices
 devices.start_devices(False, devices.Cluster(sys.argv[1], 2, int(sys.argv[2])))
 print("together", flush=True)
 time.sleep(120)
@@ -439,7 +439,7 @@ Workdir.check_is_shared.__defaults__ = (0.5,)
 def test_a_stop_of_one_process_while_they_prepare_stops_both(shallow, tmp_path):
     patch = """
 import signal
-from ddae_jax import build
+from ddae_jax.builders import build
 make = build.build_source
 def stopped(*arguments):
     if index == 1:

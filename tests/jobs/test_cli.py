@@ -601,7 +601,7 @@ def test_every_config_that_comes_along_is_sound_and_describes_a_model(path, monk
 # what they write in a folder, and prints how they end.
 ENDS = """
 import os, pathlib, sys
-from ddae_jax import command
+from ddae_jax.jobs import cli
 folder = pathlib.Path(sys.argv[1])
 for number, end in enumerate(sys.argv[2:]):
     child = os.fork()

@@ -15,7 +15,7 @@ from ddae_jax.jobs.devices import computes_on_cpu
 PAGES_OF_RUNS = """
 import resource
 import jax, jax.numpy as jnp
-from ddae_jax import devices
+from ddae_jax.jobs import devices
 devices.start_devices(is_distributed=False)
 run = jax.jit(lambda x: (jnp.outer(x, x) @ jnp.outer(x, x)[:, :2]).sum())
 x = jnp.ones(4096)
@@ -62,7 +62,7 @@ def test_a_cpu_computes_where_it_is_told_or_alone(platforms, files, expected, tm
 
 def test_a_process_whose_others_do_not_come_says_so_and_ends():
     program = (
-        "from ddae_jax import devices; "
+        "from ddae_jax.jobs import devices; "
         "devices.join(devices.Cluster('127.0.0.1:29517', 2, 1), patience_s=1.5)"
     )
     done = tiny.run_program(program)
