@@ -76,7 +76,7 @@ def compile_step(
     Raises:
         DoesNotFit: if the compiler reports that the step needs more memory than a device has.
     """
-    lowered = lower_step(program, mesh, batch, forecast_options(mesh))
+    lowered = lower_step(program, mesh, batch, aot_options(mesh))
     began = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -130,7 +130,7 @@ def lower_step(
         )
 
 
-def forecast_options(mesh: Mesh) -> dict[str, str | bool]:
+def aot_options(mesh: Mesh) -> dict[str, str | bool]:
     """Returns the compiler options of a training step.
 
     They are those of a job; for GPUs that are not attached, Triton's matrix products are disabled,
