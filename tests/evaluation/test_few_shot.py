@@ -1,4 +1,4 @@
-"""A few labelled images of each class: drawn alike for all, and learned as scikit-learn does."""
+"""Tests of few-shot evaluation: equal draws for all features, and scikit-learn's accuracies."""
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -33,4 +33,4 @@ def test_accuracies_are_those_of_scikit_learn():
         oracle = LogisticRegression(C=1, tol=1e-8, max_iter=1000)
         oracle.fit((TRAIN[0][chosen] - mean) / deviation, TRAIN[1][chosen])
         expected = oracle.score((TEST[0] - mean) / deviation, TEST[1])
-        assert abs(accuracy - expected) <= 1 / 200  # one image, whose scores are about the same
+        assert abs(accuracy - expected) <= 1 / 200  # one image with almost equal logits

@@ -1,4 +1,4 @@
-"""What devices send each other in a step, read off the compiled program."""
+"""Tests of what devices send each other in a step, read from the compiled program."""
 
 import functools
 import re
@@ -36,5 +36,5 @@ def test_no_device_gathers_the_activations_of_others(has_decoder):
     )
     images = jax.ShapeDtypeStruct((32, 16, 16, 3), "uint8")
     program = jit_train_step(step, make_mesh(), state).lower(state, images).compile().as_text()
-    assert "all-reduce" in program  # of gradients
+    assert "all-reduce" in program  # it sums gradients
     assert not re.findall(r"f32\[[^\]]*\][^=]* all-gather", program)
