@@ -274,44 +274,6 @@ class Checkpoints:
             raise OtherProcessFailed("another process could not read a checkpoint; see its message")
         return stored, next((report["damage"] for report in reports if report["damage"]), None)
 
-    def _read(
-        self, abstract_tree: PyTree, step: int, is_part: bool
-    ) -> tuple[PyTree, dict[str, Any], Mapping[str, str] | None]:
-        """Arrays, data position and the digests that the arrays should have, if they were stored.
-
-        Raises ``DamagedCheckpoint``, and ``CheckpointError`` as :meth:`restore` does.
-        """
-        folder = self._directory / str(step)
-        if not self._metadata(step).exists():
-            raise DamagedCheckpoint(f"{self._metadata(step)} is missing")
-        with _reading(folder / "data" / "metadata") as file:
-            data = json.loads(file.read_text())
-            has_digest = _ARRAYS in data or _DIGEST in data  # else it is of an earlier version
-            if has_digest and data.pop(_DIGEST, None) != _digest_of_json(data):
-                raise ValueError("it is not what was saved")
-            digests = data.pop(_ARRAYS, None)
-            # Weights that an earlier version imported have no position, as step 0.
-            position = data.get("step", step if has_digest or not step else None)
-            if position != step:
-                raise ValueError(f"its data position is that of step {position}")
-        handler = _state_handler()
-        with _reading(folder / "state" / "_METADATA") as file:
-            json.loads(file.read_text())  # without it, Orbax makes one up
-        with _reading(folder / "state"), _without_late_replies():
-            stored = _stored_shapes(digests) if digests else _shapes_in(handler, folder / "state")
-        told = differences(stored, abstract_tree, is_part=is_part)
-        if told:
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {self._directory} is of another model; {told}\n"
-                "Use the config it was made with, or another --workdir."
-            )
-        with _reading(folder / "state"), _without_late_replies():
-            arguments = _restore_arguments(abstract_tree, partial_restore=is_part)
-            tree = handler.restore(folder / "state", args=arguments)
-            if not is_part and int(tree.step) != step:
-                raise ValueError(f"it is that of step {int(tree.step)}")
-        return tree, data, digests
-
     def _set_aside(self, damages: Mapping[int, str], usable: int) -> None:
         """Warns of damaged checkpoints, and moves them out of the way of later ones."""
         for step, damage in damages.items():

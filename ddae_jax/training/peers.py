@@ -173,7 +173,7 @@ class _Peers:
     ) -> None:
         """Waits until a process says goodbye, is gone, or reports that another one is gone.
 
-        In the last two cases the other connected processes are told, and this one ends.
+        In the last two cases, it informs the other connected processes and ends this one.
         """
         _keep_alive(connection)
         with self._lock:

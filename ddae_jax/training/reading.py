@@ -25,16 +25,24 @@ class ReadingHangs(RuntimeError):
 
 
 class Batches(Protocol):
-    """Interface of a data loader for the loop; see :class:`ddae_jax.data.pipeline.TrainLoader`."""
+    """Interface of a data loader for the loop; see :class:`ddae_jax.data.pipeline.TrainLoader`.
+
+    Attributes:
+        corrupt_count: number of images that could not be decoded.
+        corrupt_causes: their number by cause.
+    """
 
     corrupt_count: int
     corrupt_causes: Mapping[str, int]
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Exchanges what each process knows of corrupt images; all processes must call it."""
 
-    def next_unless(self, is_over: Callable[[], bool]) -> Batch | None: ...
+    def next_unless(self, is_over: Callable[[], bool]) -> Batch | None:
+        """Returns the next batch; None if ``is_over()`` becomes true before it is there."""
 
-    def get_state(self, step: int) -> dict[str, Any]: ...
+    def get_state(self, step: int) -> dict[str, Any]:
+        """Returns the data position after ``step`` steps, for a checkpoint."""
 
 
 class ReadAhead:

@@ -50,10 +50,10 @@ class Workdir:
             raise ValueError(
                 f"--workdir={text} is no folder; a script may have a variable that is not set"
             )
-        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
-        if shown != text:
+        printable = os.fsencode(text).decode("utf-8", "backslashreplace")
+        if printable != text:
             raise ValueError(
-                f"--workdir={shown} is not in UTF-8, which what writes checkpoints and keeps "
+                f"--workdir={printable} is not in UTF-8, which what writes checkpoints and keeps "
                 "compiled programs needs; give a folder of another name"
             )
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
