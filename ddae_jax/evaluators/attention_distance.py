@@ -19,7 +19,7 @@ from ddae_jax.evaluation.attention_distance import (
     uniform_distance,
     uniform_mass,
 )
-from ddae_jax.evaluators.run_folder import Run, draw, open_run, where_the_data_is
+from ddae_jax.evaluators.run_folder import Run, draw, open_run, with_data_dir_hint
 from ddae_jax.figures.attention_distance import locality_figure, locality_table
 from ddae_jax.patches import Grid
 from ddae_jax.training.multihost import all_or_none
@@ -55,7 +55,7 @@ def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     localities, results = {}, {}
     for name, run, (params, step, _) in zip(names, runs, restored, strict=True):
         config = _with_images_of(runs[0].config, run.config)
-        source = where_the_data_is(build.build_source, config, config.data.test_split)
+        source = with_data_dir_hint(build.build_source, config, config.data.test_split)
         batches = build.build_eval_batches(config, source, run.mesh, flags.limit or None)
         locality = measure_locality(
             build_encoder(config), params, build_normalize(config), batches, run.mesh

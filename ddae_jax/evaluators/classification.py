@@ -6,7 +6,7 @@ from ddae_jax.builders import build
 from ddae_jax.data.labels import checked, with_classes
 from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.evaluation.classification import score
-from ddae_jax.evaluators.run_folder import draw, open_run, restore_labelled, where_the_data_is
+from ddae_jax.evaluators.run_folder import draw, open_run, restore_labelled, with_data_dir_hint
 from ddae_jax.figures.confusion import confusion_figure, worst_classes
 from ddae_jax.finetune import build_task
 from ddae_jax.hooks.classification import build_count, class_names, plain_scores
@@ -32,7 +32,7 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     with all_or_none():
         run = open_run(flags.workdir, "workdir", flags, job="finetune")
         split = flags.split or run.config.data.test_split
-        source = where_the_data_is(build.build_source, run.config, split)
+        source = with_data_dir_hint(build.build_source, run.config, split)
         build.warn_if_trained_on(run.config, split)
         names = run.workdir.read_classes()
         if names:

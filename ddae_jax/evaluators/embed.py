@@ -13,7 +13,7 @@ from ddae_jax.builders.pretrained import restore_encoder
 from ddae_jax.data.sources import Source, make_source
 from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writes_to
 from ddae_jax.evaluation.features import encoded_batches
-from ddae_jax.evaluators.run_folder import Run, open_run, where_the_data_is
+from ddae_jax.evaluators.run_folder import Run, open_run, with_data_dir_hint
 from ddae_jax.models.vit import SIZES
 from ddae_jax.training.display import duration
 from ddae_jax.training.multihost import all_or_none
@@ -90,7 +90,7 @@ def _source(run: Run, flags: absl_flags.FlagValues) -> Source:
         options = build.decoding(run.config)
         return make_source("folder", data_dir=flags.images, split="", **options)
     split = flags.split or run.config.data.test_split
-    return where_the_data_is(build.build_source, run.config, split)
+    return with_data_dir_hint(build.build_source, run.config, split)
 
 
 def _with_progress(batches: Iterator[Embedded], count: int) -> Iterator[Embedded]:

@@ -14,7 +14,7 @@ from ddae_jax.config import to_plain
 from ddae_jax.evaluation.features import cached, raw_pixel_size
 from ddae_jax.evaluation.few_shot import NUM_DRAWS, few_shot_accuracies
 from ddae_jax.evaluation.labelled_images import Examples, LabelledImages, Predict
-from ddae_jax.evaluators.run_folder import Run, draw, open_run, where_the_data_is
+from ddae_jax.evaluators.run_folder import Run, draw, open_run, with_data_dir_hint
 from ddae_jax.figures.depths import depths_figure, depths_table
 from ddae_jax.models.vit import SIZES
 from ddae_jax.training.multihost import all_or_none
@@ -81,7 +81,7 @@ class FrozenFeatures:
             config.evaluation.pool,
             flags.limit,
         )
-        images = where_the_data_is(
+        images = with_data_dir_hint(
             build.build_labelled_images, config, run.mesh, limit=readout.limit or None
         )
         return cls(run, params, saved_at, readout, images)

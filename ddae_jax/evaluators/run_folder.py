@@ -104,7 +104,7 @@ def restore_labelled(
     return (state["params"], teacher), step
 
 
-def where_the_data_is(build_images: Callable[..., Images], *arguments, **options) -> Images:
+def with_data_dir_hint(build_images: Callable[..., Images], *arguments, **options) -> Images:
     """Calls ``build_images``; if the data is missing, the error names the flag for its folder.
 
     Args:

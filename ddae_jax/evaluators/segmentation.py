@@ -4,7 +4,7 @@ from absl import flags as absl_flags
 
 from ddae_jax.builders import build
 from ddae_jax.evaluation.segmentation import class_iou
-from ddae_jax.evaluators.run_folder import open_run, restore_labelled, where_the_data_is
+from ddae_jax.evaluators.run_folder import open_run, restore_labelled, with_data_dir_hint
 from ddae_jax.hooks.segmentation import (
     build_segment,
     class_names,
@@ -40,7 +40,7 @@ def segmentation(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         if flags.flip:
             config.evaluation.flip = True
         split = flags.split or config.data.test_split
-        source = where_the_data_is(build_pairs, config, split)
+        source = with_data_dir_hint(build_pairs, config, split)
         build.warn_if_trained_on(config, split, within="images")
     task = build_task(config)
     variables, step = restore_labelled(run, task, flags.step)
