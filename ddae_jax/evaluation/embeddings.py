@@ -44,13 +44,13 @@ def write_embeddings(path: pathlib.Path, batches: Iterable[Embedded]) -> tuple[i
         ValueError: for another suffix, and if there is no image.
     """
     with written_atomically(path) as half_written:
-        count, width = writes_to(path)(half_written, batches)
+        count, width = writer_for(path)(half_written, batches)
         if not count:
             raise ValueError("there is no image to embed")
     return count, width
 
 
-def writes_to(path: pathlib.Path) -> Callable[..., tuple[int, int]]:
+def writer_for(path: pathlib.Path) -> Callable[..., tuple[int, int]]:
     """Returns the writer of files with the suffix of ``path``.
 
     Raises:

@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 from ddae_jax.builders import build
 from ddae_jax.builders.pretrained import restore_encoder
 from ddae_jax.data.sources import Source, make_source
-from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writes_to
+from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writer_for
 from ddae_jax.evaluation.features import encoded_batches
 from ddae_jax.evaluators.run_folder import Run, open_run, with_data_dir_hint
 from ddae_jax.models.vit import SIZES
@@ -42,7 +42,7 @@ def embed(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         if not flags.out:
             raise ValueError("--out=FILE.npz or --out=FILE.parquet is missing: where features go")
         path = pathlib.Path(flags.out).expanduser().resolve()
-        writes_to(path)
+        writer_for(path)
         run = open_run(flags.workdir, "workdir", flags)
         source = _source(run, flags)
     config = run.config
