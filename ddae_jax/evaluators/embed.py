@@ -15,7 +15,7 @@ from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writer_fo
 from ddae_jax.evaluation.features import encoded_batches
 from ddae_jax.evaluators.run_folder import Run, open_run, with_data_dir_hint
 from ddae_jax.models.vit import SIZES
-from ddae_jax.training.display import duration
+from ddae_jax.training.display import format_duration
 from ddae_jax.training.multihost import all_or_none
 
 _log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def _with_progress(batches: Iterator[Embedded], count: int) -> Iterator[Embedded
         if now > logged_at + _LOG_EVERY_S and done:
             logged_at = now
             rate = done / max(now - began, 1e-9)
-            left = duration((count - done) / rate)
+            left = format_duration((count - done) / rate)
             _log.info("%s of %s images, %.0f img/s, %s left", f"{done:,}", f"{count:,}", rate, left)
     rate = done / max(time.monotonic() - began, 1e-9)
     end = f"{done:,} of {count:,} images, {count - done:,} unreadable"

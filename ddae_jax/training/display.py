@@ -84,7 +84,7 @@ class ProgressDisplay:
             self._last_plain = now
             rate = (step - self._start) / max(now - self._began, 1e-9)
             left = (self._total - step) / rate if rate > 0 else 0.0
-            _log.info("step %d/%d  %s  %s left", step, self._total, text, duration(left))
+            _log.info("step %d/%d  %s  %s left", step, self._total, text, format_duration(left))
 
     def advance(self, step: int) -> None:
         """Moves the bar to a step."""
@@ -125,7 +125,7 @@ def watched(metrics: Mapping[str, float]) -> str:
     return "  ".join([*parts, f"{metrics['images_per_s']:,.0f} img/s"])
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Formats seconds as ``h:mm:ss``, or as ``m:ss`` below an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

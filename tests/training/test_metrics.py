@@ -11,7 +11,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ddae_jax.training import display, metrics
-from ddae_jax.training.display import duration, set_up_logging
+from ddae_jax.training.display import format_duration, set_up_logging
 from ddae_jax.training.metrics import MetricsWriter, read_metrics
 
 
@@ -231,4 +231,4 @@ def test_the_log_is_rich_on_a_terminal(restored_logging, monkeypatch):
     ],
 )
 def test_durations_read_as_clocks_do(seconds, shown):
-    assert duration(seconds) == shown
+    assert format_duration(seconds) == shown
