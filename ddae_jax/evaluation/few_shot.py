@@ -34,7 +34,7 @@ def few_shot_accuracies(
     features, labels = train
     accuracies = []
     for seed in range(num_draws):
-        chosen = draw_of_each_class(labels, per_class, seed)
+        chosen = draw_per_class(labels, per_class, seed)
         predicted = linear_predict(
             features[chosen],
             labels[chosen],
@@ -47,7 +47,7 @@ def few_shot_accuracies(
     return accuracies
 
 
-def draw_of_each_class(
+def draw_per_class(
     labels: Int[np.ndarray, "examples"], per_class: int, seed: int
 ) -> Int[np.ndarray, "chosen"]:
     """Draws the indices of ``per_class`` examples of each class, ascending.
