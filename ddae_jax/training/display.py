@@ -75,7 +75,7 @@ class ProgressDisplay:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows a step and its most important metrics."""
-        text = watched(metrics)
+        text = format_metrics(metrics)
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
             return
@@ -97,7 +97,7 @@ class ProgressDisplay:
             self._bar.stop()
 
 
-def watched(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """Formats the most important metrics: the loss, the betas of each objective, and the rate.
 
     If betas are learned, those of the shallowest and the deepest supervised depth are shown, as in
