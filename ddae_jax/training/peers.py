@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 # reason.
 _GRACE_S = 3.0
 _CONNECT_S = 5.0
-# TCP keep-alive: probes start after so many seconds of silence and are sent every so many seconds;
-# a machine that does not answer so many of them is gone.
+# TCP keep-alive: seconds of silence before the first probe, seconds between probes, and number of
+# unanswered probes after which the other machine counts as gone.
 _PROBE_AFTER_S, _PROBE_EVERY_S, _MOST_PROBES = 15, 5, 4
 _LONGEST_LINE = 4096
 
