@@ -1,8 +1,8 @@
 """Watch over the other processes of a run: notices at once that one is gone, and says so.
 
-JAX notices a missing process only after a minute, and then aborts the others with a message of its
-own internals. Therefore all processes hold a connection to the first one, over which nothing is
-sent: the system closes it when a process ends in any way, or when its machine no longer answers.
+JAX notices a missing process only after a minute, and then aborts the others from within its own
+code. Therefore all processes hold an idle connection to the first one: the system closes it when a
+process ends in any way, or when its machine no longer answers.
 """
 
 import atexit
