@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.environment import store
-from ddae_jax.aot.compiled_step import forecast_options, known_seconds
+from ddae_jax.aot.compiled_step import aot_options, known_seconds
 from ddae_jax.aot.gpu_cost import gpu_work
 from ddae_jax.aot.topology import topology_devices
 from ddae_jax.models.attention import SelfAttention
@@ -45,7 +45,7 @@ def costs_of(topology: str, dtype: jnp.dtype, form: str) -> dict[str, float]:
     """What a forward and a backward pass cost, for an image."""
     mesh = Mesh(topology_devices(topology), ("data",))
     lowered = lower(form, dtype, mesh)
-    compiled = lowered.compile(forecast_options(mesh))
+    compiled = lowered.compile(aot_options(mesh))
     if mesh.devices.flat[0].platform == "gpu":
         (flops, traffic), seconds = gpu_work(compiled.as_text()), None
     else:

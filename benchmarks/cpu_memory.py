@@ -56,7 +56,7 @@ def _take_steps(argv: Sequence[str], is_kept: bool, pipe: Connection) -> None:
         raise OSError("this system has no glibc: nothing can be kept")
     usage = f"benchmarks.cpu_memory {__doc__}"
     flags = cli.parse_config_flags(argv, usage, lambda flags: None, None)
-    step = train_step.Step(train_step.question_of(flags.config))
+    step = train_step.Step(train_step.request_of(flags.config))
     step.run_steps(2)
     with contextlib.suppress(EOFError):  # until the other end is closed
         while True:

@@ -13,7 +13,7 @@ import re
 
 from benchmarks.environment import store
 from ddae_jax import compile_check
-from ddae_jax.aot.compiled_step import forecast_options, lower_step
+from ddae_jax.aot.compiled_step import aot_options, lower_step
 from ddae_jax.aot.hlo import Operation, operations, own_result, sizes
 
 TOPOLOGY, IMAGES_PER_GPU = "h100:8", 64
@@ -37,14 +37,14 @@ def main() -> None:
 
 def compiled(fsdp: int, options: dict[str, bool]) -> str:
     """The program's text."""
-    question, _ = compile_check.ask(
+    request, _ = compile_check.parse_request(
         [
             *("--config=configs/imagenet_ddae_vit_b16.py", f"--topology={TOPOLOGY}"),
             *(f"--config.mesh.fsdp={fsdp}", f"--config.batch_size={8 * IMAGES_PER_GPU}"),
         ]
     )
-    options = forecast_options(question.mesh) | options
-    lowered = lower_step(question.program(), question.mesh, question.batch(), options)
+    options = aot_options(request.mesh) | options
+    lowered = lower_step(request.program(), request.mesh, request.batch(), options)
     return lowered.compile().as_text()
 
 

@@ -118,8 +118,10 @@ def stored() -> dict[str, dict]:
 def compiled(config: str, topology: str, changes: tuple[str, ...]) -> dict:
     """What compile_check finds, without the config."""
     flags = [f"--config=configs/{config}.py", f"--topology={topology}"]
-    question, _ = compile_check.ask([*flags, *(f"--config.{change}" for change in changes)])
-    found = compile_check.answer(question, question.program())
+    request, _ = compile_check.parse_request(
+        [*flags, *(f"--config.{change}" for change in changes)]
+    )
+    found = compile_check.analyze(request, request.program())
     del found["config"]
     libtpu = {} if topology in GPUS.values() else {"libtpu": machine(("libtpu",))["libtpu"]}
     return {"changes": list(changes), **libtpu, **found}

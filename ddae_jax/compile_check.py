@@ -1,12 +1,12 @@
-"""Compiles the training step of any config, for TPUs or GPUs that need not be there.
+"""Compiles the training step of any config, for TPUs or GPUs that need not be attached.
 
     python -m ddae_jax.compile_check --config=configs/imagenet_ddae_vit_b16.py \\
         --topology=v5e:8x8 --out=v5e.json
 
-Tells whether it fits, what a chip holds, operations, memory traffic, collective operations, and how
-fast it can be at the most. Nothing is trained, and no data is needed. docs/scaling.md says how to
-read it. ``--search`` finds the largest batch that fits; without ``--topology`` the step is compiled
-for the devices of this machine.
+Reports whether the step fits in memory, the contents of a chip's memory, operations, memory
+traffic, collective operations, and the highest possible speed. Nothing is trained, and no data is
+needed. docs/scaling.md explains the report. ``--search`` finds the largest batch that fits; without
+``--topology`` the step is compiled for the devices of this machine.
 """
 
 import dataclasses
@@ -42,21 +42,21 @@ _log = logging.getLogger(__name__)
 JOBS: Mapping[str, type[Job]] = {
     job.name: job for job in (pretrain.PretrainJob, finetune.FinetuneJob, segment.SegmentJob)
 }
-"""All jobs that train, by the name that a config has."""
+"""All jobs that train, by their names in configs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CompileRequest:
-    """What is to be compiled.
+    """Training step to compile, and the devices to compile it for.
 
     Attributes:
-        job_class: whose step.
-        config: of the run.
-        mesh: of devices.
-        data: what the step has to know of the images.
-        num_images: of an epoch.
-        share: of the bound that a run is expected to reach.
-        topology: name of the slice or the GPUs; empty for the devices at hand.
+        job_class: job that trains.
+        config: config of the run.
+        mesh: device mesh.
+        data: number of classes and size of the images.
+        num_images: number of images of an epoch.
+        share: share of the highest possible speed that a run is expected to reach.
+        topology: name of the TPU slice or the GPUs; empty for the devices of this machine.
     """
 
     job_class: type[Job]
@@ -69,26 +69,26 @@ class CompileRequest:
 
     @property
     def job(self) -> Job:
-        """The job of the config."""
+        """Job of the config."""
         return self.job_class(self.config)
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule of the run."""
+        """Schedule of the run."""
         return self.job.schedule(self.num_images)
 
-    def with_batch_per_device(self, count: int) -> "Question":
-        """The same with another batch."""
+    def with_batch_per_device(self, count: int) -> "CompileRequest":
+        """Returns the same request with another number of images per device."""
         config = self.config.copy_and_resolve_references()
         config.batch_size = count * self.mesh.size
         return dataclasses.replace(self, config=config)
 
     def program(self) -> TrainProgram:
-        """Builds the step; a tokenizer or teacher that is not there needs only its shapes."""
+        """Builds the training program; tokenizers and teachers that are missing get shapes only."""
         return self.job.program(self.schedule, self.data, stand_in_missing=True)
 
     def batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Returns the arrays of a batch."""
+        """Returns shapes and dtypes of the arrays of a batch."""
         return self.job.batch_spec(self.data)
 
 
@@ -97,23 +97,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exits.explain_bad_input():
         request, flags = parse_request(argv)
         program = request.program()
-    found = analyze(request, program)
+    results = analyze(request, program)
     if flags.search:
-        found["largest_batch_per_device"] = search(request)
-    print(report(found))
+        results["largest_batch_per_device"] = search(request)
+    print(report(results))
     if flags.out:
-        pathlib.Path(flags.out).write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if found["fits"] else 3
+        pathlib.Path(flags.out).write_text(json.dumps(results, indent=2) + "\n")
+    return 0 if results["fits"] else 3
 
 
 def parse_request(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flags.FlagValues]:
-    """What a command line asks for. Raises ``ValueError`` or ``OSError`` for bad input."""
+    """Parses a command line.
+
+    Args:
+        argv: arguments of the command line, without the program's name; None for those of this
+            process.
+
+    Returns:
+        The request, and the flags.
+
+    Raises:
+        ValueError, OSError: for bad input.
+    """
     usage = f"ddae_jax.compile_check {__doc__}"
     flags, given = cli.read_config_flags(argv, usage, _define_flags, None)
     config = flags.config
     check_config(config)
     if flags.topology:
-        jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are left alone
+        jax.config.update("jax_platforms", "cpu")  # do not claim accelerators of this machine
     devices.start_devices(is_distributed=False)
     chips = topology_devices(flags.topology) if flags.topology else jax.devices()
     mesh = make_mesh(**config.mesh, devices=chips)
@@ -122,17 +133,28 @@ def parse_request(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flag
     job_class.resolve_config(config, None, given)
     image_size = tuple(map(int, flags.stored_image_size)) or tuple(config.model.image_size)
     data = DataSpec(num_classes=flags.num_classes, image_size=image_size)
-    return CompileRequest(
+    request = CompileRequest(
         job_class, config, mesh, data, flags.num_images, flags.share, flags.topology
-    ), flags
+    )
+    return request, flags
 
 
 def analyze(request: CompileRequest, program: TrainProgram) -> dict[str, Any]:
-    """Compiles the step, and tells all that is known of it as plain values."""
+    """Compiles the training step and collects its numbers.
+
+    Args:
+        request: what to compile.
+        program: the program of ``request``.
+
+    Returns:
+        Plain values by name. ``fits`` tells whether the step fits in memory, and ``why`` the reason
+        if it does not. Some of the other keys are left out if the step does not fit, or if the
+        chip is unknown.
+    """
     config, mesh = request.config, request.mesh
     kind = mesh.devices.flat[0].device_kind
     chip = CHIPS.get(kind)
-    found = {
+    results = {
         "config": to_plain(config),
         "topology": request.topology or f"{mesh.size} x {kind}",
         "num_devices": mesh.size,
@@ -148,19 +170,20 @@ def analyze(request: CompileRequest, program: TrainProgram) -> dict[str, Any]:
     except DoesNotFit as error:
         held = state_bytes(program.state_shapes(mesh))
         needs = {"needed_bytes": error.needed, "available_bytes": error.available}
-        return found | {"fits": False, "why": str(error), "bytes_per_device": held, **needs}
-    found |= _of_step(step, config.batch_size // mesh.size, flops_per_image(program, request))
-    found["fits"] = step.total_bytes <= available
+        return results | {"fits": False, "why": str(error), "bytes_per_device": held, **needs}
+    images = config.batch_size // mesh.size
+    results |= _step_results(step, images, flops_per_image(program, request))
+    results["fits"] = step.total_bytes <= available
     if chip is None:
-        return found
-    found["usable_bytes"] = available
-    if not found["fits"]:
-        found["why"] = shortage(step.total_bytes, available)
-    return found | _at_best(step, request)
+        return results
+    results["usable_bytes"] = available
+    if not results["fits"]:
+        results["why"] = shortage(step.total_bytes, available)
+    return results | _speed_results(step, request)
 
 
 def flops_per_image(program: TrainProgram, request: CompileRequest) -> float:
-    """The model's own count of operations for an image, forward and backward."""
+    """Returns the operations that the model itself needs per image, forward and backward."""
     small = dataclasses.replace(request, mesh=make_mesh(devices=jax.devices()[:1]))
     small = small.with_batch_per_device(2)
     state, task = program.state_shapes(), program.task
@@ -173,17 +196,20 @@ def flops_per_image(program: TrainProgram, request: CompileRequest) -> float:
 
 
 def search(request: CompileRequest) -> int:
-    """The largest batch of a device that fits; 0 if not even one image does.
+    """Finds the largest number of images per device that fits, to an eighth of itself.
 
-    Each try compiles. From the config's own batch it is doubled or halved, and then bisected to an
-    eighth of itself.
+    Each attempt compiles the step, the first one with the config's own batch; see :func:`largest`.
+
+    Returns:
+        The number of images per device; 0 if not even ``optimizer.micro_batches`` images fit.
     """
 
     def fits(count: int) -> bool:
-        asked = request.with_batch_per_device(count)
-        found = analyze(asked, asked.program())
-        _log.info("%d images on each device: %s", count, "fit" if found["fits"] else found["why"])
-        return found["fits"]
+        attempt = request.with_batch_per_device(count)
+        results = analyze(attempt, attempt.program())
+        outcome = "fit" if results["fits"] else results["why"]
+        _log.info("%d images on each device: %s", count, outcome)
+        return results["fits"]
 
     unit = request.config.optimizer.micro_batches
     return unit * largest(
@@ -192,9 +218,11 @@ def search(request: CompileRequest) -> int:
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int:
-    """The largest whole number that fits, to an eighth of itself; ``start`` is tried first.
+    """Finds the largest number that fits, to an eighth of itself; 0 if not even 1 fits.
 
-    Whatever is larger than what does not fit must not fit either.
+    Args:
+        fits: returns whether a number fits; if one does not, no larger one may.
+        start: number that is tried first; it is doubled or halved, and then the number is bisected.
     """
     low, high = 0, None
     count = max(start, 1)
@@ -207,8 +235,14 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
     return low
 
 
-def _of_step(step: CompiledStep, images: int, model_flops: float) -> dict[str, Any]:
-    """What a compiled step is, for a device that has so many images."""
+def _step_results(step: CompiledStep, images: int, model_flops: float) -> dict[str, Any]:
+    """Returns memory and work of a compiled step as plain values.
+
+    Args:
+        step: the compiled step.
+        images: number of images per device.
+        model_flops: operations per image that the model itself needs.
+    """
     return {
         "bytes_per_device": {**step.held, "activations": step.activations},
         "total_bytes_per_device": step.total_bytes,
@@ -225,8 +259,8 @@ def _of_step(step: CompiledStep, images: int, model_flops: float) -> dict[str, A
     }
 
 
-def _at_best(step: CompiledStep, request: CompileRequest) -> dict[str, Any]:
-    """How fast the step can be on its chips, and the run at that pace and at a share of it."""
+def _speed_results(step: CompiledStep, request: CompileRequest) -> dict[str, Any]:
+    """Returns the highest possible speed of a step, and the pace of the run at it and below."""
     config, num_devices = request.config, request.mesh.size
     chip = CHIPS[request.mesh.devices.flat[0].device_kind]
     bound, total_steps = bound_of(step, chip), request.schedule.total_steps
@@ -249,15 +283,17 @@ def _define_flags(flags: absl_flags.FlagValues) -> None:
     def define(kind: str, name: str, default, text: str, **options) -> None:
         getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags, **options)
 
-    define("string", "topology", "", "Such as v5e:16x16 or h100:8; the devices here if empty.")
-    define("string", "out", "", "JSON file that all of it is written to.")
+    topology_help = "Such as v5e:16x16 or h100:8; the devices of this machine if empty."
+    define("string", "topology", "", topology_help)
+    define("string", "out", "", "JSON file to write all results to.")
     define("bool", "search", False, "Also find the largest batch that fits (compiles often).")
-    define(
-        "float", "share", 0.5, "Of the bound, that a run is expected to reach.", lower_bound=0.01
-    )
-    define("integer", "num_images", 1_281_167, "Of an epoch; ImageNet's by default.", lower_bound=1)
-    define("integer", "num_classes", 1000, "Of the labels, to fine-tune.", lower_bound=2)
-    define("list", "stored_image_size", [], "HEIGHT,WIDTH, where they are augmented on the device.")
+    share_help = "Share of the highest possible speed that a run is expected to reach."
+    define("float", "share", 0.5, share_help, lower_bound=0.01)
+    images_help = "Number of images of an epoch; ImageNet's by default."
+    define("integer", "num_images", 1_281_167, images_help, lower_bound=1)
+    define("integer", "num_classes", 1000, "Number of classes, for fine-tuning.", lower_bound=2)
+    size_help = "HEIGHT,WIDTH of stored images, if they are augmented on the device."
+    define("list", "stored_image_size", [], size_help)
 
 
 if __name__ == "__main__":

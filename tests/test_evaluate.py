@@ -299,7 +299,7 @@ def test_the_last_word_on_progress_comes_also_where_images_are_unreadable(
 ):
     caplog.set_level(logging.INFO, "ddae_jax")
     embed = importlib.import_module("ddae_jax.evaluators.embed")  # whose name its function has, too
-    monkeypatch.setattr(embed, "_TELL_EVERY_S", tell_every_s)
+    monkeypatch.setattr(embed, "_LOG_EVERY_S", tell_every_s)
     batches = [Embedded(np.zeros((len(n), 2)), np.zeros(len(n)), n) for n in (["x"], names)]
     assert list(embed._with_progress(iter(batches), count=3)) == batches
     said = [record.getMessage() for record in caplog.records]

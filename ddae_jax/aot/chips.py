@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' documentation."""
+"""Peak numbers of accelerators, from their makers' documentation."""
 
 import dataclasses
 import math
@@ -9,16 +9,16 @@ from types import MappingProxyType
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device.
+    """Peak numbers of one device.
 
     Attributes:
-        name: as people say it.
-        peak_flops: bfloat16 matrix products with float32 sums, operations a second.
-        memory_bytes: of its high-bandwidth memory; of GPUs, what CUDA tells of it.
-        memory_bandwidth: bytes a second.
-        interconnect_bandwidth: bytes a second that it sends to its neighbours, all links together;
-            the same again arrives.
-        source: where this is said.
+        name: common name.
+        peak_flops: operations per second of bfloat16 matrix products with float32 sums.
+        memory_bytes: size of its high-bandwidth memory; for GPUs, as CUDA reports it.
+        memory_bandwidth: bytes per second of that memory.
+        interconnect_bandwidth: bytes per second that the device sends over all links together; it
+            receives as many at the same time.
+        source: documentation that states these numbers.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Chip:
     source: str
 
 
-_MEMORY_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # or its old name
+_MEMORY_SHARE = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new and old name
 _CUDA = "memory as openxla/xla has it, xla/backends/gpu/target_config/specs"
 
 CHIPS: Mapping[str, Chip] = MappingProxyType(
@@ -60,20 +60,24 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
         ),
     }
 )  # fmt: skip
-"""By the kind that JAX tells of a device (``device.device_kind``)."""
+"""Chips by JAX's name of the device kind (``device.device_kind``)."""
 
 
 def usable_bytes(kind: str) -> float:
-    """What a program may hold of a chip's memory; infinity for a chip that is not known.
+    """Returns the bytes of a chip's memory that a program may use; infinity for an unknown chip.
 
-    JAX takes three quarters of a GPU's, or what ``XLA_CLIENT_MEM_FRACTION`` says.
+    JAX uses three quarters of a GPU's memory, or the share that ``XLA_CLIENT_MEM_FRACTION`` sets.
 
-    Raises ``ValueError`` if that is no number.
+    Args:
+        kind: kind of the device, a key of :data:`CHIPS`.
+
+    Raises:
+        ValueError: if the environment variable is not a number.
     """
     if kind not in CHIPS:
         return math.inf
     share = 1.0
     if kind.startswith("NVIDIA"):
-        told = [os.environ.get(name) for name in _MEMORY_SHARE]
-        share = float(next(filter(None, told), 0.75))
+        settings = [os.environ.get(name) for name in _MEMORY_SHARE]
+        share = float(next(filter(None, settings), 0.75))
     return share * CHIPS[kind].memory_bytes

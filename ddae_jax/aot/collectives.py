@@ -1,4 +1,4 @@
-"""What devices send each other in a step, read off the compiled program's text."""
+"""Traffic between devices in a step, read from the text of the compiled program."""
 
 import dataclasses
 import math
@@ -15,8 +15,8 @@ class Traffic:
     """Collective operations of one kind in a step.
 
     Attributes:
-        count: operations.
-        bytes: of one device's results of them.
+        count: number of operations.
+        bytes: size of their results on one device.
         sent: bytes that each device sends, by the ring algorithm.
     """
 
@@ -26,18 +26,20 @@ class Traffic:
 
 
 def collectives(program: str, num_devices: int) -> Mapping[str, Traffic]:
-    """Collective operations by kind, of one device and step.
+    """Counts the collective operations of a step on one device, by kind.
 
-    What stands in the body of a loop counts as often as the loop is passed, where the compiler
-    knows how often that is. The result of an all-gather, and the operand of a reduce-scatter, are
-    ``n`` times what one of ``n`` devices has; a ring sends ``(n - 1) / n`` of it from each device,
-    for an all-reduce twice (Patarasuk & Yuan 2009).
+    An operation in the body of a loop counts once per iteration, if the compiler knows their
+    number. The result of an all-gather, and the operand of a reduce-scatter, are ``n`` times as
+    large as the share of one of ``n`` devices; in a ring, each device sends ``(n - 1) / n`` of it,
+    and twice that in an all-reduce.
 
     Args:
         program: ``compiled.as_text()``.
-        num_devices: that it is for.
+        num_devices: number of devices that the program is for.
+
+    Source: Patarasuk & Yuan 2009 (bandwidth-optimal all-reduce in a ring).
     """
-    found = dict.fromkeys(KINDS, Traffic())
+    totals = dict.fromkeys(KINDS, Traffic())
     times = times_by_computation(program)
     for operation in operations(program):
         kind = operation.kind.removesuffix("-start")
@@ -46,14 +48,14 @@ def collectives(program: str, num_devices: int) -> Mapping[str, Traffic]:
         repeated = times.get(operation.computation, 1)
         size = sum(sizes(own_result(operation))) * repeated
         group = _group_size(operation.rest, num_devices)
-        before = found[kind]
+        before = totals[kind]
         sent = size * _share_sent(kind, group)
-        found[kind] = Traffic(before.count + repeated, before.bytes + size, before.sent + sent)
-    return {kind: traffic for kind, traffic in found.items() if traffic.count}
+        totals[kind] = Traffic(before.count + repeated, before.bytes + size, before.sent + sent)
+    return {kind: traffic for kind, traffic in totals.items() if traffic.count}
 
 
 def _share_sent(kind: str, group: int) -> float:
-    """What each device sends over what it has as a result."""
+    """Returns the bytes that each device sends per byte of its result, in a group of devices."""
     ring = (group - 1) / group
     if kind == "all-reduce":
         return 2 * ring
@@ -63,7 +65,12 @@ def _share_sent(kind: str, group: int) -> float:
 
 
 def _group_size(text: str, num_devices: int) -> int:
-    """Devices that take part together."""
+    """Returns the number of devices in each group of a collective operation.
+
+    Args:
+        text: attributes of the operation.
+        num_devices: number of all devices, which form one group if the text names none.
+    """
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", text):
         return int(iota[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):

@@ -1,4 +1,4 @@
-"""A training step, compiled for devices that need not be there, as the compiler sees it."""
+"""A training step, compiled for devices that need not be attached, and the compiler's numbers."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class DoesNotFit(MemoryError):
     """A program needs more memory than a device has.
 
     Attributes:
-        needed, available: bytes, where the compiler tells them.
+        needed, available: bytes; None if the compiler does not report them.
     """
 
     def __init__(self, message: str, needed: float | None, available: float | None):
@@ -34,16 +34,18 @@ class DoesNotFit(MemoryError):
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """What is known of a compiled step; of one device, unless it says otherwise.
+    """Numbers of a compiled step, for one device.
 
     Attributes:
-        compile_s: seconds that compiling took.
+        compile_s: seconds that compilation took.
         held: bytes of ``parameters``, ``optimizer``, ``teacher`` and ``batch``.
-        activations: bytes that the step needs beside them.
-        flops: operations of a step, by the compiler's count; for GPUs, by :func:`gpu_work`.
-        memory_traffic: bytes that a step reads and writes, likewise.
-        optimal_s: seconds that the compiler deems least; None if it does not say.
-        collectives: what a step sends, by kind.
+        activations: bytes that the step needs in addition.
+        flops: operations of a step, by the compiler's count; for GPUs, by
+            :func:`ddae_jax.aot.gpu_cost.gpu_work`.
+        memory_traffic: bytes that a step reads and writes, counted in the same way.
+        optimal_s: the compiler's estimate of the shortest time of a step, seconds; None if it gives
+            none.
+        collectives: traffic between devices, by kind of operation.
     """
 
     compile_s: float
@@ -56,22 +58,22 @@ class CompiledStep:
 
     @property
     def total_bytes(self) -> int:
-        """All that the device holds during a step."""
+        """Bytes that the device holds during a step."""
         return sum(self.held.values()) + self.activations
 
 
 def compile_step(
     program: TrainProgram, mesh: Mesh, batch: Mapping[str, jax.ShapeDtypeStruct]
 ) -> CompiledStep:
-    """Compiles a step for a mesh of devices.
+    """Compiles a training step for a mesh of devices.
 
     Args:
-        program: what is trained.
-        mesh: of devices at hand, or of :func:`ddae_jax.aot.topology.topology_devices`.
-        batch: the arrays of a batch, of all devices together.
+        program: training program.
+        mesh: mesh of attached devices, or of :func:`ddae_jax.aot.topology.topology_devices`.
+        batch: shapes and dtypes of a batch for all devices together.
 
     Raises:
-        DoesNotFit: if the compiler finds that it needs more memory than a device has.
+        DoesNotFit: if the compiler reports that the step needs more memory than a device has.
     """
     lowered = lower_step(program, mesh, batch, aot_options(mesh))
     began = time.perf_counter()
@@ -85,7 +87,7 @@ def compile_step(
         (flops, memory_traffic), optimal_s = gpu_work(text), 0.0
     else:
         costs = compiled.cost_analysis()
-        # The compiler counts the body of the loop over micro-batches once.
+        # The compiler counts the body of the loop over micro-batches only once.
         flops, memory_traffic, optimal_s = (
             count * program.micro_batches
             for count in (
@@ -114,11 +116,11 @@ def lower_step(
     batch: Mapping[str, jax.ShapeDtypeStruct],
     options: Mapping[str, str | bool] | None = None,
 ) -> jax.stages.Lowered:
-    """A step for a mesh, before the compiler sees it.
+    """Traces and lowers a training step for a mesh of devices, without compiling it.
 
     Args:
-        program, mesh, batch: see :func:`compile_step`.
-        options: see :func:`ddae_jax.training.program.TrainProgram.jit`.
+        program, mesh, batch: as in :func:`compile_step`.
+        options: compiler options; see :meth:`ddae_jax.training.program.TrainProgram.jit`.
     """
     state = program.state_shapes(mesh)
     with compiled_for(mesh.devices.flat[0].platform):
@@ -126,10 +128,14 @@ def lower_step(
 
 
 def aot_options(mesh: Mesh) -> dict[str, str | bool]:
-    """Those of a job's step; for GPUs that are not there, without what is tuned by trying it."""
+    """Returns the compiler options of a training step.
+
+    They are those of a job; for GPUs that are not attached, Triton's matrix products are disabled,
+    as XLA tunes them by running them. cuBLAS then computes all products.
+    """
     options = compiler_options(mesh)
     if mesh.devices.flat[0].platform == "gpu" and jax.default_backend() != "gpu":
-        options["xla_gpu_enable_triton_gemm"] = False  # cuBLAS takes all products
+        options["xla_gpu_enable_triton_gemm"] = False
     return options
 
 
@@ -141,27 +147,27 @@ def _laid_out(batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict:
 
 
 def known_seconds(optimal_s: float) -> float:
-    """What the compiler deems least, without its custom calls: each of them counts as -1 s.
+    """Corrects the compiler's estimate for custom calls, each of which it counts as -1 s.
 
-    Right for programs of less than a second.
+    The result leaves custom calls out. It is correct for programs of less than a second.
     """
     return optimal_s + max(0, math.ceil(-optimal_s))
 
 
 def _explained(error: Exception) -> Exception:
-    """The compiler's error, as :class:`DoesNotFit` if it is about memory."""
+    """Returns the compiler's error, as :class:`DoesNotFit` if it is about memory."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         return error
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
-    if not found:
+    sizes = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    if not sizes:
         return DoesNotFit(text.splitlines()[0], None, None)
     needed, available = (
-        float(number) * _UNITS[unit] for number, unit in (found.groups()[:2], found.groups()[2:])
+        float(number) * _UNITS[unit] for number, unit in (sizes.groups()[:2], sizes.groups()[2:])
     )
     return DoesNotFit(shortage(needed, available), needed, available)
 
 
 def shortage(needed: float, available: float) -> str:
-    """How many bytes are needed, and how many are there, for people."""
+    """Formats the bytes that are needed and those that are available."""
     return f"{needed / 2**30:.1f} GiB are needed, {available / 2**30:.1f} GiB are there"

@@ -1,4 +1,4 @@
-"""How many operations a model asks for, read off its own definition."""
+"""Operations that a model needs, counted by tracing its definition."""
 
 import math
 from collections.abc import Callable
@@ -10,21 +10,21 @@ from jaxtyping import PyTree
 
 
 def model_flops(function: Callable, params: PyTree, *inputs: PyTree) -> float:
-    """Operations of the matrix products and convolutions of a loss and of its gradient.
+    """Counts the operations of matrix products and convolutions in a loss and its gradient.
 
-    The forward pass is traced, not compiled. Each product counts ``2 m n k``: once for the value,
-    and once more for each of its factors that depends on ``params``, as that is what its gradient
-    takes. So a product with parameters counts three times, the first layer, whose input has no
-    gradient, twice, and a teacher's once. What is element-wise is left out, and so is whatever a
-    compiler or rematerialisation does twice.
+    The forward pass is traced, not compiled. A product takes ``2 m n k`` operations: once for its
+    value, and once more for each factor that depends on ``params``, as its gradient needs another
+    product. So a product of parameters with activations counts three times; the first layer, whose
+    input needs no gradient, twice; and a teacher's product once. Element-wise operations are left
+    out, and so is everything that a compiler or rematerialisation computes twice.
 
     Args:
-        function: ``(params, *inputs) -> loss``, or a tuple that begins with it.
-        params: what the gradient is by; arrays or their shapes.
-        inputs: the rest.
+        function: ``(params, *inputs) -> loss``, or a tuple whose first element is the loss.
+        params: parameters that the gradient is taken by; arrays or their shapes.
+        *inputs: further arguments of ``function``.
 
-    Source: the convention of Chowdhery et al. 2022, PaLM, appendix B (model FLOPs), with the
-    attention's products counted too.
+    Source: Chowdhery et al. 2022, PaLM, appendix B (model FLOPs); the products of attention are
+    counted too.
     """
     jaxpr = jax.make_jaxpr(function)(params, *inputs)
     num_params = len(jax.tree.leaves(params))
@@ -33,49 +33,63 @@ def model_flops(function: Callable, params: PyTree, *inputs: PyTree) -> float:
 
 
 def _count(jaxpr: core.Jaxpr, depends: list[bool]) -> tuple[float, list[bool]]:
-    """Operations of a program, and which of its results depend on the parameters."""
-    known = dict(zip(jaxpr.invars, depends, strict=True))
+    """Counts the operations of a program, and finds which results depend on the parameters.
+
+    Args:
+        jaxpr: the program.
+        depends: whether each input depends on the parameters.
+
+    Returns:
+        The number of operations, and whether each output depends on the parameters.
+    """
+    dependence = dict(zip(jaxpr.invars, depends, strict=True))
 
     def is_dependent(atom: Any) -> bool:
-        return not isinstance(atom, core.Literal) and known.get(atom, False)
+        return not isinstance(atom, core.Literal) and dependence.get(atom, False)
 
     total = 0.0
     for equation in jaxpr.eqns:
-        needed = [is_dependent(atom) for atom in equation.invars]
+        inputs = [is_dependent(atom) for atom in equation.invars]
         name, parameters = equation.primitive.name, equation.params
-        outputs = [any(needed)] * len(equation.outvars)
+        operations, outputs = 0.0, [any(inputs)] * len(equation.outvars)
         if name == "dot_general":
-            total += _product(equation) * (1 + sum(needed))
+            operations = _product(equation) * (1 + sum(inputs))
         elif name == "conv_general_dilated":
-            total += _convolution(equation) * (1 + sum(needed))
+            operations = _convolution(equation) * (1 + sum(inputs))
         elif name == "stop_gradient":
             outputs = [False] * len(outputs)
         elif name == "scan":
-            inner = parameters["jaxpr"].jaxpr
-            num_constants, num_carry = parameters["num_consts"], parameters["num_carry"]
-            for _ in range(num_carry + 1):  # until what depends does no longer grow
-                operations, outputs = _count(inner, needed)
-                carry = needed[num_constants : num_constants + num_carry]
-                grown = [a or b for a, b in zip(carry, outputs[:num_carry], strict=True)]
-                needed[num_constants : num_constants + num_carry] = grown
-            total += operations * parameters["length"]
+            operations, outputs = _count_scan(parameters, inputs)
         elif name == "cond":
-            counted = [_count(b.jaxpr, needed[1:]) for b in parameters["branches"]]
-            total += max(operations for operations, _ in counted)
-            outputs = [any(each) for each in zip(*(o for _, o in counted), strict=True)]
+            branches = [_count(branch.jaxpr, inputs[1:]) for branch in parameters["branches"]]
+            operations = max(operations for operations, _ in branches)
+            outputs = [any(each) for each in zip(*(o for _, o in branches), strict=True)]
         elif inner := _inner(parameters):
-            operations, outputs = _count(inner, needed[: len(inner.invars)])
-            total += operations
-        known |= dict(zip(equation.outvars, outputs, strict=True))
+            operations, outputs = _count(inner, inputs[: len(inner.invars)])
+        total += operations
+        dependence |= dict(zip(equation.outvars, outputs, strict=True))
     return total, [is_dependent(atom) for atom in jaxpr.outvars]
 
 
+def _count_scan(parameters: dict[str, Any], inputs: list[bool]) -> tuple[float, list[bool]]:
+    """Counts a loop: its body times its length, once it is known what depends in any iteration."""
+    inner, inputs = parameters["jaxpr"].jaxpr, list(inputs)
+    num_constants, num_carry = parameters["num_consts"], parameters["num_carry"]
+    carried = slice(num_constants, num_constants + num_carry)
+    for _ in range(num_carry + 1):  # each pass adds at least one carried value, or none is left
+        operations, outputs = _count(inner, inputs)
+        inputs[carried] = [
+            a or b for a, b in zip(inputs[carried], outputs[:num_carry], strict=True)
+        ]
+    return operations * parameters["length"], outputs
+
+
 def _inner(parameters: dict[str, Any]) -> core.Jaxpr | None:
-    """The program that an equation calls with its own operands, such as a jitted function."""
+    """Returns the program that an equation calls with its operands, such as a jitted function."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in parameters:
-            found = parameters[name]
-            return getattr(found, "jaxpr", found)
+            program = parameters[name]
+            return getattr(program, "jaxpr", program)
     return None
 
 

@@ -1,4 +1,4 @@
-"""GPUs that are not there, as the compiler wants them described."""
+"""Descriptions of GPUs that XLA needs to compile for them without having one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from ddae_jax.aot.chips import CHIPS
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """What a compiler has to know of a GPU beside :class:`~ddae_jax.aot.chips.Chip`.
+    """Properties of a GPU that a compiler needs beside its :class:`~ddae_jax.aot.chips.Chip`.
 
     Attributes:
         kind: its name in :data:`~ddae_jax.aot.chips.CHIPS`.
         compute_capability: (major, minor).
-        cores: streaming multiprocessors.
-        fpus_per_core: float32 units of each.
+        cores: number of streaming multiprocessors.
+        fpus_per_core: number of float32 units of each of them.
         clock_ghz: boost clock.
-        l2_bytes: of the cache that all share.
-        shared_bytes: of memory of each core; a block may have 1 KiB less.
+        l2_bytes: size of the cache that all of them share.
+        shared_bytes: size of the shared memory of each of them; a block may use 1 KiB less.
 
     Source: the data sheets of :data:`~ddae_jax.aot.chips.CHIPS`; NVIDIA, CUDA C++ Programming
     Guide, "Technical specifications per compute capability".
@@ -49,9 +49,9 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
         "h200": Gpu("NVIDIA H200", **_HOPPER),
     }
 )
-"""By the name of a topology."""
+"""GPUs by their name in a topology."""
 
-# Of every GPU that the compiler still knows, by the same guide.
+# Properties of every GPU that the compiler still supports, from the same guide.
 _COMMON = {
     "threads_per_block_limit": 1024,
     "threads_per_warp": 32,
@@ -63,12 +63,13 @@ _COMMON = {
     "block_dim_limit_y": 2**16 - 1,
     "block_dim_limit_z": 2**16 - 1,
 }
-_CUDNN = (9, 10)  # what XLA may take for granted
+# Versions of cuDNN and CUDA that XLA may rely on.
+_CUDNN = (9, 10)
 _CUDA = (12, 9)
 
 
 def target_config(gpu: Gpu) -> str:
-    """XLA's ``GpuTargetConfigProto`` of a GPU, as text."""
+    """Returns XLA's ``GpuTargetConfigProto`` of a GPU, as text."""
     chip = CHIPS[gpu.kind]
     device = _COMMON | {
         "core_count": gpu.cores,

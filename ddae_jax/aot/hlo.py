@@ -1,4 +1,4 @@
-"""A compiled program's text, taken apart: its operations, their arrays, and how often they run."""
+"""Parser of a compiled program's text: its operations, their arrays, and how often they run."""
 
 import dataclasses
 import functools
@@ -25,11 +25,11 @@ class Operation:
     """One line of a program.
 
     Attributes:
-        computation: that it stands in.
-        name: of its result.
+        computation: name of the computation that it belongs to.
+        name: name of its result.
         result: type of its result, as text: an array, or several in parentheses.
-        kind: such as ``fusion``, ``dot`` or ``custom-call``.
-        arguments: what stands in its parentheses, as text.
+        kind: kind of operation, such as ``fusion``, ``dot`` or ``custom-call``.
+        arguments: text between its parentheses.
         rest: its attributes, as text.
     """
 
@@ -42,56 +42,59 @@ class Operation:
 
     @property
     def operands(self) -> list[str]:
-        """Names of what it takes."""
+        """Names of its operands."""
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
 
 def operations(program: str) -> Iterator[Operation]:
-    """All operations of a program, ``compiled.as_text()``, in its order."""
+    """Yields all operations of a program, ``compiled.as_text()``, in their order."""
     computation = ""
     for line in program.splitlines():
         if header := _COMPUTATION.match(line):
             computation = header[1]
-        elif found := _OPERATION.match(line):
-            yield Operation(computation, **found.groupdict())
+        elif match := _OPERATION.match(line):
+            yield Operation(computation, **match.groupdict())
 
 
 def shapes(result: str) -> list[tuple[int, ...]]:
-    """The shapes of the arrays of a type."""
+    """Returns the shapes of the arrays of a type."""
     return [_shape(shape) for _, shape in _ARRAY.findall(result)]
 
 
 def sizes(result: str) -> list[float]:
-    """The bytes of the arrays of a type."""
+    """Returns the bytes of each array of a type."""
     return [_bytes(dtype) * math.prod(_shape(shape)) for dtype, shape in _ARRAY.findall(result)]
 
 
 def elements(result: str) -> list[str]:
-    """The types that a tuple's type is made of; another type alone."""
+    """Splits the type of a tuple into its elements; any other type is its only element."""
     if not result.startswith("("):
         return [result]
-    found, depth, began = [], 0, 1
-    for place, letter in enumerate(result):
+    types, depth, start = [], 0, 1
+    for position, letter in enumerate(result):
         depth += (letter in "([{") - (letter in ")]}")
         if (letter == "," and depth == 1) or depth == 0:
-            found.append(result[began:place].strip())
-            began = place + 1
-    return found
+            types.append(result[start:position].strip())
+            start = position + 1
+    return types
 
 
 def own_result(operation: Operation) -> str:
-    """The type of what an operation makes: one that starts another also hands its operands on."""
+    """Returns the type of an operation's result, without the operands that ``-start`` passes on."""
     has_operands = operation.kind.endswith("-start") and operation.kind != "all-reduce-start"
     return elements(operation.result)[1] if has_operands else operation.result
 
 
 def called(text: str) -> list[str]:
-    """Names of the computations that an operation's attributes refer to."""
+    """Returns the names of the computations that an operation's attributes refer to."""
     return [name for names in _CALLED.findall(text) for name in names.replace("%", "").split(", ")]
 
 
 def times_by_computation(program: str) -> Mapping[str, int]:
-    """How often each computation that another calls runs, below loops of known length."""
+    """Returns how often each called computation runs in the program.
+
+    A loop counts as often as it iterates, if the compiler knows how often, and else once.
+    """
     callers: dict[str, list[tuple[str, int]]] = {}
     for operation in operations(program):
         trips = _TRIPS.search(operation.rest)

@@ -1,4 +1,4 @@
-"""How fast a step can be at the most: the roofline, and what that means for a whole run."""
+"""Roofline model: the shortest possible time of a step, and the pace of a whole run."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ from ddae_jax.aot.compiled_step import CompiledStep
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Seconds that a step takes at the least, for each thing that it needs.
+    """Lower bounds of the time of a step, by resource.
 
     Attributes:
-        compute_s: for its operations, at the chip's peak.
-        memory_s: for what it reads and writes, at the memory's bandwidth.
-        interconnect_s: for what it sends, at the bandwidth of all links together.
+        compute_s: seconds for its operations at the chip's peak.
+        memory_s: seconds for its memory traffic at the memory's bandwidth.
+        interconnect_s: seconds for the bytes that it sends, at the bandwidth of all links together.
 
     Source: Williams et al. 2009, "Roofline: an insightful visual performance model".
     """
@@ -24,17 +24,17 @@ class Bound:
 
     @property
     def step_s(self) -> float:
-        """The longest of them: as if all three went on at once."""
+        """The largest of the three: they are assumed to overlap completely."""
         return max(self.compute_s, self.memory_s, self.interconnect_s)
 
     @property
     def limit(self) -> str:
-        """Which one that is: ``compute``, ``memory`` or ``interconnect``."""
+        """The resource with the largest bound: ``compute``, ``memory`` or ``interconnect``."""
         return max(("compute", "memory", "interconnect"), key=lambda n: getattr(self, f"{n}_s"))
 
 
 def bound_of(step: CompiledStep, chip: Chip) -> Bound:
-    """The roofline bound of a compiled step."""
+    """Returns the roofline bounds of a compiled step on a chip."""
     sent = sum(traffic.sent for traffic in step.collectives.values())
     return Bound(
         step.flops / chip.peak_flops,
@@ -45,12 +45,12 @@ def bound_of(step: CompiledStep, chip: Chip) -> Bound:
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How long a run takes if a step takes so many seconds.
+    """Pace of a run whose steps take a given time.
 
     Attributes:
-        images_per_s_per_chip: images a second of each device.
-        hours: of the whole run, without data, evaluation and checkpoints.
-        chip_hours: of all devices together.
+        images_per_s_per_chip: images per second on each device.
+        hours: hours of the whole run, without loading data, evaluation and checkpoints.
+        chip_hours: hours of all devices together.
     """
 
     images_per_s_per_chip: float
@@ -59,6 +59,13 @@ class Pace:
 
 
 def pace(step_s: float, batch_size: int, num_devices: int, total_steps: int) -> Pace:
-    """The pace of a run of so many steps, of so many images over all devices."""
+    """Returns the pace of a run.
+
+    Args:
+        step_s: seconds per step.
+        batch_size: images per step on all devices together.
+        num_devices: number of devices.
+        total_steps: steps of the run.
+    """
     hours = step_s * total_steps / 3600
     return Pace(batch_size / num_devices / step_s, hours, hours * num_devices)

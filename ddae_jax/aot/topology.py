@@ -1,4 +1,4 @@
-"""TPU slices and GPUs that are not there, as devices that the compiler compiles for."""
+"""TPU slices and GPUs that are not attached, as devices that JAX can compile for."""
 
 import ctypes.util
 import importlib.metadata
@@ -15,31 +15,33 @@ from packaging.requirements import Requirement
 from ddae_jax.aot.gpu_targets import GPUS, target_config
 from ddae_jax.suggestions import did_you_mean
 
-# Dimensions of a slice of each generation, and what its hosts hold by default.
+# Number of dimensions of a slice of each generation, and chips of a host by default.
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 _HOST = (2, 2, 1)
 _WITHOUT_A_TPU = {
-    "TPU_SKIP_MDS_QUERY": "1",  # there is nobody to ask which one this machine has
-    "TPU_ACCELERATOR_TYPE": "v5p-8",  # nor does it matter, but the compiler complains without
+    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server knows the type of this machine's TPU
+    "TPU_ACCELERATOR_TYPE": "v5p-8",  # any type will do, but the compiler complains without one
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes may compile at the same time
 }
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # both cores of a chip are one device
 
-
 _GPU_COMPILERS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """The chips of a slice such as ``v5e:16x16``, or GPUs such as ``h100:8`` or ``h100:4x8``.
+    """Returns the chips of a TPU slice, or GPUs, that need not be attached.
 
-    GPUs are those of a machine, or machines times the GPUs of each. The environment keeps what is
-    told to a compiler about this machine: not for a process that trains on an accelerator
-    afterwards.
+    It sets environment variables for the TPU compiler and leaves them set, so do not train on an
+    accelerator in the same process afterwards.
+
+    Args:
+        name: a slice, such as ``v5e:16x16``; or GPUs of one machine, such as ``h100:8``, or of
+            several machines, such as ``h100:4x8`` for four machines of eight.
 
     Raises:
-        ValueError: for what names no slice and no GPUs, saying what does.
-        FileNotFoundError: if the compiler is not installed, saying how to install it.
+        ValueError: if the name is not one of a slice or of GPUs; the message says which are.
+        FileNotFoundError: if the compiler is not installed; the message says how to install it.
     """
     kind, sides = _parse(name)
     if kind in GPUS:
@@ -68,7 +70,7 @@ def _gpus(name: str, kind: str, sides: tuple[int, ...]) -> list[jax.Device]:
             f"--topology={name}: {missing} is not installed; on Linux, "
             '`pip install "jax[cuda12]"` brings it, and no GPU is needed'
         )
-    jax.devices()  # which makes JAX look for its compilers
+    jax.devices()  # this makes JAX look for its compilers
     machines, each = (1, *sides)[-2:]
     return _described(
         name,
@@ -79,45 +81,45 @@ def _gpus(name: str, kind: str, sides: tuple[int, ...]) -> list[jax.Device]:
 
 
 def _misfit(package: str) -> str | None:
-    """What is wrong with the version of a package that JAX has as an extra; None if nothing is.
+    """Describes how an optional package's version fails JAX's requirement; None if it meets it.
 
     A compiler of another version compiles for minutes, and then ends with a stack trace.
     """
     try:
-        found = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # there, but not by pip
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # installed, but not by pip
         return None
-    wanted = [
+    specifiers = [
         requirement.specifier
         for requirement in map(Requirement, importlib.metadata.requires("jax") or [])
         if requirement.name == package
     ]
-    if not wanted or any(specifier.contains(found, prereleases=True) for specifier in wanted):
+    if not specifiers or any(each.contains(version, prereleases=True) for each in specifiers):
         return None
-    return f"{package} {found} does not fit jax {jax.__version__}, which asks for {wanted[0]}"
+    return f"{package} {version} does not fit jax {jax.__version__}, which asks for {specifiers[0]}"
 
 
 def _missing_for_gpus() -> str:
-    """What is not there of all that JAX compiles for GPUs with; nothing if it is."""
+    """Names what is missing for compiling for GPUs; an empty string if nothing is."""
     if not any(map(_is_installed, _GPU_COMPILERS)):
         return "the GPU compiler"
     has_cudnn = _is_installed("nvidia.cudnn") or ctypes.util.find_library("cudnn")
-    return "" if has_cudnn else "cuDNN"  # JAX asks it for its version
+    return "" if has_cudnn else "cuDNN"  # JAX reads its version
 
 
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
-def _described(name: str, **described: Any) -> list[jax.Device]:
+def _described(name: str, **description: Any) -> list[jax.Device]:
     try:
-        return list(topologies.get_topology_desc(**described).devices)
+        return list(topologies.get_topology_desc(**description).devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology={name}: {str(error).splitlines()[0]}") from error
-    except NotImplementedError as error:  # JAX has found no compiler that it can take
+    except NotImplementedError as error:  # JAX has found no compiler of its own version
         raise FileNotFoundError(
             f"--topology={name}: the compiler is not that of jax {jax.__version__}; both have the "
             "same version"
@@ -127,13 +129,13 @@ def _described(name: str, **described: Any) -> list[jax.Device]:
 def _parse(name: str) -> tuple[str, tuple[int, ...]]:
     kinds = (*_DIMENSIONS, *GPUS)
     known = ", ".join(kinds)
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    if not found:
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if not match:
         raise ValueError(
             f"--topology={name}; it is a generation and the chips along each side, such as "
             f"v5e:16x16 or v5p:4x4x4, or GPUs, such as h100:8 or h100:4x8; known: {known}"
         )
-    kind, sides = found[1], tuple(map(int, found[2].split("x")))
+    kind, sides = match[1], tuple(map(int, match[2].split("x")))
     if kind not in kinds:
         raise ValueError(f"--topology={name}; known: {known}{did_you_mean(kind, kinds)}")
     if kind in GPUS:

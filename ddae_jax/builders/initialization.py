@@ -21,7 +21,7 @@ from ddae_jax.config.values import typed
 from ddae_jax.interop.architecture import WeightHints
 from ddae_jax.methods.task import TrainTask
 from ddae_jax.models.resize import adapt_encoder
-from ddae_jax.training.checkpoint import differences
+from ddae_jax.training.checkpoint_contents import differences
 
 _log = logging.getLogger(__name__)
 

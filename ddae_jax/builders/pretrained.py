@@ -18,7 +18,7 @@ from ddae_jax.interop.backbones import is_library_folder, read_backbone
 from ddae_jax.interop.decoders import read_mae_decoder
 from ddae_jax.interop.preprocessing import Preprocessing
 from ddae_jax.models.vit import SIZES, ViT
-from ddae_jax.training.checkpoint import differences
+from ddae_jax.training.checkpoint_contents import differences
 
 _log = logging.getLogger(__name__)
 

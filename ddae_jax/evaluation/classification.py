@@ -1,4 +1,4 @@
-"""How well a classifier tells the images of a set apart: every image once, however many devices."""
+"""Scores of a classifier on a set of labelled images, each of which counts exactly once."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -15,16 +15,17 @@ from ddae_jax.data.readable import NothingReadable
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
 
 Logits = Callable[[PyTree, Array], Float[Array, "batch classes"]]
+"""``(params, uint8 images) -> logits``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a classifier reaches on a set of labelled images.
+    """Scores of a classifier on a set of labelled images.
 
     Attributes:
-        confusion: images of each class (row) that were taken for each class (column).
-        num_in_top5: images whose class is among the five with the highest scores.
-        loss_sum: cross-entropy, summed over the images.
+        confusion: number of images of each class (row) that were assigned to each class (column).
+        num_in_top5: number of images whose class is among the five with the highest logits.
+        loss_sum: cross-entropy summed over the images, nats.
     """
 
     confusion: Int[np.ndarray, "classes classes"]
@@ -33,12 +34,12 @@ class Scores:
 
     @property
     def num_images(self) -> int:
-        """Images that were counted."""
+        """Number of images that were counted."""
         return int(self.confusion.sum())
 
     @property
     def top1(self) -> float:
-        """Share of the images that were taken for what they are."""
+        """Share of the images whose class is the most likely one."""
         return float(np.trace(self.confusion) / self.num_images)
 
     @property
@@ -53,29 +54,34 @@ class Scores:
 
     @property
     def per_class(self) -> Float[np.ndarray, "classes"]:
-        """Share of each class's images that were taken for it; NaN for a class without images."""
+        """Accuracy on the images of each class; NaN for a class without images."""
         count = self.confusion.sum(axis=1)
         return np.where(count > 0, np.diag(self.confusion) / np.maximum(count, 1), np.nan)
 
 
 def make_count(logits: Logits, num_classes: int, mesh: Mesh) -> Callable[..., PyTree]:
-    """Jitted ``(params, batch) -> counts of a batch``, over the mesh, for :func:`score`.
+    """Makes the jitted ``(params, batch) -> counts``, over the mesh, for :func:`score`.
 
     Args:
-        logits: ``(params, uint8 images) -> scores of each class``.
-        num_classes: classes.
+        logits: ``(params, uint8 images) -> logits``.
+        num_classes: number of classes.
         mesh: images are split over all its devices.
+
+    Returns:
+        A function that gives the confusion matrix of a batch, the number of images whose class is
+        among the top five, and the sum of cross-entropies; invalid and unlabelled images do not
+        count.
     """
 
     def count(params: PyTree, batch: Mapping[str, Array]) -> PyTree:
-        found, label = logits(params, batch["image"]), batch["label"]
+        scores, label = logits(params, batch["image"]), batch["label"]
         counts = batch["valid"] & (label >= 0)
         true = jax.nn.one_hot(label, num_classes, dtype=jnp.float32) * counts[:, None]
-        taken_for = jax.nn.one_hot(found.argmax(axis=-1), num_classes, dtype=jnp.float32)
-        confusion = jnp.matmul(true.T, taken_for, precision=jax.lax.Precision.HIGHEST)
-        _, best = jax.lax.top_k(found, min(5, num_classes))
+        predicted = jax.nn.one_hot(scores.argmax(axis=-1), num_classes, dtype=jnp.float32)
+        confusion = jnp.matmul(true.T, predicted, precision=jax.lax.Precision.HIGHEST)
+        _, best = jax.lax.top_k(scores, min(5, num_classes))
         is_in_top5 = (best == label[:, None]).any(axis=-1) & counts
-        loss = optax.softmax_cross_entropy_with_integer_labels(found, jnp.maximum(label, 0))
+        loss = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(label, 0))
         return confusion.astype(jnp.int32), is_in_top5.sum(), jnp.where(counts, loss, 0).sum()
 
     return jax.jit(count, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
@@ -87,24 +93,24 @@ def score(
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,
 ) -> Scores:
-    """Scores on every valid and labelled example of the batches, each counted once.
+    """Scores a classifier on every valid and labelled image of the batches.
 
     Args:
-        count: from :func:`make_count`.
-        params: its first argument.
+        count: function from :func:`make_count`.
+        params: parameters of the classifier.
         batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
-        mesh: the same as ``count``'s.
+        mesh: mesh that ``count`` was made for.
 
     Raises:
-        NothingReadable: if there is no such example.
+        NothingReadable: if there is no valid and labelled image.
     """
     total, num_labelled = None, 0
     for batch in batches:
         num_labelled += int((batch["label"] >= 0).sum())
-        shown = {name: batch[name] for name in ("image", "label", "valid")}
-        found = jax.device_get(count(params, put_batch(shown, mesh)))
-        found = [np.asarray(part, np.float64) for part in found]
-        total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+        inputs = {name: batch[name] for name in ("image", "label", "valid")}
+        counts = jax.device_get(count(params, put_batch(inputs, mesh)))
+        counts = [np.asarray(part, np.float64) for part in counts]
+        total = counts if total is None else [a + b for a, b in zip(total, counts, strict=True)]
     if total is None or not total[0].sum():
         raise NothingReadable(
             f"none of {num_labelled:,} labelled images can be decoded; the log names them"

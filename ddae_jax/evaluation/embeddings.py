@@ -1,4 +1,4 @@
-"""Features of images, with their names and labels, in a file: NumPy's ``.npz`` or Parquet."""
+"""Files of image features with names and labels: NumPy's ``.npz`` or Parquet."""
 
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from ddae_jax.training.workdir import written_atomically
 
 
 class Embedded(NamedTuple):
-    """Some images.
+    """Features of some images.
 
     Attributes:
-        features: of each.
-        labels: -1 where there is none.
-        names: file names, or such as ``cifar10/test[17]``.
+        features: one row per image.
+        labels: class indices; -1 for an image without a label.
+        names: file names, or names such as ``cifar10/test[17]``.
     """
 
     features: Float[np.ndarray, "images features"]
@@ -27,23 +27,35 @@ class Embedded(NamedTuple):
 
 
 def write_embeddings(path: pathlib.Path, batches: Iterable[Embedded]) -> tuple[int, int]:
-    """Writes all batches to a file, whole or not at all; how many images, and how wide.
+    """Writes all batches to a file, atomically.
 
-    ``.npz`` holds ``features`` (images, width; float32), ``labels`` and ``names``; a Parquet file
-    has the columns ``name``, ``label`` and ``features``, a row an image, and is written batch by
-    batch, whatever their number.
+    An ``.npz`` file holds ``features`` (images, width; float32), ``labels`` and ``names``. A
+    Parquet file has the columns ``name``, ``label`` and ``features`` with one row per image; it is
+    written batch by batch, so that the features need not fit in memory together.
 
-    Raises ``ValueError`` for another kind of file, and if there is no image.
+    Args:
+        path: the file; its suffix tells the format.
+        batches: features in the order to write.
+
+    Returns:
+        The number of images, and the width of the features.
+
+    Raises:
+        ValueError: for another suffix, and if there is no image.
     """
     with written_atomically(path) as half_written:
-        count, width = writes_to(path)(half_written, batches)
+        count, width = writer_for(path)(half_written, batches)
         if not count:
             raise ValueError("there is no image to embed")
     return count, width
 
 
-def writes_to(path: pathlib.Path) -> Callable[..., tuple[int, int]]:
-    """What writes files of that suffix. Raises ``ValueError`` naming the known ones."""
+def writer_for(path: pathlib.Path) -> Callable[..., tuple[int, int]]:
+    """Returns the writer of files with the suffix of ``path``.
+
+    Raises:
+        ValueError: for an unknown suffix; the message names the known ones.
+    """
     if path.suffix not in _WRITERS:
         raise ValueError(f"--out={path}; it is a file called *{' or *'.join(_WRITERS)}")
     return _WRITERS[path.suffix]

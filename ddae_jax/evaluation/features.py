@@ -1,4 +1,4 @@
-"""Frozen features of a whole dataset, extracted over all devices and cached."""
+"""Frozen features of whole datasets, extracted over all devices and cached on disk."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ddae_jax.models.transformer import layer_norm
 from ddae_jax.models.vit import ViT
-from ddae_jax.training.multihost import agreed
+from ddae_jax.training.multihost import all_true
 from ddae_jax.training.sharding import batch_sharding, put_batch, replicated
 from ddae_jax.training.workdir import written_atomically
 
@@ -27,25 +27,26 @@ Pool = Literal["mean", "class_token", "normed_mean"]
 Examples = tuple[Float[np.ndarray, "examples features"], Int[np.ndarray, "examples"]]
 """Features and labels."""
 Encode = Callable[[PyTree, Array], Float[Array, "batch features"]]
+"""``(encoder params, uint8 images) -> features``."""
 
 _SETS = ("train", "test")
 
 MOST_RAW_PIXELS = 32
-"""The longer side, in pixels, to which images are shrunk where their raw pixels are features."""
+"""Longer side, in pixels, to which images are shrunk before their raw pixels serve as features."""
 
 
 def make_encode(
     encoder: ViT, normalize: Callable[[Array], Array], mesh: Mesh, *, depth: int, pool: Pool
 ) -> Encode:
-    """Jitted ``(encoder parameters, uint8 images) -> features``, over the mesh.
+    """Makes the jitted ``(encoder params, uint8 images) -> features``, over the mesh.
 
     Args:
-        encoder: the vision transformer.
-        normalize: pixel values to what the encoder was trained on.
-        mesh: images are split over all its devices; features come back whole on each.
-        depth: block after which features are read; the encoder's final norm is applied.
-        pool: ``mean`` over patches, each of which is normed; or the ``class_token``; or
-            ``normed_mean``, where the norm is that of the mean, as in networks with timm's
+        encoder: vision transformer.
+        normalize: turns pixel values into the encoder's input.
+        mesh: images are split over all its devices; every device gets all features.
+        depth: block after which features are read; the encoder's final norm is applied to them.
+        pool: ``mean``: the mean over normed patches; ``class_token``: the normed class token;
+            ``normed_mean``: the norm of the mean over patches, as in networks with timm's
             ``fc_norm``.
     """
     norms_mean = pool == "normed_mean"
@@ -70,24 +71,28 @@ def make_encode(
 def encode_dataset(
     encode: Encode, params: PyTree, batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> Examples:
-    """Features and labels of every valid and labelled example.
+    """Returns features and labels of every valid and labelled example, in all processes.
 
     Their order depends on the number of processes.
 
     Args:
-        encode: from :func:`make_encode`.
-        params: the encoder's.
+        encode: function from :func:`make_encode`.
+        params: parameters of the encoder.
         batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
-        mesh: the same as ``encode``'s.
+        mesh: mesh that ``encode`` was made for.
     """
     return _collect(lambda images: encode(params, images), batches, mesh)
 
 
 def raw_pixels(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Examples:
-    """The pixels themselves as features, 0..1: the baseline that knows nothing.
+    """Returns pixels in [0, 1] as features, with labels: the baseline without any learning.
 
-    Images of more than :data:`MOST_RAW_PIXELS` a side are shrunk to that first, in their
-    proportions: at 224 x 224, ImageNet's pixels would fill 700 GiB.
+    Images whose longer side exceeds :data:`MOST_RAW_PIXELS` are shrunk to it first, in proportion:
+    at 224 x 224, the pixels of ImageNet would fill 700 GiB.
+
+    Args:
+        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        mesh: images are split over all its devices.
     """
 
     def flatten(images):
@@ -102,7 +107,7 @@ def raw_pixels(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Examp
 
 
 def raw_pixel_size(image_size: Sequence[int]) -> tuple[int, ...]:
-    """(height, width) at which the raw pixels of images of a size are compared."""
+    """Returns the ``(height, width)`` that :func:`raw_pixels` shrinks images of a size to."""
     shrink = max(1, max(image_size) / MOST_RAW_PIXELS)
     return tuple(max(1, round(side / shrink)) for side in image_size)
 
@@ -110,63 +115,65 @@ def raw_pixel_size(image_size: Sequence[int]) -> tuple[int, ...]:
 def encoded_batches(
     encode: Callable[[Array], Array], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> Iterator[dict[str, np.ndarray]]:
-    """``features``, ``label`` and ``index`` of the valid examples of each batch, on every process.
+    """Yields ``features``, ``label`` and ``index`` of the valid examples of each batch.
+
+    All processes get the examples of all of them.
 
     Args:
-        encode: ``uint8 images -> features``, whole on each device.
+        encode: ``uint8 images -> features``, replicated over the devices.
         batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
-        mesh: of devices.
+        mesh: images are split over all its devices.
     """
     share = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     for batch in batches:
         placed = put_batch(dict(batch), mesh)
         features = encode(placed.pop("image"))
-        found = jax.device_get({"features": features, **share(placed)})
-        is_valid = found.pop("valid")
-        yield {name: array[is_valid] for name, array in found.items()}
+        encoded = jax.device_get({"features": features, **share(placed)})
+        is_valid = encoded.pop("valid")
+        yield {name: array[is_valid] for name, array in encoded.items()}
 
 
 def _collect(
     encode: Callable[[Array], Array], batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> Examples:
-    found = list(encoded_batches(encode, batches, mesh))
+    encoded = list(encoded_batches(encode, batches, mesh))
     features, labels = (
-        np.concatenate([batch[name] for batch in found]) for name in ("features", "label")
+        np.concatenate([batch[name] for batch in encoded]) for name in ("features", "label")
     )
     is_labelled = labels >= 0
     if not is_labelled.all():
-        _say_unlabelled(int((~is_labelled).sum()), len(labels))
+        _warn_of_unlabelled(int((~is_labelled).sum()), len(labels))
     return features[is_labelled], labels[is_labelled]
 
 
 @functools.cache
-def _say_unlabelled(count: int, of: int) -> None:
-    """Warns once in a process, though a set is walked through several times."""
-    _log.warning("%d of %d images have no label, and are left out of evaluation", count, of)
+def _warn_of_unlabelled(count: int, num_images: int) -> None:
+    """Warns once per process, though a set is read several times."""
+    _log.warning("%d of %d images have no label, and are left out of evaluation", count, num_images)
 
 
 def cached(
     folder: pathlib.Path, key: Mapping[str, Any], compute: Callable[[], tuple[Examples, Examples]]
 ) -> tuple[Examples, Examples]:
-    """``compute()``, or what it gave the last time it was asked for with the same key.
+    """Returns ``compute()``, or its earlier result for the same key from a cache on disk.
 
-    Of several processes, all compute unless all can read what is kept. What cannot be kept or read
-    is computed, with a warning.
+    All processes compute unless all of them can read the cached result. A result that cannot be
+    read or written is computed and returned, with a warning.
 
     Args:
-        folder: of the cache.
-        key: all that the result depends on, as JSON can store it.
-        compute: gives features and labels, of the training and the test set.
+        folder: folder of the cache.
+        key: everything that the result depends on, in a form that JSON can store.
+        compute: returns features and labels of the training and the test set.
     """
-    described = json.dumps(key, sort_keys=True)
-    digest = hashlib.sha256(described.encode()).hexdigest()[:16]
+    key_text = json.dumps(key, sort_keys=True)
+    digest = hashlib.sha256(key_text.encode()).hexdigest()[:16]
     path = folder / f"{digest}.npz"
-    kept = _read(path) if path.exists() else None
-    if agreed(kept is not None):
-        return kept
+    stored = _read(path) if path.exists() else None
+    if all_true(stored is not None):
+        return stored
     examples = compute()
     if jax.process_index() == 0:
-        _keep(path, described, examples)
+        _write(path, key_text, examples)
     return examples
 
 
@@ -180,7 +187,7 @@ def _read(path: pathlib.Path) -> tuple[Examples, Examples] | None:
         return None
 
 
-def _keep(path: pathlib.Path, key: str, examples: tuple[Examples, Examples]) -> None:
+def _write(path: pathlib.Path, key: str, examples: tuple[Examples, Examples]) -> None:
     arrays = {
         f"{name}_{what}": array
         for name, pair in zip(_SETS, examples, strict=True)

@@ -18,21 +18,21 @@ def knn_predict(
     temperature: float = 0.07,
     chunk_size: int = 1024,
 ) -> Int[np.ndarray, "test"]:
-    """The class that the ``k`` most similar training examples vote for.
+    """Predicts the class that the ``k`` most similar training examples vote for.
 
-    Similarity is the cosine; a neighbour's vote weighs ``exp(similarity / temperature)``. Ties go
-    to the lower class.
+    Similarity is the cosine; a neighbour's vote has the weight ``exp(similarity / temperature)``.
+    Ties go to the lower class.
 
     Args:
-        train_features, train_labels: labels in [0, num_classes).
-        test_features: to classify.
-        num_classes: classes.
-        k: neighbours; at most the number of training examples are taken.
-        temperature: 0 lets all neighbours count alike.
-        chunk_size: test examples compared at a time.
+        train_features, train_labels: training examples, with labels in [0, num_classes).
+        test_features: examples to classify.
+        num_classes: number of classes.
+        k: number of neighbours; all training examples, if there are fewer.
+        temperature: temperature of the weights; 0 gives all neighbours the same weight.
+        chunk_size: number of test examples that are compared at a time.
 
     Raises:
-        ValueError: if labels lie outside the classes, or ``k`` < 1.
+        ValueError: if there are no training examples, labels lie outside the classes, or ``k`` < 1.
 
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", section 3.4; parameters as in Caron et al. 2021, DINO.
@@ -46,7 +46,7 @@ def knn_predict(
     predictions = []
     for start in range(0, len(test_features), chunk_size):
         chunk = _unit(test_features[start : start + chunk_size])
-        padding = chunk_size - len(chunk)  # one shape, one compilation
+        padding = chunk_size - len(chunk)  # all chunks have one shape, which is compiled once
         padded = np.pad(chunk, ((0, padding), (0, 0)))
         votes = _vote(train, labels, padded, num_classes, k, temperature)
         predictions.append(np.asarray(votes)[: len(chunk)])
@@ -54,7 +54,7 @@ def knn_predict(
 
 
 def check_labels(labels: Int[np.ndarray, "examples"], num_classes: int) -> None:
-    """Raises ``ValueError`` if there are none, or one lies outside [0, num_classes)."""
+    """Raises ``ValueError`` if there are no labels, or some lie outside [0, num_classes)."""
     if len(labels) == 0:
         raise ValueError("there are no labelled examples")
     lowest, highest = int(labels.min()), int(labels.max())
@@ -74,10 +74,10 @@ def _vote(
     k: int,
     temperature: float,
 ) -> Int[Array, "chunk"]:
-    # The default precision of accelerators would swap neighbours that are about as near.
+    # The default precision of accelerators would swap neighbours of almost equal similarity.
     products = jnp.matmul(test, train.T, precision=jax.lax.Precision.HIGHEST)
     similarity, nearest = jax.lax.top_k(products, k)
-    # The largest similarity is taken off first: the vote is the same, and nothing overflows.
+    # Subtracting the largest similarity does not change the vote, and prevents overflow.
     weight = jnp.exp((similarity - similarity[:, :1]) / temperature) if temperature else 1.0
     votes = (
         jax.nn.one_hot(labels[nearest], num_classes)

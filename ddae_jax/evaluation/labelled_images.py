@@ -1,4 +1,4 @@
-"""How well frozen features tell classes apart, beside raw pixels and the untrained network."""
+"""Labelled training and test images, from which features and accuracies are computed."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -11,19 +11,20 @@ from jaxtyping import Int, PyTree
 from ddae_jax.evaluation.features import Encode, Examples, encode_dataset, raw_pixels
 
 Predict = Callable[..., Int[np.ndarray, "test"]]
+"""``(train features, train labels, test features, num_classes=...) -> classes``."""
 Batches = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """A labelled training and test set, to be walked through as often as needed.
+    """Labelled training and test set that can be read any number of times.
 
     Attributes:
-        train_batches, test_batches: start a new pass, as
-            :func:`ddae_jax.data.pipeline.eval_batches` does.
-        num_classes: classes.
-        mesh: that images are spread over.
-        fingerprint: tells these examples from others.
+        train_batches, test_batches: start a new pass over a set; see
+            :func:`ddae_jax.data.pipeline.eval_batches`.
+        num_classes: number of classes.
+        mesh: images are split over all its devices.
+        fingerprint: identifies the examples of both sets.
     """
 
     train_batches: Batches
@@ -33,24 +34,29 @@ class LabelledImages:
     fingerprint: str = ""
 
     def features(self, encode: Encode, params: PyTree) -> tuple[Examples, Examples]:
-        """Features and labels of both sets."""
+        """Returns features and labels of the training set and of the test set.
+
+        Args:
+            encode: ``(encoder params, uint8 images) -> features``.
+            params: parameters of the encoder.
+        """
         return (
             encode_dataset(encode, params, self.train_batches(), self.mesh),
             encode_dataset(encode, params, self.test_batches(), self.mesh),
         )
 
     def pixels(self) -> tuple[Examples, Examples]:
-        """The pixels of both sets, as features."""
+        """Returns raw pixels, as features, and labels of the training set and of the test set."""
         return (
             raw_pixels(self.train_batches(), self.mesh),
             raw_pixels(self.test_batches(), self.mesh),
         )
 
     def accuracy(self, predict: Predict, train: Examples, test: Examples) -> float:
-        """Share of the test set that ``predict`` gets right.
+        """Returns the share of the test set that ``predict`` classifies correctly.
 
         Args:
-            predict: ``(train features, train labels, test features, num_classes=...) -> classes``.
+            predict: classifier that learns from the training set.
             train, test: features and labels.
         """
         predicted = predict(*train, test[0], num_classes=self.num_classes)
@@ -58,5 +64,5 @@ class LabelledImages:
 
 
 def untrained_params(init: Callable[[jax.Array], PyTree], seed: int) -> PyTree:
-    """The parameters with which the run of that seed started."""
+    """Returns the parameters with which a run of that seed starts."""
     return jax.jit(init)(jax.random.key(seed))

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: logistic regression, by L-BFGS."""
+"""Linear probe: logistic regression on frozen features, fitted by L-BFGS."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ from ddae_jax.evaluation.knn import check_labels
 
 _log = logging.getLogger(__name__)
 
-_CHUNK = 4096  # examples whose statistics are summed up at a time, in float64
+_CHUNK = 4096  # number of examples whose statistics are summed at a time, in float64
 
 
 def linear_predict(
@@ -27,24 +27,25 @@ def linear_predict(
     max_iterations: int = 300,
     tolerance: float = 1e-5,
 ) -> Int[np.ndarray, "test"]:
-    """Classes predicted by multinomial logistic regression on standardised features.
+    """Predicts classes by multinomial logistic regression on standardised features.
 
-    Minimises ``mean cross-entropy + l2 / 2 * |weights|**2`` (the bias is free) with full-batch
-    L-BFGS until the gradient's largest entry is below ``tolerance``. scikit-learn's
-    ``LogisticRegression(C=1 / (l2 * examples))`` has the same optimum. Where it is not reached in
-    time, a warning says so.
+    Full-batch L-BFGS minimises ``mean cross-entropy + l2 / 2 * |weights|**2`` (the bias is not
+    penalised) until the largest entry of the gradient is at most ``tolerance``. scikit-learn's
+    ``LogisticRegression(C=1 / (l2 * examples))`` has the same optimum. If the optimum is not
+    reached in ``max_iterations``, a warning is logged.
 
     Args:
-        train_features, train_labels: labels in [0, num_classes).
-        test_features: to classify.
-        num_classes: classes.
-        reference: features whose mean and deviation standardise all; the training ones by default.
+        train_features, train_labels: training examples, with labels in [0, num_classes).
+        test_features: examples to classify.
+        num_classes: number of classes.
+        reference: features whose mean and deviation standardise all features; those of the training
+            examples by default.
         l2: strength of the penalty.
-        max_iterations: at most so many steps.
-        tolerance: see above.
+        max_iterations: largest number of L-BFGS steps.
+        tolerance: largest entry of the gradient at which the optimum counts as reached.
 
     Raises:
-        ValueError: if labels lie outside the classes.
+        ValueError: if there are no training examples, or labels lie outside the classes.
     """
     check_labels(train_labels, num_classes)
     mean, deviation = _statistics(train_features if reference is None else reference)
@@ -52,7 +53,7 @@ def linear_predict(
         (jnp.asarray(features, jnp.float32) - mean) / deviation
         for features in (train_features, test_features)
     )
-    # Accelerators would otherwise take less than float32, in L-BFGS's own products too.
+    # By default, accelerators multiply at less than float32 precision, in L-BFGS itself too.
     with jax.default_matmul_precision("highest"):
         (weights, bias), steepest = _fit(
             train, jnp.asarray(train_labels), num_classes, l2, max_iterations, tolerance
@@ -72,7 +73,10 @@ def linear_predict(
 def _statistics(
     features: Float[np.ndarray, "examples features"],
 ) -> tuple[Float[np.ndarray, "features"], Float[np.ndarray, "features"]]:
-    """Mean and deviation, float32; 1 for what is constant. Summed in float64, without a copy."""
+    """Returns mean and standard deviation, float32; the deviation of constant features is 1.
+
+    Sums are in float64, chunk by chunk, so that the features are not copied as a whole.
+    """
     chunks = [features[start : start + _CHUNK] for start in range(0, len(features), _CHUNK)]
     mean = sum(chunk.sum(axis=0, dtype=np.float64) for chunk in chunks) / len(features)
     squares = sum(np.square(chunk - mean).sum(axis=0) for chunk in chunks)
@@ -89,8 +93,8 @@ def _fit(
     l2: float,
     max_iterations: int,
     tolerance: float,
-) -> tuple[tuple[Float[Array, "features classes"], Float[Array, "classes"]], Float[Array, ""]]:
-    """Weights and bias, and the largest entry of the gradient that is left."""
+) -> tuple[tuple[Float[Array, "width classes"], Float[Array, "classes"]], Float[Array, ""]]:
+    """Returns weights and bias, and the largest entry of the remaining gradient."""
 
     def loss(classifier):
         weights, bias = classifier

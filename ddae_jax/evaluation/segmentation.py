@@ -1,8 +1,8 @@
-"""How well pixels are classified: the usual scores, and inference on images of any size.
+"""Semantic segmentation: scores from a confusion matrix, and inference on images of any size.
 
-Scores are numbers of pixels first, a confusion matrix that sums up over images and processes. An
-image is predicted in windows of the one size that the network was trained on, so that one program
-serves all images.
+Confusion matrices count pixels, so that they add up over images and processes. An image is
+predicted in windows of the size that the network was trained on, so that one compiled program
+serves images of all sizes.
 """
 
 import dataclasses
@@ -21,14 +21,16 @@ from ddae_jax.data.joint_augment import scaled_size
 Predict = Callable[
     [Float[Array, "batch height width channels"]], Float[Array, "batch height width classes"]
 ]
-"""From normalised crops to the logits of each of their pixels."""
+"""Returns the logits of each pixel of normalised crops."""
 Taps = tuple[Int[np.ndarray, "out"], Int[np.ndarray, "out"], Float[np.ndarray, "out"]]
+"""For linear interpolation: lower index, upper index, and weight of the upper one."""
 
 Confusion = Int[np.ndarray, "classes classes"]
-"""Pixels of each class (row) that were taken for each class (column)."""
+"""Pixels of each class (row) that were predicted as each class (column)."""
 
-_SOME = 5
-# Pixels. Logits are summed on canvases of such sides, so that few programs do it for many sizes.
+_MOST_NAMED = 5  # values in an error message
+# Pixels. Logits are summed on a canvas whose sides are multiples of this, so that few compiled
+# programs serve images of many sizes.
 _CANVAS_STEP = 256
 
 # ---- scores
@@ -40,81 +42,83 @@ def confusion_matrix(
     num_classes: int,
     ignore_label: int | None = None,
 ) -> Int[np.ndarray, "classes classes"]:
-    """How many pixels of each true class (rows) are taken for each class (columns).
+    """Counts the pixels of each true class (rows) by predicted class (columns).
 
     Matrices of several images add up.
 
     Args:
-        labels: the true class of each pixel.
-        predictions: what it is taken for.
-        num_classes: classes.
-        ignore_label: of pixels that do not count, whatever they are taken for.
+        labels: true class of each pixel.
+        predictions: predicted class of each pixel.
+        num_classes: number of classes.
+        ignore_label: label of pixels that do not count, whatever is predicted; None for none.
 
     Raises:
-        ValueError: if the shapes differ, or what counts lies outside [0, num_classes).
+        ValueError: if the shapes differ, or the classes of pixels that count lie outside
+            [0, num_classes).
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape:
         raise ValueError(f"labels of shape {labels.shape}, but predictions of {predictions.shape}")
     counts = np.ones(labels.shape, bool) if ignore_label is None else labels != ignore_label
-    true, taken_for = labels[counts].astype(np.int64), predictions[counts].astype(np.int64)
-    for name, values in (("labels", true), ("predictions", taken_for)):
+    true, predicted = labels[counts].astype(np.int64), predictions[counts].astype(np.int64)
+    for name, values in (("labels", true), ("predictions", predicted)):
         outside = np.unique(values[(values < 0) | (values >= num_classes)])
         if len(outside):
             raise ValueError(
-                f"{name} hold {', '.join(map(str, outside[:_SOME]))}; {num_classes} classes ask "
-                f"for [0, {num_classes - 1}], besides ignore_label={ignore_label} in labels"
+                f"{name} hold {', '.join(map(str, outside[:_MOST_NAMED]))}; {num_classes} classes "
+                f"ask for [0, {num_classes - 1}], besides ignore_label={ignore_label} in labels"
             )
-    pairs = np.bincount(true * num_classes + taken_for, minlength=num_classes**2)
+    pairs = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 
 
 def class_iou(confusion: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, "classes"]:
-    """Intersection over union, ``TP / (TP + FP + FN)``; NaN for a class that occurs nowhere.
+    """Returns the intersection over union of each class, ``TP / (TP + FP + FN)``.
 
-    Nowhere is: neither in truth nor in prediction. A class that is only predicted has 0.
+    It is NaN for a class that occurs neither in truth nor in prediction, and 0 for a class that is
+    only predicted.
 
     Source: Everingham et al. 2010, "The PASCAL Visual Object Classes Challenge", section 4.1.3.
     """
-    right = np.diag(confusion)
-    return _share(right, confusion.sum(axis=0) + confusion.sum(axis=1) - right)
+    correct = np.diag(confusion)
+    return _share(correct, confusion.sum(axis=0) + confusion.sum(axis=1) - correct)
 
 
 def mean_iou(confusion: Int[np.ndarray, "classes classes"]) -> float:
-    """The mean :func:`class_iou` of the classes that occur in truth or prediction, "mIoU".
+    """Returns "mIoU": the mean :func:`class_iou` of classes that occur in truth or prediction.
 
-    As in mmsegmentation. ADE20K's 150 classes all occur in its validation set, where the mean is
-    the one of all classes.
+    This is mmsegmentation's definition. All 150 classes of ADE20K occur in its validation set, so
+    that the mean is over all of them there.
 
     Raises:
-        ValueError: if nothing is counted.
+        ValueError: if the confusion matrix counts no pixel.
     """
-    return _mean_of_some(class_iou(confusion))
+    return _mean_of_known(class_iou(confusion))
 
 
 def pixel_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> float:
-    """The share of pixels that are classified right, "aAcc".
+    """Returns "aAcc": the share of pixels that are classified correctly.
 
     Raises:
-        ValueError: if nothing is counted.
+        ValueError: if the confusion matrix counts no pixel.
     """
-    return _mean_of_some(_share(np.trace(confusion), confusion.sum())[None])
+    return _mean_of_known(_share(np.trace(confusion), confusion.sum())[None])
 
 
 def mean_accuracy(confusion: Int[np.ndarray, "classes classes"]) -> float:
-    """The mean share of its pixels that a class gets right, over the classes in truth, "mAcc".
+    """Returns "mAcc": the share of correct pixels of each class, averaged over classes in truth.
 
     Raises:
-        ValueError: if nothing is counted.
+        ValueError: if the confusion matrix counts no pixel.
     """
-    return _mean_of_some(_share(np.diag(confusion), confusion.sum(axis=1)))
+    return _mean_of_known(_share(np.diag(confusion), confusion.sum(axis=1)))
 
 
 def _share(part: Int[np.ndarray, "*some"], whole: Int[np.ndarray, "*some"]) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
-def _mean_of_some(scores: Float[np.ndarray, "some"]) -> float:
+def _mean_of_known(scores: Float[np.ndarray, "classes"]) -> float:
     if np.isnan(scores).all():
         raise ValueError("the confusion matrix counts no pixel; are all of them ignored?")
     return float(np.nanmean(scores))
@@ -152,20 +156,21 @@ def sliding_logits(
     num_classes: int,
     batch_size: int = 2,
 ) -> Float[np.ndarray, "height width classes"]:
-    """The logits of every pixel of an image, averaged over the windows that see it.
+    """Returns the logits of every pixel of an image, averaged over the windows that contain it.
 
     Args:
-        predict: the network, for ``batch_size`` windows at a time.
-        image: normalised as the network expects. One that is smaller than a window is padded with
-            zeros, the mean colour, to the right and below.
-        crop_size: ``(height, width)`` of a window.
-        stride: ``(down, right)`` from a window to the next, pixels; the last one of each row and
-            column is moved inside the image.
-        num_classes: classes.
-        batch_size: windows predicted at once; the last ones are filled up with black.
+        predict: the network; it is called with ``batch_size`` windows at a time.
+        image: image, normalised as the network expects. If it is smaller than a window, it is
+            padded with zeros, the mean colour, on the right and below.
+        crop_size: ``(height, width)`` of a window, pixels.
+        stride: ``(down, right)`` from one window to the next, pixels; the last window of each row
+            and column is moved inside the image.
+        num_classes: number of classes.
+        batch_size: number of windows that are predicted at once; the last batch is filled up with
+            zeros.
 
     Raises:
-        ValueError: if the stride leaves gaps, or ``predict`` gives logits of another shape.
+        ValueError: if the stride leaves gaps, or ``predict`` returns logits of another shape.
 
     Source: the test mode "slide" of mmsegmentation.
     """
@@ -175,17 +180,21 @@ def sliding_logits(
 
 @dataclasses.dataclass(frozen=True)
 class WholeImageSegmenter:
-    """Classifies the pixels of whole images: windows, scales and mirror images, averaged.
+    """Segmenter of whole images, which averages over windows, scales and mirror images.
+
+    Probabilities, after the softmax, are averaged over scales and mirror images.
 
     Attributes:
         predict, num_classes, crop_size, stride, batch_size: see :func:`sliding_logits`.
-        base_size: the image is scaled, in its proportions, until its shorter or its longer side
-            measures so many pixels; None leaves it as it is.
-        scales: times ``base_size``, each is predicted and brought back to the image's size.
-        flip: also predict the mirror image of each.
+        base_size: ``(shorter, longer)`` side in pixels; the image is scaled up or down, in
+            proportion, until one side reaches its length and the other does not exceed it. None
+            leaves the image as it is.
+        scales: factors of ``base_size``; each scaled image is predicted, and the result is brought
+            back to the size of the image.
+        flip: whether to predict the mirror image at each scale too.
 
-    Source: the probabilities, after softmax, are averaged, as in mmsegmentation. Its multi-scale
-    test has scales 0.5 to 1.75 in steps of a quarter, and flips.
+    Source: mmsegmentation, whose multi-scale test has scales from 0.5 to 1.75 in steps of a
+    quarter, and mirror images.
     """
 
     predict: Predict
@@ -204,16 +213,16 @@ class WholeImageSegmenter:
     def probabilities(
         self, image: Float[np.ndarray, "height width channels"]
     ) -> Float[np.ndarray, "height width classes"]:
-        """The probability of each class at every pixel of a normalised image."""
+        """Returns the probability of each class at every pixel of a normalised image."""
         height, width, _ = image.shape
         return np.asarray(self._summed(image))[:height, :width] / self._views
 
     def labels(
         self, image: Float[np.ndarray, "height width channels"]
     ) -> Int[np.ndarray, "height width"]:
-        """The most probable class at every pixel of a normalised image."""
+        """Returns the most probable class at every pixel of a normalised image."""
         height, width, _ = image.shape
-        # Before it leaves the device: one number a pixel instead of one a class.
+        # On the device, so that only one number per pixel is copied to the host.
         return np.asarray(self._summed(image).argmax(axis=-1))[:height, :width]
 
     @property
@@ -250,7 +259,12 @@ class WholeImageSegmenter:
 def resize(
     image: Float[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> Float[np.ndarray, "new_height new_width channels"]:
-    """Interpolates linearly, smoothing first where the image shrinks, as training images are."""
+    """Resizes by linear interpolation, with smoothing where it shrinks, as for training images.
+
+    Args:
+        image: image of any number of channels.
+        size: new ``(height, width)``, pixels.
+    """
     if image.shape[:2] == tuple(size):
         return image
     channels = [
@@ -265,7 +279,13 @@ def resize(
 def window_corners(
     size: tuple[int, int], crop_size: tuple[int, int], stride: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """``(top, left)`` of the windows that cover an image at least as large as one of them."""
+    """Returns ``(top, left)`` of the windows that cover an image.
+
+    Args:
+        size: ``(height, width)`` of the image, at least ``crop_size``.
+        crop_size: ``(height, width)`` of a window.
+        stride: ``(down, right)`` from one window to the next.
+    """
     tops, lefts = (
         sorted({min(start, side - crop) for start in range(0, side - crop + step, step)})
         for side, crop, step in zip(size, crop_size, stride, strict=True)
@@ -281,7 +301,7 @@ def _slide(
     num_classes: int,
     batch_size: int,
 ) -> Float[Array, "canvas_height canvas_width classes"]:
-    """:func:`sliding_logits`, on the device, with something below and right of the image."""
+    """Computes :func:`sliding_logits` on the device, on a canvas with a margin below and right."""
     if not all(0 < step <= crop for step, crop in zip(stride, crop_size, strict=True)):
         raise ValueError(
             f"stride={stride}; from 1 to crop_size={crop_size}, so that no pixel is missed"
@@ -292,14 +312,14 @@ def _slide(
     corners = window_corners((height, width), crop_size, stride)
     canvas = _canvas_size((height, width))
     total = jnp.zeros((*canvas, num_classes), jnp.float32)
-    windows_at = np.zeros(canvas, np.float32)
+    num_windows = np.zeros(canvas, np.float32)
     for start in range(0, len(corners), batch_size):
         chunk = corners[start : start + batch_size]
         crops = np.zeros((batch_size, *crop_size, image.shape[-1]), np.float32)
         for row, (top, left) in enumerate(chunk):
             window = np.s_[top : top + crop_size[0], left : left + crop_size[1]]
             crops[row] = padded[window]
-            windows_at[window] += 1
+            num_windows[window] += 1
         logits = predict(crops)
         _check_logits(logits, (batch_size, *crop_size, num_classes))
         missing = batch_size - len(chunk)
@@ -309,7 +329,7 @@ def _slide(
             np.array(chunk + [(0, 0)] * missing, np.int32),
             np.arange(batch_size) < len(chunk),
         )
-    return _divided(total, np.maximum(windows_at, 1))
+    return _divided(total, np.maximum(num_windows, 1))
 
 
 def _check_logits(logits: Array, expected: tuple[int, ...]) -> None:
@@ -341,19 +361,20 @@ def _add_windows(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _divided(
-    total: Float[Array, "height width classes"], by: Float[Array, "height width"]
+    total: Float[Array, "height width classes"], count: Float[Array, "height width"]
 ) -> Float[Array, "height width classes"]:
-    return total / by[..., None]
+    return total / count[..., None]
 
 
 def _taps(length: int, new_length: int, canvas: int, is_flipped: bool = False) -> Taps:
-    """Which two of ``length`` samples each of ``new_length`` lies between, and how far.
+    """Returns the taps that interpolate ``length`` samples linearly at ``new_length`` positions.
 
-    Linear, half-pixel centres, edges held. What lies beyond, up to ``canvas``, means nothing.
+    Samples are at half-pixel centres; positions outside them take the nearest sample. Positions
+    from ``new_length`` to ``canvas`` fill up the canvas, and have no meaning.
     """
-    wanted = np.minimum(np.arange(canvas), new_length - 1)
-    wanted = new_length - 1 - wanted if is_flipped else wanted
-    position = ((wanted + 0.5) * (length / new_length) - 0.5).clip(0, length - 1)
+    index = np.minimum(np.arange(canvas), new_length - 1)
+    index = new_length - 1 - index if is_flipped else index
+    position = ((index + 0.5) * (length / new_length) - 0.5).clip(0, length - 1)
     low = position.astype(np.int32)
     return low, np.minimum(low + 1, length - 1), (position - low).astype(np.float32)
 

@@ -1,4 +1,11 @@
-"""What ``python -m ddae_jax.evaluate`` can evaluate: one function a task, and the table of them."""
+"""Tasks of ``python -m ddae_jax.evaluate``: one function each, and the table of them.
+
+* ``frozen_features``: the tasks ``knn``, ``linear``, ``few_shot`` and ``depths``.
+* ``attention_distance``, ``embed``, ``classification``, ``segmentation``: one task each.
+* ``run_folder``: opening the run that is evaluated, and other steps that tasks share.
+
+A task takes the flags of the command; it returns a text for people, and a dict for the JSON line.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -24,36 +31,35 @@ TASKS: Mapping[str, Callable[[absl_flags.FlagValues], tuple[str, dict]]] = Mappi
         "segmentation": segmentation,
     }
 )
-"""What can be evaluated: from the flags to a table, and to what is printed as JSON."""
+"""Tasks by name: functions that take the flags, and return a text and the result for JSON."""
 
-_OF_EVERY_TASK = {"workdir", "task", "step", "batch_size", "dtype", "limit", "data_dir"}
-_OF_EVERY_TASK |= {"distributed"}
-_OF_FEATURES = {"encoder", "pool"}
+_COMMON_OPTIONS = {"workdir", "task", "step", "batch_size", "dtype", "limit", "data_dir"}
+_COMMON_OPTIONS |= {"distributed"}
+_FEATURE_OPTIONS = {"encoder", "pool"}
 
 OPTIONS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
-        task: frozenset(_OF_EVERY_TASK | own)
+        task: frozenset(_COMMON_OPTIONS | own)
         for task, own in {
-            "knn": _OF_FEATURES | {"depth", "k", "temperature"},
-            "linear": _OF_FEATURES | {"depth"},
-            "few_shot": _OF_FEATURES | {"depth"},
-            "depths": _OF_FEATURES | {"k", "temperature"},
+            "knn": _FEATURE_OPTIONS | {"depth", "k", "temperature"},
+            "linear": _FEATURE_OPTIONS | {"depth"},
+            "few_shot": _FEATURE_OPTIONS | {"depth"},
+            "depths": _FEATURE_OPTIONS | {"k", "temperature"},
             "attention_distance": {"encoder", "compare"},
-            "embed": _OF_FEATURES | {"depth", "out", "images", "split"},
+            "embed": _FEATURE_OPTIONS | {"depth", "out", "images", "split"},
             "classification": {"split"},
             "segmentation": {"split", "scales", "flip"},
         }.items()
     }
 )
-"""The options of the command that a task heeds."""
+"""Options of the command that each task uses."""
+
+_ALL_OPTIONS = frozenset.union(*OPTIONS.values())
 
 
 def check_options(flags: absl_flags.FlagValues) -> None:
-    """Raises ``ValueError`` for an option that is given and that the task would ignore."""
+    """Raises ``ValueError`` for an option on the command line that the task would ignore."""
     for name in flags:
-        if flags[name].present and name in _OWN and name not in OPTIONS[flags.task]:
+        if flags[name].present and name in _ALL_OPTIONS and name not in OPTIONS[flags.task]:
             tasks = ", ".join(task for task, own in OPTIONS.items() if name in own)
             raise ValueError(f"--{name} is for --task={tasks}; --task={flags.task} ignores it")
-
-
-_OWN = frozenset.union(*OPTIONS.values())

@@ -1,4 +1,4 @@
-"""The task attention_distance: how local the attention of one or several runs is."""
+"""Task attention_distance: the locality of attention of one or several runs."""
 
 import os
 from collections.abc import Sequence
@@ -26,12 +26,22 @@ from ddae_jax.training.multihost import all_or_none
 
 
 def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
-    """How local the attention of a run's encoder is, and of those that it is compared with.
+    """Measures the locality of attention of a run's encoder, and of others to compare with.
 
-    ``--compare`` names them, or checkpoints of one run, as ``FOLDER@STEP``. All see the same images
-    whole, those of the test split of ``--workdir``'s run, each at its size.
+    ``--compare`` names their folders, or checkpoints as ``FOLDER@STEP``. All encoders see the same
+    whole images, those of the test split of ``--workdir``'s run, each at its own input size.
+
+    Args:
+        flags: flags of the command.
+
+    Returns:
+        A table, and the measurements of each run as plain values.
+
+    Raises:
+        FileNotFoundError: if a folder holds no run, or a checkpoint or the data is not there.
+        ValueError: if a checkpoint is given twice, or the grids of patches differ.
     """
-    others = [_path_and_step(given) for given in flags.compare]
+    others = [_path_and_step(argument) for argument in flags.compare]
     with all_or_none():
         runs = [open_run(flags.workdir, "workdir", flags)]
         runs += [open_run(path, "compare", flags) for path, _ in others]
@@ -42,7 +52,7 @@ def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         for run, step in zip(runs, steps, strict=True)
     ]
     names = _names(runs, [step for _, step, _ in restored])
-    localities, of_runs = {}, {}
+    localities, results = {}, {}
     for name, run, (params, step, _) in zip(names, runs, restored, strict=True):
         config = _with_images_of(runs[0].config, run.config)
         source = with_data_dir_hint(build_source, config, config.data.test_split)
@@ -50,10 +60,15 @@ def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         locality = measure_locality(
             build_encoder(config), params, build_normalize(config), batches, run.mesh
         )
-        whose = {"encoder": config.evaluation.encoder, "step": step}
+        encoder = config.evaluation.encoder
         title = name.removesuffix(f"@{step}")
-        localities[f"{title} ({whose['encoder']}, step {step})"] = locality
-        of_runs[name] = {"workdir": str(run.workdir.path), **whose, **_plain_locality(locality)}
+        localities[f"{title} ({encoder}, step {step})"] = locality
+        results[name] = {
+            "workdir": str(run.workdir.path),
+            "encoder": encoder,
+            "step": step,
+            **_locality_to_json(locality),
+        }
     figure = draw(runs[0].workdir.figures / "attention_distance.png", locality_figure, localities)
     result = {
         "task": "attention_distance",
@@ -63,24 +78,25 @@ def attention_distance(flags: absl_flags.FlagValues) -> tuple[str, dict]:
             "distance": uniform_distance(grid),
             "mass_within": {f"{radius:g}": uniform_mass(grid, radius) for radius in RADII},
         },
-        "runs": of_runs,
+        "runs": results,
         "figure": figure,
     }
     return f"{locality_table(localities)}\nfigure: {figure or 'none'}", result
 
 
-def _path_and_step(given: str) -> tuple[str, int | None]:
-    """The folder and the step of ``FOLDER@STEP``; a folder that is called so has its latest."""
-    folder, _, step = given.rpartition("@")
-    if folder and step.isdecimal() and not os.path.isdir(os.path.expanduser(given)):
+def _path_and_step(argument: str) -> tuple[str, int | None]:
+    """Splits ``FOLDER@STEP``; the step is None if the argument is itself a folder."""
+    folder, _, step = argument.rpartition("@")
+    if folder and step.isdecimal() and not os.path.isdir(os.path.expanduser(argument)):
         return folder, int(step)
-    return given, None
+    return argument, None
 
 
 def _names(runs: Sequence[Run], steps: Sequence[int]) -> list[str]:
-    """A name for each run: its folder's, with as many above it as tell the runs apart.
+    """Returns a unique name for each checkpoint: its run's folder, and ``@STEP`` if needed.
 
-    And ``@STEP`` where one run is there at several steps. Raises ``ValueError`` for the same step.
+    Folders of the same name are preceded by the folders above them; ``@STEP`` is added if a run
+    occurs at several steps. Raises ``ValueError`` if a run occurs twice at the same step.
     """
     paths = [run.workdir.path for run in runs]
     checkpoints = list(zip(paths, steps, strict=True))
@@ -101,7 +117,7 @@ def _names(runs: Sequence[Run], steps: Sequence[int]) -> list[str]:
 
 
 def _common_grid(runs: Sequence[Run]) -> Grid:
-    """The patch grid of all runs. Raises ``ValueError`` if one has another than the first."""
+    """Returns the patch grid of all runs; raises ``ValueError`` if their grids differ."""
     grid, *others = (build_encoder(run.config).grid for run in runs)
     for run, other in zip(runs[1:], others, strict=True):
         if other != grid:
@@ -114,20 +130,20 @@ def _common_grid(runs: Sequence[Run]) -> Grid:
 
 
 def _with_images_of(other: ConfigDict, config: ConfigDict) -> ConfigDict:
-    """The config, with the data of another run, at its own size and by its own statistics."""
+    """Returns a copy of ``config`` with the data of ``other``; image size and statistics stay."""
     config = from_plain(to_plain(config))
     for name in ("source", "name", "data_dir", "test_split", "in_memory"):
         config.data[name] = other.data[name]
     return config
 
 
-def _plain_locality(locality: Locality) -> dict:
-    def plain(values: Float[np.ndarray, "depth heads"]) -> list[list[float]]:
+def _locality_to_json(locality: Locality) -> dict:
+    def rounded(values: Float[np.ndarray, "depth heads"]) -> list[list[float]]:
         return np.round(values, 5).tolist()
 
     return {
         "num_images": locality.num_images,
         "patch_size": locality.patch_size,
-        "distance": plain(locality.distance),
-        "mass_within": {f"{radius:g}": plain(mass) for radius, mass in locality.mass.items()},
+        "distance": rounded(locality.distance),
+        "mass_within": {f"{radius:g}": rounded(mass) for radius, mass in locality.mass.items()},
     }

@@ -1,4 +1,4 @@
-"""The task classification: what a fine-tuned network reaches on its test split."""
+"""Task classification: scores of a fine-tuned network on its test split."""
 
 from absl import flags as absl_flags
 
@@ -11,11 +11,23 @@ from ddae_jax.evaluators.run_folder import draw, open_run, restore_labelled, wit
 from ddae_jax.figures.confusion import confusion_figure, worst_classes
 from ddae_jax.training.multihost import all_or_none
 
-_NUM_SHOWN = 5
+_NUM_HARDEST = 5  # classes of lowest accuracy that are listed
 
 
 def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
-    """Top-1, top-5 and accuracy of each class, every image once."""
+    """Measures top-1 and top-5 accuracy, and the accuracy of each class.
+
+    Args:
+        flags: flags of the command.
+
+    Returns:
+        A text, and the scores as plain values.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run, or a checkpoint or the data is not there.
+        ValueError: if the run is not one of ddae_jax.finetune, or its classes differ.
+        NothingReadable: if no labelled image can be read.
+    """
     with all_or_none():
         run = open_run(flags.workdir, "workdir", flags, job="finetune")
         split = flags.split or run.config.data.test_split
@@ -37,7 +49,7 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     figure = draw(run.workdir.figures / "confusion.png", confusion_figure, scores.confusion, names)
     result = {"task": "classification", "step": step, **scores_to_json(scores, names)}
     result |= {"figure": figure}
-    worst = worst_classes(scores.per_class, names)[:_NUM_SHOWN]
+    worst = worst_classes(scores.per_class, names)[:_NUM_HARDEST]
     lines = [
         f"{scores.num_images:,} images: top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}",
         f"hardest: {', '.join(f'{name} {accuracy:.1%}' for name, accuracy in worst)}",

@@ -1,4 +1,4 @@
-"""The task embed: features of any images, to a file."""
+"""Task embed: features of any images, written to a file."""
 
 import logging
 import pathlib
@@ -21,13 +21,23 @@ from ddae_jax.training.multihost import all_or_none
 
 _log = logging.getLogger(__name__)
 
-_TELL_EVERY_S = 10.0
+_LOG_EVERY_S = 10.0
 
 
 def embed(flags: absl_flags.FlagValues) -> tuple[str, dict]:
-    """Writes the features of each image, its name and its label to ``--out``.
+    """Writes the features, the name and the label of each image to the file ``--out``.
 
-    The images are those in the folder ``--images``, or of a split of the run's data.
+    The images are those in the folder ``--images``, or those of a split of the run's data.
+
+    Args:
+        flags: flags of the command.
+
+    Returns:
+        A text, and a description of what was written as plain values.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run, or a checkpoint or the data is not there.
+        ValueError: if ``--out`` is missing or of an unknown kind, or there is no image.
     """
     with all_or_none():
         if not flags.out:
@@ -41,21 +51,21 @@ def embed(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     depth = config.evaluation.depth or SIZES[config.model.size].depth
     encode = build_encode(config, run.mesh, depth=depth, pool=config.evaluation.pool)
     batches = build_eval_batches(config, source, run.mesh, flags.limit or None)
-    found = encoded_batches(lambda images: encode(params, images), batches, run.mesh)
+    encoded = encoded_batches(lambda images: encode(params, images), batches, run.mesh)
     count = min(len(source), flags.limit or len(source))
-    told = _with_progress(
+    embedded = _with_progress(
         (
             Embedded(
                 batch["features"], batch["label"], [source.name(int(i)) for i in batch["index"]]
             )
-            for batch in found
+            for batch in encoded
         ),
         count,
     )
     if jax.process_index() == 0:
-        num_images, width = write_embeddings(path, told)
+        num_images, width = write_embeddings(path, embedded)
     else:
-        num_images, width = sum(len(batch.names) for batch in told), 0
+        num_images, width = sum(len(batch.names) for batch in embedded), 0
     result = {
         "task": "embed",
         "encoder": config.evaluation.encoder,
@@ -85,18 +95,18 @@ def _source(run: Run, flags: absl_flags.FlagValues) -> Source:
 
 
 def _with_progress(batches: Iterator[Embedded], count: int) -> Iterator[Embedded]:
-    """The batches; how far they are is told now and then, and at the end.
+    """Yields the batches, and logs the progress from time to time and at the end.
 
-    Images that cannot be read are in no batch: how many these are is known at the end alone.
+    Images that cannot be read are in no batch; their number is known only at the end.
     """
-    began = told = time.monotonic()
+    began = logged_at = time.monotonic()
     done = 0
     for batch in batches:
         yield batch
         done += len(batch.names)
         now = time.monotonic()
-        if now > told + _TELL_EVERY_S and done:
-            told = now
+        if now > logged_at + _LOG_EVERY_S and done:
+            logged_at = now
             rate = done / max(now - began, 1e-9)
             left = format_duration((count - done) / rate)
             _log.info("%s of %s images, %.0f img/s, %s left", f"{done:,}", f"{count:,}", rate, left)

@@ -1,4 +1,4 @@
-"""The tasks knn, linear, few_shot and depths: how well frozen features tell classes apart."""
+"""Tasks knn, linear, few_shot and depths: accuracies of classifiers on frozen features."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -21,12 +21,20 @@ from ddae_jax.models.sizes import SIZES
 from ddae_jax.training.multihost import all_or_none
 
 PER_CLASS = (1, 10)
-"""Labelled images of each class in the task few_shot."""
+"""Numbers of labelled images per class in the task few_shot."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadoutSpec:
-    """Which features are evaluated: whose, of which checkpoint, after which block, pooled how."""
+    """Choice of features to evaluate.
+
+    Attributes:
+        step: step of the checkpoint.
+        encoder: name of the encoder, such as ``student``.
+        depth: block after which features are read.
+        pool: pooling of patches; see :data:`ddae_jax.evaluation.features.Pool`.
+        limit: number of images of each set that are used; 0 for all.
+    """
 
     step: int
     encoder: str
@@ -37,14 +45,16 @@ class ReadoutSpec:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenFeatures:
-    """The features of a run's images, of its encoder and of what that is compared with.
+    """Features of a run's images: of its encoder, of the untrained encoder, and raw pixels.
+
+    Each set of features is computed once, and cached in the run's folder.
 
     Attributes:
-        run: that is evaluated.
-        params: of its encoder.
-        saved_at: when they were saved, nanoseconds.
-        readout: of which features.
-        images: labelled ones.
+        run: run that is evaluated.
+        params: parameters of its encoder.
+        saved_at: time at which the parameters were saved, nanoseconds since 1970.
+        readout: choice of features.
+        images: labelled training and test images.
     """
 
     run: Run
@@ -54,8 +64,13 @@ class FrozenFeatures:
     images: LabelledImages
 
     @classmethod
-    def of(cls, flags: absl_flags.FlagValues) -> "Frozen":
-        """What the flags ask for. Raises ``ValueError`` or ``OSError`` for what is not there."""
+    def of(cls, flags: absl_flags.FlagValues) -> "FrozenFeatures":
+        """Restores the encoder, and opens the images, that the flags of the command name.
+
+        Raises:
+            ValueError: if a flag does not fit the run.
+            OSError: if the run, a checkpoint or the data is not there.
+        """
         with all_or_none():
             run = open_run(flags.workdir, "workdir", flags)
         config = run.config
@@ -73,13 +88,13 @@ class FrozenFeatures:
         return cls(run, params, saved_at, readout, images)
 
     def trained(self) -> tuple[Examples, Examples]:
-        """Features of the run's encoder."""
+        """Returns features of the run's encoder, for training and test images."""
         key = dataclasses.asdict(self.readout) | {"saved_at": self.saved_at}
         key |= {"dtype": self.run.config.model.dtype}
         return self._cached(key, lambda: self._features(self.params))
 
     def untrained(self) -> tuple[Examples, Examples]:
-        """Features of the same network as it started."""
+        """Returns features of the same encoder before training."""
         config = self.run.config
         key = dataclasses.asdict(self.readout) | {
             "encoder": "untrained",
@@ -90,11 +105,11 @@ class FrozenFeatures:
         return self._cached(key, lambda: self._features(untrained_encoder_params(config)))
 
     def pixels(self) -> tuple[Examples, Examples]:
-        """Raw pixels."""
+        """Returns raw pixels as features."""
         return self._cached({"encoder": "none", "limit": self.readout.limit}, self.images.pixels)
 
-    def at(self, depth: int) -> "Frozen":
-        """The same, read after another block."""
+    def at(self, depth: int) -> "FrozenFeatures":
+        """Returns the same, with features read after another block."""
         return dataclasses.replace(self, readout=dataclasses.replace(self.readout, depth=depth))
 
     def _features(self, params: PyTree) -> tuple[Examples, Examples]:
@@ -112,7 +127,20 @@ class FrozenFeatures:
 
 
 def classify(task: str, flags: absl_flags.FlagValues) -> tuple[str, dict]:
-    """Accuracy of ``knn`` or ``linear`` on the features, and on the two baselines'."""
+    """Measures the accuracy of a classifier on the features, and on those of two baselines.
+
+    The baselines are the untrained encoder and raw pixels.
+
+    Args:
+        task: ``knn`` or ``linear``.
+        flags: flags of the command.
+
+    Returns:
+        A table, and the accuracies as plain values.
+
+    Raises:
+        ValueError, OSError: as :meth:`FrozenFeatures.of` does.
+    """
     frozen = FrozenFeatures.of(flags)
     config = frozen.run.config
     predict = build_predict(config, task)
@@ -132,9 +160,16 @@ def classify(task: str, flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
 
 def few_shot(flags: absl_flags.FlagValues) -> tuple[str, dict]:
-    """Accuracy of a linear probe that learns from 1 and 10 images of each class.
+    """Measures the accuracy of linear probes that learn from 1 and 10 images of each class.
 
-    Of several draws of them; the mean and the standard deviation.
+    Args:
+        flags: flags of the command.
+
+    Returns:
+        A table, and, as plain values, mean and standard deviation over several draws of images.
+
+    Raises:
+        ValueError, OSError: as :meth:`FrozenFeatures.of` does.
     """
     frozen = FrozenFeatures.of(flags)
     sets = {
@@ -144,13 +179,13 @@ def few_shot(flags: absl_flags.FlagValues) -> tuple[str, dict]:
     }
     per_class = {}
     for count in PER_CLASS:
-        found = {
+        accuracies = {
             name: few_shot_accuracies(*examples, frozen.images.num_classes, count)
             for name, examples in sets.items()
         }
         per_class[str(count)] = {
             name: {"mean": float(np.mean(draws)), "std": float(np.std(draws))}
-            for name, draws in found.items()
+            for name, draws in accuracies.items()
         }
     result = {
         "task": "few_shot",
@@ -163,32 +198,42 @@ def few_shot(flags: absl_flags.FlagValues) -> tuple[str, dict]:
 
 
 def depths(flags: absl_flags.FlagValues) -> tuple[str, dict]:
-    """Accuracy of ``knn`` and ``linear`` on the features after each block, in one figure."""
+    """Measures and draws the accuracy of ``knn`` and ``linear`` on the features after each block.
+
+    Args:
+        flags: flags of the command.
+
+    Returns:
+        A table, and the accuracies as plain values.
+
+    Raises:
+        ValueError, OSError: as :meth:`FrozenFeatures.of` does.
+    """
     frozen = FrozenFeatures.of(flags)
     config = frozen.run.config
     predictors: dict[str, Predict] = {
         name: build_predict(config, name) for name in ("knn", "linear")
     }
     rows = {f"{name}{kind}": [] for kind in ("", "_untrained") for name in predictors}
-    every_depth = range(1, SIZES[config.model.size].depth + 1)
+    every_depth = list(range(1, SIZES[config.model.size].depth + 1))
     for depth in every_depth:
-        here = frozen.at(depth)
-        for kind, examples in (("", here.trained()), ("_untrained", here.untrained())):
+        features = frozen.at(depth)
+        for kind, examples in (("", features.trained()), ("_untrained", features.untrained())):
             for name, predict in predictors.items():
-                rows[f"{name}{kind}"].append(here.images.accuracy(predict, *examples))
+                rows[f"{name}{kind}"].append(features.images.accuracy(predict, *examples))
     pixels = frozen.pixels()
     levels = {
         f"{name}_raw_pixels": frozen.images.accuracy(predict, *pixels)
         for name, predict in predictors.items()
     }
     figure = draw(
-        frozen.run.workdir.figures / "depths.png", depths_figure, list(every_depth), rows, levels
+        frozen.run.workdir.figures / "depths.png", depths_figure, every_depth, rows, levels
     )
-    told = dataclasses.asdict(frozen.readout)
-    told.pop("depth")
-    result = {"task": "depths", **told, "depths": list(every_depth), **rows, **levels}
+    readout = dataclasses.asdict(frozen.readout)
+    readout.pop("depth")
+    result = {"task": "depths", **readout, "depths": every_depth, **rows, **levels}
     result |= {**_sizes(pixels), "figure": figure}
-    return f"{depths_table(list(every_depth), rows)}\nfigure: {figure or 'none'}", result
+    return f"{depths_table(every_depth, rows)}\nfigure: {figure or 'none'}", result
 
 
 def _sizes(examples: tuple[Examples, Examples]) -> dict[str, int]:
@@ -205,8 +250,8 @@ def _few_shot_table(result: dict) -> str:
     ]
     for key, name in names.items():
         cells = [row[key] for row in result["per_class"].values()]
-        shown = "".join(f"{cell['mean']:9.2%} ±{cell['std']:6.2%}" for cell in cells)
-        lines.append(f"  {name:18s}{shown}")
+        columns = "".join(f"{cell['mean']:9.2%} ±{cell['std']:6.2%}" for cell in cells)
+        lines.append(f"  {name:18s}{columns}")
     return "\n".join(lines)
 
 

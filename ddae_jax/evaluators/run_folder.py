@@ -1,4 +1,4 @@
-"""The run that is evaluated, and what all tasks ask of it."""
+"""Opening the run that is evaluated, restoring its network, and other steps that tasks share."""
 
 import dataclasses
 import logging
@@ -26,7 +26,7 @@ Images = TypeVar("Images")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run to evaluate: its folder, its config as the flags change it, and the devices."""
+    """Run to evaluate: its folder, its config with the changes by flags, and the device mesh."""
 
     workdir: Workdir
     config: ConfigDict
@@ -34,17 +34,17 @@ class Run:
 
 
 def open_run(path: str, flag: str, flags: absl_flags.FlagValues, job: str = "pretrain") -> Run:
-    """The run in a folder, with what the flags say about evaluation.
+    """Opens the run in a folder, and changes its config as the flags of the command say.
 
     Args:
-        path: the folder.
-        flag: that named it, for messages.
-        flags: of the command.
-        job: that it must be a run of.
+        path: folder of the run.
+        flag: name of the flag that gave the folder, for messages.
+        flags: flags of the command.
+        job: name of the command that the run must be of.
 
     Raises:
         FileNotFoundError: if the folder holds no run.
-        ValueError: for what does not fit.
+        ValueError: if the run is of another command, or a flag does not fit its config.
     """
     workdir = Workdir(path)
     stored = workdir.read_config()
@@ -76,23 +76,42 @@ def open_run(path: str, flag: str, flags: absl_flags.FlagValues, job: str = "pre
 def restore_labelled(
     run: Run, task: LabelledTask, step: int | None
 ) -> tuple[tuple[PyTree, PyTree], int]:
-    """Parameters and teacher of a network that learned from labels, and the step they are of."""
+    """Restores a network that was trained with labels.
+
+    Args:
+        run: the run.
+        task: the task that the run trained.
+        step: step of the checkpoint; None for the latest one that is intact.
+
+    Returns:
+        The parameters and the teacher, laid out over the run's mesh, and the checkpoint's step.
+
+    Raises:
+        FileNotFoundError, DamagedCheckpoint, CheckpointError: as
+            :meth:`ddae_jax.training.checkpoint.Checkpoints.restore` does.
+    """
 
     def init() -> dict:
         params = task.init(jax.random.key(0), run.config.data.channels)
         return {"params": params, "teacher": task.init_teacher(params)}
 
     shapes = jax.eval_shape(init)
-    wanted = abstract(shapes, state_sharding(run.mesh, shapes))
+    abstract_state = abstract(shapes, state_sharding(run.mesh, shapes))
     with Checkpoints(run.workdir.checkpoints, read_only=True) as checkpoints:
-        state, step = checkpoints.restore_part(wanted, step)
-    # What is empty is not stored.
+        state, step = checkpoints.restore_part(abstract_state, step)
+    # Empty dicts are not stored.
     teacher = {name: state.get("teacher", {}).get(name, {}) for name in shapes["teacher"]}
     return (state["params"], teacher), step
 
 
 def with_data_dir_hint(build_images: Callable[..., Images], *arguments, **options) -> Images:
-    """What is built from the run's data. Tells how to say that it has moved."""
+    """Calls ``build_images``; if the data is missing, the error names the flag for its folder.
+
+    Args:
+        build_images: builds something from the run's data.
+        *arguments: its positional arguments.
+        **options: its keyword arguments.
+    """
     try:
         return build_images(*arguments, **options)
     except FileNotFoundError as error:
@@ -100,7 +119,16 @@ def with_data_dir_hint(build_images: Callable[..., Images], *arguments, **option
 
 
 def draw(path: pathlib.Path, figure: Callable[..., None], *arguments) -> str | None:
-    """Where the first process wrote a figure; None, with a warning, if it could not."""
+    """Writes a figure in the first process.
+
+    Args:
+        path: the file to write.
+        figure: function that draws and writes the figure, given the path and ``arguments``.
+        *arguments: further arguments of ``figure``.
+
+    Returns:
+        The path; None, with a warning, if the file cannot be written.
+    """
     try:
         if jax.process_index() == 0:
             figure(path, *arguments)

@@ -1,4 +1,4 @@
-"""The task segmentation: what a segmenter reaches on its test split."""
+"""Task segmentation: scores of a segmenter on its test split."""
 
 from absl import flags as absl_flags
 
@@ -16,9 +16,19 @@ from ddae_jax.training.sharding import local_replica
 
 
 def segmentation(flags: absl_flags.FlagValues) -> tuple[str, dict]:
-    """Mean IoU, IoU of each class and pixel accuracy, of every image once.
+    """Measures mean IoU, the IoU of each class, and pixel accuracy.
 
-    ``--scales`` and ``--flip`` say of which views of an image the results are averaged.
+    Predictions are averaged over the views of an image that ``--scales`` and ``--flip`` select.
+
+    Args:
+        flags: flags of the command.
+
+    Returns:
+        A text, and the scores as plain values.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run, or a checkpoint or the data is not there.
+        ValueError: if the run is not one of ddae_jax.segment.
     """
     with all_or_none():
         run = open_run(flags.workdir, "workdir", flags, job="segment")

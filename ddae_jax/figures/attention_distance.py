@@ -1,4 +1,4 @@
-"""How local the attention of one or more encoders is: as a figure, and as a table."""
+"""Figure and table of the locality of attention, for one or more encoders."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +15,20 @@ from ddae_jax.figures import style
 
 _UNIFORM_LINE = (0, (4, 3))
 _DOT = {"linestyle": "", "marker": "o", "markeredgewidth": 0}
-_LINE_OF_TEXT = 130  # characters over the width of a figure
-_DODGE = 0.5  # of the distance between two depths, over which the encoders' dots are spread
+_LINE_LENGTH = 130  # number of characters that fit the width of a figure
+_DODGE = 0.5  # share of the distance between two depths over which dots of encoders are spread
 
 
 def locality_figure(path: Path, localities: Mapping[str, Locality]) -> None:
-    """Draws how far attention reaches, and how much of it stays near, over depth.
+    """Draws the attention distance, and the share of attention within each radius, over depth.
 
-    A dot is a head, a line the mean over the heads of a depth; dashed is attention that all patches
-    get alike. Where all encoders have patches of one size, distances are in pixels too.
+    Each head is a dot; lines are means over the heads; dashed lines are uniform attention. If all
+    encoders have the same patch size, a second axis shows distances in pixels.
 
     Args:
         path: the PNG to write; its folder is made.
-        localities: by name, in the order of the legend; on one grid, with the same radii.
+        localities: measurements by name of encoder, in the order of the legend; all must have the
+            same grid and the same radii.
 
     Raises:
         ValueError: if there are none, or their grids or radii differ.
@@ -39,7 +40,7 @@ def locality_figure(path: Path, localities: Mapping[str, Locality]) -> None:
         axes = figure.add_subplot(cells[0, :])
         distances = {name: locality.distance for name, locality in localities.items()}
         _draw(axes, distances, colours, uniform_distance(grid), dot_size=4.2)
-        axes.set(title="how far attention reaches", ylabel="mean distance (patches)")
+        axes.set(title="attention distance", ylabel="mean distance (patches)")
         axes.set_ylim(bottom=0)
         _add_pixels(axes, localities)
         for column, radius in enumerate(radii):
@@ -53,12 +54,13 @@ def locality_figure(path: Path, localities: Mapping[str, Locality]) -> None:
 
 
 def locality_table(localities: Mapping[str, Locality]) -> str:
-    """A block of lines per encoder, a line per depth: distance, and the share within each radius.
+    """Returns a text table with a block for each encoder, and a line for each depth.
 
-    The distance has its deviation over heads. Last comes attention that all patches get alike.
+    A line shows the distance, mean and standard deviation over heads, and the share of attention
+    within each radius. The last line of the table shows uniform attention.
 
     Args:
-        localities: by name; on one grid, with the same radii.
+        localities: measurements by name of encoder; all must have the same grid and radii.
 
     Raises:
         ValueError: if there are none, or their grids or radii differ.
@@ -83,11 +85,11 @@ def _line(name: str, distance: str, shares: list[float]) -> str:
 
 
 def _in_common(localities: Mapping[str, Locality]) -> tuple[tuple[int, int], list[float]]:
-    """The grid and the radii of all."""
+    """Returns the grid and the radii that all measurements share."""
     if not localities:
         raise ValueError("there is no locality to show")
-    (first, shown), *others = localities.items()
-    grid, radii = shown.grid, list(shown.mass)
+    (first, locality), *others = localities.items()
+    grid, radii = locality.grid, list(locality.mass)
     for name, other in others:
         if other.grid != grid or list(other.mass) != radii:
             raise ValueError(
@@ -104,15 +106,15 @@ def _draw(
     uniform: float,
     dot_size: float,
 ) -> None:
-    """Dots of heads, beside those of the other encoders; lines of means; the level of no choice."""
+    """Draws heads as dots, encoders side by side; means as lines; uniform attention as a level."""
     axes.axhline(uniform, color=style.MUTED, linewidth=1.1, linestyle=_UNIFORM_LINE, zorder=1.5)
     offsets = (np.arange(len(values)) - (len(values) - 1) / 2) * _DODGE / len(values)
-    for (name, of_heads), offset in zip(values.items(), offsets, strict=True):
-        depth = np.arange(1, len(of_heads) + 1)
-        x = np.broadcast_to((depth + offset)[:, None], of_heads.shape)
-        colour, mean = colours[name], of_heads.mean(axis=1)
+    for (name, by_head), offset in zip(values.items(), offsets, strict=True):
+        depth = np.arange(1, len(by_head) + 1)
+        x = np.broadcast_to((depth + offset)[:, None], by_head.shape)
+        colour, mean = colours[name], by_head.mean(axis=1)
         dots = {"markersize": dot_size, "alpha": 0.4, "clip_on": False, "zorder": 2}
-        axes.plot(x.ravel(), of_heads.ravel(), color=colour, **_DOT, **dots)
+        axes.plot(x.ravel(), by_head.ravel(), color=colour, **_DOT, **dots)
         axes.plot(depth, mean, color=colour, linewidth=1.8, zorder=3)
     deepest = max(map(len, values.values()))
     axes.set_xlim(0.5, deepest + 0.5)
@@ -120,7 +122,7 @@ def _draw(
 
 
 def _add_pixels(axes: Axes, localities: Mapping[str, Locality]) -> None:
-    """A second scale, on the right, if it is the same for all."""
+    """Adds an axis in pixels on the right, if all encoders have the same patch size."""
     sizes = {locality.patch_size for locality in localities.values()}
     if len(sizes) == 1:
         (size,) = sizes
@@ -135,14 +137,14 @@ def _patches(radius: float) -> str:
 
 
 def _legends(figure: Figure, colours: Mapping[str, style.Colour]) -> None:
-    """Whose attention it is, above; what is drawn of it, below."""
+    """Adds a legend of encoders above, and one of dots and lines below."""
     names = [
         Line2D([], [], color=colour, linewidth=2.2, label=name) for name, colour in colours.items()
     ]
-    columns = max(1, _LINE_OF_TEXT // (8 + max(map(len, colours))))
+    columns = max(1, _LINE_LENGTH // (8 + max(map(len, colours))))
     figure.legend(handles=names, loc="outside upper center", ncols=min(len(names), columns))
     marks = [
-        Line2D([], [], color=style.MUTED, markersize=4.2, alpha=0.6, label="a head", **_DOT),
+        Line2D([], [], color=style.MUTED, markersize=4.2, alpha=0.6, label="one head", **_DOT),
         Line2D([], [], color=style.MUTED, linewidth=1.8, label="mean over heads"),
         Line2D([], [], color=style.MUTED, linestyle=_UNIFORM_LINE, label="uniform attention"),
     ]

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: one PNG."""
+"""Figure of a classifier's confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,29 +10,29 @@ from matplotlib.colors import PowerNorm
 from ddae_jax.figures import style
 
 CAPTION = (
-    "Row by row, what the test images of a class were taken for: the diagonal is the accuracy of "
-    "each class."
+    "Each row shows how the test images of one class were classified; the diagonal is the accuracy "
+    "of each class."
 )
-"""How to read it, for whoever shows it."""
+"""Caption of the figure."""
 
-_MOST_NAMED = 30  # classes, whose names and numbers a figure has room for
+_MOST_NAMED = 30  # number of classes up to which the figure has room for names and numbers
 _MOST_PAIRS = 12
 
 
 def confusion_figure(
     path: Path, confusion: Int[np.ndarray, "classes classes"], names: Sequence[str]
 ) -> None:
-    """Draws the share of each class's images that was taken for each class.
+    """Draws the shares of each class's images by predicted class, and the most confused pairs.
 
-    With many classes, names give way to a list of the pairs that are confused most.
+    With more than 30 classes, names and numbers of the matrix are left out.
 
     Args:
         path: the PNG to write; its folder is made.
-        confusion: images of each class (row) that were taken for each class (column).
-        names: of the classes.
+        confusion: number of images of each class (row) that were assigned to each class (column).
+        names: names of the classes.
 
     Raises:
-        ValueError: if there is not a name for each class.
+        ValueError: unless there is one name for each class.
     """
     count = len(confusion)
     if len(names) != count:
@@ -45,25 +45,30 @@ def confusion_figure(
         axes, beside = figure.subplots(1, 2, width_ratios=[2, 1])
         drawn = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
         axes.grid(False)
-        axes.set(xlabel="taken for", ylabel="true class", title="share of each class's images (%)")
+        axes.set(
+            xlabel="predicted class", ylabel="true class", title="share of each class's images (%)"
+        )
         if is_named:
             axes.set_xticks(range(count), names, rotation=60, ha="right", rotation_mode="anchor")
             axes.set_yticks(range(count), names)
             _write_shares(axes, share)
         else:
             figure.colorbar(drawn, ax=axes, shrink=0.8, label="share")
-        beside.set(title="confused most", xticks=[], yticks=[])
+        beside.set(title="most confused", xticks=[], yticks=[])
         beside.spines[:].set_visible(False)
         beside.grid(False)
         lines = [
             f"{share[true, other]:6.1%}  {names[true]} taken for {names[other]}"
             for true, other in most_confused(confusion)[:_MOST_PAIRS]
         ]
-        beside.text(0, 1, "\n".join(lines) or "nothing", va="top", transform=beside.transAxes)
+        beside.text(0, 1, "\n".join(lines) or "no errors", va="top", transform=beside.transAxes)
 
 
 def most_confused(confusion: Int[np.ndarray, "classes classes"]) -> list[tuple[int, int]]:
-    """Pairs of a class and another one that it is taken for, by the share of its images."""
+    """Returns pairs ``(true class, predicted class)`` of errors, the most frequent first.
+
+    The frequency of an error is its share of the images of the true class.
+    """
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(share, 0)
     order = np.argsort(-share, axis=None, kind="stable")
@@ -74,7 +79,7 @@ def most_confused(confusion: Int[np.ndarray, "classes classes"]) -> list[tuple[i
 def worst_classes(
     per_class: Float[np.ndarray, "classes"], names: Sequence[str]
 ) -> list[tuple[str, float]]:
-    """The classes that have images, and their accuracy, the lowest first."""
+    """Returns names and accuracies of the classes that have images, the lowest accuracy first."""
     known = [
         (name, float(value)) for name, value in zip(names, per_class, strict=True) if value == value
     ]

@@ -1,4 +1,4 @@
-"""Which depth knows what: accuracy on the features after each block, as one PNG and as a table."""
+"""Figure and table of the accuracy on the features after each block of an encoder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ def depths_figure(
     rows: Mapping[str, Sequence[float]],
     levels: Mapping[str, float],
 ) -> None:
-    """Draws the accuracies after each block, beside the untrained network's and raw pixels'.
+    """Draws accuracies after each block, compared with the untrained network and raw pixels.
 
     Args:
         path: the PNG to write; its folder is made.
-        depths: blocks, ascending.
+        depths: numbers of the blocks, ascending.
         rows: accuracies in [0, 1] after each block, by ``CLASSIFIER`` and ``CLASSIFIER_untrained``.
         levels: accuracies by ``CLASSIFIER_raw_pixels``.
     """
@@ -31,8 +31,8 @@ def depths_figure(
                 (trained, style.ACCENT, "-", "trained"),
                 (untrained, style.BASELINE, (0, (5, 3)), "untrained network"),
             ):
-                shown = [100 * value for value in values]
-                axes.plot(depths, shown, color=colour, linestyle=line, marker="o", label=label)
+                percent = [100 * value for value in values]
+                axes.plot(depths, percent, color=colour, linestyle=line, marker="o", label=label)
             pixels = 100 * levels[f"{name}_raw_pixels"]
             axes.axhline(pixels, color=style.MUTED, linestyle=(0, (1, 2)), label="raw pixels")
             axes.set(title=_TITLES.get(name, name), xlabel="depth (block)", xticks=list(depths))
@@ -42,7 +42,12 @@ def depths_figure(
 
 
 def depths_table(depths: Sequence[int], rows: Mapping[str, Sequence[float]]) -> str:
-    """The accuracies as text, a line a depth."""
+    """Returns the accuracies as a text table, one line per depth.
+
+    Args:
+        depths: numbers of the blocks.
+        rows: accuracies in [0, 1] after each block, by name.
+    """
     lines = ["depth" + "".join(f"{name.replace('_', ' '):>18s}" for name in rows)]
     for index, depth in enumerate(depths):
         lines.append(f"{depth:5d}" + "".join(f"{values[index]:18.2%}" for values in rows.values()))

@@ -1,4 +1,4 @@
-"""How a run went: logged records in, one PNG each out. NumPy and matplotlib only."""
+"""Figures of the course of a run, drawn from its logged records as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,70 +25,76 @@ from ddae_jax.training.metrics import (
 CAPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "beta": (
-            "β sets which hidden patches a depth attends to: below zero the near, easy ones; at "
-            "zero all alike; above zero the distant ones. It starts negative and is learned, so a "
-            "rising line is a depth that moves on from near to far, each at its own pace."
+            "β decides which hidden patches weigh most in the loss of a depth: below zero the "
+            "patches near visible ones, which are easier to predict; above zero the distant ones; "
+            "at zero all patches weigh the same. β starts below zero and is learned; a rising line "
+            "shows a depth that moves from near to distant patches, at its own pace."
         ),
         "loss": (
-            "The total loss, and the error of each objective at each supervised depth; bold lines "
-            "are running means over the values as logged, where these are many. Where β is "
-            "learned, the weighted loss, which is minimised, also falls when attention shifts, "
-            "even if nothing is learned, and it moves where the weights of objectives change over "
-            "the run. The plain one, with all patches alike and all objectives at their whole "
-            "weight, does neither: it is the one to watch, and the one drawn for each depth."
+            "The total loss, and the error of each objective at each supervised depth. If there "
+            "are many logged values, bold lines are their running means. If β is learned, the "
+            "weighted loss, which is minimised, also falls when weight shifts between patches, "
+            "even if nothing is learned; it also changes with the weights of the objectives. The "
+            "plain loss, in which all patches have the same weight and all objectives their full "
+            "one, does neither: it is the one to watch, and the one drawn for each depth."
         ),
         "knn": (
-            "A nearest-neighbour classifier on frozen features: each image gets the label that its "
-            "neighbours have, and nothing is fitted. The dashed line is the same network before "
-            "training, the dotted one the raw pixels: what lies above both was learned."
+            "Accuracy of a nearest-neighbour classifier on frozen features: each image gets the "
+            "label that most of its neighbours have, and nothing is fitted. The dashed line is "
+            "the same network before training, the dotted line raw pixels; whatever lies above "
+            "both was learned."
         ),
         "accuracy": (
-            "Accuracy on the images that are never trained on, each seen once, whole, without "
-            "augmentation. Top-5 counts an image whose class is among the five most likely ones."
+            "Accuracy on images that are never trained on. Each is classified once, whole and "
+            "without augmentation. Top-5 counts an image as correct if its class is among the "
+            "five most likely ones."
         ),
         "iou": (
-            "Scores on the images that are never trained on. IoU is intersection over union, of "
-            "the pixels of a class and of those taken for it; its mean counts every class alike, "
-            "pixel accuracy every pixel."
+            "Scores on images that are never trained on. The IoU of a class is the intersection "
+            "of its true and its predicted pixels over their union. In the mean IoU, every class "
+            "counts the same; in pixel accuracy, every pixel does."
         ),
         "codebook": (
-            "Perplexity is how many equally used codes would be as varied as those of one batch: "
-            "near 1, the codebook has collapsed; the share counts codes that some patch has. "
-            "Then, how far the teacher's features, as told from the codes, are off, and how far "
-            "the vectors are from their codes."
+            "Perplexity is the number of equally frequent codes that would be as diverse as the "
+            "codes of one batch; near 1, the codebook has collapsed. The share of codes counts "
+            "those that at least one patch of a batch has. The other two panels show the error of "
+            "the teacher's features as reconstructed from codes, and the distance between vectors "
+            "and their codes."
         ),
         "collapse": (
-            "Of the same images at every record: in how many directions features differ from image "
-            "to image, and how much they do, on average over their dimensions. Both fall where an "
-            "encoder collapses, that is, makes the same of all images. Then, the share of the "
-            "feature targets that is the same in all images, place by place: near 1, they can be "
-            "told without a look at the image, and teach nothing of it."
+            "Measured on the same images at every record. The effective rank is the number of "
+            "directions in which features differ between images; the deviation is how much they "
+            "differ, averaged over their dimensions. Both fall if an encoder collapses, that is, "
+            "if its features become the same for all images. The share of targets given by "
+            "position is the part of the feature targets that is the same in all images; near 1, "
+            "the targets can be predicted without looking at the image, and teach nothing about "
+            "it."
         ),
         "schedule": (
-            "The learning rate (warm-up, then cosine; the config's times batch_size / 256), the "
-            "momentum of the teacher where that follows the student, and the global norm of the "
-            "gradient before clipping. A norm that keeps climbing is an early sign of divergence. "
-            "Where they change over the run, the weights of the objectives in the loss too: an "
-            "objective of weight 0 is not learned."
+            "The learning rate (warm-up, then cosine; the config's value times batch_size / 256), "
+            "the momentum of the teacher if it is a moving average of the student, and the global "
+            "norm of the gradient before clipping. A norm that keeps rising is an early sign of "
+            "divergence. If the weights of the objectives in the loss change over the run, they "
+            "are shown too; an objective of weight 0 is not learned."
         ),
     }
 )
-"""How to read each figure, for whoever shows it: one text per function, by its first word."""
+"""Caption of each figure, by the name of the function that draws it, without ``_figure``."""
 
 
 def beta_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws every beta against the progress of the run: a panel per objective, a line per depth.
+    """Draws beta over the progress of the run: a panel per objective, a line per depth.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``progress`` in [0, 1] and ``beta/OBJECTIVE/depth_N``.
+        records: records with ``progress`` in [0, 1] and ``beta/OBJECTIVE/depth_N``.
 
     Returns:
         Whether the records hold anything to draw; if not, nothing is written.
     """
     keys = keys_by_objective(records, "beta")
-    found = [series(records, key, "progress")[1] for group in keys.values() for key in group]
-    if not any(np.nan_to_num(values).any() for values in found):  # 0 throughout is not learned
+    betas = [series(records, key, "progress")[1] for group in keys.values() for key in group]
+    if not any(np.nan_to_num(values).any() for values in betas):  # betas of 0 are not learned
         return False
     with style.figure(path, 3.1 * style.panel_rows(len(keys))) as figure:
         panels = style.panels(figure, len(keys), sharey=True)
@@ -106,34 +112,34 @@ def beta_figure(path: Path, records: Sequence[Record]) -> bool:
 
 
 def loss_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws the total loss, and each objective's at every depth, over epochs.
+    """Draws the total loss, and the loss of each objective at every depth, over epochs.
 
-    Where the weights of patches are learned, the total is drawn with them and without, and depths
-    without them alone.
+    If the weights of patches are learned, the total is drawn both weighted and plain, and the loss
+    of each depth plain only.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch``, ``loss`` and ``loss/OBJECTIVE/depth_N``; and, where weights are
-            learned, ``plain_loss`` and ``plain_loss/OBJECTIVE/depth_N``.
+        records: records with ``epoch``, ``loss`` and ``loss/OBJECTIVE/depth_N``; and, if weights
+            are learned, ``plain_loss`` and ``plain_loss/OBJECTIVE/depth_N``.
 
     Returns:
         Whether the records hold anything to draw; if not, nothing is written.
     """
-    total = {"loss": "weighted", "plain_loss": "plain"}
-    total = {key: label for key, label in total.items() if has_series(records, key)}
+    labels = {"loss": "weighted", "plain_loss": "plain"}
+    labels = {key: label for key, label in labels.items() if has_series(records, key)}
     per_depth = keys_by_objective(records, "plain_loss") or keys_by_objective(records, "loss")
     per_depth = {
         title: group
         for title, group in per_depth.items()
         if any(has_series(records, key) for key in group)
     }
-    count = bool(total) + len(per_depth)
+    count = bool(labels) + len(per_depth)
     if not count:
         return False
     with style.figure(path, 3.1 * style.panel_rows(count)) as figure:
         panels = iter(style.panels(figure, count))
-        if total:
-            _draw_total(next(panels), records, total)
+        if labels:
+            _draw_total(next(panels), records, labels)
         colours = style.depth_colours(logged_depths(records))
         for axes, (title, group) in zip(panels, per_depth.items(), strict=True):
             for key, depth in group.items():
@@ -145,27 +151,27 @@ def loss_figure(path: Path, records: Sequence[Record]) -> bool:
 
 
 def _draw_total(axes: Axes, records: Sequence[Record], labels: Mapping[str, str]) -> None:
-    """The weighted loss and the plain one; a single line where they are the same."""
-    drawn = {key: series(records, key) for key in labels}
-    values = [value for _, value in drawn.values()]
+    """Draws the weighted and the plain loss; a single line if they are the same."""
+    losses = {key: series(records, key) for key in labels}
+    values = [value for _, value in losses.values()]
     if len(values) == 2 and np.array_equal(*values, equal_nan=True):
-        drawn.pop("plain_loss")
+        losses.pop("plain_loss")
     for key, colour in (("loss", style.MUTED), ("plain_loss", style.ACCENT)):
-        if key in drawn:
-            _plot_trend(axes, *drawn[key], colour if len(drawn) > 1 else style.ACCENT)
+        if key in losses:
+            _plot_trend(axes, *losses[key], colour if len(losses) > 1 else style.ACCENT)
             axes.lines[-1].set_label(labels[key])
     axes.set(title="total", xlabel="epoch")
-    if len(drawn) > 1:
+    if len(losses) > 1:
         axes.legend(loc="upper right")
 
 
 def knn_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws k-NN accuracy over epochs, beside the untrained network's and that of raw pixels.
+    """Draws k-NN accuracy over epochs, compared with the untrained network and raw pixels.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch`` and ``knn/trained``, an accuracy in [0, 1]; and, in any record,
-            ``knn/untrained`` and ``knn/raw_pixels``.
+        records: records with ``epoch`` and ``knn/trained``, an accuracy in [0, 1]; and, in any
+            record, ``knn/untrained`` and ``knn/raw_pixels``.
 
     Returns:
         Whether the records hold ``knn/trained``; if not, nothing is written.
@@ -198,7 +204,7 @@ def accuracy_figure(path: Path, records: Sequence[Record]) -> bool:
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch`` and ``test/top1``, ``test/top5``, accuracies in [0, 1].
+        records: records with ``epoch`` and ``test/top1``, ``test/top5``, accuracies in [0, 1].
 
     Returns:
         Whether the records hold anything to draw; if not, nothing is written.
@@ -208,11 +214,11 @@ def accuracy_figure(path: Path, records: Sequence[Record]) -> bool:
 
 
 def iou_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws the scores of a segmentation of the test split over epochs.
+    """Draws a segmenter's scores on the test split over epochs.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch`` and ``test/miou``, ``test/pixel_accuracy``, in [0, 1].
+        records: records with ``epoch`` and ``test/miou``, ``test/pixel_accuracy``, in [0, 1].
 
     Returns:
         Whether the records hold anything to draw; if not, nothing is written.
@@ -221,16 +227,16 @@ def iou_figure(path: Path, records: Sequence[Record]) -> bool:
         "test/miou": ("mean IoU", style.ACCENT),
         "test/pixel_accuracy": ("pixel accuracy", style.MUTED),
     }
-    return _draw_scores(path, records, lines, "on the test split (%)")
+    return _draw_scores(path, records, lines, "score on the test split (%)")
 
 
 def schedule_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws learning rate, momentum, gradient norm and objectives' weights, as far as logged.
+    """Draws learning rate, momentum, gradient norm and weights of objectives, as far as logged.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch`` and any of ``learning_rate``, ``momentum``, ``gradient_norm`` and
-            ``weight/OBJECTIVE``.
+        records: records with ``epoch`` and any of ``learning_rate``, ``momentum``,
+            ``gradient_norm`` and ``weight/OBJECTIVE``.
 
     Returns:
         Whether the records hold anything to draw; if not, nothing is written.
@@ -247,11 +253,11 @@ def schedule_figure(path: Path, records: Sequence[Record]) -> bool:
 
 
 def codebook_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws how much of a codebook is used, and a tokenizer's losses, over epochs.
+    """Draws the use of a codebook and the losses of a tokenizer over epochs.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch`` and any of ``codebook/perplexity``, ``codebook/used``,
+        records: records with ``epoch`` and any of ``codebook/perplexity``, ``codebook/used``,
             ``loss/features`` and ``loss/commitment``.
 
     Returns:
@@ -259,19 +265,19 @@ def codebook_figure(path: Path, records: Sequence[Record]) -> bool:
     """
     titles = {
         "codebook/perplexity": "perplexity of a batch (codes)",
-        "codebook/used": "share of codes in a batch",
-        "loss/features": "1 − cosine to the teacher",
+        "codebook/used": "share of codes used in a batch",
+        "loss/features": "1 − cosine similarity to the teacher",
         "loss/commitment": "commitment loss",
     }
     return _draw_side_by_side(path, records, titles)
 
 
 def collapse_figure(path: Path, records: Sequence[Record]) -> bool:
-    """Draws how well features tell images apart, and how alike feature targets are, over epochs.
+    """Draws metrics of collapse (:mod:`ddae_jax.evaluation.collapse`) over epochs.
 
     Args:
         path: the PNG to write; its folder is made.
-        records: with ``epoch`` and any of ``rank/student``, ``rank/teacher``,
+        records: records with ``epoch`` and any of ``rank/student``, ``rank/teacher``,
             ``deviation/student``, ``deviation/teacher`` and ``position_share/depth_N``.
 
     Returns:
@@ -284,7 +290,7 @@ def collapse_figure(path: Path, records: Sequence[Record]) -> bool:
     }
     shares = keys_by_depth(records, "position_share")
     colours = style.depth_colours(sorted({*logged_depths(records), *shares.values()}))
-    lines["share of targets told by place"] = {
+    lines["share of targets given by position"] = {
         key: (f"depth {depth}", colours[depth]) for key, depth in shares.items()
     }
     drawn = {
@@ -295,21 +301,27 @@ def collapse_figure(path: Path, records: Sequence[Record]) -> bool:
     if not drawn:
         return False
     with style.figure(path, 3.1 * style.panel_rows(len(drawn))) as figure:
-        named = {}
+        legend = {}
         for axes, title in zip(style.panels(figure, len(drawn)), drawn, strict=True):
             for key, (label, colour) in drawn[title].items():
                 _plot(axes, *series(records, key), colour, label)
-                if label == "teacher":  # which the student may hide
+                if label == "teacher":  # dashed and on top, as both lines may coincide
                     axes.lines[-1].set(linestyle=(0, (3, 2)), zorder=3)
             axes.set(title=title, xlabel="epoch")
             axes.set_ylim(bottom=0, top=1.02 if title.startswith("share") else None)
-            named |= {line.get_label(): line for line in axes.lines}
-        figure.legend(handles=named.values(), loc="outside lower center", ncols=min(len(named), 8))
+            legend |= {line.get_label(): line for line in axes.lines}
+        columns = min(len(legend), 8)
+        figure.legend(handles=legend.values(), loc="outside lower center", ncols=columns)
     return True
 
 
 def running_mean(values: Float[np.ndarray, " points"], window: int) -> Float[np.ndarray, " points"]:
-    """The centred mean over an odd ``window``, of what is finite in it; NaN where nothing is."""
+    """Returns the mean of finite values in a centred window; NaN if no value in it is finite.
+
+    Args:
+        values: evenly spaced values.
+        window: odd number of points.
+    """
     is_finite = np.isfinite(values)
     kernel = np.ones(window)
     total = np.convolve(np.where(is_finite, values, 0.0), kernel, "same")
@@ -318,7 +330,10 @@ def running_mean(values: Float[np.ndarray, " points"], window: int) -> Float[np.
 
 
 def _power_of_ten(values: Float[np.ndarray, " points"]) -> int:
-    """The power of ten of the largest value, so that an axis needs no long numbers; 0 for none."""
+    """Returns the power of ten of the largest absolute value; 0 if it is 0 or not finite.
+
+    Values are divided by it, so that an axis has short numbers.
+    """
     largest = np.nanmax(np.abs(values))
     return int(np.floor(np.log10(largest))) if 0 < largest < np.inf else 0
 
@@ -329,7 +344,10 @@ def _draw_scores(
     lines: Mapping[str, tuple[str, str]],
     ylabel: str,
 ) -> bool:
-    """One line over epochs for each key that was logged, by label and colour."""
+    """Draws one line over epochs for each key that was logged; returns whether there was any.
+
+    ``lines`` gives the label and the colour of each key.
+    """
     drawn = {key: line for key, line in lines.items() if has_series(records, key)}
     if not drawn:
         return False
@@ -346,7 +364,7 @@ def _draw_scores(
 
 
 def _draw_side_by_side(path: Path, records: Sequence[Record], titles: Mapping[str, str]) -> bool:
-    """One panel over epochs for each key that was logged; whether there was any."""
+    """Draws one panel over epochs for each key that was logged; returns whether there was any."""
     drawn = [key for key in titles if has_series(records, key)]
     if not drawn:
         return False
@@ -372,13 +390,13 @@ def _plot(
     label: str = "",
     marker: str = "",
 ) -> None:
-    """A line; with a marker where a point alone would not be seen."""
-    lone = marker or ("o" if np.isfinite(y).sum() < 3 else "")
-    axes.plot(x, y, color=colour, linewidth=1.8, label=label, marker=lone, markersize=4)
+    """Draws a line; with markers if there are too few points for the line to be seen."""
+    marker = marker or ("o" if np.isfinite(y).sum() < 3 else "")
+    axes.plot(x, y, color=colour, linewidth=1.8, label=label, marker=marker, markersize=4)
 
 
 def _plot_trend(axes: Axes, x: np.ndarray, y: np.ndarray, colour: style.Colour) -> None:
-    """The values as logged, thin, below their running mean over a fortieth of the points."""
+    """Draws the logged values thinly, and their running mean over a fortieth of the points."""
     window = len(y) // 40 | 1
     if window > 1:
         axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.25)
@@ -386,13 +404,13 @@ def _plot_trend(axes: Axes, x: np.ndarray, y: np.ndarray, colour: style.Colour) 
 
 
 def _label_sides_of_zero(axes: Axes) -> None:
-    """Says what either sign of beta favours; zero is always in view."""
+    """Writes which patches each sign of beta favours; zero is always in view."""
     low, high = axes.get_ylim()
     margin = 0.15 * max(high - low, 0.5)
     axes.set_ylim(min(low, -margin), max(high, margin))
     for y, text, alignment in (
-        (4, "↑ distant patches count more", "bottom"),
-        (-4, "↓ near patches count more", "top"),
+        (4, "↑ distant patches weigh more", "bottom"),
+        (-4, "↓ near patches weigh more", "top"),
     ):
         axes.annotate(
             text,

@@ -1,6 +1,6 @@
-"""What a model sees: images, masks, distances and weights in, one PNG each out.
+"""Figures of what a model sees and predicts: images, masks, distances and weights as PNG files.
 
-NumPy and matplotlib only. The arrays that a figure shows are made by functions of their own.
+:mod:`ddae_jax.figures.images` makes the arrays that the figures show.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,46 +10,53 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize, to_rgb
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from ddae_jax.figures import style
-
-HIDDEN_COLOUR = to_rgb("#8d99ae")
-"""What covers a hidden patch: a grey with a tint of blue, so that no grey image contains it."""
+from ddae_jax.figures.images import (
+    code_colours,
+    hide_patches,
+    paste_hidden,
+    patch_map_to_image,
+    stars,
+    to_rgb_images,
+)
 
 CAPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "reconstruction": (
-            "Image by image: as it is, as the model sees it (hidden patches in grey-blue), "
-            "and as the readout of each supervised depth fills it in. Visible patches are copied "
-            "from the image, since the loss asks nothing of them. Where targets are normalised, "
-            "which leaves mean and contrast of a patch open, hidden ones are shown with their own. "
-            "Where pixels lose their weight to features during a run, this is what is left of them."
+            "For each image: the original, the image as the model sees it (hidden patches in "
+            "grey-blue), and the reconstruction at each supervised depth. Visible patches are "
+            "copied from the original, since the loss does not cover them. If targets are "
+            "normalised, the model does not predict the mean and the contrast of a patch; hidden "
+            "patches are then shown with their true ones. If the pixel loss loses its weight to a "
+            "feature loss during the run, the figure shows what the model still knows of pixels."
         ),
         "tokens": (
-            "Image by image: as it is, and with its patches painted by their tokens; like "
-            "codes have like colours. Where something is predicted, each depth's column shows the "
-            "tokens that it predicts for the hidden patches (grey-blue), amid the true ones of the "
-            "visible patches, and how many are right."
+            "For each image: the original, and its patches painted by their tokens; similar "
+            "codes have similar colours. If tokens are predicted, the column of each depth shows "
+            "the predicted tokens of hidden patches (grey-blue in the second column) among the "
+            "true tokens of visible patches. Its title is the share of hidden patches whose token "
+            "is right."
         ),
         "histograms": (
-            "Image by image: as it is, as the model sees it (hidden patches in grey-blue), "
-            "its histograms of oriented gradients, drawn as stars of edges, and what each "
-            "supervised depth predicts of the hidden ones."
+            "For each image: the original, the image as the model sees it (hidden patches in "
+            "grey-blue), its histograms of oriented gradients, drawn as stars of edges, and the "
+            "histograms that each supervised depth predicts for hidden patches."
         ),
         "supervision": (
-            "What the loss looks at. Distance is measured in patches from each hidden patch to "
-            "the nearest visible one; hatched patches are visible and carry no loss. The maps to "
-            "the right are the weights of the hidden patches at each depth: 1 is the plain masked "
-            "mean. Where β is negative, patches next to visible ones count for more; where it is "
-            "positive, distant ones do."
+            "The weights in the loss. The distance is from each hidden patch to the nearest "
+            "visible one, in patches; hatched patches are visible and do not count in the loss. "
+            "The maps on the right show the weights of hidden patches at each depth; where all "
+            "weights are 1, the loss is the plain mean over hidden patches. If β is negative, "
+            "patches near visible ones weigh more; if it is positive, distant ones do."
         ),
     }
 )
-"""How to read each figure, for whoever shows it: one text per function, by its first word."""
+"""Caption of each figure, by the name of the function that draws it, without ``_figure``."""
 
 _MOST_COLUMNS = 8
 _VISIBLE, _HATCH = "#f3f5f8", "#cfd6df"
@@ -63,17 +70,17 @@ def reconstruction_figure(
     reconstructions: Float[np.ndarray, "depths batch height width channels"],
     depths: Sequence[int],
 ) -> None:
-    """Draws original, hidden and the reconstruction at each depth, one row per image.
+    """Draws images, their visible patches, and the reconstruction at each depth.
 
-    Visible patches of a reconstruction are taken from the image.
+    Visible patches of a reconstruction are copied from the image.
 
     Args:
         path: the PNG to write; its folder is made.
         images: uint8, or float in [0, 1].
         mask: True where a patch is hidden.
         grid: ``(h, w)`` patches.
-        reconstructions: images in [0, 1], as read out at each depth.
-        depths: the block after which each was read out.
+        reconstructions: images in [0, 1], one for each depth.
+        depths: supervised depths (blocks).
 
     Raises:
         ValueError: if the shapes do not fit each other.
@@ -102,20 +109,20 @@ def tokens_figure(
     predicted: Int[np.ndarray, "depths batch patches"] = (),
     depths: Sequence[int] = (),
 ) -> None:
-    """Draws images and their tokens, as colours; and the predicted ones at each depth.
+    """Draws images, their tokens as colours, and the tokens predicted at each depth.
 
-    Like codes have like colours (:func:`code_colours`). Visible patches of a prediction have their
-    own tokens; its title tells how many of the hidden ones are right.
+    Similar codes have similar colours (:func:`code_colours`). Visible patches of a prediction show
+    their true tokens; its title is the share of hidden patches whose token is right.
 
     Args:
         path: the PNG to write; its folder is made.
         images: uint8, or float in [0, 1].
         grid: ``(h, w)`` patches.
         tokens: index of each patch's code.
-        codes: unit vectors.
-        mask: True where a patch is hidden, if anything is predicted.
-        predicted: tokens, as read out at each depth.
-        depths: the block after which each was read out.
+        codes: codebook of unit vectors.
+        mask: True where a patch is hidden; None if nothing is predicted.
+        predicted: predicted tokens, for each depth.
+        depths: supervised depths (blocks).
 
     Raises:
         ValueError: if the shapes do not fit each other.
@@ -132,9 +139,9 @@ def tokens_figure(
     if mask is not None:
         columns["hidden"] = hide_patches(images, mask, grid)
     columns["tokens"] = picture(tokens)
-    for depth, found in zip(depths, predicted, strict=True):
-        right = (found == tokens)[mask].mean()
-        columns[f"depth {depth}\n{right:.0%} right"] = picture(np.where(mask, found, tokens))
+    for depth, guesses in zip(depths, predicted, strict=True):
+        accuracy = (guesses == tokens)[mask].mean()
+        columns[f"depth {depth}\n{accuracy:.0%} right"] = picture(np.where(mask, guesses, tokens))
     _draw_rows(path, columns)
 
 
@@ -148,20 +155,21 @@ def histograms_figure(
     directions: Float[np.ndarray, " orientations"],
     depths: Sequence[int],
 ) -> None:
-    """Draws images, their gradient histograms, and the predicted ones at each depth.
+    """Draws images, their gradient histograms, and the histograms predicted at each depth.
 
-    Each cell is a star of edges, the brighter the stronger. Visible patches of a prediction are
-    drawn as they are.
+    Each cell is drawn as a star of edges (:func:`stars`). Visible patches of a prediction show
+    their true histograms.
 
     Args:
         path: the PNG to write; its folder is made.
         images: uint8, or float in [0, 1].
         mask: True where a patch is hidden.
         grid: ``(h, w)`` patches.
-        histograms: of each cell of each image.
-        predicted: histograms, as read out at each depth.
-        directions: of the orientations, radians from the right, turning downwards.
-        depths: the block after which each was read out.
+        histograms: histogram of each cell of each image.
+        predicted: predicted histograms, for each depth.
+        directions: gradient directions of the orientations, radians from the right, turning
+            downwards.
+        depths: supervised depths (blocks).
 
     Raises:
         ValueError: if the shapes do not fit each other.
@@ -173,40 +181,9 @@ def histograms_figure(
         "hidden": hide_patches(images, mask, grid),
         "histograms": stars(histograms, directions),
     }
-    for depth, found in zip(depths, predicted, strict=True):
-        columns[f"depth {depth}"] = stars(np.where(is_hidden, found, histograms), directions)
+    for depth, guesses in zip(depths, predicted, strict=True):
+        columns[f"depth {depth}"] = stars(np.where(is_hidden, guesses, histograms), directions)
     _draw_rows(path, columns)
-
-
-def code_colours(codes: Float[np.ndarray, "codes features"]) -> Float[np.ndarray, "codes 3"]:
-    """A colour in [0, 1] for each code: its place along the three widest directions of them all."""
-    centred = codes - codes.mean(axis=0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    places = centred @ directions[:3].T
-    places = np.pad(places, ((0, 0), (0, 3 - places.shape[1])))
-    ranks = places.argsort(axis=0).argsort(axis=0)
-    return (0.1 + 0.8 * ranks / max(1, len(codes) - 1)).astype(np.float32)
-
-
-def stars(
-    histograms: Float[np.ndarray, "batch cell_rows cell_columns orientations"],
-    directions: Float[np.ndarray, " orientations"],
-    side: int = 16,
-) -> Float[np.ndarray, "batch height width 3"]:
-    """Each cell as a picture of ``side`` pixels: a line along the edges of each orientation.
-
-    An edge runs across the direction in which the image rises. The strongest line is white.
-    """
-    middle = (np.arange(side) - (side - 1) / 2) / (side / 2)
-    down, right = np.meshgrid(middle, middle, indexing="ij")
-    angle = np.asarray(directions)[:, None, None]
-    along_gradient = right * np.cos(angle) + down * np.sin(angle)
-    is_line = (np.abs(along_gradient) < 1.2 / side) & (down**2 + right**2 <= 0.9)
-    values = np.clip(histograms, 0, None)
-    drawn = np.einsum("bhwo,oij->bhiwj", values, is_line.astype(np.float32))
-    batch, h, _, w, _ = drawn.shape
-    drawn = drawn.reshape(batch, h * side, w * side) / max(float(drawn.max()), 1e-6)
-    return np.repeat(np.sqrt(drawn)[..., None], 3, axis=-1)
 
 
 def supervision_figure(
@@ -220,22 +197,22 @@ def supervision_figure(
     objectives: Sequence[str],
     depths: Sequence[int],
 ) -> None:
-    """Draws, per objective and image, the mask, the distance map and the weights of each depth.
+    """Draws, for each objective and image, the mask, the distance map and the weights per depth.
 
-    One colour scale serves all distances, and one, logarithmic, all weights: ``log w`` is ``beta``
+    All distances share a colour scale, and all weights a logarithmic one: ``log w`` is ``beta``
     times ``log dn``, so equal steps of beta are equal steps of colour. Visible patches are hatched.
-    Two or three images are enough to read and fit a screen.
+    Two or three images are enough, and fit a screen.
 
     Args:
         path: the PNG to write; its folder is made.
         images: uint8, or float in [0, 1].
         mask: True where a patch is hidden.
         grid: ``(h, w)`` patches.
-        distance: to the nearest visible patch, in patches.
-        weights: of each patch in the loss of each objective and depth.
-        beta: the exponent of each objective and depth, for the titles.
-        objectives: a name each.
-        depths: the block after which each was read out.
+        distance: distance to the nearest visible patch, in patches.
+        weights: weight of each patch in the loss of each objective and depth.
+        beta: exponent of each objective and depth, shown in the titles.
+        objectives: names of the objectives.
+        depths: supervised depths (blocks).
 
     Raises:
         ValueError: if the shapes do not fit each other.
@@ -258,78 +235,15 @@ def supervision_figure(
             _title_block(block[0], space_above + objective, depths, beta[index])
             for row, line in enumerate(block):
                 _show(line[0], hidden[row])
-                far = _show_map(line[1], distance_map[row], distance_norm, "cividis")
+                distance_image = _show_map(line[1], distance_map[row], distance_norm, "cividis")
                 for cell, weight_map in zip(line[2:], weight_maps[index, :, row], strict=True):
-                    weight = _show_map(cell, weight_map, weight_norm, "magma")
-        _colour_bar(figure, far, axes[:, :2], "distance to the nearest visible patch (patches)")
-        _colour_bar(figure, weight, axes[:, 2:], "weight in the loss (1 = plain mean; log scale)")
-
-
-def to_rgb_images(
-    images: Num[np.ndarray, "*batch height width channels"],
-) -> Float[np.ndarray, "*batch height width 3"]:
-    """Images as a screen shows them: float RGB in [0, 1].
-
-    uint8 is divided by 255 and floats are clipped; the first channel of one or two is shown as
-    grey, the first three of more as colour; NaN is black.
-    """
-    images = np.asarray(images)
-    scale = 255.0 if images.dtype == np.uint8 else 1.0
-    values = np.clip(np.nan_to_num(images.astype(np.float32) / scale), 0.0, 1.0)
-    if values.shape[-1] < 3:
-        return np.repeat(values[..., :1], 3, axis=-1)
-    return values[..., :3]
-
-
-def patch_map_to_image(
-    values: Num[np.ndarray, "*batch patches"], grid: tuple[int, int], size: tuple[int, int]
-) -> Num[np.ndarray, "*batch height width"]:
-    """Spreads one value per patch over the pixels of that patch.
-
-    Args:
-        values: row by row over the grid.
-        grid: ``(h, w)`` patches.
-        size: ``(height, width)`` in pixels, multiples of the grid's.
-
-    Raises:
-        ValueError: if the grid does not hold as many patches, or does not divide the size.
-    """
-    values = np.asarray(values)
-    (h, w), (height, width) = grid, size
-    if values.shape[-1] != h * w:
-        raise ValueError(f"values of {values.shape[-1]} patches; a grid of {h}x{w} has {h * w}")
-    if height % h or width % w:
-        raise ValueError(f"an image of {height}x{width} pixels is not divided by a {h}x{w} grid")
-    on_grid = values.reshape(*values.shape[:-1], h, w)
-    return on_grid.repeat(height // h, axis=-2).repeat(width // w, axis=-1)
-
-
-def hide_patches(
-    images: Num[np.ndarray, "batch height width channels"],
-    mask: Bool[np.ndarray, "batch patches"],
-    grid: tuple[int, int],
-    colour: tuple[float, float, float] = HIDDEN_COLOUR,
-) -> Float[np.ndarray, "batch height width 3"]:
-    """The images in RGB with every hidden patch painted in one colour.
-
-    Raises ``ValueError`` as :func:`patch_map_to_image` does.
-    """
-    is_hidden = patch_map_to_image(mask, grid, images.shape[1:3])[..., None]
-    return np.where(is_hidden, np.asarray(colour, np.float32), to_rgb_images(images))
-
-
-def paste_hidden(
-    images: Num[np.ndarray, "batch height width channels"],
-    reconstructions: Num[np.ndarray, "batch height width channels"],
-    mask: Bool[np.ndarray, "batch patches"],
-    grid: tuple[int, int],
-) -> Float[np.ndarray, "batch height width 3"]:
-    """The images in RGB with every hidden patch taken from the reconstruction.
-
-    Raises ``ValueError`` as :func:`patch_map_to_image` does.
-    """
-    is_hidden = patch_map_to_image(mask, grid, images.shape[1:3])[..., None]
-    return np.where(is_hidden, to_rgb_images(reconstructions), to_rgb_images(images))
+                    weight_image = _show_map(cell, weight_map, weight_norm, "magma")
+        _colour_bar(
+            figure, distance_image, axes[:, :2], "distance to the nearest visible patch (patches)"
+        )
+        _colour_bar(
+            figure, weight_image, axes[:, 2:], "weight in the loss (1 = plain mean; log scale)"
+        )
 
 
 def _check_count(name: str, count: int, expected_name: str, expected: Sequence) -> None:
@@ -368,9 +282,9 @@ def _hidden_only(
     mask: Bool[np.ndarray, "batch patches"],
     grid: tuple[int, int],
 ) -> np.ma.MaskedArray:
-    """The finite values on the grid, without those of visible patches: ``[*maps, batch, h, w]``."""
-    blank = ~np.asarray(mask) | ~np.isfinite(values)
-    return np.ma.masked_array(values, blank).reshape(*values.shape[:-1], *grid)
+    """Returns ``[*maps, batch, h, w]``, with visible patches and non-finite values masked out."""
+    is_masked_out = ~np.asarray(mask) | ~np.isfinite(values)
+    return np.ma.masked_array(values, is_masked_out).reshape(*values.shape[:-1], *grid)
 
 
 def _distance_norm(distance: np.ma.MaskedArray) -> Normalize:
@@ -378,16 +292,24 @@ def _distance_norm(distance: np.ma.MaskedArray) -> Normalize:
 
 
 def _weight_norm(weights: np.ma.MaskedArray) -> LogNorm:
-    """Half to double at least, so that equal weights show as equal; three decades at most."""
-    drawn = weights.compressed()
-    highest = drawn.max(initial=2.0)
-    return LogNorm(max(drawn.min(initial=0.5), highest / 1000), highest, clip=True)
+    """Returns a logarithmic scale of the weights, which spans three decades at most.
+
+    It includes 0.5 to 2, so that almost equal weights have almost equal colours.
+    """
+    values = weights.compressed()
+    highest = values.max(initial=2.0)
+    return LogNorm(max(values.min(initial=0.5), highest / 1000), highest, clip=True)
 
 
 def _draw_rows(
     path: Path, columns: Mapping[str, Float[np.ndarray, "batch height width 3"]]
 ) -> None:
-    """One titled column per picture of an image; as many images a row as eight columns hold."""
+    """Draws the pictures of each image side by side, in at most eight columns.
+
+    Args:
+        path: the PNG to write.
+        columns: pictures of all images, by title.
+    """
     first = next(iter(columns.values()))
     per_row = min(len(first), max(1, _MOST_COLUMNS // len(columns)))
     rows, width = -(-len(first) // per_row), per_row * len(columns)
@@ -410,12 +332,12 @@ def _show(axes: Axes, picture: Float[np.ndarray, "height width 3"]) -> None:
 
 
 def _show_map(axes: Axes, values: np.ma.MaskedArray, norm: Normalize, colormap: str) -> AxesImage:
-    """One value per patch; where there is none, the hatching of the background shows through."""
-    drawn = axes.imshow(values, norm=norm, cmap=colormap, interpolation="nearest")
+    """Draws one value per patch; where it is masked, the hatched background shows through."""
+    image = axes.imshow(values, norm=norm, cmap=colormap, interpolation="nearest")
     axes.set_facecolor(_VISIBLE)
     axes.patch.set(hatch="/////", edgecolor=_HATCH, linewidth=0)
     _strip(axes)
-    return drawn
+    return image
 
 
 def _strip(axes: Axes) -> None:
@@ -424,11 +346,12 @@ def _strip(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _colour_bar(figure: Figure, drawn: AxesImage, below: np.ndarray, label: str) -> None:
-    is_log = isinstance(drawn.norm, LogNorm)
+def _colour_bar(figure: Figure, image: AxesImage, axes: np.ndarray, label: str) -> None:
+    """Draws the colour scale of an image below some axes."""
+    is_log = isinstance(image.norm, LogNorm)
     bar = figure.colorbar(
-        drawn,
-        ax=below,
+        image,
+        ax=axes,
         location="bottom",
         aspect=40,
         shrink=0.9,
@@ -443,5 +366,5 @@ def _colour_bar(figure: Figure, drawn: AxesImage, below: np.ndarray, label: str)
 
 
 def _image_rows_height(rows: int, columns: int, height_to_width: float) -> float:
-    """The height, in inches, of rows of images below one line of titles."""
+    """Returns the height, in inches, of rows of images below one line of titles."""
     return rows * (style.WIDTH_INCHES / columns * height_to_width - 0.03) + 0.4

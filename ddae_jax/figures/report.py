@@ -1,4 +1,4 @@
-"""One page that shows a whole run: a single HTML file that needs nothing beside itself."""
+"""Report of a run: one self-contained HTML page."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from ddae_jax.training.workdir import write_atomically
 
 @dataclass(frozen=True)
 class Summary:
-    """A key number: what it is, its value as text, and a few words to judge it by."""
+    """Key number of a run: its name, its value as text, and a short note to judge it by."""
 
     label: str
     value: str
@@ -25,7 +25,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A PNG, what to see in it, and the title of the section that it stands in."""
+    """Figure of a report: its PNG file, its caption, and the title of its section."""
 
     path: Path
     caption: str
@@ -46,26 +46,27 @@ def write_report(
     notes: Sequence[str] = (),
     state: str | None = None,
 ) -> None:
-    """Writes the report of a run, replacing an earlier one at once and as a whole.
+    """Writes the report of a run, atomically.
 
-    The page holds its style and its pictures, refers to nothing outside, and needs no script.
+    The page contains its style and its images, refers to nothing outside, and needs no script.
 
     Args:
         path: the HTML file to write; its folder is made.
-        title: the name of the run.
-        step: the step that the run has reached.
-        num_steps: the step at which it is complete.
-        summary: the cards at the top.
-        figures: in the order to show; those next to each other with the same section share it. One
-            whose file is not there is left out, as figures without data are never written.
-        results: a row each, of a value per column, such as
+        title: name of the run.
+        step: step that the run has reached.
+        num_steps: step at which the run is complete.
+        summary: cards at the top of the page.
+        figures: figures in their order; adjacent figures with the same section title share a
+            section. A figure whose file does not exist is left out: figures without data are never
+            written.
+        results: rows of a table by name, each with values by column, such as
             ``{"k-NN": {"trained": 0.95, "untrained": 0.7, "raw pixels": 0.9}}``. A float in [0,
-            1] is an accuracy, shown as a percentage, the highest of its row in bold; anything else
-            is shown as text.
-        config: the run's configuration, nested mappings as a tree.
-        environment: where it runs: devices, versions, nested mappings as a tree.
-        notes: a paragraph each, for what the reader should know first.
-        state: what the run is doing; "complete" or "running", by its step, unless given.
+            1] is an accuracy: it is shown as a percentage, and in bold if it is the highest of its
+            row. Other values are shown as text.
+        config: configuration of the run; nested mappings are shown as a tree.
+        environment: devices, versions and the like; nested mappings are shown as a tree.
+        notes: paragraphs that the reader should see first.
+        state: word for the state of the run; by default "complete" or "running", by its step.
     """
     is_complete = step >= num_steps
     page = _template().render(
@@ -88,11 +89,11 @@ def write_report(
 
 
 def _sections(figures: Sequence[Captioned]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The title of each section; the data URI and the caption of each figure that exists."""
-    written = [figure for figure in figures if figure.path.is_file()]
+    """Returns the title of each section, with data URI and caption of each figure that exists."""
+    existing = [figure for figure in figures if figure.path.is_file()]
     return [
         (section, [(_data_uri(figure.path), figure.caption) for figure in members])
-        for section, members in groupby(written, key=lambda figure: figure.section)
+        for section, members in groupby(existing, key=lambda figure: figure.section)
     ]
 
 
@@ -118,5 +119,5 @@ def _is_accuracy(value: object) -> bool:
 
 
 def _as_text(value: object) -> str:
-    """A leaf as somebody would write it; quotes show where a text is blank."""
+    """Formats a leaf of a tree as text, in quotes if it is blank."""
     return str(value) if str(value).strip() else repr(value)

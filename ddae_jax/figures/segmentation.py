@@ -1,4 +1,4 @@
-"""What is where in an image: its classes as colours laid over it, true and predicted."""
+"""Figure of semantic segmentation: true and predicted classes as colours over the images."""
 
 import functools
 from collections.abc import Sequence
@@ -13,26 +13,25 @@ from matplotlib.patches import Patch
 
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.figures import style
-from ddae_jax.figures.predictions import to_rgb_images
+from ddae_jax.figures.images import to_rgb_images
 
 CAPTION = (
-    "Image by image: as it is, with its true classes, and with the predicted ones, a colour each. "
-    "Hatched pixels are not annotated, and count for nothing. Above a prediction stands the share "
-    "of the other pixels that are right."
+    "For each image: the original, its true classes and its predicted classes, one colour per "
+    "class. Hatched pixels are not annotated and do not count. The title of a prediction gives the "
+    "share of annotated pixels that are right."
 )
-"""How to read the figure."""
+"""Caption of the figure."""
 
 NUM_COLOURS = 256
 
 _OPACITY = 0.62
 _IGNORED, _HATCH = to_rgb("#c9ced6"), to_rgb("#8d99ae")
-_HATCH_WIDTH = 3  # of each stripe, in pixels of an image of 360
-_HATCH_OF = 360
+_STRIPE_WIDTH, _STRIPE_WIDTH_AT = 3, 360  # pixels of a stripe in an image of this height
 _LEAST_SIDE_FOR_LINES = 128
 _MOST_IN_LEGEND, _LEGEND_COLUMNS = 40, 6
 _LEGEND_ROW_INCHES = 0.19
-# CIE L*a*b*: neither too dark nor too light to be told from each other; neither grey, as what is
-# ignored, nor glaring.
+# In CIE L*a*b*: neither too dark nor too light to be distinguished; neither grey, which stands for
+# ignored pixels, nor glaring.
 _LIGHTNESS, _CHROMA = (35.0, 90.0), (22.0, 80.0)
 _LEVELS_A_CHANNEL = 18
 
@@ -49,24 +48,24 @@ def overlay_figure(
     Args:
         path: the PNG to write; its folder is made.
         images: uint8, or float in [0, 1]; they may differ in size.
-        annotations: the class of each pixel; :data:`IGNORED` where there is none.
-        predictions: likewise.
-        class_names: one a class; without them, classes are shown by their numbers.
+        annotations: true class of each pixel; :data:`IGNORED` where there is none.
+        predictions: predicted class of each pixel.
+        class_names: names of the classes; without them, the legend shows their numbers.
 
     Raises:
         ValueError: if there are no images, or the shapes or names do not fit each other.
     """
     _check(images, annotations, predictions, class_names)
-    shown = [np.asarray(image) for image in images]
+    images = [np.asarray(image) for image in images]
     legend = _legend(annotations, predictions, class_names)
-    tallest = [image.shape[0] / image.shape[1] for image in shown]
-    height = sum(style.WIDTH_INCHES / 3 * ratio + 0.1 for ratio in tallest) + 0.4
+    ratios = [image.shape[0] / image.shape[1] for image in images]
+    height = sum(style.WIDTH_INCHES / 3 * ratio + 0.1 for ratio in ratios) + 0.4
     height += _LEGEND_ROW_INCHES * -(-len(legend) // _LEGEND_COLUMNS) + 0.2
     with style.figure(path, height) as figure:
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-        axes = figure.subplots(len(shown), 3, squeeze=False, height_ratios=tallest)
-        for line, *given in zip(axes, shown, annotations, predictions, strict=True):
-            _draw_row(line, *given)
+        axes = figure.subplots(len(images), 3, squeeze=False, height_ratios=ratios)
+        for row, *arrays in zip(axes, images, annotations, predictions, strict=True):
+            _draw_row(row, *arrays)
         axes[0, 0].set_title("image")
         axes[0, 1].set_title("truth")
         _draw_legend(figure, legend)
@@ -74,20 +73,20 @@ def overlay_figure(
 
 @functools.cache
 def class_colours() -> Float[np.ndarray, "256 3"]:
-    """A colour in [0, 1] for each of 256 classes, always the same; none is grey.
+    """Returns a colour in [0, 1] for each of 256 classes, always the same; none is grey.
 
-    Each is the one that is farthest, in CIE L*a*b*, from all before it: few classes have the most
-    different colours.
+    Each colour is the one that is farthest, in CIE L*a*b*, from all before it, so that the first
+    classes have the most different colours.
     """
     level = np.linspace(0, 1, _LEVELS_A_CHANNEL)
     candidates = np.stack(np.meshgrid(level, level, level, indexing="ij"), -1).reshape(-1, 3)
     lab = _to_lab(candidates)
     is_usable = np.ones(len(lab), bool)
-    for of, (least, most) in (
+    for values, (least, most) in (
         (lab[:, 0], _LIGHTNESS),
         (np.hypot(lab[:, 1], lab[:, 2]), _CHROMA),
     ):
-        is_usable &= (of > least) & (of < most)
+        is_usable &= (values > least) & (values < most)
     candidates, lab = candidates[is_usable], lab[is_usable]
     chosen = [int(lab[:, 2].argmin())]  # the bluest
     nearest = np.full(len(lab), np.inf)
@@ -100,9 +99,13 @@ def class_colours() -> Float[np.ndarray, "256 3"]:
 def overlay(
     image: Num[np.ndarray, "height width channels"], labels: Int[np.ndarray, "height width"]
 ) -> Float[np.ndarray, "height width 3"]:
-    """The image in grey with the colours of its classes over it; hatched where it has none.
+    """Returns the image in grey, with the colours of classes over it, hatched where there are none.
 
-    Classes are parted by light lines, in an image large enough for them.
+    In images with sides of at least 128 pixels, light lines separate the classes.
+
+    Args:
+        image: uint8, or float in [0, 1].
+        labels: class of each pixel; :data:`IGNORED` where there is none.
     """
     grey = to_rgb_images(image).mean(axis=-1, keepdims=True)
     colours = class_colours()[np.minimum(labels, NUM_COLOURS - 1)]
@@ -114,14 +117,14 @@ def overlay(
 
 
 def _hatching(size: tuple[int, int]) -> Float[np.ndarray, "height width 3"]:
-    width = max(1, round(_HATCH_WIDTH * size[0] / _HATCH_OF))
+    width = max(1, round(_STRIPE_WIDTH * size[0] / _STRIPE_WIDTH_AT))
     rows, columns = np.indices(size)
     is_stripe = (rows + columns) // width % 3 == 0
     return np.where(is_stripe[..., None], _HATCH, _IGNORED)
 
 
 def _is_edge(labels: Int[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Whether the pixel above or to the left is of another class."""
+    """Returns whether the pixel above or to the left of each pixel is of another class."""
     is_edge = np.zeros(labels.shape, bool)
     is_edge[1:] |= labels[1:] != labels[:-1]
     is_edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
@@ -140,8 +143,9 @@ def _draw_row(
         cell.set(xticks=[], yticks=[])
         cell.grid(False)
         cell.spines[:].set_visible(False)
-    counts = annotation != IGNORED
-    share = f", {(annotation == prediction)[counts].mean():.1%} right" if counts.any() else ""
+    is_annotated = annotation != IGNORED
+    is_correct = (annotation == prediction)[is_annotated]
+    share = f", {is_correct.mean():.1%} right" if len(is_correct) else ""
     axes[2].set_title(f"prediction{share}")
 
 
@@ -150,22 +154,23 @@ def _legend(
     predictions: Sequence[Int[np.ndarray, "height width"]],
     class_names: Sequence[str] | None,
 ) -> list[Patch]:
-    """A patch for each class that is seen, in their order; of very many, for the most frequent."""
+    """Returns the entries of the legend: the classes that occur, or the most frequent of many."""
     counts = sum(
         np.bincount(labels.ravel(), minlength=NUM_COLOURS)
         for labels in (*map(np.asarray, annotations), *map(np.asarray, predictions))
     )
-    seen = np.flatnonzero(counts[:IGNORED])
-    kept = np.sort(seen[np.argsort(-counts[seen], kind="stable")][:_MOST_IN_LEGEND])
+    present = np.flatnonzero(counts[:IGNORED])
+    by_frequency = present[np.argsort(-counts[present], kind="stable")]
+    listed = np.sort(by_frequency[:_MOST_IN_LEGEND])
     patches = [
-        Patch(facecolor=class_colours()[label], label=_name(label, class_names)) for label in kept
+        Patch(facecolor=class_colours()[label], label=_name(label, class_names)) for label in listed
     ]
     if counts[IGNORED]:
         patches.append(
             Patch(facecolor=_IGNORED, edgecolor=_HATCH, linewidth=0, hatch="////", label="ignored")
         )
-    if len(seen) > len(kept):
-        more = f"and {len(seen) - len(kept)} rarer ones"
+    if len(present) > len(listed):
+        more = f"and {len(present) - len(listed)} rarer ones"
         patches.append(Patch(facecolor="none", label=more))
     return patches
 
@@ -197,19 +202,20 @@ def _check(
             "predictions; as many of each, at least one"
         )
     for index, (image, *labels) in enumerate(zip(images, annotations, predictions, strict=True)):
-        if not all(np.shape(of_pixels) == np.shape(image)[:2] for of_pixels in labels):
+        if not all(np.shape(classes) == np.shape(image)[:2] for classes in labels):
             raise ValueError(
                 f"image {index} is of shape {np.shape(image)}, its annotation and prediction of "
-                f"{' and '.join(str(np.shape(of_pixels)) for of_pixels in labels)}"
+                f"{' and '.join(str(np.shape(classes)) for classes in labels)}"
             )
         known = IGNORED if class_names is None else len(class_names)
-        unknown = [n for of in labels for n in np.unique(of) if n != IGNORED and not 0 <= n < known]
+        present = [label for classes in labels for label in np.unique(classes)]
+        unknown = [label for label in present if label != IGNORED and not 0 <= label < known]
         if unknown:
             raise ValueError(f"image {index} has the class {unknown[0]}; there are {known} classes")
 
 
 def _to_lab(rgb: Float[np.ndarray, "colours 3"]) -> Float[np.ndarray, "colours 3"]:
-    """sRGB in [0, 1] to CIE L*a*b* under D65 (IEC 61966-2-1; CIE 15)."""
+    """Converts sRGB in [0, 1] to CIE L*a*b* under D65 (IEC 61966-2-1; CIE 15)."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array(
         [

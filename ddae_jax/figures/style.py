@@ -1,6 +1,6 @@
-"""What all figures share: style, colours, and how one comes to be and is written.
+"""Style that all figures share: fonts and colours, layout of panels, and writing as PNG.
 
-Nothing here touches pyplot or keeps state, so figures can be drawn while a run goes on.
+Nothing here uses pyplot or keeps state, so that figures can be drawn while a run goes on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,30 +60,41 @@ _STYLE = {
 
 @contextmanager
 def figure(path: Path, height_inches: float) -> Iterator[Figure]:
-    """An empty figure in the common style, written to ``path`` when the block ends well."""
-    for left_over in path.parent.glob(f".{path.stem}.*{path.suffix}"):  # by a kill amid writing
+    """Yields an drawing figure in the common style, and writes it as PNG if the body succeeds.
+
+    Args:
+        path: the PNG to write; its folder is made.
+        height_inches: height of the figure; its width is :data:`WIDTH_INCHES`.
+    """
+    for left_over in path.parent.glob(f".{path.stem}.*{path.suffix}"):  # by a kill during writing
         left_over.unlink(missing_ok=True)
     with matplotlib.rc_context(_STYLE):
-        drawn = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-        yield drawn
+        drawing = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+        yield drawing
         with written_atomically(path) as half_written:
-            drawn.savefig(
+            drawing.savefig(
                 half_written, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.12
             )
 
 
 def label(name: str) -> str:
-    """Somebody's name for something as a figure can show it: no ``$`` begins a formula."""
+    """Escapes a name from a user or a file system, so that no ``$`` in it begins a formula."""
     return printable(name).replace("$", r"\$")
 
 
 def panel_rows(count: int) -> int:
-    """How many rows :func:`panels` takes for as many axes."""
+    """Returns the number of rows in which :func:`panels` lays out ``count`` axes."""
     return -(-count // _columns(count))
 
 
 def panels(figure: Figure, count: int, sharey: bool = False) -> list[Axes]:
-    """As many axes as asked for, side by side and then below."""
+    """Adds ``count`` axes to a figure, row by row.
+
+    Args:
+        figure: an drawing figure.
+        count: number of axes.
+        sharey: whether all axes have the same limits of y.
+    """
     rows = panel_rows(count)
     columns = _columns(count)
     axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
@@ -93,17 +104,17 @@ def panels(figure: Figure, count: int, sharey: bool = False) -> list[Axes]:
 
 
 def _columns(count: int) -> int:
-    """Three at most; two where four would leave two empty."""
+    """Returns the number of columns: at most three, and two for four axes, to fill both rows."""
     return 2 if count == 4 else min(count, _PANELS_A_ROW)
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, Colour]:
-    """One colour per supervised depth, given shallow to deep: from light to dark."""
+    """Returns a colour for each supervised depth, from light (shallow) to dark (deep)."""
     shades = np.linspace(0.78, 0.08, len(depths)) if len(depths) != 1 else [0.35]
     colormap = matplotlib.colormaps["viridis"]
     return {depth: colormap(shade) for depth, shade in zip(depths, shades, strict=True)}
 
 
 def categorical_colours(names: Iterable[str]) -> dict[str, Colour]:
-    """One colour per name, of things that have no order; from the seventh on they come again."""
+    """Returns a colour for each name of things without an order; six colours are repeated."""
     return dict(zip(names, cycle(_CATEGORIES), strict=False))

@@ -17,7 +17,7 @@ from ddae_jax.config.keys import FOLDERS
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions, job_of, take_stored
 from ddae_jax.training.checkpoint import CheckpointError
-from ddae_jax.training.multihost import all_or_none, check_same_everywhere, broadcast
+from ddae_jax.training.multihost import all_or_none, broadcast, check_same_everywhere
 from ddae_jax.training.schedules import Schedule
 from ddae_jax.training.workdir import Workdir
 

@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: the log, and a progress bar."""
+"""Terminal output of a run: its log, and a progress bar."""
 
 import logging
 import math
@@ -23,7 +23,11 @@ _console = Console(stderr=True)
 
 
 def set_up_logging(is_primary: bool = True) -> None:
-    """Sends the log to the terminal, in plain lines where it is none; only warnings elsewhere."""
+    """Sends the log to stderr, formatted for a terminal if it is one, else as plain lines.
+
+    Args:
+        is_primary: whether this is the first process of the run; all others log only warnings.
+    """
     handler: logging.Handler
     if _console.is_terminal:
         handler = RichHandler(console=_console, show_path=False, log_time_format="%H:%M:%S")
@@ -32,19 +36,19 @@ def set_up_logging(is_primary: bool = True) -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each thing that it does
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs each of its operations
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks of a restore that has failed
-    for name in ("ddae_jax", "__main__"):  # as which python -m ddae_jax.COMMAND runs it
+    for name in ("ddae_jax", "__main__"):  # __main__ is the command of python -m ddae_jax.COMMAND
         logging.getLogger(name).setLevel(logging.INFO if is_primary else logging.WARNING)
 
 
 class ProgressDisplay:
-    """A progress bar with rate, time left and loss on a terminal; plain lines, now and then, else.
+    """Progress bar with rate, time left and loss; without a terminal, a plain log line at times.
 
     Args:
-        total_steps: of the run.
-        start_step: where it continues.
-        plain_every_s: seconds between plain lines.
+        total_steps: number of steps of the whole run.
+        start_step: step from which the run continues.
+        plain_every_s: least number of seconds between plain lines.
     """
 
     def __init__(self, total_steps: int, start_step: int = 0, plain_every_s: float = 10.0):
@@ -70,8 +74,8 @@ class ProgressDisplay:
             self._bar.start()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows the step and the metrics that people watch."""
-        text = watched(metrics)
+        """Shows a step and its most important metrics."""
+        text = format_metrics(metrics)
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
             return
@@ -80,24 +84,29 @@ class ProgressDisplay:
             self._last_plain = now
             rate = (step - self._start) / max(now - self._began, 1e-9)
             left = (self._total - step) / rate if rate > 0 else 0.0
-            _log.info("step %d/%d  %s  %s left", step, self._total, text, duration(left))
+            _log.info("step %d/%d  %s  %s left", step, self._total, text, format_duration(left))
 
     def advance(self, step: int) -> None:
-        """Moves the bar."""
+        """Moves the bar to a step."""
         if self._bar:
             self._bar.update(self._task, completed=step)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stops updating the bar, and leaves it on the terminal."""
         if self._bar:
             self._bar.stop()
 
 
-def watched(metrics: Mapping[str, float]) -> str:
-    """The metrics that people watch, in a few words: loss, each objective's betas, and the rate.
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Formats the most important metrics: the loss, the betas of each objective, and the rate.
 
-    ``plain`` is the loss with all patches weighed alike, which does not move with beta. Betas are
-    shown from the first depth's to the last one's, ``beta pixels -0.41..-0.32``, where learned.
+    If betas are learned, those of the shallowest and the deepest supervised depth are shown, as in
+    ``beta pixels -0.41..-0.32``, and so is the plain loss, ``plain``: all patches weigh the same in
+    it, so that it does not change with beta.
+
+    Args:
+        metrics: with ``loss`` and ``images_per_s``; and, if betas are learned, ``plain_loss`` and
+            ``beta/OBJECTIVE/depth_N``.
     """
     betas: dict[str, dict[int, float]] = {}
     for name, value in metrics.items():
@@ -106,7 +115,7 @@ def watched(metrics: Mapping[str, float]) -> str:
             objective, _, depth = place.partition("/depth_")
             betas.setdefault(objective, {})[int(depth)] = value
     if not any(value for by_depth in betas.values() for value in by_depth.values()):
-        betas = {}  # they are not learned
+        betas = {}  # betas that are all 0 are not learned
     parts = [f"loss {metrics['loss']:.3f}"]
     if betas:
         parts.append(f"plain {metrics['plain_loss']:.3f}")
@@ -116,8 +125,8 @@ def watched(metrics: Mapping[str, float]) -> str:
     return "  ".join([*parts, f"{metrics['images_per_s']:,.0f} img/s"])
 
 
-def duration(seconds: float) -> str:
-    """Seconds as ``h:mm:ss``, or ``m:ss`` below an hour."""
+def format_duration(seconds: float) -> str:
+    """Formats seconds as ``h:mm:ss``, or as ``m:ss`` below an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

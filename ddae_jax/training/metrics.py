@@ -1,4 +1,4 @@
-"""Records of a run: written to metrics.jsonl, TensorBoard and the terminal, and read again."""
+"""Records of a run's metrics: writing them to metrics.jsonl and TensorBoard, and reading them."""
 
 import contextlib
 import json
@@ -23,29 +23,29 @@ from ddae_jax.training.workdir import Workdir, write_atomically
 _log = logging.getLogger(__name__)
 
 Record = Mapping[str, object]
-"""One line of ``metrics.jsonl``. Figures skip the records that lack what they draw."""
+"""One line of ``metrics.jsonl``: metrics by name. Not every record holds every metric."""
 
 
 class MetricsWriter:
-    """Appends records to metrics.jsonl and to TensorBoard's event file.
+    """Writer that appends records to metrics.jsonl and to TensorBoard's event file.
 
-    Records of steps after ``start_step`` are dropped first: they are of steps that a killed run
-    took after its last checkpoint, and that are now taken again. So is a torn last line.
+    Records of steps after ``start_step`` are dropped first: a killed run took these steps after its
+    last checkpoint, and they are now taken again. A line that was cut off by a kill is dropped too.
 
     Args:
-        path: of metrics.jsonl.
-        tensorboard: folder of the events; None for none.
+        path: path of metrics.jsonl.
+        tensorboard: folder of TensorBoard's events; None to write none.
         start_step: step from which the run continues.
     """
 
     def __init__(self, path: pathlib.Path, tensorboard: pathlib.Path | None, start_step: int):
-        kept = [r for r in read_metrics(path) if r["step"] <= start_step] if start_step else []
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        earlier = [r for r in read_metrics(path) if r["step"] <= start_step] if start_step else []
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in earlier))
         self._file = open(path, "a")  # noqa: SIM115 - closed in close()
         self._events = tensorboard and _Events(tensorboard, start_step + 1 if start_step else 0)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One record; a value that is not finite is written as null."""
+        """Writes one record; a value that is not finite becomes null in metrics.jsonl."""
         values = {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
@@ -60,15 +60,15 @@ class MetricsWriter:
 
 
 class _Events:
-    """TensorBoard's event file, written as the records come.
+    """TensorBoard's event file, written and flushed record by record.
 
-    tensorboardX's own ``SummaryWriter`` writes in a thread, which ends at the first error (a full
-    disk), whereupon the program waits for it for ever. Here an error is logged once, and there are
-    no further events: metrics.jsonl has everything.
+    tensorboardX's own ``SummaryWriter`` writes in a thread that ends at the first error, such as a
+    full disk; the program then waits for it forever. Here, an error is logged once and no further
+    events are written; metrics.jsonl still holds everything.
 
     Args:
-        folder: of the events.
-        first_step: earlier events of this step and later ones are to be dropped.
+        folder: folder of the event file.
+        first_step: TensorBoard drops earlier events of this step and of later ones.
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int):
@@ -81,7 +81,7 @@ class _Events:
             self._writer.flush()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One record."""
+        """Writes one record."""
         with self._harmless():
             if self._writer:
                 for name, value in metrics.items():
@@ -107,9 +107,9 @@ class _Events:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """The records of a metrics.jsonl, in file order; none if there is no such file.
+    """Reads the records of a metrics.jsonl, in file order; an empty list if there is no such file.
 
-    A line that is no record is skipped: it is what a killed run was about to write.
+    A line that is not a record is skipped: a run was killed while it wrote the line.
     """
     if not path.exists():
         return []
@@ -129,10 +129,10 @@ class MetricsHook(Hook):
     """The records of a run, to its files and to the terminal, in the first process only.
 
     Args:
-        workdir: of the run.
-        start_step: where the run starts or continues.
-        total_steps: where it ends.
-        use_tensorboard: whether there are TensorBoard events too.
+        workdir: folder of the run.
+        start_step: step from which the run starts or continues.
+        total_steps: step at which the run ends.
+        use_tensorboard: whether to write TensorBoard events too.
         is_primary: whether this is the first process.
     """
 
@@ -171,36 +171,42 @@ class MetricsHook(Hook):
             self._display.advance(step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes a record to the files only."""
+        """Writes a record to the files without showing it."""
         if self._writer:
             self._writer.write(step, metrics)
 
 
 def keys_by_objective(records: Sequence[Record], family: str) -> dict[str, dict[str, int]]:
-    """The keys ``FAMILY/OBJECTIVE/depth_N`` of all records, per objective: key to depth.
+    """Returns the keys ``FAMILY/OBJECTIVE/depth_N`` of all records, with their depths.
 
-    Objectives come in the order they were logged, depths in that of their number.
+    Args:
+        records: records of a run.
+        family: first part of the keys, such as ``loss`` or ``beta``.
+
+    Returns:
+        For each objective, in the order of logging, the depth of each key, from shallow to deep.
     """
     pattern = re.compile(rf"{re.escape(family)}/(?P<objective>.+)/depth_(?P<depth>\d+)")
-    found: dict[str, dict[str, int]] = {}
+    depths: dict[str, dict[str, int]] = {}
     for key in dict.fromkeys(key for record in records for key in record):
         if match := pattern.fullmatch(key):
-            found.setdefault(match["objective"], {})[key] = int(match["depth"])
+            depths.setdefault(match["objective"], {})[key] = int(match["depth"])
     return {
-        name: dict(sorted(keys.items(), key=lambda pair: pair[1])) for name, keys in found.items()
+        objective: dict(sorted(by_key.items(), key=lambda pair: pair[1]))
+        for objective, by_key in depths.items()
     }
 
 
 def keys_by_depth(records: Sequence[Record], family: str) -> dict[str, int]:
-    """The keys ``FAMILY/depth_N`` of all records, shallow to deep: key to depth."""
+    """Returns the depth of each key ``FAMILY/depth_N`` of all records, from shallow to deep."""
     pattern = re.compile(rf"{re.escape(family)}/depth_(\d+)")
     keys = {key for record in records for key in record}
-    found = {key: int(match[1]) for key in keys if (match := pattern.fullmatch(key))}
-    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+    depths = {key: int(match[1]) for key in keys if (match := pattern.fullmatch(key))}
+    return dict(sorted(depths.items(), key=lambda pair: pair[1]))
 
 
 def logged_depths(records: Sequence[Record]) -> list[int]:
-    """Every depth of which a loss or a beta was logged, shallow to deep."""
+    """Returns every depth for which a loss or a beta was logged, from shallow to deep."""
     groups = [*keys_by_objective(records, "loss").values()]
     groups += keys_by_objective(records, "beta").values()
     return sorted({depth for group in groups for depth in group.values()})
@@ -209,10 +215,17 @@ def logged_depths(records: Sequence[Record]) -> list[int]:
 def series(
     records: Sequence[Record], key: str, against: str = "epoch"
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """The logged values of one key, and what they are drawn against, in its order.
+    """Returns a metric as a series of points ``(x, y)``, sorted by ``x``.
 
-    What is no number becomes NaN. Where a resumed run logged the same point again, the later value
-    counts.
+    Where a resumed run logged the same ``x`` again, the later value counts.
+
+    Args:
+        records: records of a run.
+        key: name of the metric.
+        against: name of the metric that gives ``x``; records without a finite one are skipped.
+
+    Returns:
+        ``x`` and ``y``; a value of ``y`` that is not a number is NaN.
     """
     points = {
         _number(record[against]): _number(record[key])
@@ -224,12 +237,12 @@ def series(
 
 
 def has_series(records: Sequence[Record], key: str, against: str = "epoch") -> bool:
-    """Whether any finite value of the key was logged with what it is drawn against."""
+    """Returns whether :func:`series` of these arguments has any finite value."""
     return bool(np.isfinite(series(records, key, against)[1]).any())
 
 
 def latest(records: Sequence[Record], key: str) -> float | None:
-    """The last finite value of one key, or None."""
+    """Returns the last finite value of a metric; None if there is none."""
     values = (_number(record[key]) for record in reversed(records) if key in record)
     return next((value for value in values if np.isfinite(value)), None)
 

@@ -1,4 +1,4 @@
-"""Optimizers: of pretraining, with a group of its own for beta, and of what comes after."""
+"""Optimizers: of pretraining, where beta has a parameter group of its own, and of fine-tuning."""
 
 import functools
 import re
@@ -27,30 +27,33 @@ def make_optimizer(
     beta_step: float = 1.0,
     beta_range: tuple[float, float] = (-2.0, 2.0),
 ) -> optax.GradientTransformation:
-    """AdamW, and plain gradient descent for every parameter called ``beta``.
+    """Makes the optimizer of pretraining: AdamW, with gradient descent for each ``beta``.
 
-    Kernels are decayed, and tokens and positions where that is asked for: no biases, no norms, no
-    factors of branches, and no beta. Gradients of all but beta are clipped together, to a global
-    norm. Beta descends by ``beta_step / total_steps`` times its gradient, so that its path over a
-    run's progress does not depend on the run's length, and stays in its range; Adam would move it
-    by a whole learning rate a step whatever the gradient.
+    Weight decay applies to kernels, and to tokens and positions if ``decay_also`` names them; never
+    to biases, norms, factors of branches, or beta. Gradients of all parameters but beta are clipped
+    together to a global norm. Beta changes by ``-beta_step / total_steps`` times its gradient, so
+    that its path over the progress of a run does not depend on the run's length, and is kept in its
+    range. Adam would move it by a whole learning rate in each step, however small the gradient.
 
     Args:
         learning_rate: schedule over steps.
-        total_steps: of the run.
-        weight_decay: of kernels, and of what ``decay_also`` names.
+        total_steps: number of steps of the run.
+        weight_decay: strength of the decay of kernels, and of what ``decay_also`` names.
         decay_also: words of :data:`ddae_jax.models.weight_decay.DECAYED_ON_DEMAND`, separated by
             commas.
-        b1, b2: AdamW's.
+        b1, b2: decay rates of AdamW's moments.
         clip_norm: largest global norm of the gradient; None for no clipping.
-        beta_step: beta's whole way in a run in which what it descends stayed at -1.
-        beta_range: beta is kept in this interval.
+        beta_step: total change of beta over a run whose gradient by beta is always -1.
+        beta_range: interval in which beta is kept.
+
+    Raises:
+        ValueError: if the start of ``beta_range`` exceeds its end.
 
     Source: Loshchilov & Hutter 2019 (AdamW); Chen et al., DDAE (a learnable beta).
     """
     if not beta_range[0] <= beta_range[1]:
         raise ValueError(f"beta_range={beta_range}; its start must not exceed its end")
-    # Something always stands first: the state has the same shape with clipping and without.
+    # The identity keeps the structure of the optimizer's state the same without clipping.
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     decayed = functools.partial(is_decayed, also=decay_also)
     network = optax.chain(
@@ -73,22 +76,21 @@ def make_finetuning_optimizer(
     layer_decay: float = 1.0,
     is_frozen: bool = False,
 ) -> optax.GradientTransformation:
-    """AdamW with layer-wise learning rates, or LARS, for ``encoder`` and what stands on it.
+    """Makes the optimizer of fine-tuning: AdamW with layer-wise learning rates, or LARS.
 
-    Kernels are decayed, and what ``decay_also`` names. The learning rate of block k of an encoder
-    of L is ``layer_decay ** (L + 1 - k)`` times that of the head; its embedding counts as block 0,
-    its shared relative positions and its final norm go with the head. LARS adapts the rates of
-    kernels alone.
+    The learning rate of block k of an encoder with L blocks is ``layer_decay ** (L + 1 - k)`` times
+    that of the head. The embedding counts as block 0; shared relative positions and the final norm
+    have the learning rate of the head. LARS adapts the learning rates of kernels only.
 
     Args:
-        learning_rate: schedule over steps, of the head.
-        depth: L.
+        learning_rate: schedule over steps, for the head.
+        depth: L, the number of blocks of ``encoder``.
         kind: ``adamw`` or ``lars``, the latter with a momentum of 0.9.
-        weight_decay, decay_also: as of :func:`make_optimizer`.
-        b1, b2: AdamW's.
+        weight_decay, decay_also: as in :func:`make_optimizer`.
+        b1, b2: decay rates of AdamW's moments.
         clip_norm: largest global norm of the gradient; None for no clipping.
-        layer_decay: see above; 1 for one rate.
-        is_frozen: whether the encoder stays as it is.
+        layer_decay: factor between the learning rates of adjacent layers; 1 for a common rate.
+        is_frozen: whether the parameters of ``encoder`` stay as they are.
 
     Source: Clark et al. 2020, ELECTRA, and Bao et al. 2021, BEiT (layer-wise decay); You et al.
     2017 (LARS).
@@ -118,7 +120,7 @@ def make_finetuning_optimizer(
 
 
 def scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
-    """Shortens the updates of earlier layers (see :func:`layer_of`) by powers of ``decay``."""
+    """Multiplies the updates of layer k by ``decay ** (depth + 1 - k)``; see :func:`layer_of`."""
 
     def update(updates, state, params=None):
         scaled = _by_path(
@@ -130,9 +132,11 @@ def scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
 
 
 def layer_of(path: tuple[str, ...], depth: int) -> int:
-    """The layer of a parameter: 0 for the embedding, 1 to ``depth`` for blocks, else depth + 1.
+    """Returns a parameter's layer: 0 for the embedding, k for block k, else ``depth + 1``.
 
-    ``path`` is where it lies, such as ``("encoder", "block_01", "mlp_in", "kernel")``.
+    Args:
+        path: keys that lead to it, such as ``("encoder", "block_01", "mlp_in", "kernel")``.
+        depth: number of blocks of the encoder.
     """
     if path[0] != "encoder":
         return depth + 1
@@ -143,12 +147,12 @@ def layer_of(path: tuple[str, ...], depth: int) -> int:
 
 
 def parameter_groups(params: PyTree) -> PyTree:
-    """``beta`` for each parameter of that name, ``network`` for all others."""
-    return _by_name(params, lambda name: "beta" if name == "beta" else "network")
+    """Labels each parameter called ``beta`` as ``"beta"``, and all others as ``"network"``."""
+    return _by_path(params, lambda path, _: "beta" if path[-1] == "beta" else "network")
 
 
 def keep_in_range(lowest: float, highest: float) -> optax.GradientTransformation:
-    """Shortens updates so that parameters stay within ``[lowest, highest]``, up to rounding."""
+    """Clips updates so that parameters stay within ``[lowest, highest]``, up to rounding."""
 
     def update(updates, state, params):
         def shorten(update, param):
@@ -157,10 +161,6 @@ def keep_in_range(lowest: float, highest: float) -> optax.GradientTransformation
         return jax.tree.map(shorten, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _by_name(params: PyTree, label: Callable) -> PyTree:
-    return _by_path(params, lambda path, _: label(path[-1]))
 
 
 def _by_path(params: PyTree, change: Callable) -> PyTree:

@@ -1,8 +1,8 @@
-"""Noticing at once that another process of the run is gone, and saying so in a sentence.
+"""Watch over the other processes of a run: notices at once that one is gone, and says so.
 
-JAX misses a process after a minute, and then aborts the others in the midst of its own code. So all
-processes hold a connection to the first one, over which nothing is sent: the system closes it when
-a process ends, however that ends, and when its machine no longer answers.
+JAX notices a missing process only after a minute, and then aborts the others from within its own
+code. Therefore all processes hold an idle connection to the first one: the system closes it when a
+process ends in any way, or when its machine no longer answers.
 """
 
 import atexit
@@ -23,26 +23,28 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from ddae_jax.training.multihost import of_each
+from ddae_jax.training.multihost import gather_json
 
 _log = logging.getLogger(__name__)
 
-# In which a process may still say by itself why it ends: often all of them end for the same reason.
+# Seconds in which this process may still report its own error: often all processes end for the same
+# reason.
 _GRACE_S = 3.0
 _CONNECT_S = 5.0
-# A machine that does not answer so many times, in so many seconds each, is gone.
-_ASK_AFTER_S, _ASK_EVERY_S, _MOST_ASKED = 15, 5, 4
+# TCP keep-alive: seconds of silence before the first probe, seconds between probes, and number of
+# unanswered probes after which the other machine counts as gone.
+_PROBE_AFTER_S, _PROBE_EVERY_S, _MOST_PROBES = 15, 5, 4
 _LONGEST_LINE = 4096
 
 
 def watch_each_other(known_host: str | None = None) -> None:
-    """Lets every process of the run end soon after another one is gone, with a sentence.
+    """Makes every process of the run exit with a clear message soon after another one is gone.
 
-    All of them have to call it. Where connections between them are not let through, that is told in
-    the log, and JAX alone watches over them.
+    All processes must call it. If connections between them are blocked, a warning is logged, and
+    only JAX watches over the processes.
 
     Args:
-        known_host: by which the first process can be reached, if that is known.
+        known_host: host name or address of the first process, if it is known.
     """
     if jax.process_count() == 1:
         return
@@ -51,7 +53,7 @@ def watch_each_other(known_host: str | None = None) -> None:
     listener = _listener() if is_first else None
     own = {"hosts": _own_hosts(), "token": secrets.token_hex(16)}
     own["port"] = listener.getsockname()[1] if is_first else 0
-    first = of_each(own)[0]
+    first = gather_json(own)[0]
     peers = _Peers(first["token"])
     atexit.register(peers.say_goodbye)
     if is_first:
@@ -62,10 +64,11 @@ def watch_each_other(known_host: str | None = None) -> None:
 
 
 def delay_aborts() -> None:
-    """Lets an abort wait for six seconds, in which another thread can say why the process ends.
+    """Delays an abort by six seconds, so that another thread can say why the process ends.
 
-    JAX aborts at once where the first process is gone. Its thread is sent to sleep by the system's
-    own function, as no Python can run there: it takes the number of the signal, 6, for seconds.
+    JAX aborts at once if the first process is gone. As no Python code can run in the aborting
+    thread, the C library's ``sleep`` becomes the handler of SIGABRT, and sleeps for as many seconds
+    as the number of that signal, 6.
     """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
@@ -73,7 +76,12 @@ def delay_aborts() -> None:
 
 
 def end_without(index: int, host: str) -> None:
-    """Ends this process at once, as another one is gone."""
+    """Prints that another process is gone, and exits this one at once with status 1.
+
+    Args:
+        index: index of the process that is gone.
+        host: its host name.
+    """
     print(
         f"error: process {index} of this run, on {host}, is gone: it has failed (its own log says "
         "why), was killed, or its machine cannot be reached. Start the same command on all of them "
@@ -85,9 +93,14 @@ def end_without(index: int, host: str) -> None:
 
 
 class _Peers:
-    """The connections of this process: to all others in the first one, else to that one.
+    """Connections of this process: to all others if it is the first one, else to the first one.
 
-    A line is a JSON object: who one is, or who is gone. ``bye`` ends a connection in good order.
+    Messages are lines of JSON objects. The first one in each direction introduces the sender;
+    ``gone`` names a process that is gone; ``bye`` announces that the sender ends in good order.
+
+    Args:
+        token: secret of the run, by which its processes recognise each other.
+        end: called with index and host of a process that is gone; it should exit.
     """
 
     def __init__(self, token: str, end: Callable[[int, str], None] = end_without):
@@ -98,11 +111,19 @@ class _Peers:
         self._is_over = False
 
     def accept(self, listener: socket.socket, count: int) -> None:
-        """Waits in a thread for so many others."""
+        """Accepts connections of ``count`` other processes, in a thread."""
         _in_thread(self._accept, listener, count)
 
     def connect(self, hosts: Sequence[str], port: int, index: int) -> None:
-        """Connects with the first process, by whichever of its names leads there."""
+        """Connects to the first process, by the first of its names and addresses that works.
+
+        Logs a warning if none does.
+
+        Args:
+            hosts: names and addresses of the first process's machine.
+            port: port that the first process listens at.
+            index: index of this process.
+        """
         hello = {"token": self._token, "index": index, "host": socket.gethostname()}
         for host in dict.fromkeys(hosts):
             with contextlib.suppress(OSError, ValueError):
@@ -122,7 +143,7 @@ class _Peers:
         )
 
     def say_goodbye(self) -> None:
-        """Tells the others that this process ends in good order."""
+        """Tells the connected processes that this one ends in good order."""
         with self._lock:
             self._is_over = True
             for connection in self._connections.values():
@@ -150,19 +171,22 @@ class _Peers:
     def _watch(
         self, connection: socket.socket, lines: io.TextIOBase, index: int, host: str
     ) -> None:
-        """Waits until a process says goodbye, is gone, or says that another one is."""
+        """Waits until a process says goodbye, is gone, or reports that another one is gone.
+
+        In the last two cases, it informs the other connected processes and ends this one.
+        """
         _keep_alive(connection)
         with self._lock:
             self._connections[index] = connection
             if self._is_over:
                 _send(connection, {"bye": True})
         try:
-            told = _next_of(lines)
+            message = _next_of(lines)
         except (OSError, ValueError):
-            told = {}
-        if told.get("bye"):
+            message = {}
+        if message.get("bye"):
             return
-        index, host = told.get("gone", (index, host))
+        index, host = message.get("gone", (index, host))
         with self._lock:
             if self._is_over:
                 return
@@ -183,7 +207,10 @@ def _send(connection: socket.socket, line: dict) -> None:
 
 
 def _next_of(lines: io.TextIOBase) -> dict:
-    """The next line; empty where the connection has ended. Raises ``ValueError`` for others."""
+    """Reads the next message; an empty one if the connection has ended.
+
+    Raises ``ValueError`` for a line that is not a JSON object.
+    """
     line = json.loads(lines.readline(_LONGEST_LINE) or "{}")
     if not isinstance(line, dict):
         raise ValueError(f"{line} is no object")
@@ -191,36 +218,36 @@ def _next_of(lines: io.TextIOBase) -> dict:
 
 
 def _close(connection: socket.socket, lines: io.TextIOBase) -> None:
-    """Closes a connection, and what is read of it: before that, the other side would not see it."""
+    """Closes a connection, and the file that reads from it, without which it would stay open."""
     lines.close()
     connection.close()
 
 
 def _listener() -> socket.socket:
-    """Takes connections of any address, at whichever port is free."""
-    with contextlib.suppress(OSError):  # where there is no IPv6
+    """Opens a socket that accepts connections of any address, IPv6 if possible, at a free port."""
+    with contextlib.suppress(OSError):  # IPv6 may be switched off
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", 0))
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Lets the system end a connection soon whose other machine does not answer."""
+    """Makes the system close a connection soon if the other machine does not answer."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
-        ("TCP_KEEPIDLE", _ASK_AFTER_S),
-        ("TCP_KEEPINTVL", _ASK_EVERY_S),
-        ("TCP_KEEPCNT", _MOST_ASKED),
+        ("TCP_KEEPIDLE", _PROBE_AFTER_S),
+        ("TCP_KEEPINTVL", _PROBE_EVERY_S),
+        ("TCP_KEEPCNT", _MOST_PROBES),
     ):
-        if hasattr(socket, option):  # Linux has them
+        if hasattr(socket, option):  # not on every system
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _own_hosts() -> list[str]:
-    """Names and addresses of this machine, of which others may know one or the other."""
+    """Returns names and addresses of this machine; other machines may not know all of them."""
     name = socket.gethostname()
-    found = [name, socket.getfqdn()]
+    hosts = [name, socket.getfqdn()]
     with contextlib.suppress(OSError):
-        found += [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, socket.AF_INET)]
-    return list(dict.fromkeys(found))
+        hosts += [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, socket.AF_INET)]
+    return list(dict.fromkeys(hosts))

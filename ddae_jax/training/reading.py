@@ -1,4 +1,4 @@
-"""Batches for the loop, some of them ready ahead where several processes have to stop together."""
+"""Batches for the loop, read ahead where several processes have to stop together."""
 
 import collections
 import logging
@@ -13,44 +13,52 @@ from ddae_jax.training.signals import StopRequest
 
 _log = logging.getLogger(__name__)
 
-# How long a process among several waits for a batch after a stop; schedulers kill after 30 s.
+# Seconds that one of several processes waits for a batch after a stop. Schedulers kill after 30 s.
 _PATIENCE_S = 15.0
 
 Batch = Mapping[str, np.ndarray]
-"""This process's part of a batch."""
+"""This process's share of a batch."""
 
 
 class ReadingHangs(RuntimeError):
-    """A stop was asked for, and one of several processes waits for a batch that does not come."""
+    """A stop was requested, but one of several processes waits for a batch that does not come."""
 
 
 class Batches(Protocol):
-    """What the loop needs of a data loader (see :class:`ddae_jax.data.pipeline.TrainLoader`)."""
+    """Interface of a data loader for the loop; see :class:`ddae_jax.data.pipeline.TrainLoader`.
+
+    Attributes:
+        corrupt_count: number of images that could not be decoded.
+        corrupt_causes: their number by cause.
+    """
 
     corrupt_count: int
     corrupt_causes: Mapping[str, int]
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Exchanges what each process knows of corrupt images; all processes must call it."""
 
-    def next_unless(self, is_over: Callable[[], bool]) -> Batch | None: ...
+    def next_unless(self, is_over: Callable[[], bool]) -> Batch | None:
+        """Returns the next batch; None if ``is_over()`` becomes true before it is there."""
 
-    def get_state(self, step: int) -> dict[str, Any]: ...
+    def get_state(self, step: int) -> dict[str, Any]:
+        """Returns the data position after ``step`` steps, for a checkpoint."""
 
 
 class ReadAhead:
-    """Reads batches, and notices when no more can be read.
+    """Reader of batches that keeps some ready, and notes why no more can be read.
 
-    Several processes learn of a stop some steps after one of them has asked for it, and take those
-    steps together. One that cannot read on takes them too, with the batches it has ready.
+    Several processes learn of a stop some steps after one of them was asked to stop, and take these
+    steps together. A process that cannot read any more takes them with the batches it has ready.
 
     Args:
-        batches: positioned at the next step.
-        stop: ends the wait for a batch.
-        most: batches that are wanted in all.
-        num_ready: batches to have ready beyond the next one.
+        batches: data loader, positioned at the next step.
+        stop: request to stop, which ends the wait for a batch.
+        most: number of batches to read in all.
+        num_ready: number of batches to keep ready beyond the next one.
 
     Attributes:
-        failure: why no more can be read; None if that is not known.
+        failure: error that ended reading; None if there was none.
     """
 
     def __init__(self, batches: Batches, stop: StopRequest, most: int, num_ready: int):
@@ -63,10 +71,14 @@ class ReadAhead:
         self._stopped_at: float | None = None
 
     def next(self) -> Batch | None:
-        """The next batch; None if a stop comes first, or none can be read: see ``failure``.
+        """Returns the next batch; None if a stop comes first, or if reading failed (``failure``).
 
-        Raises, in one of several processes that has no batch ready: what reading raised, or
-        :class:`ReadingHangs` some time after a stop, as the others cannot go on without it.
+        One of several processes that has no batch ready raises instead, as the others cannot go on
+        without it.
+
+        Raises:
+            ReadingHangs: if a stop was requested, and no batch has come for 15 s since.
+            Exception: the error that ended reading.
         """
         while self._left and self.failure is None and len(self._ready) <= self._num_ready:
             if not self._read():
@@ -82,7 +94,7 @@ class ReadAhead:
         return None
 
     def _read(self) -> bool:
-        """Whether one more is ready."""
+        """Reads one batch; returns whether there was one."""
         try:
             batch = self._batches.next_unless(self._is_over)
         except Exception as error:
@@ -98,7 +110,10 @@ class ReadAhead:
         return True
 
     def _is_over(self) -> bool:
-        """Whether waiting has to end: after a stop, soon or, if others need the batch, later."""
+        """Returns whether waiting for a batch must end because of a stop.
+
+        It ends at once, unless other processes need the batch; then it ends after a while.
+        """
         if not self._stop or jax.process_count() == 1 or self._ready:
             return bool(self._stop)
         self._stopped_at = self._stopped_at or time.monotonic()

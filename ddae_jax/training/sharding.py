@@ -1,4 +1,4 @@
-"""How arrays are laid out over devices: a mesh of two axes, and the rules for state and batches."""
+"""Layout of arrays over devices: a mesh of two axes, and the sharding of state and batches."""
 
 import collections
 import math
@@ -13,13 +13,18 @@ AXES = ("data", "fsdp")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """A mesh of ``data`` x ``fsdp`` devices; -1 takes what the other axis leaves.
+    """Makes a mesh of ``data`` x ``fsdp`` devices.
 
-    Raises ``ValueError`` if the axes do not multiply to the number of devices.
+    Args:
+        data, fsdp: number of devices along each axis; -1, for one of them, takes what is left.
+        devices: all of JAX's devices by default.
+
+    Raises:
+        ValueError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp]
-    known = -data * fsdp  # the other axis, where one of them is -1
+    known = -data * fsdp  # size of the other axis, if one of them is -1
     if -1 in shape and known > 0 and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
     if min(shape) < 1 or shape[0] * shape[1] != len(devices):
@@ -31,21 +36,23 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list | None = None) -> Mes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over all devices."""
+    """Returns the sharding of a batch: its first axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
-    """Every array of the state split over ``fsdp`` along its longest axis that can be split.
+    """Returns the sharding of each array: split over ``fsdp`` along its longest divisible axis.
+
+    An array without an axis that ``fsdp`` divides is held whole by every device.
 
     Args:
-        mesh: from :func:`make_mesh`.
-        state: arrays or their ``ShapeDtypeStruct`` s.
+        mesh: mesh from :func:`make_mesh`.
+        state: arrays, or their ``ShapeDtypeStruct`` s.
 
     Source: Rajbhandari et al. 2020, ZeRO (stage 3).
     """
@@ -53,13 +60,13 @@ def state_sharding(mesh: Mesh, state: PyTree) -> PyTree:
 
 
 def bytes_per_device(tree: PyTree) -> int:
-    """Bytes that one device holds of arrays, or of shapes with shardings, that are laid out."""
+    """Returns the bytes that one device holds of arrays, or of shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def state_bytes(state: PyTree) -> dict[str, int]:
-    """Bytes that one device holds of a train state, or of its shapes, by kind."""
+    """Returns the bytes that one device holds of a train state, or of its shapes, by kind."""
     return {
         "parameters": bytes_per_device(state.params),
         "optimizer": bytes_per_device(state.opt_state),
@@ -68,11 +75,11 @@ def state_bytes(state: PyTree) -> dict[str, int]:
 
 
 def layout_table(tree: PyTree) -> list[str]:
-    """How arrays lie on the devices, in lines: name, shape, axes that are split, bytes a device.
+    """Returns the lines of a table of arrays: name, shape, axes that are split, MiB per device.
 
     Args:
-        tree: arrays, or shapes with shardings. Those that differ only in the number of their block
-            share a line.
+        tree: arrays, or shapes with shardings. Arrays whose names differ only in the number of
+            their block share a line.
     """
     rows = collections.Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -92,14 +99,14 @@ def layout_table(tree: PyTree) -> list[str]:
 
 
 def abstract(state: PyTree, sharding: PyTree) -> PyTree:
-    """Shapes, dtypes and shardings of arrays that need not be there."""
+    """Returns shapes and dtypes of arrays, or of shapes, together with the given shardings."""
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), state, sharding
     )
 
 
 def check_divisible(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
-    """Raises ``ValueError`` unless each of a batch's parts splits evenly over the devices."""
+    """Raises ``ValueError`` unless each micro-batch splits evenly over the devices."""
     unit = mesh.size * micro_batches
     if batch_size < 1 or batch_size % unit:
         nearest = max(1, round(batch_size / unit)) * unit
@@ -111,7 +118,12 @@ def check_divisible(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """This process's share of a batch, as the global arrays of all processes."""
+    """Places this process's share of a batch on its devices, as part of global arrays.
+
+    Args:
+        batch: arrays of this process, the first axis the batch.
+        mesh: mesh of all processes' devices.
+    """
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda array: jax.make_array_from_process_local_data(sharding, array), batch
@@ -119,9 +131,9 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def local_replica(tree: PyTree) -> PyTree:
-    """Arrays that are spread over a mesh, whole on one device of this process.
+    """Copies arrays that are spread over a mesh, whole, to one device of this process.
 
-    All processes have to ask.
+    All processes must call it.
     """
     (mesh,) = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree)}
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)

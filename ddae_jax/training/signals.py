@@ -1,4 +1,4 @@
-"""Ends a run in good order when it is asked to stop."""
+"""Signals: ends a run in good order when it is asked to stop by SIGTERM or SIGINT."""
 
 import contextlib
 import gc
@@ -11,29 +11,36 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NamedTuple
 
-# An exception is lost in code that the interpreter calls by itself: it is raised again after this.
+# Seconds after which a stop is raised again: an exception that is raised in code which the
+# interpreter calls by itself, such as a garbage collector's callback, is lost.
 _AGAIN_S = 1.0
 _LOOK_EVERY_S = 0.2
-# How long a body that may be left anywhere may stay in what no exception reaches, such as a read
-# from a mount that is gone; and how long one that other processes wait for may take.
+# Seconds after a stop until the process exits: from a body that may be left anywhere, but is in a
+# call that no exception reaches, such as a read from a mount that is gone; and from a body that
+# other processes wait for.
 _UNREACHED_S, _TOGETHER_S = 10.0, 60.0
 
 
-class Stopped(BaseException):
-    """A stop was asked for while there was nothing to save; see :meth:`StopRequest.at_once`.
+class Interrupted(BaseException):
+    """A stop was requested while there was nothing to save; see :meth:`StopRequest.at_once`.
 
-    Like ``KeyboardInterrupt`` no ``Exception``: nobody who handles errors catches it.
+    Like ``KeyboardInterrupt``, it is not an ``Exception``, so that handlers of errors let it pass.
     """
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT, so that the loop can end after the step that is running.
+    """Request to stop: notes SIGTERM and SIGINT, so that the loop ends after the current step.
 
-    A second SIGINT (Ctrl-C) ends the process at once. Use as a context manager, in the main
-    thread; the handlers that were there before are put back at its end.
+    A second SIGINT (Ctrl-C) raises ``KeyboardInterrupt`` at once. Use it as a context manager in
+    the main thread; on exit, the earlier signal handlers are restored. It is true once a signal has
+    been received.
 
     Args:
-        exit_status: of a process that ends because a body did not, see :meth:`at_once`.
+        exit_status: returns the exit status of a process that is ended because a body of
+            :meth:`at_once` did not react to a stop.
+
+    Attributes:
+        received: the signal that was received last; None if there was none.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -52,7 +59,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
-        # Handlers run in the main thread alone, which may be where none can run.
+        # Handlers run in the main thread only, which may be in a call that lets none run. The
+        # wakeup file descriptor tells another thread of the signal even then.
         noticed, self._notice = socket.socketpair()
         self._notice.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._notice.fileno(), warn_on_full_buffer=False)
@@ -64,19 +72,20 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_fd)
-        self._notice.close()  # whereupon the thread ends
+        self._notice.close()  # this ends the thread
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """The body may be left anywhere: a stop raises :class:`Stopped` in it, or before it.
+        """Lets a stop interrupt the body anywhere, by raising :class:`Interrupted` in it.
 
-        Again and again, until the body is left: the first may be lost in a callback. Where no
-        exception reaches it for ten seconds, as in a read that never returns, the process ends.
+        A stop that was requested earlier raises it before the body. It is raised every second
+        until the body is left, as an exception may be lost in a callback. If no exception reaches
+        the body for ten seconds, as in a read that never returns, the process exits.
         """
         before, self._is_at_once = self._is_at_once, True
         try:
             if self:
-                raise Stopped
+                raise Interrupted
             with self._limited(_UNREACHED_S, self._exit_status):
                 yield
         finally:
@@ -85,7 +94,7 @@ class StopRequest:
                 self._forget_reminder()
 
     def together(self) -> contextlib.AbstractContextManager:
-        """The body is what other processes wait for: a minute after a stop the process ends."""
+        """Limits a body that other processes wait for: a minute after a stop, the process exits."""
         return self._limited(_TOGETHER_S, lambda stop: 1)
 
     @contextlib.contextmanager
@@ -97,32 +106,32 @@ class StopRequest:
             self._limit = before
 
     def _watch(self, noticed: socket.socket) -> None:
-        """Ends the process if a body goes on for longer than it may after a signal."""
-        asked_at, number = None, None
+        """Exits the process if, after a signal, a body takes longer than its limit."""
+        signalled_at, number = None, None
         with noticed:
             while True:
-                noticed.settimeout(None if asked_at is None else _LOOK_EVERY_S)
+                noticed.settimeout(None if signalled_at is None else _LOOK_EVERY_S)
                 with contextlib.suppress(TimeoutError):
                     numbers = noticed.recv(64)
                     if not numbers:
                         return
                     if number is None:
                         number = next((n for n in numbers if n in self.SIGNALS), None)
-                        asked_at = None if number is None else time.monotonic()
+                        signalled_at = None if number is None else time.monotonic()
                 limit = self._limit
-                if asked_at is None or limit is None:
+                if signalled_at is None or limit is None:
                     continue
-                if time.monotonic() > max(asked_at, limit.began) + limit.seconds:
+                if time.monotonic() > max(signalled_at, limit.began) + limit.seconds:
                     self._leave(number, limit)
 
     def _leave(self, number: int, limit: "_Limit") -> None:
         self.received = self.received or signal.Signals(number)
-        told = (
+        message = (
             f"\n{self.received.name}: what is going on has not ended for {limit.seconds:.0f} s, as "
             "if a file were read that never comes: leaving as it is. The same command continues "
             "from the latest checkpoint\n"
         )
-        os.write(2, told.encode())
+        os.write(2, message.encode())
         os._exit(limit.exit_status(self))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -131,15 +140,16 @@ class StopRequest:
         is_first = self.received is None
         self.received = signal.Signals(number)
         if is_first:
-            # Not by the log, which may be amid a line: a handler runs between any two operations.
+            # Not through the log: a handler runs between any two operations, and so may interrupt
+            # the writing of a line.
             os.write(2, f"\n{self.received.name}: stopping; the same command continues\n".encode())
         if self._is_at_once:
             self._remind()
             if not _is_lost_in(frame):
-                raise Stopped
+                raise Interrupted
 
     def _remind(self) -> None:
-        """Signals again soon, unless the body is left by then."""
+        """Schedules another signal, unless the body is left by then."""
         self._forget_reminder()
         self._reminder = threading.Timer(_AGAIN_S, self._signal_again)
         self._reminder.daemon = True
@@ -147,7 +157,7 @@ class StopRequest:
 
     def _signal_again(self) -> None:
         with self._lock:
-            if self._reminder is threading.current_thread():  # else it is too late
+            if self._reminder is threading.current_thread():  # else the body has been left
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _forget_reminder(self) -> None:
@@ -158,7 +168,7 @@ class StopRequest:
 
 
 class _Limit(NamedTuple):
-    """Since when a body goes on, how long it may after a stop, and the exit status if it does."""
+    """Time limit of a body: its start, the seconds it has after a stop, and the exit status."""
 
     began: float
     seconds: float
@@ -166,9 +176,10 @@ class _Limit(NamedTuple):
 
 
 def _is_lost_in(frame: FrameType | None) -> bool:
-    """Whether an exception raised in a frame would only be printed, and then be forgotten.
+    """Returns whether an exception raised in a frame would be printed and then ignored.
 
-    So it is in callbacks of the garbage collector, of which JAX has one, and where objects go.
+    Python ignores exceptions in callbacks of the garbage collector, one of which is JAX's, and in
+    ``__del__``.
     """
     callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:

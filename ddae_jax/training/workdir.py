@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and that only one run at a time writes there."""
+"""Folder of a run: the paths in it, the lock that admits one run at a time, and atomic writes."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors that making room would mend."""
+"""Error numbers of a full disk, an exceeded quota, and a file that is too large."""
 
 _HALF_WRITTEN_CONFIG = ".config.*.json"
 
@@ -21,34 +21,39 @@ class WorkdirInUse(RuntimeError):
     """Another run is writing to the workdir."""
 
 
-# Names that a variable has, in a script, which was to name a folder.
-_OF_NO_FOLDER = ("none", "null", "undefined", "nan")
+# Folder names that come from a script's unset variable.
+_NAMES_OF_UNSET_VARIABLES = ("none", "null", "undefined", "nan")
 
 
 class Workdir:
-    """Paths of a run, below one folder. Nothing is created before :meth:`claim`.
+    """Paths of a run's files, below one folder. Nothing is created before :meth:`claim`.
 
     ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``, ``report.html``,
     ``tensorboard/``, ``features/`` (cached by evaluation), ``compilation_cache/``,
-    ``baselines.json`` (what k-NN reaches without training), ``scores.json`` (what a fine-tuned
-    network reaches), ``classes.json`` (the names of its classes), ``failure.json``
-    (where its loss was no number the last time), ``imported.json`` (what published weights were
-    trained on), ``lock``.
+    ``baselines.json`` (k-NN accuracy without training), ``scores.json`` (scores of a fine-tuned
+    network), ``classes.json`` (names of its classes), ``failure.json`` (the step at which the loss
+    was last not finite), ``imported.json`` (the image size that imported weights were trained on),
+    and ``lock``.
 
-    Raises ``ValueError`` for an address such as ``gs://bucket/run``, and for no name at all.
+    Args:
+        path: the folder.
+
+    Raises:
+        ValueError: for an address such as ``gs://bucket/run``, an empty name, the name of an unset
+            variable, such as ``None``, and a name that is not valid UTF-8.
     """
 
     def __init__(self, path: str | os.PathLike):
         text = os.fsdecode(path)
         name = pathlib.PurePath(text).name.strip().lower()
-        if not text.strip() or name in _OF_NO_FOLDER:
+        if not text.strip() or name in _NAMES_OF_UNSET_VARIABLES:
             raise ValueError(
                 f"--workdir={text} is no folder; a script may have a variable that is not set"
             )
-        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
-        if shown != text:
+        printable = os.fsencode(text).decode("utf-8", "backslashreplace")
+        if printable != text:
             raise ValueError(
-                f"--workdir={shown} is not in UTF-8, which what writes checkpoints and keeps "
+                f"--workdir={printable} is not in UTF-8, which what writes checkpoints and keeps "
                 "compiled programs needs; give a folder of another name"
             )
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)):
@@ -76,10 +81,15 @@ class Workdir:
     def claim(self, token: int = 0) -> None:
         """Makes the folder and locks it for this process, until :meth:`release`.
 
-        The lock is the kernel's: it goes with the process at the latest, however that ends. By the
-        ``token`` other processes of the same run recognise it (:meth:`check_is_shared`).
-        Raises :class:`WorkdirInUse` if another process holds it, ``NotADirectoryError`` if the
-        path is a file.
+        The kernel holds the lock, and releases it at the latest when the process ends, in any way.
+
+        Args:
+            token: number by which other processes of the same run recognise the folder; see
+                :meth:`check_is_shared`.
+
+        Raises:
+            WorkdirInUse: if another process holds the lock.
+            NotADirectoryError: if the path is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(
@@ -97,16 +107,18 @@ class Workdir:
                 f"another run (process {holder}) is writing to {self.path}; "
                 "wait for it, stop it, or choose another --workdir"
             ) from None
-        # Closed at once: a mounted bucket shows other machines what is in a file when it is closed.
+        # The file is closed at once: other machines see a file of a mounted bucket only after that.
         self._lock_path.write_text(f"{os.getpid()}\n{token}\n")
         self._lock = lock
-        for left_over in self.path.glob(_HALF_WRITTEN_CONFIG):  # by a kill amid write_config
+        for left_over in self.path.glob(_HALF_WRITTEN_CONFIG):  # by a kill during write_config
             left_over.unlink(missing_ok=True)
 
     def check_is_shared(self, token: int, patience_s: float = 10.0) -> None:
-        """Raises ``ValueError`` unless the folder is one that was claimed with this token.
+        """Raises ``ValueError`` unless the folder was claimed with this token.
 
-        A network file system may show that late; it gets some patience.
+        Args:
+            token: as given to :meth:`claim` in the first process.
+            patience_s: seconds to wait, as a network file system may show the token late.
         """
         deadline = time.monotonic() + patience_s
         while self._token() != str(token):
@@ -125,13 +137,13 @@ class Workdir:
         return lines[1] if len(lines) > 1 else None
 
     def release(self) -> None:
-        """Lets other runs write there again."""
+        """Unlocks the folder for other runs."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def check_is_a_run_or_empty(self) -> None:
-        """Raises ``ValueError`` if the folder holds files, but not those of a run."""
+        """Raises ``ValueError`` if the folder holds files but no run."""
         own = {path.name for path in vars(self).values() if isinstance(path, pathlib.Path)}
         if not self.path.is_dir() or self.config.exists():
             return
@@ -147,36 +159,41 @@ class Workdir:
             )
 
     def has_checkpoint(self) -> bool:
-        """Whether the run has got as far as its first checkpoint, be it damaged since."""
+        """Returns whether the run has reached its first checkpoint, even if it is damaged now."""
         return any(path.name.isdecimal() for path in self.checkpoints.glob("[0-9]*"))
 
     def read_config(self) -> dict[str, Any] | None:
-        """The stored config, or None if there is none yet.
+        """Reads the stored config; None if there is none yet.
 
-        Raises ``ValueError`` if the file is no JSON object.
+        Raises:
+            ValueError: if the file does not hold a JSON object.
         """
         return read_json(self.config) if self.config.exists() else None
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Stores the config of the run; whole or not at all."""
+        """Stores the config of the run, atomically."""
         write_json(self.config, config)
 
     def read_failure(self) -> dict[str, Any] | None:
-        """What :meth:`write_failure` stored last, or None; of a damaged file nothing counts."""
+        """Reads what :meth:`write_failure` stored last; None for no file or a damaged one."""
         try:
             return read_json(self.failure) if self.failure.exists() else None
         except ValueError:
             return None
 
     def write_failure(self, failure: Mapping[str, Any]) -> None:
-        """Stores at which step, and with what, a run went wrong."""
+        """Stores at which step, and with which values, the loss of a run was not finite."""
         write_json(self.failure, failure)
 
     def read_trained_size(self) -> tuple[int, int] | None:
-        """Reads which images imported weights were trained on, height and width, pixels.
+        """Reads the size of the images that imported weights were trained on.
 
-        None if none were imported, or an earlier version did. Raises ``ValueError`` if the file is
-        damaged.
+        Returns:
+            Height and width, pixels; None if no weights were imported, or if an earlier version of
+            this package imported them.
+
+        Raises:
+            ValueError: if the file is damaged.
         """
         if not self.imported.exists():
             return None
@@ -186,14 +203,18 @@ class Workdir:
         return size[0], size[1]
 
     def write_trained_size(self, image_size: tuple[int, int]) -> None:
-        """Stores which images imported weights were trained on, height and width, pixels."""
+        """Stores the size, in pixels, of the images that imported weights were trained on."""
         write_json(self.imported, {"image_size": list(image_size)})
 
     def read_classes(self) -> tuple[str, ...] | None:
-        """Names of the classes that a network tells apart, in the order of their numbers.
+        """Reads the names of the classes that a network distinguishes, in the order of indices.
 
-        None if they have none, or if an earlier version made the run. Raises ``ValueError`` if the
-        file is damaged.
+        Returns:
+            The names; None if the classes have none, or if an earlier version of this package made
+            the run.
+
+        Raises:
+            ValueError: if the file is damaged.
         """
         if not self.classes.exists():
             return None
@@ -203,12 +224,16 @@ class Workdir:
         return tuple(names)
 
     def write_classes(self, names: Sequence[str]) -> None:
-        """Stores the names of the classes, in the order of their numbers."""
+        """Stores the names of the classes, in the order of their indices."""
         write_json(self.classes, {"names": list(names)})
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises ``ValueError``, naming it, if it does not."""
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        ValueError: if it holds something else; the message names the file.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -219,28 +244,29 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-    """Writes an object as JSON; whole or not at all."""
+    """Writes an object as JSON, atomically."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that readers, and a crash, see the old text or the new one."""
+    """Writes a text file, atomically; see :func:`written_atomically`."""
     with written_atomically(path) as half_written:
         half_written.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def written_atomically(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A name to write a file to, beside ``path``, which it becomes if the body ends well.
+    """Yields a temporary path beside ``path``, which is renamed to ``path`` if the body succeeds.
 
-    Readers, and a crash, see the old file or the new one; its folder is made.
+    Whoever reads ``path``, at any time or after a crash, finds the old file or the new one, whole.
+    The folder of ``path`` is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     half_written = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield half_written
         with open(half_written, "rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
+            os.fsync(file.fileno())  # or a power cut could leave the new name without its content
         os.replace(half_written, path)
     finally:
         half_written.unlink(missing_ok=True)

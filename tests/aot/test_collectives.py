@@ -1,4 +1,4 @@
-"""What devices send, on programs whose traffic is known by hand."""
+"""Tests of traffic between devices, on programs whose traffic is known by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ddae_jax.training.sharding import make_mesh
 
 
 def program(function, mesh, *arguments):
-    """The text of a function compiled for arguments ``(shape, spec of axes)``."""
+    """Returns the text of a function compiled for arguments ``(shape, spec of axes)``."""
     shapes = [
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
         for shape, spec in arguments

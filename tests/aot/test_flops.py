@@ -1,4 +1,4 @@
-"""Operations of a model, against formulas by hand and the compiler's own count."""
+"""Tests of a model's operations against formulas by hand and the compiler's own count."""
 
 import functools
 
@@ -16,7 +16,7 @@ from ddae_jax.models.vit import ViT
 
 
 def products_of_blocks(tokens, width, depth, mlp_ratio=4):
-    """Forward, by hand: qkv, projection and MLP; logits and mixing."""
+    """Counts a forward pass by hand: qkv, projection and MLP; attention logits and mixing."""
     dense = 2 * tokens * width * width * (3 + 1 + 2 * mlp_ratio)
     attention = 2 * 2 * tokens * tokens * width
     return depth * (dense + attention)
@@ -33,7 +33,8 @@ def test_a_vision_transformer_by_hand():
     patches = 4 * 6
     embedding = 2 * patches * (8 * 8 * 3) * 24
     blocks = products_of_blocks(patches + 1, 24, 3)
-    # Each product of a block has two factors with a gradient; the first layer's input has none.
+    # Each product of a block has two factors with a gradient; the input of the first layer has no
+    # gradient.
     assert model_flops(loss, params, images) == 5 * (3 * blocks + 2 * embedding)
 
 
@@ -61,7 +62,7 @@ def test_a_teacher_counts_once_and_hidden_patches_alone_meet_the_head():
 
 
 def test_deep_dynamic_supervision_of_vit_b_costs_no_more_than_it_may():
-    """Operations of a step; a compiler's own count is a little more."""
+    """Returns the operations of a step; a compiler's own count is a little higher."""
 
     def operations(cell):
         config = load_config(f"{tiny.ROOT / 'configs' / 'imagenet.py'}:{cell}")
@@ -79,7 +80,7 @@ def test_deep_dynamic_supervision_of_vit_b_costs_no_more_than_it_may():
     assert operations("mae,deep_dynamic") < 1.25 * mae
     ddae = operations("ddae,deep_dynamic")
     assert 1.5 * mae < ddae < 2.0 * mae
-    assert 100e9 < ddae < 110e9  # full input has 144
+    assert 100e9 < ddae < 110e9  # 144e9 with full input
 
 
 def test_stopped_gradients_loops_and_branches():
@@ -96,7 +97,7 @@ def test_stopped_gradients_loops_and_branches():
         return jax.lax.cond(x[0, 0] > 0, lambda: p @ x, lambda: (p @ x) @ p).sum()
 
     assert model_flops(stopped, square, square) == 2 * product + product
-    # The carry depends on the parameters from the first pass on.
+    # The carry depends on the parameters after the first iteration.
     assert model_flops(looped, square, square) == 5 * 3 * product
     assert model_flops(branched, square, square) == 2 * product + 3 * product
     assert model_flops(jax.jit(looped), square, square) == 5 * 3 * product
@@ -118,7 +119,7 @@ def test_a_convolution_by_hand(strides):
 
 
 def test_the_compiler_counts_the_same_products():
-    """XLA adds what is element-wise, which is little where tokens are wide."""
+    """XLA also counts element-wise operations, which are few if tokens are wide."""
     encoder = ViT((32, 32), 8, width=256, depth=2, num_heads=2)
     images = jnp.zeros((2, 32, 32, 3))
     params = jax.eval_shape(encoder.init, jax.random.key(0), images)

@@ -1,4 +1,4 @@
-"""Operations and memory traffic of programs for GPUs that are small enough to count by hand."""
+"""Tests of operations and memory traffic of GPU programs small enough to count by hand."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_a_product_of_cublas_with_its_workspace():
     line = f"  %c = (f32[4,2]{{1,0}}, s8[64]{{0}}) custom-call(%a, %b), {PRODUCT}{DIMENSIONS}"
     flops, traffic = gpu_work(program(A, B, line))
     assert flops == OF_DOT
-    assert traffic == 4 * (32 + 16 + 8)  # of the workspace, nobody knows
+    assert traffic == 4 * (32 + 16 + 8)  # without the workspace, whose traffic is unknown
 
 
 def test_what_a_fusion_computes_counts_and_what_passes_inside_it_does_not():

@@ -1,4 +1,4 @@
-"""A training step, compiled by the TPU compiler for a slice that is not there."""
+"""Tests of a training step, compiled by the TPU compiler for a slice that is not attached."""
 
 from absent_devices import compile_check, needs_compiler
 
@@ -13,9 +13,9 @@ def test_a_step_is_compiled_for_a_slice(tmp_path):
     held = found["bytes_per_device"]
     assert held["parameters"] > 0
     assert held["activations"] > 0
-    # Parameters are gathered from the two of fsdp, gradients reduced over all.
+    # Parameters are gathered over fsdp=2, and gradients are reduced over all devices.
     assert found["collectives"]["all-gather"]["bytes"] > held["parameters"] / 2
     assert found["collectives"]["all-reduce"]["count"] > 0
     assert found["bound"]["memory_s"] > 0
     assert 0 < found["peak_share_by_compiler"] < 1
-    assert "TPU_WORKER_HOSTNAMES" not in errors  # of this machine, which has no TPU
+    assert "TPU_WORKER_HOSTNAMES" not in errors  # no complaint that this machine has no TPU

@@ -118,7 +118,7 @@ def test_what_a_peer_lacks_is_named_with_how_to_install_it(monkeypatch):
 def test_peers_have_as_many_parameters_as_ours():
     pytest.importorskip("timm")
     config = config_of_mae()
-    program = train_step.question_of(config).program()
+    program = train_step.request_of(config).program()
     shapes = program.state_shapes().params
     ours = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     network = peer_mae.make_timm_mae(peer_mae.Spec(**train_step.peer_spec(config, "timm")))

@@ -1,4 +1,4 @@
-"""How local attention is: cases that can be worked out by hand, and a whole dataset."""
+"""Tests of attention distance: cases with results by hand, and a whole dataset."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ def of_one_head(weights):
 
 
 def with_class_token(weights, to_class):
-    """The same attention, but a share of it on a class token, which itself attends at random."""
+    """Adds a class token, which gets a share of the attention and itself attends at random."""
     batch, heads, patches, _ = weights.shape
     found = random_weights(1 + patches, batch, heads, seed=1)
     found[..., 1:, 1:] = (1 - to_class) * weights
@@ -77,7 +77,7 @@ def test_uniform_attention_has_the_mean_distance_of_all_pairs(grid):
 
 
 def test_uniform_mass_by_hand():
-    # Of nine keys, four corners see three within 1 patch, four edges four, the centre five.
+    # Among nine keys, each corner has three within 1 patch, each edge four, and the centre five.
     assert uniform_mass((3, 3), 1) == pytest.approx((4 * 3 + 4 * 4 + 5) / 81)
     assert uniform_mass((3, 3), 2**0.5) == pytest.approx((4 * 4 + 4 * 6 + 9) / 81)
 
@@ -88,7 +88,7 @@ def test_uniform_mass_by_hand():
 def test_attention_to_one_neighbour_gives_its_distance(rows, columns, distance):
     grid = (4, 6)
     index = np.arange(24).reshape(grid)
-    # As far down and right as asked for, or, at the border, up and left.
+    # Keys are the given distance down and right, or up and left if the border is nearer.
     r, c = np.meshgrid(np.arange(4), np.arange(6), indexing="ij")
     r = np.where(r + rows < 4, r + rows, r - rows)
     c = np.where(c + columns < 6, c + columns, c - columns)
@@ -152,7 +152,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def params():
-    """Such that attention is neither uniform nor on one key."""
+    """Parameters with which attention is neither uniform nor on a single key."""
     shapes = jax.eval_shape(ENCODER.init, jax.random.key(0), jnp.zeros((1, 8, 12, 3)))["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
@@ -160,7 +160,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def weights(images, params):
-    """Of all images in one batch, on one device."""
+    """Measures all images in one batch on one device."""
     found = jax.jit(functools.partial(attention_by_block, ENCODER))(
         params, normalize(images.astype(np.float32))
     )

@@ -1,4 +1,4 @@
-"""Scores of a classifier: scikit-learn's, on every image once, however many devices."""
+"""Tests of a classifier's scores: equal to scikit-learn's, and each image counts once."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from drawn import picture
 CLASSES, COUNT, BATCH = 7, 45, 16
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, CLASSES, COUNT).astype(np.int32)
-# The scores of an image are its first pixels.
+# The logits of an image are its first pixels.
 IMAGES = RNG.integers(0, 256, (COUNT, 1, CLASSES, 1), np.uint8)
 
 

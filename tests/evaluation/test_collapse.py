@@ -1,4 +1,4 @@
-"""Numbers that fall when an encoder collapses, against NumPy, SciPy and sums by hand."""
+"""Tests of collapse metrics against NumPy, SciPy and sums by hand."""
 
 import functools
 
@@ -24,7 +24,7 @@ from ddae_jax.models.vit import ViT
 from ddae_jax.training.sharding import make_mesh
 
 ENCODER = ViT((8, 8), patch_size=4, width=8, depth=2, num_heads=2, mlp_ratio=2.0)
-COUNT = 5  # images, which no mesh of eight devices divides
+COUNT = 5  # number of images, which no mesh of eight devices divides
 
 
 def drawn(*shape, seed=0):
@@ -84,7 +84,7 @@ def test_mean_deviation_is_that_of_scores_by_scipy_and_has_no_unit():
 
 
 def test_position_share_by_hand():
-    # One place with 3 and 1, of mean 2, and one with 0 and 2, of mean 1: 4 of 14 is the rest.
+    # Values 3 and 1 (mean 2) at one position, 0 and 2 (mean 1) at another: the residual is 4 of 14.
     targets = np.array([[[3.0], [0.0]], [[1.0], [2.0]]])
     np.testing.assert_allclose(position_share(targets), 10 / 14, rtol=1e-6)
 
@@ -131,7 +131,7 @@ def normalize(images):
 
 
 NORMALIZED = {"layer": -1, "batch": (0, 1), "position": (0, 1), "instance": 1}
-"""The axes of (batch, patches, width) over which features are standardised to be looked at."""
+"""Axes of (batch, patches, width) over which the watched features are standardised."""
 
 
 @pytest.mark.parametrize(("normalization", "axes"), NORMALIZED.items())
@@ -145,7 +145,7 @@ def test_features_are_looked_at_as_predictions_are_compared_with_them_but_by_pla
     for depth in range(2):
         by_scipy = scipy.stats.zscore(np.asarray(raw[depth], np.float64), axis=axes)
         np.testing.assert_allclose(found[depth], by_scipy, atol=2e-4)
-    if normalization == "position":  # of which the mean at each place would be 0
+    if normalization == "position":  # it would make the mean at each position 0
         return
     predictions = drawn(2, COUNT, 4, 8)
     errors = method.objectives["features"].error(

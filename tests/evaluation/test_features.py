@@ -49,7 +49,7 @@ def batches(images, batch_size, corrupt=None):
 
 @pytest.fixture(scope="module")
 def expected(images, params):
-    """Tokens after each block, by the encoder itself, on one device and in one batch."""
+    """Returns the encoder's own tokens after each block, on one device and in one batch."""
     tokens = ENCODER.apply({"params": params}, normalize(images.astype(np.float32)), depths=(1, 2))
     return np.asarray(tokens.tokens, np.float64)
 
@@ -91,12 +91,12 @@ def test_where_another_process_cannot_read_the_cache_all_compute(tmp_path, monke
 
     computed, asked = [], []
 
-    def agreed(value):
+    def all_true(value):
         asked.append(value)
-        return False  # as the other one says no
+        return False  # as if the other process had answered False
 
     cached(tmp_path, {"a": 1}, compute)
-    monkeypatch.setattr(features, "agreed", agreed)
+    monkeypatch.setattr(features, "all_true", all_true)
     cached(tmp_path, {"a": 1}, compute)
     cached(tmp_path, {"b": 1}, compute)
     assert (len(computed), asked) == (3, [True, False])
@@ -132,7 +132,7 @@ def test_every_example_is_encoded_once_in_order_whatever_the_devices(
     encode = make_encode(ENCODER, normalize, mesh, depth=2, pool="mean")
     features, found = encode_dataset(encode, params, batches(images, batch_size), mesh)
     np.testing.assert_array_equal(found, labels())
-    # The mean over patches: the class token, which comes first, is left out.
+    # The mean over patches leaves out the class token, which comes first.
     np.testing.assert_allclose(features, expected[1, :, 1:].mean(axis=1), rtol=1e-4, atol=1e-5)
     assert features.dtype == np.float32
 
@@ -147,7 +147,7 @@ def test_the_class_token_is_read_at_the_depth_that_is_asked_for(images, params, 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_norm_can_be_that_of_the_mean(images, params, depth):
-    """The mean of the patches without their norm, and then that; by the formula."""
+    """Computes the mean of the patches without their norm, and then its norm, by the formula."""
     norm = {"scale": np.linspace(0.5, 2, 8), "bias": np.linspace(-1, 1, 8)}
     params = {**params, "norm": norm}
     apply = functools.partial(ENCODER.apply, depths=(depth,), normalize=False)
@@ -204,7 +204,7 @@ def test_accuracy_is_the_share_that_is_predicted_right(images):
     assert labelled.accuracy(predict, train, test) == 0.7
     assert seen["num_classes"] == 5
     np.testing.assert_array_equal(seen["labels"], np.arange(20) % 5)
-    np.testing.assert_array_equal(labelled.pixels()[1][0], test[0])  # another pass
+    np.testing.assert_array_equal(labelled.pixels()[1][0], test[0])  # a second pass
 
 
 def test_untrained_parameters_are_those_the_run_started_with():

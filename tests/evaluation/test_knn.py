@@ -8,7 +8,7 @@ CLASSES = 7
 
 
 def clusters(count, seed, width=24, spread=1.8):
-    """Features around the centres of classes, overlapping, of very different lengths."""
+    """Draws overlapping clusters of features of very different lengths, one per class."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(0).normal(size=(CLASSES, width))
     labels = rng.integers(0, CLASSES, count)
@@ -47,12 +47,12 @@ def test_weighted_votes_agree_with_scikit_learn(train, test, k, temperature):
     )
     np.testing.assert_array_equal(found, expected)
     accuracy = (found == test[1]).mean()
-    assert 0.3 < accuracy < 0.99  # neither chance, 0.14, nor so easy that anything would agree
+    assert 0.3 < accuracy < 0.99  # neither chance, 0.14, nor so easy that any classifier would do
 
 
 def test_small_temperatures_do_not_overflow(train, test):
     found = knn_predict(*train, test[0], num_classes=CLASSES, k=20, temperature=1e-4)
-    # The nearest neighbour's vote outweighs all others, wherever it is nearer by more than 1e-3.
+    # The nearest neighbour's vote outweighs all others if it is nearer by more than 1e-3.
     unit = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in (train[0], test[0])]
     similarity = np.sort(unit[1] @ unit[0].T, axis=1)
     clear = similarity[:, -1] - similarity[:, -2] > 1e-3

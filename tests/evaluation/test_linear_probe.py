@@ -9,7 +9,7 @@ from ddae_jax.evaluation.linear_probe import linear_predict
 
 @pytest.fixture(scope="module")
 def digits():
-    """Scans, of which three pixels are constant, and labels: training and test set."""
+    """Training and test set of scanned digits, three pixels of which are constant, with labels."""
     features, labels = load_digits(return_X_y=True)
     is_test = np.arange(len(labels)) % 4 == 0
     features = features.astype(np.float32)
@@ -29,7 +29,7 @@ def test_predictions_agree_with_scikit_learn(digits, l2):
     train, test = digits
     found = linear_predict(*train, test[0], num_classes=10, l2=l2)
     expected = scikit_learn(train, test[0], l2)
-    # The optimum is the same; where two classes are as good as equal, rounding may decide.
+    # The optimum is the same; if two classes are almost equally likely, rounding may decide.
     assert (found != expected).sum() <= 1
     assert (expected == test[1]).mean() > 0.9
 
@@ -64,7 +64,7 @@ def test_units_of_the_features_do_not_matter(digits):
 def test_features_that_are_constant_in_training_are_no_trouble(digits):
     train, test = digits
     constant = np.full((len(train[0]), 4), 0.1, np.float32)
-    # In training their standard deviation is 0, up to rounding; in the test set they differ.
+    # In the training set, their standard deviation is 0 up to rounding; in the test set they vary.
     varying = constant[: len(test[0])] + np.float32(0.01)
     options = {"num_classes": 10, "l2": 1e-2}
     found = linear_predict(

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn; windows against what the network would say of the whole image."""
+"""Tests of segmentation: scores against scikit-learn, windows against whole-image predictions."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ CROP, STRIDE = (16, 16), (10, 10)
 
 @jax.jit
 def pixelwise(crops):
-    """Logits of each pixel that depend on it alone: windows and padding change nothing."""
+    """Returns logits that depend only on the pixel itself, so that windows change nothing."""
     return crops @ WEIGHTS
 
 
@@ -69,7 +69,7 @@ class TestScores:
     def test_agree_with_scikit_learn_on_camvid(self):
         source = make_pair_source("folder", data_dir=str(CAMVID), split="validation", **CAMVID_RULE)
         labels = np.stack([source[index]["annotation"] for index in (0, 30, 60)])
-        # A prediction as coarse as a ViT's patches.
+        # The prediction is as coarse as the patches of a ViT.
         coarse = [
             Image.fromarray(each).resize((30, 22), Image.Resampling.NEAREST) for each in labels
         ]
@@ -88,7 +88,7 @@ class TestScores:
         assert confusion_matrix(np.array([0]), np.array([1]), 2).tolist() == [[0, 1], [0, 0]]
 
     def test_iou_by_hand(self):
-        """Class 0 is 2 of 3 in the union, 1 is 1 of 3; 2 is only predicted, and 3 nowhere."""
+        """The IoU is 2/3 for class 0, 1/3 for 1; class 2 is only predicted, 3 does not occur."""
         labels, predictions = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2])
         confusion = confusion_matrix(labels, predictions, 4)
         np.testing.assert_allclose(class_iou(confusion), [2 / 3, 1 / 3, 0, np.nan])
@@ -134,7 +134,7 @@ class TestWindows:
 
     @pytest.mark.parametrize("batch_size", [1, 2, 5])
     def test_that_overlap_are_averaged(self, batch_size):
-        """The network tells the first pixel of its window: of windows at 0, 10 and 14."""
+        """The network returns the first pixel of its window; windows are at 0, 10 and 14."""
         image = np.tile(np.arange(30, dtype=np.float32)[None, :, None], (16, 1, 1))
 
         def first_pixel(crops):
@@ -177,7 +177,7 @@ class TestWholeImageSegmenter:
         np.testing.assert_array_equal(segmenter.labels(image), expected.argmax(axis=-1))
 
     def test_mirror_image_is_brought_back(self):
-        """The logits are the column within the window, which flipping turns around."""
+        """The logits are the column within the window, which flipping reverses."""
         image = noise(16, 16)
 
         def column(crops):
@@ -198,7 +198,7 @@ class TestWholeImageSegmenter:
         np.testing.assert_allclose(flipped, plain, atol=1e-6)
 
     def test_scales_are_averaged_at_the_image_s_size(self):
-        """Logits between pixels are scikit-image's; the network sees the scaled image."""
+        """The network sees the scaled image; its logits are resized as scikit-image does."""
         from skimage.transform import resize as skimage_resize
 
         image = noise(20, 30)

@@ -1,4 +1,4 @@
-"""The figure and the table of how local attention is."""
+"""Tests of the figure and the table of attention distances."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The figures of records: in which order and colour, and what is not drawn at all."""
+"""Tests of figures of records: order and colours of lines, and what is left out."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_the_plain_loss_is_drawn_beside_the_weighted_one_where_they_differ(tmp_p
         assert has_colour(pixels, to_rgb(style.ACCENT))
         off = np.abs(pixels - np.asarray(to_rgb(style.MUTED))).max(axis=-1)
         muted.append((off < 1.5 / 255).sum())
-    assert muted[0] > muted[1] + 300  # a line more
+    assert muted[0] > muted[1] + 300  # one more line
 
 
 @pytest.mark.parametrize(("draw", "key"), RECORD_FIGURES.items())
@@ -166,7 +166,7 @@ def test_collapse_figure_draws_student_teacher_and_each_depth_in_its_colour(tmp_
     assert has_colour(alone, to_rgb(style.ACCENT))
     assert has_colour(whole, to_rgb(style.ACCENT))
     assert has_colour(whole, to_rgb(style.BASELINE))
-    for colour in colours_of(a_run()).values():  # depths 6 to 12, as losses are drawn
+    for colour in colours_of(a_run()).values():  # depths 6 to 12, in the colours of losses
         assert has_colour(whole, colour)
         assert not has_colour(alone, colour)
 

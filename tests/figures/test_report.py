@@ -1,4 +1,4 @@
-"""The report of a run: one file, complete in itself, that shows what it was given and no more."""
+"""Tests of the report of a run: a self-contained file that shows exactly what it was given."""
 
 import base64
 import os
@@ -18,7 +18,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """What a page holds, having checked that every element is closed where it was opened."""
+    """Contents of a page, whose elements are checked to be closed in the right order."""
 
     def __init__(self, html):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Overlays: colours that can be told apart, and what a pixel shows."""
+"""Tests of segmentation overlays: distinguishable colours, and the colour of each pixel."""
 
 import numpy as np
 import pytest

@@ -1,11 +1,11 @@
+"""Tests of saving and restoring: bit for bit, only whole checkpoints, and room for the disk."""
+
 import dataclasses
-import errno
 import itertools
 import json
 import os
 import pathlib
 import random
-import re
 import resource
 import shutil
 import signal
@@ -16,78 +16,21 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
+from checkpoint_states import assert_same_bits, contents, make_state, save, target
 from ddae_jax.training import checkpoint
-from ddae_jax.training.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint
+from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.program import TrainState
-from ddae_jax.training.sharding import abstract, make_mesh, state_sharding
+from ddae_jax.training.sharding import make_mesh, state_sharding
 
 ROOT = pathlib.Path(__file__).parents[2]
 DATA_STATE = {"step": 7, "grain": {"next_index": 123, "seed": [1, 2]}, "note": "é"}
 
 
-def make_state(seed=0, width=16):
-    """A state with all that one may hold, bit patterns that text would spoil included."""
-    rng = np.random.default_rng(seed)
-    params = {
-        "encoder": {"layer": {"kernel": rng.normal(size=(8, width)), "bias": rng.normal(size=8)}},
-        "supervision": {"beta": rng.normal(size=(2, 3))},
-    }
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-    special = jnp.asarray([1e-42, -0.0, 3.4e38, 1 / 3, 0, 0, 0, 0], jnp.float32)
-    params["encoder"]["layer"]["bias"] += special
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    opt_state = optimizer.update(params, optimizer.init(params), params)[1]
-    teacher = jax.tree.map(lambda leaf: leaf * 0.5, params["encoder"])
-    return TrainState(jnp.int32(seed), params, teacher, opt_state)
-
-
 def on_mesh(state, data, fsdp):
     mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
     return jax.device_put(state, state_sharding(mesh, state))
-
-
-def target(state, data=1, fsdp=1):
-    mesh = make_mesh(data, fsdp, jax.devices()[: data * fsdp])
-    return abstract(state, state_sharding(mesh, state))
-
-
-def assert_same_bits(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def save(folder, *steps, **options):
-    with Checkpoints(folder, **options) as checkpoints:
-        for step in steps:
-            checkpoints.save(make_state(step), step, {"step": step})
-        checkpoints.wait()
-        return checkpoints.steps()
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder with the checkpoints of steps 10 and 20; not to be changed."""
-    folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    assert save(folder, 10, 20) == [10, 20]
-    return folder
-
-
-@pytest.fixture
-def copied(saved, tmp_path):
-    """A copy of :func:`saved` to work on."""
-    return shutil.copytree(saved, tmp_path / "checkpoints")
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 # ---- what is saved is what is restored
@@ -128,7 +71,7 @@ def test_a_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
         for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
             assert leaf.sharding == expected.sharding
     kernel = on_mesh(state, 1, 8).params["encoder"]["layer"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // 8  # it was spread
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8  # it is spread
 
 
 def test_devices_share_the_writing_of_large_arrays_alone(tmp_path, monkeypatch):
@@ -161,7 +104,7 @@ def test_part_of_a_state_is_the_same_as_in_the_whole(saved):
 
 
 def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
-    state = on_mesh(make_state(1, width=64 * 1024), 1, 2)  # 11 MB: not written in an instant
+    state = on_mesh(make_state(1, width=64 * 1024), 1, 2)  # 11 MB take a while to write
     expected = jax.device_get(state)
     overwrite = jax.jit(
         lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0
@@ -183,7 +126,7 @@ def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
 def test_the_last_few_and_every_kth_are_kept(tmp_path):
     options = {"keep_last": 2, "keep_every_steps": 20}
     assert save(tmp_path, 10, 20, 30, 40, 50, 60, 70, **options) == [20, 40, 60, 70]
-    # Also by a run that is continued, and by the folder's own account.
+    # The same holds for a run that is continued, and for the folder itself.
     assert save(tmp_path, 80, 90, **options) == [20, 40, 60, 80, 90]
     folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert folders == {"20", "40", "60", "80", "90"}
@@ -262,212 +205,6 @@ def test_a_part_of_another_model_is_refused(saved):
         checkpoints.restore_part(target(part))
 
 
-# ---- damaged ones
-
-
-def shake(path, rng):
-    """Flips a bit of a file, cuts it short, or deletes it or the folder; returns what was done."""
-    if path.is_dir():
-        shutil.rmtree(path)
-        return "deleted"
-    content = bytearray(path.read_bytes())
-    what = rng.choice(["flipped", "cut", "deleted"]) if content else "deleted"
-    if what == "deleted":
-        path.unlink()
-    elif what == "cut":
-        path.write_bytes(content[: rng.randrange(len(content))])
-    else:
-        flip(path, rng.randrange(8 * len(content)))
-    return what
-
-
-def said(caplog):
-    """What our own code has warned of."""
-    return [r.getMessage() for r in caplog.records if r.name.startswith("ddae_jax")]
-
-
-def flip(path, bit):
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
-def test_no_random_fault_is_continued_in_silence(saved, tmp_path, caplog):
-    """Each of 100 faults gives the arrays that were saved, or those before, with a warning."""
-    rng = random.Random(0)
-    wanted = target(make_state())
-    outcomes = []
-    for number in range(100):
-        folder = shutil.copytree(saved, tmp_path / str(number))
-        path = rng.choice(sorted((folder / "20").rglob("*")))
-        what = shake(path, rng)
-        caplog.clear()
-        with Checkpoints(folder, read_only=True) as checkpoints:
-            restored, data_state = checkpoints.restore(wanted)
-        step = int(restored.step)
-        assert_same_bits(restored, make_state(step))
-        assert data_state == {"step": step}
-        assert bool(said(caplog)) == (step == 10), (what, path)
-        outcomes.append(step)
-        shutil.rmtree(folder)
-    assert outcomes.count(10) > 30
-
-
-def test_a_bit_flipped_in_the_arrays_is_noticed(tmp_path, caplog):
-    """Whatever file of a larger state it is in: TensorStore has no checksum of the arrays."""
-    kept = tmp_path / "kept"
-    expected = {}
-    with Checkpoints(kept) as checkpoints:
-        for step in (10, 20):
-            expected[step] = make_state(step, width=2**15)  # a MiB an array
-            checkpoints.save(expected[step], step, {"step": step})
-    files = sorted((kept / "20" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
-    assert files[-1].stat().st_size > 2**19
-    rng = random.Random(0)
-    outcomes = []
-    for number in range(20):
-        folder = shutil.copytree(kept, tmp_path / "copied")
-        path = files[-1 - number % 3]
-        flip(folder / path.relative_to(kept), rng.randrange(8 * path.stat().st_size))
-        caplog.clear()
-        with Checkpoints(folder, read_only=True) as checkpoints:
-            restored, _ = checkpoints.restore(target(expected[10]))
-        outcomes.append(int(restored.step))
-        assert_same_bits(restored, expected[outcomes[-1]])
-        assert bool(said(caplog)) == (outcomes[-1] == 10)
-        shutil.rmtree(folder)
-    assert outcomes.count(10) > 10
-
-
-@pytest.mark.parametrize(
-    ("path", "named"),
-    [
-        ("_CHECKPOINT_METADATA", "20/_CHECKPOINT_METADATA is missing"),
-        ("data", "20/data/metadata: No such file or directory"),
-        ("state", "20/state/_METADATA: No such file or directory"),
-        ("state/_METADATA", "20/state/_METADATA: No such file or directory"),
-        ("state/manifest.ocdbt", r"20/state: NOT_FOUND: .* does not exist"),
-        ("state/d", r"20/state/d/\w+: NOT_FOUND: "),
-    ],
-)
-def test_what_is_missing_is_named_and_the_checkpoint_before_is_restored(
-    copied, caplog, path, named
-):
-    missing = copied / "20" / path
-    shutil.rmtree(missing) if missing.is_dir() else missing.unlink()
-    with Checkpoints(copied, read_only=True) as checkpoints:
-        restored, step = checkpoints.restore_part(target({"params": make_state().params}))
-    assert step == 10
-    assert_same_bits(restored["params"], make_state(10).params)
-    (warning,) = said(caplog)
-    assert re.fullmatch(
-        rf"the checkpoint of step 20 is DAMAGED: .*{named}.*\. Going on with that of step 10, the "
-        "latest one that is intact",
-        warning,
-    )
-
-
-def test_an_empty_folder_of_the_newest_step_is_told_of(copied, caplog):
-    (copied / "30").mkdir()
-    with Checkpoints(copied, read_only=True) as checkpoints:
-        restored, _ = checkpoints.restore(target(make_state()))
-    assert int(restored.step) == 20
-    assert "step 30 is DAMAGED" in caplog.text
-
-
-def test_a_damaged_checkpoint_makes_way_for_the_one_that_is_saved_again(copied, caplog):
-    (copied / "20" / "state" / "_METADATA").write_text("{}")
-    with Checkpoints(copied, keep_last=5) as checkpoints:
-        restored, _ = checkpoints.restore(target(make_state()))
-        assert int(restored.step) == 10
-        checkpoints.save(make_state(20), 20, {"step": 20})
-        checkpoints.wait()
-        assert checkpoints.steps() == [10, 20]
-    assert (copied / "damaged" / "20" / "state" / "_METADATA").read_text() == "{}"
-    assert f"kept in {copied}/damaged" in caplog.text
-    caplog.clear()
-    with Checkpoints(copied) as checkpoints:
-        assert_same_bits(checkpoints.restore(target(make_state()))[0], make_state(20))
-    assert not said(caplog)
-
-
-def test_a_damaged_checkpoint_that_is_asked_for_is_refused_beside_the_others(copied):
-    (copied / "10" / "data" / "metadata").write_text("[1]")
-    with (
-        Checkpoints(copied, read_only=True) as checkpoints,
-        pytest.raises(DamagedCheckpoint, match=r"step 10 .* is damaged: .*There are others: \[20"),
-    ):
-        checkpoints.restore(target(make_state()), step=10)
-
-
-def test_where_none_is_intact_each_is_named(copied):
-    shutil.rmtree(copied / "10")
-    (copied / "10").mkdir()
-    (copied / "20" / "state" / "_METADATA").unlink()
-    with Checkpoints(copied) as checkpoints, pytest.raises(DamagedCheckpoint) as caught:
-        checkpoints.restore(target(make_state()))
-    lines = str(caught.value).splitlines()
-    assert lines[0] == f"no checkpoint in {copied} is intact:"
-    assert lines[1].startswith(f"  step 20: {copied}/20/state/_METADATA: No such file")
-    assert lines[2] == f"  step 10: {copied}/10/_CHECKPOINT_METADATA is missing"
-    assert lines[3].endswith("or start anew in another --workdir.")
-    assert (copied / "20").exists()  # nothing is moved where nothing is gone on with
-
-
-@pytest.mark.parametrize("has_digests", [True, False])
-def test_a_data_position_of_another_step_is_damage(copied, caplog, has_digests):
-    path = copied / "20" / "data" / "metadata"
-    stored = json.loads(path.read_text()) | {"step": 21}
-    if not has_digests:  # as an earlier version saved it
-        del stored["arrays"], stored["digest"]
-    path.write_text(json.dumps(stored))
-    with Checkpoints(copied, read_only=True) as checkpoints:
-        restored, data_state = checkpoints.restore(target(make_state()))
-    assert (int(restored.step), data_state) == (10, {"step": 10})
-    expected = "it is not what was saved" if has_digests else "its data position is that of step 21"
-    assert expected in caplog.text
-
-
-@pytest.mark.parametrize("written", ["{}", '{"step": null}', '{"step": "20"}'])
-def test_a_data_position_of_no_step_is_damage(copied, caplog, written):
-    (copied / "20" / "data" / "metadata").write_text(written)
-    with Checkpoints(copied, read_only=True) as checkpoints:
-        restored, data_state = checkpoints.restore(target(make_state()))
-        _, step = checkpoints.restore_part({"params": target(make_state()).params})
-    assert (int(restored.step), data_state, step) == (10, {"step": 10}, 10)
-    assert "step 20 is DAMAGED" in caplog.text
-
-
-def test_a_checkpoint_under_the_name_of_another_step_is_damage(copied, caplog):
-    (copied / "20").rename(copied / "30")
-    with Checkpoints(copied, read_only=True) as checkpoints:
-        assert int(checkpoints.restore(target(make_state()))[0].step) == 10
-    assert "step 30 is DAMAGED" in caplog.text
-
-
-def test_a_checkpoint_without_digests_is_restored_as_before(copied):
-    path = copied / "20" / "data" / "metadata"
-    path.write_text(json.dumps({"step": 20}))
-    with Checkpoints(copied, read_only=True) as checkpoints:
-        restored, data_state = checkpoints.restore(target(make_state()))
-    assert_same_bits(restored, make_state(20))
-    assert data_state == {"step": 20}
-
-
-def test_what_the_machine_cannot_read_is_not_called_damaged(copied, monkeypatch):
-    def refuse(self, *args, **kwargs):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-
-    before = contents(copied)
-    monkeypatch.setattr(pathlib.Path, "read_text", refuse)
-    with (
-        Checkpoints(copied) as checkpoints,
-        pytest.raises(CheckpointError, match=r"cannot be read: .*Permission denied\. Nothing was"),
-    ):
-        checkpoints.restore(target(make_state()))
-    assert contents(copied) == before
-
-
 # ---- half-written ones
 
 
@@ -484,13 +221,13 @@ def test_a_half_written_checkpoint_is_never_picked_up(copied, is_whole_inside):
             restored, _ = checkpoints.restore(target(make_state()))
         assert_same_bits(restored, make_state(20))
     assert save(copied, 30) == [20, 30]
-    assert not half.exists()  # swept away by the one that may write
+    assert not half.exists()  # opening for writing sweeps it away
     with Checkpoints(copied, read_only=True) as checkpoints:
         assert_same_bits(checkpoints.restore(target(make_state()))[0], make_state(30))
 
 
 def test_a_half_deleted_checkpoint_is_no_checkpoint(copied):
-    # An old one is deleted file by file; this is where a run was found killed in the midst of it.
+    # An old checkpoint is deleted file by file; this is a state in which a killed run was found.
     (copied / "10" / "_CHECKPOINT_METADATA").unlink()
     (copied / "10" / "commit_success.txt").unlink(missing_ok=True)
     for read_only in (True, False):
@@ -538,14 +275,14 @@ def test_closing_that_fails_does_not_hide_why_the_run_ended(tmp_path, monkeypatc
 
 
 def large_state(step):
-    """32 MB that tell their step; random, so that compression does not make them small."""
+    """Makes a state of 32 MB that depends on its step; random, so that it cannot be compressed."""
     rng = np.random.default_rng(step)
     params = {f"layer_{n}": rng.random((512, 1024), np.float32) for n in range(16)}
     return TrainState(jnp.int32(step), jax.tree.map(jnp.asarray, params), {}, ())
 
 
 def save_for_ever(folder):
-    """What the child process that is killed does."""
+    """Saves checkpoints until the process is killed."""
     with Checkpoints(folder, keep_last=2) as checkpoints:
         for step in itertools.count(1):
             checkpoints.save(large_state(step), step, {"step": step})
@@ -553,10 +290,11 @@ def save_for_ever(folder):
 
 
 def child(function, *arguments):
-    """A process, with one device, that calls a function of this file."""
+    """Starts a process, with one device, that calls a function of this file."""
     return subprocess.Popen(
         [sys.executable, __file__, function.__name__, *map(str, arguments)],
-        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -568,7 +306,7 @@ def half_written_in(folder):
 
 
 def kill_while_saving(process, folder):
-    """Kills it at a moment when a temporary folder surely exists."""
+    """Kills the process at a moment when a temporary folder certainly exists."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if half_written_in(folder):
@@ -621,8 +359,10 @@ def test_a_run_killed_while_saving_leaves_only_whole_checkpoints(tmp_path):
 
 
 def fill_the_disk(folder, has_earlier):
-    """What the child process does: a limit on the size of files fails writes midway, as a full
-    disk would; Python ignores SIGXFSZ, so that they end in an OSError."""
+    """Saves while a limit on the size of files makes writes fail midway, as a full disk does.
+
+    Python ignores SIGXFSZ, so that such writes end in an OSError.
+    """
     heard = []
     with Checkpoints(folder) as checkpoints:
         if has_earlier == "True":

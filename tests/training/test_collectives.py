@@ -1,4 +1,4 @@
-"""What devices send each other in a step, read off the compiled program."""
+"""Tests of what devices send each other in a step, read from the compiled program."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""What the compiler is told, by devices that need not be there."""
+"""Tests of compiler options, for devices that need not be attached."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Digests tell arrays apart, alike on any number of devices."""
+"""Tests of digests: they distinguish arrays, and are the same on any number of devices."""
 
 import itertools
 
@@ -17,7 +17,7 @@ def digest(array) -> str:
 
 
 def numpy_digest(array: np.ndarray) -> str:
-    """The same sums, word by word, in Python's whole numbers."""
+    """Computes the same sums word by word, with Python's integers."""
 
     def mixed(word):
         return word ^ word >> 16
@@ -56,7 +56,7 @@ def test_a_flip_of_any_bit_shows():
 @pytest.mark.parametrize("low_bits_are_zero", [False, True])
 def test_rearranged_and_overwritten_arrays_show(low_bits_are_zero):
     array = np.random.default_rng(0).normal(size=(32, 48)).astype(np.float32)
-    if low_bits_are_zero:  # as those of weights that once were bfloat16
+    if low_bits_are_zero:  # as in weights that were bfloat16 once
         array = np.asarray(jnp.asarray(array).astype(jnp.bfloat16).astype(jnp.float32))
     changed = [array[::-1], array[:, ::-1], np.roll(array, 1), np.roll(array, 48)]
     for start in range(0, array.size - 64, 32):

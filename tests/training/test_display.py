@@ -13,7 +13,7 @@ METRICS = {"loss": 1.23456, "images_per_s": 12345.6}
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """Clock that stands still until it is set."""
 
     def __init__(self):
         self.now = 1000.0
@@ -31,7 +31,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def plain_lines(monkeypatch, caplog):
-    """What is logged while standard error is no terminal."""
+    """Returns what is logged while standard error is not a terminal."""
     monkeypatch.setattr(display_module, "_console", Console(file=io.StringIO()))
     caplog.set_level(logging.INFO, "ddae_jax")
     return lambda: [record.getMessage() for record in caplog.records]
@@ -42,7 +42,7 @@ def test_without_a_terminal_there_are_plain_lines_with_rate_loss_and_time_left(p
     clock.now += 50
     display.update(200, METRICS)
     display.close()
-    # 100 steps in 50 s: the 200 that are left take 100 s.
+    # 100 steps took 50 s, so the remaining 200 take 100 s.
     assert plain_lines() == ["step 200/400  loss 1.235  12,346 img/s  1:40 left"]
 
 

@@ -1,4 +1,4 @@
-"""Layer-wise learning rates, LARS, and an encoder that stays as it is."""
+"""Tests of layer-wise learning rates, LARS, and a frozen encoder."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def test_every_parameter_has_its_layer(path, layer):
 
 def test_each_layer_learns_slower_than_the_next():
     found = first_update(layer_decay=0.5, weight_decay=0.0)
-    # Adam's first step is the learning rate, whatever the gradient.
+    # Adam's first step has the size of the learning rate, whatever the gradient.
     for path, layer in LAYERS.items():
         node = found
         for name in path:
@@ -79,7 +79,7 @@ def test_a_frozen_encoder_does_not_move(kind):
 
 def test_lars_by_hand():
     found = first_update(kind="lars", weight_decay=0.5, decay_also="class_token")
-    # trust = 0.001 |w| / |g + decay * w|, of kernels; biases take the plain gradient.
+    # trust = 0.001 |w| / |g + decay * w| for kernels; biases take the plain gradient.
     trust = 0.001 * 2 / (1.5 * 2)
     np.testing.assert_allclose(found["encoder"]["class_token"], -0.1 * 1.5, rtol=1e-4)
     np.testing.assert_allclose(found["classifier"]["kernel"], -0.1 * trust * 1.5, rtol=1e-4)

@@ -11,12 +11,12 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ddae_jax.training import display, metrics
-from ddae_jax.training.display import duration, set_up_logging
+from ddae_jax.training.display import format_duration, set_up_logging
 from ddae_jax.training.metrics import MetricsWriter, read_metrics
 
 
 def strict_records(path):
-    """Records as a strict JSON reader, to whom NaN is no number, sees them."""
+    """Reads records with a strict JSON reader, which refuses NaN."""
 
     def refuse(word):
         raise ValueError(f"{word} is no JSON")
@@ -25,7 +25,7 @@ def strict_records(path):
 
 
 def events(folder):
-    """Events of TensorBoard's files, read by their framing: length, CRC, bytes, CRC."""
+    """Reads events of TensorBoard's files by their framing: length, CRC, bytes, CRC."""
     found = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
@@ -70,7 +70,7 @@ def test_each_record_is_a_line_that_is_there_at_once(tmp_path):
     for count, record in enumerate(records, start=1):
         metrics = dict(record)
         writer.write(metrics.pop("step"), metrics)
-        assert strict_records(path) == records[:count]  # not closed yet
+        assert strict_records(path) == records[:count]  # the file is still open
     writer.close()
     assert path.read_text().endswith("\n")
 
@@ -132,7 +132,7 @@ def test_tensorboard_is_told_where_a_run_continues(tmp_path):
         writer.close()
     found = events(tmp_path / "events")
     starts = [event.step for event in found if event.session_log.status == SessionLog.START]
-    assert starts == [0, 21]  # TensorBoard forgets what it had from there on
+    assert starts == [0, 21]  # TensorBoard drops earlier events from step 21 on
 
 
 def test_a_run_that_starts_over_drops_the_events_of_the_one_that_was_killed(tmp_path):
@@ -154,7 +154,7 @@ def test_a_full_disk_ends_the_events_with_one_warning_and_nothing_else(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(metrics.EventsWriter, "write_event", disk_is_full)
-    for step in range(100):  # more than any queue holds
+    for step in range(100):  # more steps than any queue holds
         writer.write(step, {"loss": 1.0})
     writer.close()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 100
@@ -173,7 +173,7 @@ def test_without_tensorboard_no_events_are_written(tmp_path):
 
 @pytest.fixture
 def restored_logging():
-    """Puts handlers and levels back that a test changes."""
+    """Restores handlers and levels that a test changes."""
     loggers = [logging.getLogger(name) for name in (None, "absl", "ddae_jax", "__main__")]
     before = [(logger.level, logger.handlers[:]) for logger in loggers]
     yield
@@ -191,7 +191,7 @@ def messages(is_primary, logger):
     logging.getLogger("other").info("other talks")
 
 
-# A command that is run by python -m is a module of the name __main__.
+# A command that python -m runs is the module __main__.
 @pytest.mark.parametrize("logger", ["ddae_jax.anything", "__main__"])
 @pytest.mark.parametrize(
     ("is_primary", "expected"),
@@ -231,4 +231,4 @@ def test_the_log_is_rich_on_a_terminal(restored_logging, monkeypatch):
     ],
 )
 def test_durations_read_as_clocks_do(seconds, shown):
-    assert duration(seconds) == shown
+    assert format_duration(seconds) == shown

@@ -1,4 +1,4 @@
-"""What all processes do alike: how often they ask each other, wherever one of them fails."""
+"""Tests of all_or_none: how often processes communicate, wherever one of them fails."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from ddae_jax.training.multihost import OtherProcessFailed, all_or_none
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What this process tells the others, of whom all say True unless the test says otherwise."""
+    """List of the values that this process gives; all other processes give True by default."""
     told, others = [], []
 
-    def agreed(value):
+    def all_true(value):
         told.append(value)
         return value and (others.pop(0) if others else True)
 
-    monkeypatch.setattr(multihost, "agreed", agreed)
+    monkeypatch.setattr(multihost, "all_true", all_true)
     return told, others
 
 

@@ -55,7 +55,7 @@ def take_steps(optimizer, params, gradients):
 
 
 def adamw_by_hand(params, gradients):
-    """Loshchilov & Hutter 2019, algorithm 2, in float64, on a dict of arrays."""
+    """Applies Loshchilov & Hutter 2019, algorithm 2, in float64 to a dict of arrays."""
     params = {name: param.copy() for name, param in params.items()}
     first = {name: np.zeros_like(param) for name, param in params.items()}
     second = {name: np.zeros_like(param) for name, param in params.items()}
@@ -75,7 +75,7 @@ def adamw_by_hand(params, gradients):
 def test_network_follows_adamw_with_its_own_clipping_and_beta_plain_descent():
     rng = np.random.default_rng(1)
     params = small_params()
-    # Norms around the clipping norm, and a gradient of beta that would dwarf them.
+    # Gradient norms around the clipping norm, and a gradient of beta that would dwarf them.
     gradients = [
         jax.tree.map(lambda p, s=scale: rng.normal(size=p.shape) * s, params)
         for scale in (0.05, 3.0, 0.2, 0.6)
@@ -115,8 +115,9 @@ def test_without_a_clipping_norm_nothing_is_clipped():
     clipped = take_steps(
         make_optimizer(learning_rate, total_steps=10, clip_norm=1e-3), params, gradients
     )
-    # Second step, unclipped: m is dominated by the large gradient, 0.1 / 0.19 over sqrt(0.05 /
-    # 0.0975); clipped, both gradients are of about one size, and Adam takes a whole step.
+    # In the second step without clipping, the large gradient dominates m: 0.1 / 0.19 over
+    # sqrt(0.05 / 0.0975). With clipping, both gradients are of similar size: Adam takes a whole
+    # step.
     steps = [0.01, 0.02 * (0.1 / 0.19) / np.sqrt(0.05 / 0.0975)]
     decay = np.prod([1 - 0.01 * 0.05, 1 - 0.02 * 0.05])
     expected = decay - steps[0] * (1 - 0.02 * 0.05) - steps[1]
@@ -126,7 +127,7 @@ def test_without_a_clipping_norm_nothing_is_clipped():
 
 @pytest.fixture(scope="module")
 def model_params():
-    """Shapes of a model with every kind of parameter."""
+    """Returns the shapes of a model with every kind of parameter."""
     encoder = ViT(
         (8, 8),
         4,
@@ -226,7 +227,7 @@ def test_beta_against_progress_does_not_depend_on_the_length_of_the_run(gradient
 
     progress = np.arange(1, 21) / 20
     expected = np.clip(-0.5 - 5.0 * gradient * progress, -2, 2)
-    # Each step rounds beta, of magnitude up to 2, once.
+    # Each step rounds beta, whose magnitude is up to 2, once.
     np.testing.assert_allclose(trajectory(20), expected, atol=20 * 1.2e-7)
     np.testing.assert_allclose(trajectory(200)[9::10], expected, atol=200 * 1.2e-7)
 

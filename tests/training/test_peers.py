@@ -1,4 +1,4 @@
-"""Processes that watch each other, as threads of this one with real connections."""
+"""Tests of processes that watch each other, played by threads with real connections."""
 
 import contextlib
 import queue
@@ -21,17 +21,17 @@ def _soon(monkeypatch):
 
 
 class Process:
-    """One of several, and of which other ones it was told that they are gone."""
+    """One of several processes; it records the indices of others that it learns to be gone."""
 
     def __init__(self, token="ours"):
         self.gone = queue.Queue()
         self.peers = _Peers(token, lambda index, host: self.gone.put((index, host)))
 
     def fall(self):
-        """Ends without a word, as a process does that is killed."""
+        """Ends without a message, as a killed process does."""
         self.peers._is_over = True
         for connection in list(self.peers._connections.values()):
-            with contextlib.suppress(OSError):  # it has fallen before
+            with contextlib.suppress(OSError):  # the connection may be closed already
                 connection.shutdown(socket.SHUT_RDWR)
 
     def wait_until_watching(self, *others):
@@ -44,7 +44,7 @@ class Process:
 
 @pytest.fixture
 def three():
-    """The first process, and two that are connected with it."""
+    """Returns the first process, and two that are connected to it."""
     processes = [Process() for _ in range(3)]
     listener = peers._listener()
     port = listener.getsockname()[1]
@@ -81,7 +81,7 @@ def test_who_says_goodbye_is_not_missed(three):
 
 
 def test_who_ends_by_itself_meanwhile_is_left_to(three):
-    """All of them may have failed for the same reason, and each tells its own."""
+    """All processes may have failed for the same reason, and each reports its own error."""
     three[1].fall()
     three[0].peers._is_over = True
     with pytest.raises(queue.Empty):

@@ -56,7 +56,7 @@ def test_a_batch_that_splits_evenly_is_accepted():
         ((16, 64), PartitionSpec(None, "fsdp")),
         ((64, 16), PartitionSpec("fsdp", None)),
         ((8, 7, 12), PartitionSpec(None, None, "fsdp")),
-        ((9, 8), PartitionSpec(None, "fsdp")),  # the longest cannot be split
+        ((9, 8), PartitionSpec(None, "fsdp")),  # the longest axis cannot be split
         ((6, 7), PartitionSpec()),
         ((3,), PartitionSpec()),
         ((), PartitionSpec()),
@@ -85,7 +85,7 @@ def test_of_a_vit_each_device_holds_its_share(fsdp):
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     laid_out = abstract(shapes, state_sharding(make_mesh(-1, fsdp), shapes))
     block = 4 * 48 * 48 + 4 * 48 + 2 * 4 * 48 * 48 + 5 * 48 + 2 * 2 * 48
-    embeddings = 4 * 4 * 3 * 48 + 48 + 48  # of patches, and the class token
+    embeddings = 4 * 4 * 3 * 48 + 48 + 48  # of patches, with bias, and the class token
     whole = 4 * (2 * block + embeddings + 2 * 48)
     assert bytes_per_device(laid_out) == whole // fsdp
 

@@ -43,9 +43,9 @@ def test_where_there_is_nothing_to_save_a_stop_ends_the_body_at_once():
     with StopRequest() as stop:
         with pytest.raises(Interrupted):
             body()
-        signal.raise_signal(signal.SIGTERM)  # only a request again
+        signal.raise_signal(signal.SIGTERM)  # outside the body, it is only noted
         with pytest.raises(Interrupted):
-            body()  # asked for already
+            body()  # the stop was requested before
     assert (begun, ended) == ([1], [])
 
 
@@ -89,7 +89,7 @@ def lost_in_a_weak_reference(body):
     "where", [lost_in_the_garbage_collector, LostWhereItGoes, lost_in_a_weak_reference]
 )
 def test_a_stop_amid_a_callback_whose_errors_are_forgotten_ends_the_body_still(where, capfd):
-    """JAX is called by the garbage collector; nothing that is raised there reaches the body."""
+    """The garbage collector calls JAX; an exception that is raised there never reaches the body."""
     signalled = []
 
     def once():
@@ -110,7 +110,7 @@ def test_a_stop_amid_a_callback_whose_errors_are_forgotten_ends_the_body_still(w
         assert signalled
         assert stop.received == signal.SIGTERM
     assert time.monotonic() - began < 10
-    if where is not lost_in_a_weak_reference:  # which nobody can tell from another function
+    if where is not lost_in_a_weak_reference:  # it cannot be told from another function
         assert "Exception ignored" not in capfd.readouterr().err
 
 
@@ -155,7 +155,7 @@ def test_a_body_that_no_exception_ends_ends_with_the_process(arguments, seconds,
         text=True,
     )
     assert process.stdout.readline() == "begun\n"
-    time.sleep(0.5)  # until it waits
+    time.sleep(0.5)  # until the body waits
     began = time.monotonic()
     process.send_signal(number)
     _, log = process.communicate(timeout=30)
@@ -236,7 +236,7 @@ def test_a_repeated_sigterm_stays_a_request():
 
 
 def test_ctrl_c_works_again_afterwards():
-    # Processes that a shell starts in the background ignore it from the start.
+    # Processes that a shell starts in the background ignore SIGINT from the start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with StopRequest():

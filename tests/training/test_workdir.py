@@ -10,7 +10,7 @@ import pytest
 from ddae_jax.training import workdir as workdir_module
 from ddae_jax.training.workdir import Workdir, WorkdirInUse, write_atomically
 
-# Without the package around it, which would take seconds to import.
+# Loads the module alone, as the whole package would take seconds to import.
 HOLD = """
 import importlib.util, sys, time
 spec = importlib.util.spec_from_file_location("workdir", sys.argv[1])
@@ -25,7 +25,7 @@ time.sleep(60)
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that has claimed ``tmp_path / "run"``."""
+    """Returns another process that has claimed ``tmp_path / "run"``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, workdir_module.__file__, tmp_path / "run"],
         stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def test_a_name_that_is_not_utf8_is_refused_and_shown(tmp_path):
 
 def test_a_second_run_in_a_workdir_is_refused_naming_the_first(holder, tmp_path):
     workdir = Workdir(tmp_path / "run")
-    for _ in range(2):  # also after a refusal
+    for _ in range(2):  # a refusal must not break the lock
         with pytest.raises(
             WorkdirInUse, match=rf"\(process {holder.pid}\) is writing to {tmp_path}/run; "
         ):
@@ -69,7 +69,7 @@ def test_a_workdir_is_free_once_its_process_is_gone_however_it_went(holder, tmp_
     holder.wait(timeout=10)
     workdir = Workdir(tmp_path / "run")
     workdir.claim()
-    # The lock is ours now, and says so.
+    # This process holds the lock now, and the file names it.
     with pytest.raises(WorkdirInUse, match=rf"\(process {os.getpid()}\)"):
         Workdir(tmp_path / "run").claim()
 

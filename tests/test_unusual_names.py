@@ -1,4 +1,4 @@
-"""Names that people and file systems give: no formula, no UTF-8, and yet drawn and written."""
+"""Tests of unusual names: dollar signs and bytes that are not UTF-8 are drawn and written."""
 
 import os
 
@@ -64,13 +64,6 @@ def test_a_folder_of_them_is_a_class(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 alone")
     with open(os.path.join(folder, b"a.png"), "wb") as file:
-        file.write(b"nobody opens it here")
+        file.write(b"never opened")
     paths, labels, names = scan(tmp_path)
     assert (paths, labels.tolist(), names) == ([b"caf\xe9/a.png"], [0], (NO_UTF8,))
-
-
-def test_what_a_kill_left_of_a_figure_is_removed_with_the_next_one(tmp_path):
-    left_over = tmp_path / ".confusion.12345.png"
-    left_over.write_bytes(b"half a picture")
-    confusion_figure(tmp_path / "confusion.png", np.eye(2, dtype=int), ("a", "b"))
-    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
