@@ -7,7 +7,7 @@ import optax
 
 from ddae_jax.training.checkpoint import Checkpoints
 from ddae_jax.training.sharding import abstract, make_mesh, state_sharding
-from ddae_jax.training.state import TrainState
+from ddae_jax.training.program import TrainState
 
 
 def make_state(seed=0, width=16):
