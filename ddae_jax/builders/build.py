@@ -20,7 +20,7 @@ from ddae_jax.builders.networks import (
 from ddae_jax.builders.pretrained import load_teacher, load_tokenizer
 from ddae_jax.config.pretraining import mask_unit
 from ddae_jax.data.augment import augment_on_device
-from ddae_jax.data.labels import checked, with_classes
+from ddae_jax.data.labels import validated, with_classes
 from ddae_jax.data.pipeline import (
     Augmentation,
     Batch,
@@ -309,7 +309,7 @@ def build_labelled_images(
     )
     warn_if_trained_on(config, config.data.test_split)
     test = checked_test(train, test, config)
-    train = checked(train)
+    train = validated(train)
     check_any_is_readable(train, f"the {config.data.train_split!r} split")
     return LabelledImages(
         train_batches=functools.partial(build_eval_batches, config, train, mesh, limit),
@@ -330,9 +330,9 @@ def checked_test(train: Source, test: Source, config: ConfigDict) -> Source:
     """The test images, by the numbers of the training's classes, if any of them can be decoded.
 
     Raises ``ValueError`` as :func:`with_classes_of` does, ``BadLabel`` as
-    :func:`ddae_jax.data.labels.checked` does, and ``NothingReadable``.
+    :func:`ddae_jax.data.labels.validated` does, and ``NothingReadable``.
     """
-    test = checked(with_classes_of(train, test, config))
+    test = validated(with_classes_of(train, test, config))
     check_any_is_readable(test, f"the {config.data.test_split!r} split")
     return test
 

@@ -178,7 +178,7 @@ def with_classes(
     return source if ours == class_names else _Renumbered(source, class_names)
 
 
-def checked(source: Source) -> Source:
+def validated(source: Source) -> Source:
     """The source, whose labels are those of its classes, or -1 where there is none.
 
     Those at hand are looked at now, and the source itself is returned; others when they are read.

@@ -3,7 +3,7 @@
 from absl import flags as absl_flags
 
 from ddae_jax.builders import build
-from ddae_jax.data.labels import checked, with_classes
+from ddae_jax.data.labels import validated, with_classes
 from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.evaluation.classification import score
 from ddae_jax.evaluators.run_folder import draw, open_run, restore_labelled, where_the_data_is
@@ -26,7 +26,7 @@ def classification(flags: absl_flags.FlagValues) -> tuple[str, dict]:
         if names:
             what = f"the {split!r} split"
             source = with_classes(source, names, len(names), what=what, of="the network")
-        source = checked(source)
+        source = validated(source)
         check_any_is_readable(source, f"the {split!r} split")
     config, mesh = run.config, run.mesh
     task = build_task(config, source.num_classes)

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ddae_jax.data.labels import BadLabel, checked, labelled
+from ddae_jax.data.labels import BadLabel, labelled, validated
 from ddae_jax.data.pipeline import Augmentation, TrainLoader, eval_batches
 from ddae_jax.data.sources import ArraySource, make_source
 
@@ -76,7 +76,7 @@ def read_later(labels):
 
 
 @pytest.mark.parametrize("bad", [7, 3, -2])
-@pytest.mark.parametrize("look", [labelled, checked])
+@pytest.mark.parametrize("look", [labelled, validated])
 def test_a_label_outside_the_classes_is_named_with_its_image(look, bad):
     with pytest.raises(BadLabel, match=rf"array\[2\] has label {bad}; the 3 classes are numbered"):
         look(source([0, 1, bad]))
@@ -93,19 +93,19 @@ def test_a_bad_label_that_is_not_at_hand_is_named_when_training_reads_it(bad):
 @pytest.mark.parametrize("bad", [3, -2])
 def test_a_bad_label_that_is_not_at_hand_is_named_when_evaluation_reads_it(bad):
     with pytest.raises(BadLabel, match=rf"array\[3\] has label {bad}; the 3 classes"):
-        list(eval_batches(checked(read_later([0, 1, 2, bad])), (1, 1), 2))
+        list(eval_batches(validated(read_later([0, 1, 2, bad])), (1, 1), 2))
 
 
 def test_evaluation_takes_the_labels_of_classes_and_images_without_any():
     given = source([0, -1, 2])
-    assert checked(given) is given
-    (batch,) = eval_batches(checked(read_later([0, -1, 2])), (1, 1), 3)
+    assert validated(given) is given
+    (batch,) = eval_batches(validated(read_later([0, -1, 2])), (1, 1), 3)
     assert batch["label"].tolist() == [0, -1, 2]
 
 
 def test_what_is_checked_when_read_is_the_same_source_otherwise():
     given = read_later([0, 1, 2])
-    found = pickle.loads(pickle.dumps(checked(given)))
+    found = pickle.loads(pickle.dumps(validated(given)))
     assert (len(found), found.image_size, found.num_classes) == (3, (1, 1), 3)
     assert (found.name(1), found.fingerprint) == (given.name(1), given.fingerprint)
     assert found[1]["label"] == 1
