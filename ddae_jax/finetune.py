@@ -22,7 +22,7 @@ from ddae_jax.builders.initialization import begin, start_params, take_over
 from ddae_jax.builders.networks import build_encoder, build_normalize
 from ddae_jax.config.downstream import check_architecture, check_size_is_known
 from ddae_jax.data.batch_augment import mixup_or_cutmix, random_erasing, smoothed_one_hot
-from ddae_jax.data.labels import labelled, with_classes
+from ddae_jax.data.labels import labelled_subset, with_classes
 from ddae_jax.data.rand_augment import rand_augment
 from ddae_jax.hooks.classification import ClassificationWatch
 from ddae_jax.jobs import cli, runner
@@ -66,7 +66,7 @@ def build_parts(config: ConfigDict, workdir: Workdir, mesh: Mesh) -> runner.Part
         what = f"the {config.data.train_split!r} split"
         train = with_classes(train, names, len(names), what=what, of="the run so far")
     test = build.checked_test(train, test, config)
-    train = labelled(train, config.data.labelled_share, config.seed)
+    train = labelled_subset(train, config.data.labelled_share, config.seed)
     schedule = build.build_schedule(config, len(train))
     program = build_program(config, schedule, runner.Data(num_classes=train.num_classes))
     task = program.method

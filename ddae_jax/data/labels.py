@@ -193,7 +193,7 @@ def validated(source: Source) -> Source:
     return source
 
 
-def labelled(source: Source, share: float = 1.0, seed: int = 0) -> Source:
+def labelled_subset(source: Source, share: float = 1.0, seed: int = 0) -> Source:
     """The examples of a source that have a label, or a share of those of each class.
 
     Of a class, `share` of its examples are drawn, rounded, but at least one; the same ones for the

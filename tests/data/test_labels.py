@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ddae_jax.data.labels import BadLabel, labelled, validated
+from ddae_jax.data.labels import BadLabel, labelled_subset, validated
 from ddae_jax.data.pipeline import Augmentation, TrainLoader, eval_batches
 from ddae_jax.data.sources import ArraySource, make_source
 
@@ -20,11 +20,11 @@ def source(labels, class_names=CLASSES):
 
 def test_all_of_the_labelled_is_the_source_itself():
     given = source([0, 1, 2, 0])
-    assert labelled(given) is given
+    assert labelled_subset(given) is given
 
 
 def test_unlabelled_images_are_left_out_and_counted(caplog):
-    found = labelled(source([0, -1, 2, -1, 1]))
+    found = labelled_subset(source([0, -1, 2, -1, 1]))
     assert [found.name(index) for index in range(len(found))] == [
         "array[0]",
         "array[2]",
@@ -39,7 +39,7 @@ def test_unlabelled_images_are_left_out_and_counted(caplog):
 )
 def test_each_class_keeps_its_share_but_at_least_one(share, counts):
     labels = [0] * 20 + [1] * 10 + [2] * 1
-    found = labelled(source(labels), share)
+    found = labelled_subset(source(labels), share)
     assert np.bincount(found.labels()).tolist() == counts
     for index in range(len(found)):
         example = found[index]
@@ -50,14 +50,14 @@ def test_each_class_keeps_its_share_but_at_least_one(share, counts):
 
 def test_the_seed_decides_which():
     labels = [0, 1, 2] * 30
-    first, again, other = (labelled(source(labels), 0.2, seed) for seed in (1, 1, 2))
+    first, again, other = (labelled_subset(source(labels), 0.2, seed) for seed in (1, 1, 2))
     assert first.fingerprint == again.fingerprint != other.fingerprint
     assert pickle.loads(pickle.dumps(first)).fingerprint == first.fingerprint
 
 
 def test_a_source_without_classes_says_what_is_needed(tmp_path):
     with pytest.raises(ValueError, match="these images have no labels; a folder needs one folder"):
-        labelled(source([0, 1], class_names=None))
+        labelled_subset(source([0, 1], class_names=None))
 
 
 class ReadForLabels(ArraySource):
@@ -76,7 +76,7 @@ def read_later(labels):
 
 
 @pytest.mark.parametrize("bad", [7, 3, -2])
-@pytest.mark.parametrize("look", [labelled, validated])
+@pytest.mark.parametrize("look", [labelled_subset, validated])
 def test_a_label_outside_the_classes_is_named_with_its_image(look, bad):
     with pytest.raises(BadLabel, match=rf"array\[2\] has label {bad}; the 3 classes are numbered"):
         look(source([0, 1, bad]))
@@ -84,7 +84,7 @@ def test_a_label_outside_the_classes_is_named_with_its_image(look, bad):
 
 @pytest.mark.parametrize("bad", [3, -2, -1])
 def test_a_bad_label_that_is_not_at_hand_is_named_when_training_reads_it(bad):
-    given = labelled(read_later([0, 1, 2, bad]))
+    given = labelled_subset(read_later([0, 1, 2, bad]))
     loader = TrainLoader(given, Augmentation((1, 1)), batch_size=4, seed=0)
     with loader, pytest.raises(BadLabel, match=rf"array\[3\] has label {bad}; the 3 classes"):
         next(loader)
