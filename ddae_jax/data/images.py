@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ddae_jax.data.broken_off import breaks_off
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.depth import LARGEST_OF_16_BITS
 from ddae_jax.data.disks import ReadFailed, is_of_one_file
@@ -31,6 +30,7 @@ from ddae_jax.data.opening import (
     open_encoded,
 )
 from ddae_jax.data.tiff import NEEDS_A_PACKAGE
+from ddae_jax.data.truncation import breaks_off
 
 _log = logging.getLogger(__name__)
 
