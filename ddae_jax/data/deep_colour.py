@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
-from ddae_jax.data.depth import LARGEST_OF_16_BITS, DeepImage
+from ddae_jax.data.bit_depth import LARGEST_OF_16_BITS, DeepImage
 
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 """By how Pillow calls an order of bytes: the order that has the other byte where it looks."""
@@ -34,7 +34,7 @@ class DeepFile:
 
     **Arguments:**
 
-    - `mode`: what its channels are; see `ddae_jax.data.depth.DeepImage`.
+    - `mode`: what its channels are; see `ddae_jax.data.bit_depth.DeepImage`.
     - `read`: decodes it.
     - `is_plain`: whether Pillow's own 8 bits are those of values of all 16 bits, and no more than
         a rounding away from what is read here.

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ddae_jax.data.bit_depth import LARGEST_OF_16_BITS
 from ddae_jax.data.channels import Channels
-from ddae_jax.data.depth import LARGEST_OF_16_BITS
 from ddae_jax.data.disks import ReadFailed, is_of_one_file
 from ddae_jax.data.files import (
     DAMAGED,

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from ddae_jax.data.arrays import START_OF_NPY, START_OF_ZIP, ArrayFile
+from ddae_jax.data.bit_depth import scaled_to_eight_bits
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.deep_colour import deep_file
-from ddae_jax.data.depth import scaled_to_eight_bits
 from ddae_jax.data.files import NOT_READ, Refused
 from ddae_jax.data.images import (
     MORE_PIXELS,
@@ -40,7 +40,7 @@ _OTHER_SHAPE = "of other channels than data.channels"
 class _Array(NamedTuple):
     """The shape of an array, by the header alone, and what loads its values.
 
-    For `white` and `no_value`, see `ddae_jax.data.depth.DeepImage`.
+    For `white` and `no_value`, see `ddae_jax.data.bit_depth.DeepImage`.
     """
 
     shape: tuple[int, ...]

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Num
 from PIL import Image
 
+from ddae_jax.data.bit_depth import DeepImage
 from ddae_jax.data.deep_colour import no_value_of
-from ddae_jax.data.depth import DeepImage
 from ddae_jax.data.files import DAMAGED, NOT_READ, Refused
 from ddae_jax.data.tiff_segments import check_segments
 

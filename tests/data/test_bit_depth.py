@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddae_jax.data import once
-from ddae_jax.data.depth import DeepImage, scaled_to_eight_bits
+from ddae_jax.data.bit_depth import DeepImage, scaled_to_eight_bits
 
 RAMP = np.linspace(0, 1, 4097)
 
