@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddae_jax.data.arrays import START_OF_NPY, START_OF_ZIP, ArrayFile
 from ddae_jax.data.bit_depth import scaled_to_eight_bits
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.deep_colour import deep_file
@@ -21,6 +20,7 @@ from ddae_jax.data.images import (
     naming_corruption,
     tell_of_more_images,
 )
+from ddae_jax.data.numpy_files import START_OF_NPY, START_OF_ZIP, ArrayFile
 from ddae_jax.data.opening import open_by_pillow
 from ddae_jax.data.tiff import (
     STARTS_OF_TIFF,

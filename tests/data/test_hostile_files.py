@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddae_jax.data import arrays
+from ddae_jax.data import numpy_files
 from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
 from ddae_jax.data.stacks import StackedImage
@@ -140,7 +140,7 @@ class TestMemory:
         values = np.asfortranarray(np.arange(200_000, dtype=np.uint32).reshape(200, 200, 5))
         file = io.BytesIO()
         np.savez_compressed(file, image=values)
-        array = arrays.ArrayFile(file.getvalue())
+        array = numpy_files.ArrayFile(file.getvalue())
         np.testing.assert_array_equal(array.read(), values)
 
     def test_other_compressions_of_zip_are_refused(self):
@@ -175,7 +175,7 @@ class TestHeaders:
         def fail(*_):
             raise MemoryError("Unable to allocate 1 GiB")
 
-        monkeypatch.setattr(arrays.ArrayFile, "read", fail)
+        monkeypatch.setattr(numpy_files.ArrayFile, "read", fail)
         content = npy(described("'|u1'"), bytes(80))
         with pytest.raises(NoMemoryLeft, match=r"no memory is left \(Unable .*: lower data\.num_"):
             pixels(content, 5)
