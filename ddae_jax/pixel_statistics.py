@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from ddae_jax.builders import build
 from ddae_jax.config.checks import check_config
-from ddae_jax.data.statistics import pixel_statistics
+from ddae_jax.data.pixel_statistics import pixel_statistics
 from ddae_jax.jobs import cli
 
 _LEAST_STD = 0.001  # what data.std may be: a channel that is the same everywhere would have 0
