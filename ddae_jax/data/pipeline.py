@@ -30,8 +30,8 @@ from ddae_jax.data.images import (
     to_image,
     to_pixels,
 )
-from ddae_jax.data.sizes import check_size, one_size
 from ddae_jax.data.sources import ExampleSource, Source, reading_threads
+from ddae_jax.data.uniform_size import check_size, one_size
 from ddae_jax.data.view import USUAL_VIEW, View
 from ddae_jax.data.waiting import InBackground
 

@@ -23,8 +23,8 @@ from ddae_jax.data.pipeline import (
     eval_batches,
     log_corrupt,
 )
-from ddae_jax.data.sizes import OddSize
 from ddae_jax.data.sources import ArraySource, make_source
+from ddae_jax.data.uniform_size import OddSize
 from ddae_jax.data.view import USUAL_VIEW
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data.sizes import OddSize, one_size
 from ddae_jax.data.sources import ArraySource, FolderSource, make_source
+from ddae_jax.data.uniform_size import OddSize, one_size
 
 
 @pytest.fixture
