@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Num, UInt8
 from PIL import Image
 
-from ddae_jax.data.once import warn_once
+from ddae_jax.data.warn_once import warn_once
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from ddae_jax.data.files import (
     Refused,
 )
 from ddae_jax.data.header_sizes import webp_size
-from ddae_jax.data.once import is_told, warn_once
 from ddae_jax.data.opening import (
     DAMAGED_OR_NOT_READ,
     NO_IMAGE,
@@ -31,6 +30,7 @@ from ddae_jax.data.opening import (
 )
 from ddae_jax.data.tiff import NEEDS_A_PACKAGE
 from ddae_jax.data.truncation import breaks_off
+from ddae_jax.data.warn_once import is_told, warn_once
 
 _log = logging.getLogger(__name__)
 

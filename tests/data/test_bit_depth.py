@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddae_jax.data import once
+from ddae_jax.data import warn_once
 from ddae_jax.data.bit_depth import DeepImage, scaled_to_eight_bits
 
 RAMP = np.linspace(0, 1, 4097)
@@ -11,7 +11,7 @@ RAMP = np.linspace(0, 1, 4097)
 
 @pytest.fixture(autouse=True)
 def untold(monkeypatch):
-    monkeypatch.setattr(once, "_told", set())
+    monkeypatch.setattr(warn_once, "_told", set())
 
 
 def scaled(values, max_value=0.0, **header):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddae_jax.data import folder as folder_module
-from ddae_jax.data import once
+from ddae_jax.data import warn_once
 from ddae_jax.data.folder import scan
 from ddae_jax.data.sources import make_source
 
@@ -160,7 +160,7 @@ class TestRuns:
 class TestPages:
     @pytest.fixture(autouse=True)
     def nothing_told(self, monkeypatch):
-        monkeypatch.setattr(once, "_told", set())
+        monkeypatch.setattr(warn_once, "_told", set())
 
     def pages(self, path: Path, count: int = 3, **options) -> None:
         first, *others = (Image.fromarray(np.full((8, 8), 99 * n, np.uint8)) for n in range(count))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import disks, once
+from ddae_jax.data import disks, warn_once
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.header_sizes import webp_size
 from ddae_jax.data.images import CAUSES, CorruptImage
@@ -185,7 +185,7 @@ class TestDecoding:
         assert source[1]["image"][0, :, 0].tolist() == [0, 128, 255]
 
     def test_scaling_is_told_once(self, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr(once, "_told", set())
+        monkeypatch.setattr(warn_once, "_told", set())
         path = tmp_path / "a.png"
         save(Image.fromarray(np.array([[0, 4000]], np.uint16)), path)
         decoded(path)

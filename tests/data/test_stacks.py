@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddae_jax.data import once
+from ddae_jax.data import warn_once
 from ddae_jax.data.augment import crop_and_resize, random_resized_crop
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.images import CAUSES, CorruptImage
@@ -47,7 +47,7 @@ class TestReading:
         assert source.image_size == (6, 7)
 
     def test_more_bits_are_scaled_alike_in_all_channels(self, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr(once, "_told", set())
+        monkeypatch.setattr(warn_once, "_told", set())
         values = noise(4, 4, 5, dtype=np.uint16, most=10_001)
         values[0, 0, 2] = 10_000
         np.save(tmp_path / "a.npy", values)
