@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from PIL import Image
 
 from ddae_jax.data import augment, workers
+from ddae_jax.data.background_iterator import InBackground
 from ddae_jax.data.images import (
     CAUSES,
     NO_LABEL,
@@ -33,7 +34,6 @@ from ddae_jax.data.images import (
 from ddae_jax.data.sources import ExampleSource, Source, reading_threads
 from ddae_jax.data.uniform_size import check_size, one_size
 from ddae_jax.data.view import USUAL_VIEW, View
-from ddae_jax.data.waiting import InBackground
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100

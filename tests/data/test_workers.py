@@ -20,12 +20,12 @@ from ddae_jax.data.workers import WorkerLost, check_shared_memory, explained
 PROGRAM = """
 import signal, sys
 import numpy as np
-from ddae_jax.data import waiting
+from ddae_jax.data import background_iterator
 from ddae_jax.data.pipeline import Augmentation, TrainLoader
 from ddae_jax.data.sources import make_source
 
 if __name__ == "__main__":
-    waiting._CLOSE_S = 2.0  # where users may wait longer
+    background_iterator._CLOSE_S = 2.0  # where users may wait longer
     signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
     signal.signal(signal.SIGINT, lambda *_: print("asked", flush=True))
     source = make_source("digits", channels=1)

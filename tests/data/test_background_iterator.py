@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ddae_jax.data import waiting
-from ddae_jax.data.waiting import InBackground
+from ddae_jax.data import background_iterator
+from ddae_jax.data.background_iterator import InBackground
 
 NEVER = lambda: False  # noqa: E731
 AT_ONCE = lambda: True  # noqa: E731
@@ -66,8 +66,8 @@ def test_what_reading_raises_is_raised():
 
 def test_a_long_wait_is_told_less_and_less_often(gate, caplog, monkeypatch):
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(waiting, "_LONG_WAIT_S", 0.15)
-    monkeypatch.setattr(waiting, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(background_iterator, "_LONG_WAIT_S", 0.15)
+    monkeypatch.setattr(background_iterator, "_LOOK_EVERY_S", 0.01)
     background = InBackground(lambda: numbers(gate, closed_at=0), lambda items: None)
     began = time.monotonic()
     assert background.next_unless(lambda: time.monotonic() - began > 0.5) is None
@@ -78,7 +78,7 @@ def test_a_long_wait_is_told_less_and_less_often(gate, caplog, monkeypatch):
 
 
 def test_closing_does_not_wait_for_what_hangs(gate, monkeypatch):
-    monkeypatch.setattr(waiting, "_KILLED_S", 0.1)
+    monkeypatch.setattr(background_iterator, "_KILLED_S", 0.1)
     background = InBackground(lambda: numbers(gate, closed_at=0), lambda items: gate.wait())
     assert background.next_unless(AT_ONCE) is None
     began = time.monotonic()
