@@ -21,7 +21,7 @@ _CLOSE_S, _KILLED_S = 20.0, 3.0
 _Item = TypeVar("_Item")
 
 
-class InBackground(Generic[_Item]):
+class BackgroundIterator(Generic[_Item]):
     """An iterator that is read in a thread of its own, so that one may give up waiting for it.
 
     Nothing is read before it is asked for, and signals are left to the other threads.

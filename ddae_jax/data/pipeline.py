@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from PIL import Image
 
 from ddae_jax.data import augment, workers
-from ddae_jax.data.background_iterator import InBackground
+from ddae_jax.data.background_iterator import BackgroundIterator
 from ddae_jax.data.images import (
     CAUSES,
     NO_LABEL,
@@ -221,7 +221,7 @@ class TrainLoader:
         self._unite = unite
         self._step = 0
         self._corrupt: dict[int, int] = {}  # from the index to that of the cause
-        self._batches: InBackground[Batch] | None = None
+        self._batches: BackgroundIterator[Batch] | None = None
         self._is_closed = False
         batch_bytes = self._batch_size * augmentation.num_bytes(self._image_size, source.channels)
         if problem := workers.check_shared_memory(num_workers, batch_bytes):
@@ -242,7 +242,9 @@ class TrainLoader:
             raise ValueError("this loader is closed")
         if self._batches is None:
             dataset = self._dataset_from(self._step)
-            self._batches = InBackground(lambda: iter(dataset), lambda batches: batches.close())
+            self._batches = BackgroundIterator(
+                lambda: iter(dataset), lambda batches: batches.close()
+            )
         try:
             batch = self._batches.next_unless(is_over)
         except Exception as error:
