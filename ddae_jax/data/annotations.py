@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from ddae_jax.data.deep_colour import raw_mode
-from ddae_jax.data.folder import some_of
+from ddae_jax.data.folder_scan import some_of
 from ddae_jax.data.images import LazyImage, naming_corruption
 from ddae_jax.data.opening import open_by_pillow
 

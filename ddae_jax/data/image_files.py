@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from ddae_jax.data.files import read_bytes
-from ddae_jax.data.folder import contents, image_suffixes, scan
+from ddae_jax.data.folder_scan import contents, image_suffixes, scan
 from ddae_jax.data.images import Decoding, EncodedImage, LazyImage
 from ddae_jax.data.stacks import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, StackedImage
 from ddae_jax.data.tiff import MANY_CHANNELS, import_tifffile
@@ -36,7 +36,7 @@ class OpenImage:
 
 
 class ImageFiles(NamedTuple):
-    """Image files of a folder; see `ddae_jax.data.folder.scan` for paths, labels and names."""
+    """Image files of a folder; see `ddae_jax.data.folder_scan.scan` for paths, labels and names."""
 
     paths: list[bytes]
     labels: Int32[np.ndarray, " example"]
@@ -48,7 +48,7 @@ def find_images(root: Path, decoding: Decoding, keeps_links: bool = False) -> Im
     """Looks for files of images or, of other than 1 or 3 channels, of arrays; else for the others.
 
     Files of arrays beside images are no images, and images beside arrays are previews. For
-    `keeps_links` see `ddae_jax.data.folder.scan`. Raises `ValueError` if there is neither, if the
+    `keeps_links` see `ddae_jax.data.folder_scan.scan`. Raises `ValueError` if there is neither, if the
     folder is that of a run, or if what reads such TIFF files is not installed.
     """
     kinds = [image_suffixes(), ARRAY_SUFFIXES]

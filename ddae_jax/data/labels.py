@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ddae_jax.data.folder import some_of
+from ddae_jax.data.folder_scan import some_of
 from ddae_jax.data.images import NO_LABEL, Example, LazyImage
 from ddae_jax.data.sources import Source, nearest
 

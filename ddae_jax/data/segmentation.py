@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypedDict
 
 from ddae_jax.data.annotations import LabelRule, Labels, LazyAnnotation, check_same_size
 from ddae_jax.data.files import read_bytes
-from ddae_jax.data.folder import contents, scan, some_of
+from ddae_jax.data.folder_scan import contents, scan, some_of
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import Decoding, LazyImage, Pixels
 from ddae_jax.data.sources import ExampleSource, TfdsSource, check_channels, nearest

@@ -438,7 +438,7 @@ class FolderSource(_IndexedSource):
     """A tree of image files, in the order of their sorted paths.
 
     `data_dir/split` is read if it is a folder, else `data_dir` itself as "train". Which files those
-    are, and their labels, `ddae_jax.data.folder.scan` says. See `make_source` for arguments and
+    are, and their labels, `ddae_jax.data.folder_scan.scan` says. See `make_source` for arguments and
     errors.
     """
 

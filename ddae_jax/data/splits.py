@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ddae_jax.data.folder import SYSTEM_FOLDERS, contents, folder_names, is_run, some_of
 from ddae_jax.data.folder_names import (
     TEST,
     TRAIN,
@@ -18,6 +17,7 @@ from ddae_jax.data.folder_names import (
     parts_of_a_set,
     split_called,
 )
+from ddae_jax.data.folder_scan import SYSTEM_FOLDERS, contents, folder_names, is_run, some_of
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddae_jax.data import disks, sources
 from ddae_jax.data.disks import ReadFailed, patiently
-from ddae_jax.data.folder import scan
+from ddae_jax.data.folder_scan import scan
 from ddae_jax.data.sources import make_source
 
 

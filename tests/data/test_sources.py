@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ddae_jax.data import sources
-from ddae_jax.data.folder import image_suffixes
+from ddae_jax.data.folder_scan import image_suffixes
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.sources import (
     ArraySource,

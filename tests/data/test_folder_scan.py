@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import folder as folder_module
-from ddae_jax.data import warn_once
-from ddae_jax.data.folder import scan
+from ddae_jax.data import folder_scan, warn_once
+from ddae_jax.data.folder_scan import scan
 from ddae_jax.data.sources import make_source
 
 
@@ -93,7 +92,7 @@ class TestLinks:
     ):
         for name in ("a.png", "b.png", "c.png"):
             save(tmp_path / name)
-        add = folder_module._Found.add
+        add = folder_scan._Found.add
 
         class Listed:
             def __init__(self, entry):
@@ -108,7 +107,7 @@ class TestLinks:
         def added(found, path, top, entry, *rest):
             add(found, path, top, Listed(entry), *rest)
 
-        monkeypatch.setattr(folder_module._Found, "add", added)
+        monkeypatch.setattr(folder_scan._Found, "add", added)
         assert len(names(tmp_path)) == 3
 
     def test_a_link_to_what_the_split_lies_in_brings_no_other_split_in(self, tmp_path, told):
