@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from ddae_jax.data.array_images import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, StackedImage
 from ddae_jax.data.files import read_bytes
 from ddae_jax.data.folder_scan import contents, image_suffixes, scan
 from ddae_jax.data.images import Decoding, EncodedImage, LazyImage
-from ddae_jax.data.stacks import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, StackedImage
 from ddae_jax.data.tiff import MANY_CHANNELS, import_tifffile
 
 

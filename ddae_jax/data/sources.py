@@ -106,7 +106,7 @@ def make_source(
     - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder of images.
     - `split`: "train", "test", ...; for TFDS also a slice such as "train[:80%]".
     - `channels`: 1 (grey) or 3 (RGB) of every decoded image; of a folder of arrays, of TIFF with
-      many bands, any number, see `ddae_jax.data.stacks`.
+      many bands, any number, see `ddae_jax.data.array_images`.
     - `max_pixels`, `max_value`: see `ddae_jax.data.images.Decoding`.
 
     Raises `ValueError` for an unknown source, name or split, for other `channels`, and for a folder

@@ -9,9 +9,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ddae_jax.data.array_images import StackedImage
 from ddae_jax.data.deep_colour import deep_file
 from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
-from ddae_jax.data.stacks import StackedImage
 
 
 def png_of_16_bits(values, transparent=()):

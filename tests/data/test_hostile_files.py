@@ -16,9 +16,9 @@ import tifffile
 from PIL import Image
 
 from ddae_jax.data import numpy_files
+from ddae_jax.data.array_images import StackedImage
 from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
-from ddae_jax.data.stacks import StackedImage
 
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 NEEDS_LITTLE = 100 * 1024  # KiB

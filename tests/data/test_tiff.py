@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ddae_jax.data.array_images import StackedImage
 from ddae_jax.data.images import CAUSES, CorruptImage, Decoding, EncodedImage
-from ddae_jax.data.stacks import StackedImage
 
 
 def tiff(values, photometric="rgb", **options):
