@@ -49,7 +49,7 @@ class _Array(NamedTuple):
     no_value: float | None = None
 
 
-class StackedImage:
+class ArrayImage:
     """A file whose array has a height, a width and `decoding.channels` channels, first or last.
 
     A shape in which both could be the channels is taken to have them last. Values of 8 bits are

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from ddae_jax.data.array_images import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, StackedImage
+from ddae_jax.data.array_images import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, ArrayImage
 from ddae_jax.data.files import read_bytes
 from ddae_jax.data.folder_scan import contents, image_suffixes, scan
 from ddae_jax.data.images import Decoding, EncodedImage, LazyImage
@@ -31,7 +31,7 @@ class OpenImage:
 
     def __call__(self, path: bytes) -> LazyImage:
         read = functools.partial(read_bytes, path, self.decoding.max_bytes)
-        kind = StackedImage if self.holds_array else EncodedImage
+        kind = ArrayImage if self.holds_array else EncodedImage
         return kind(read, os.fsdecode(path), self.decoding)
 
 

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddae_jax.data.array_images import StackedImage
+from ddae_jax.data.array_images import ArrayImage
 from ddae_jax.data.deep_colour import deep_file
 from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
 
@@ -133,14 +133,14 @@ def test_they_are_found_after_the_size_was_asked_for():
 def test_bands_that_are_channels_keep_them_too():
     values = noise(5, 4, 4)
     encoded = png_of_16_bits(values)
-    image = StackedImage(lambda: encoded, "an image", Decoding(4, max_value=4095))
+    image = ArrayImage(lambda: encoded, "an image", Decoding(4, max_value=4095))
     np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
 
 
 def test_grey_and_opacity_are_two_channels_as_those_of_8_bits_are():
     values = noise(5, 4, 2)
     encoded = png_of_16_bits(values)
-    image = StackedImage(lambda: encoded, "an image", Decoding(2, max_value=4095))
+    image = ArrayImage(lambda: encoded, "an image", Decoding(2, max_value=4095))
     np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
 
 

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from ddae_jax.data import numpy_files
-from ddae_jax.data.array_images import StackedImage
+from ddae_jax.data.array_images import ArrayImage
 from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
 
@@ -51,7 +51,7 @@ def encoded(format, **options):
 
 
 def pixels(content, channels=3):
-    kind = EncodedImage if channels == 3 else StackedImage
+    kind = EncodedImage if channels == 3 else ArrayImage
     return kind(lambda: content, "it", Decoding(channels)).pixels()
 
 

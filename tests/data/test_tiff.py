@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddae_jax.data.array_images import StackedImage
+from ddae_jax.data.array_images import ArrayImage
 from ddae_jax.data.images import CAUSES, CorruptImage, Decoding, EncodedImage
 
 
@@ -165,7 +165,7 @@ def test_what_gdal_says_to_be_no_value_is_black():
     colours = planar(np.repeat(values[..., None], 3, axis=-1), extratags=tags)
     assert decoded(colours)[0, :, 0].tolist() == [0, 125, 255, 0]
     bands = tiff(np.repeat(values[None], 5, axis=0), "minisblack", extratags=tags)
-    stack = StackedImage(lambda: bands, "an image", Decoding(5))
+    stack = ArrayImage(lambda: bands, "an image", Decoding(5))
     assert stack.pixels()[0, :, 0].tolist() == [0, 125, 255, 0]
 
 
