@@ -48,8 +48,8 @@ def find_images(root: Path, decoding: Decoding, keeps_links: bool = False) -> Im
     """Looks for files of images or, of other than 1 or 3 channels, of arrays; else for the others.
 
     Files of arrays beside images are no images, and images beside arrays are previews. For
-    `keeps_links` see `ddae_jax.data.folder_scan.scan`. Raises `ValueError` if there is neither, if the
-    folder is that of a run, or if what reads such TIFF files is not installed.
+    `keeps_links` see `ddae_jax.data.folder_scan.scan`. Raises `ValueError` if there is neither, if
+    the folder is that of a run, or if what reads such TIFF files is not installed.
     """
     kinds = [image_suffixes(), ARRAY_SUFFIXES]
     if decoding.holds_arrays:

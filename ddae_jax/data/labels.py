@@ -11,7 +11,8 @@ from jaxtyping import Int
 
 from ddae_jax.data.folder_scan import some_of
 from ddae_jax.data.images import NO_LABEL, Example, LazyImage
-from ddae_jax.data.sources import Source, nearest
+from ddae_jax.data.sources import Source
+from ddae_jax.suggestions import did_you_mean
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def with_classes(
     if unknown:
         raise ValueError(
             f"{what} has classes that {of} does not have: {some_of(unknown)}"
-            f"{nearest(unknown[0], class_names)}. Labels are matched by the names of classes"
+            f"{did_you_mean(unknown[0], class_names)}. Labels are matched by the names of classes"
         )
     missing = [name for name in class_names if name not in set(ours)]
     if missing:

@@ -17,8 +17,9 @@ from ddae_jax.data.files import read_bytes
 from ddae_jax.data.folder_scan import contents, scan, some_of
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import Decoding, LazyImage, Pixels
-from ddae_jax.data.sources import ExampleSource, TfdsSource, check_channels, nearest
+from ddae_jax.data.sources import ExampleSource, TfdsSource, check_channels
 from ddae_jax.data.splits import split_hint
+from ddae_jax.suggestions import did_you_mean
 
 PAIR_SOURCE_KINDS = ("folder", "tfds")
 
@@ -95,7 +96,7 @@ def make_pair_source(
         case "tfds":
             return TfdsPairs(name, data_dir, split, decoding, rule, names)
     raise ValueError(
-        f"source={source!r} is unknown{nearest(source, PAIR_SOURCE_KINDS)}; "
+        f"source={source!r} is unknown{did_you_mean(source, PAIR_SOURCE_KINDS)}; "
         f"known are {', '.join(PAIR_SOURCE_KINDS)}"
     )
 

@@ -5,7 +5,6 @@ not decoded yet (`Source.open`): whoever needs a small crop of a big JPEG can de
 """
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import logging
@@ -33,6 +32,7 @@ from ddae_jax.data.images import (
     LazyImage,
 )
 from ddae_jax.data.splits import split_folder, warn_of_parts
+from ddae_jax.suggestions import did_you_mean
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def make_source(
         case "folder":
             return FolderSource(data_dir, split, decoding)
     raise ValueError(
-        f"source={source!r} is unknown{nearest(source, SOURCE_KINDS)}; "
+        f"source={source!r} is unknown{did_you_mean(source, SOURCE_KINDS)}; "
         f"known are {', '.join(SOURCE_KINDS)}"
     )
 
@@ -280,7 +280,7 @@ def digits_source(split: str, channels: int) -> ArraySource:
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
-        raise ValueError(f"digits has no split {split!r}{nearest(split, ('train', 'test'))}")
+        raise ValueError(f"digits has no split {split!r}{did_you_mean(split, ('train', 'test'))}")
     digits = load_digits()
     rank_in_class = np.zeros(len(digits.target), int)
     for digit in range(10):
@@ -371,8 +371,8 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise ValueError(
-            f"TFDS knows no dataset {name!r}{nearest(name, known)}; for images of your own use "
-            "source='folder'"
+            f"TFDS knows no dataset {name!r}{did_you_mean(name, known)}; for images of your own "
+            "use source='folder'"
         ) from None
     except ValueError as error:
         raise ValueError(
@@ -428,8 +428,8 @@ def _record_reader(builder: Any, split: str) -> Any:
     available = tuple(builder.info.splits)
     if split.split("[")[0] not in available:
         raise ValueError(
-            f"TFDS dataset {builder.name!r} has no split {split!r}{nearest(split, available)}; "
-            f"it has {', '.join(available)}"
+            f"TFDS dataset {builder.name!r} has no split {split!r}"
+            f"{did_you_mean(split, available)}; it has {', '.join(available)}"
         )
     return builder.as_data_source(split=split).data_source
 
@@ -438,8 +438,8 @@ class FolderSource(_IndexedSource):
     """A tree of image files, in the order of their sorted paths.
 
     `data_dir/split` is read if it is a folder, else `data_dir` itself as "train". Which files those
-    are, and their labels, `ddae_jax.data.folder_scan.scan` says. See `make_source` for arguments and
-    errors.
+    are, and their labels, `ddae_jax.data.folder_scan.scan` says. See `make_source` for arguments
+    and errors.
     """
 
     has_labels_at_hand = True
@@ -494,9 +494,3 @@ class FolderSource(_IndexedSource):
     def _path(self, index: int) -> bytes:
         start = self._ends[index - 1] if index else 0
         return os.path.join(self._root, self._paths[start : self._ends[index]].tobytes())
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for an error message: "; did you mean 'cifar10'?", or nothing."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
