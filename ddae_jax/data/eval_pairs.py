@@ -18,7 +18,7 @@ from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import Batch, log_corrupt
 from ddae_jax.data.readable import check_any_decodes
 from ddae_jax.data.segmentation import PairSource, decode_pair
-from ddae_jax.data.sources import reading_threads
+from ddae_jax.data.threads import reading_threads
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ddae_jax.data.annotations import IGNORED, Labels, LazyAnnotation, check_sam
 from ddae_jax.data.augment import crop_and_resize
 from ddae_jax.data.images import LazyImage, Pixels
 from ddae_jax.data.pipeline import Batch, MakeRng
-from ddae_jax.data.sources import ExampleSource
+from ddae_jax.data.source_base import ExampleSource
 
 _TRIES = 10
 # Pillow's hues: a whole turn is 255 steps, and 0 and 255 are both red.

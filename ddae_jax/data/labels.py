@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from ddae_jax.data.folder_scan import some_of
 from ddae_jax.data.images import NO_LABEL, Example, LazyImage
-from ddae_jax.data.sources import Source
+from ddae_jax.data.source_base import Source
 from ddae_jax.suggestions import did_you_mean
 
 _log = logging.getLogger(__name__)

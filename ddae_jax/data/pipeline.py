@@ -31,7 +31,8 @@ from ddae_jax.data.images import (
     to_image,
     to_pixels,
 )
-from ddae_jax.data.sources import ExampleSource, Source, reading_threads
+from ddae_jax.data.source_base import ExampleSource, Source
+from ddae_jax.data.threads import reading_threads
 from ddae_jax.data.uniform_size import check_size, one_size
 from ddae_jax.data.view import USUAL_VIEW, View
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.sources import Source, all_cancelled_after, reading_threads
+from ddae_jax.data.source_base import Source
+from ddae_jax.data.threads import all_cancelled_after, reading_threads
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.sources import Source
+from ddae_jax.data.source_base import Source
 
 _SOME = 3
 

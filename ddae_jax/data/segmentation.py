@@ -17,8 +17,10 @@ from ddae_jax.data.files import read_bytes
 from ddae_jax.data.folder_scan import contents, scan, some_of
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import Decoding, LazyImage, Pixels
-from ddae_jax.data.sources import ExampleSource, TfdsSource, check_channels
+from ddae_jax.data.source_base import ExampleSource
+from ddae_jax.data.sources import check_channels
 from ddae_jax.data.splits import split_hint
+from ddae_jax.data.tfds_source import TfdsSource
 from ddae_jax.suggestions import did_you_mean
 
 PAIR_SOURCE_KINDS = ("folder", "tfds")

@@ -4,13 +4,10 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from ddae_jax.data.folder_source import FolderSource
 from ddae_jax.data.images import CorruptImage, LazyImage
-from ddae_jax.data.sources import (
-    ExampleSource,
-    FolderSource,
-    all_cancelled_after,
-    reading_threads,
-)
+from ddae_jax.data.source_base import ExampleSource
+from ddae_jax.data.threads import all_cancelled_after, reading_threads
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from absl import flags as absl_flags
 
 from ddae_jax.builders import build
 from ddae_jax.builders.pretrained import restore_encoder
-from ddae_jax.data.sources import Source, make_source
+from ddae_jax.data.source_base import Source
+from ddae_jax.data.sources import make_source
 from ddae_jax.evaluation.embeddings import Embedded, write_embeddings, writes_to
 from ddae_jax.evaluation.features import encoded_batches
 from ddae_jax.evaluators.run_folder import Run, open_run, where_the_data_is

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.builders import build
 from ddae_jax.builders.networks import build_normalize
-from ddae_jax.data.sources import Source
+from ddae_jax.data.source_base import Source
 from ddae_jax.evaluation.classification import Scores, make_count, score
 from ddae_jax.figures.confusion import CAPTION, confusion_figure, worst_classes
 from ddae_jax.figures.metrics import CAPTIONS, accuracy_figure

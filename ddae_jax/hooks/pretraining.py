@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ddae_jax.builders import build
 from ddae_jax.builders.networks import build_normalize, untrained_encoder_params
 from ddae_jax.config import to_plain
-from ddae_jax.data.sources import Source
+from ddae_jax.data.source_base import Source
 from ddae_jax.evaluation.features import Encode
 from ddae_jax.evaluation.labelled_images import LabelledImages
 from ddae_jax.figures import metrics as metric_figures

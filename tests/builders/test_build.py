@@ -7,7 +7,7 @@ from PIL import Image
 from ddae_jax import pretrain
 from ddae_jax.builders import build
 from ddae_jax.config import pretrain_defaults
-from ddae_jax.data.sources import ArraySource
+from ddae_jax.data.array_source import ArraySource
 from ddae_jax.data.view import View
 from ddae_jax.models import vit
 from ddae_jax.training.sharding import make_mesh

@@ -8,10 +8,11 @@ import pickle
 import pytest
 from PIL import Image
 
-from ddae_jax.data import disks, sources
+from ddae_jax.data import disks
 from ddae_jax.data.disks import ReadFailed, patiently
 from ddae_jax.data.folder_scan import scan
 from ddae_jax.data.sources import make_source
+from ddae_jax.data.tfds_source import TfdsSource
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def test_records_that_cannot_be_read_are_named():
         def __getitems__(self, indices):
             raise RuntimeError("Input/output error; reading tiny-train.array_record")
 
-    source = object.__new__(sources.TfdsSource)
+    source = object.__new__(TfdsSource)
     source._records, source._full_name, source._title = Records(), "tiny/1.0.0", "tiny/train"
     expected = (
         r"^tiny/1\.0\.0, tiny/train\[3, 4\] cannot be read: Input/output error; reading tiny-"

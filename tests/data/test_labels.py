@@ -5,9 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
+from ddae_jax.data.array_source import ArraySource
 from ddae_jax.data.labels import BadLabel, labelled_subset, validated
 from ddae_jax.data.pipeline import Augmentation, TrainLoader, eval_batches
-from ddae_jax.data.sources import ArraySource, make_source
+from ddae_jax.data.sources import make_source
 
 CLASSES = ("a", "b", "c")
 

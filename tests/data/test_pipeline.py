@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ddae_jax.data import pipeline
+from ddae_jax.data.array_source import ArraySource
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.pipeline import (
     Augmentation,
@@ -23,7 +24,7 @@ from ddae_jax.data.pipeline import (
     eval_batches,
     log_corrupt,
 )
-from ddae_jax.data.sources import ArraySource, make_source
+from ddae_jax.data.sources import make_source
 from ddae_jax.data.uniform_size import OddSize
 from ddae_jax.data.view import USUAL_VIEW
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data.sources import ArraySource, FolderSource, make_source
+from ddae_jax.data.array_source import ArraySource
+from ddae_jax.data.folder_source import FolderSource
+from ddae_jax.data.sources import make_source
 from ddae_jax.data.uniform_size import OddSize, one_size
 
 
