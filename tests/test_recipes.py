@@ -17,7 +17,7 @@ from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.recipes import RECIPES, departures, use_recipe
 from ddae_jax.config.schema import EARLIER_DEFAULTS, flatten
 from ddae_jax.config.values import contradictions, take_stored
-from ddae_jax.data.pipeline import eval_batches
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.jobs import cli
 from ddae_jax.methods import METHODS

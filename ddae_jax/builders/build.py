@@ -20,20 +20,15 @@ from ddae_jax.builders.networks import (
 from ddae_jax.builders.pretrained import load_teacher, load_tokenizer
 from ddae_jax.config.pretraining import mask_unit
 from ddae_jax.data.array_source import in_memory
-from ddae_jax.data.augment import augment_on_device
+from ddae_jax.data.augment import Augmentation, Transform, augment_on_device
+from ddae_jax.data.batches import Batch, batches_per_epoch
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.labels import validated, with_classes
-from ddae_jax.data.pipeline import (
-    Augmentation,
-    Batch,
-    TrainLoader,
-    Transform,
-    batches_per_epoch,
-    eval_batches,
-)
 from ddae_jax.data.readable import check_any_is_readable
 from ddae_jax.data.source_base import Source
 from ddae_jax.data.sources import make_source
 from ddae_jax.data.splits import warn_of_shared_examples
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.data.view import USUAL_SHARE, View
 from ddae_jax.evaluation.features import Encode, make_encode
 from ddae_jax.evaluation.knn import knn_predict

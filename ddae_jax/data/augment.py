@@ -8,7 +8,8 @@ around the box where the image has them.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from PIL import Image
 
+from ddae_jax.data.batches import Batch
 from ddae_jax.data.channels import Channels
-from ddae_jax.data.images import LazyImage, Pixels, to_pixels
+from ddae_jax.data.images import LazyImage, Pixels, to_image, to_pixels
+from ddae_jax.data.source_base import ExampleSource
+from ddae_jax.data.uniform_size import one_size
 
 _TRIES = 10
+
+Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
+MakeRng = Callable[[], np.random.Generator]
+"""Makes an example's own stream of randomness, which costs as much as opening a small image."""
 
 
 class Box(NamedTuple):
@@ -143,6 +151,84 @@ def _decode(
     image: Image.Image | Channels | LazyImage, reduction: int = 1
 ) -> Image.Image | Channels:
     return image if isinstance(image, Image.Image | Channels) else image.decode(reduction)
+
+
+# ---- of a training example
+
+
+class Augment(Protocol):
+    """What makes a training example of one that a source has opened; it travels to workers."""
+
+    def size_of(self, source: ExampleSource) -> tuple[int, int]:
+        """(height, width) of every image that it makes of the source's.
+
+        Raises `ValueError` if they would differ.
+        """
+
+    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
+        """Bytes of one example, of an image of (height, width) and so many channels."""
+
+    def __call__(self, opened: Any, make_rng: MakeRng) -> Batch:
+        """The arrays of one example, among them "image". Raises `CorruptImage`."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random resized crop and flip, and where they happen: an `Augment` of labelled images.
+
+    **Arguments:**
+
+    - `image_size`: (height, width) that the model sees, pixels.
+    - `crop_scale`: range of the crop's share of the image's area.
+    - `crop_ratio`: range of the crop's width / height.
+    - `flip`: whether half of the crops are mirrored left to right.
+    - `transform`: what else is done to each crop on the host, `(image, rng) -> image`; it travels
+      to worker processes.
+    - `augment_in`: "workers" crops on the host; with "device" the loader hands out the source's
+      images as they are, and the training step calls `augment_on_device`.
+
+    Raises `ValueError` for sizes and ranges that make no crop.
+    """
+
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    augment_in: Literal["workers", "device"] = "workers"
+    transform: Transform | None = None
+
+    def __post_init__(self):
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size={self.image_size}; (height, width), both at least 1")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale={self.crop_scale}; a range of shares within (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio={self.crop_ratio}; a range of width / height above 0")
+        if self.augment_in not in ("workers", "device"):
+            raise ValueError(f"augment_in={self.augment_in!r}; 'workers' or 'device'")
+
+    def size_of(self, source: ExampleSource) -> tuple[int, int]:
+        if self.augment_in == "workers":
+            return self.image_size
+        return one_size(source)
+
+    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
+        return math.prod(image_size) * channels
+
+    def __call__(self, opened: tuple[LazyImage, int], make_rng: MakeRng) -> Batch:
+        image, label = opened
+        return {"image": self._pixels(image, make_rng), "label": np.int32(label)}
+
+    def _pixels(self, image: LazyImage, make_rng: MakeRng) -> Pixels:
+        if self.augment_in == "device":
+            return image.pixels()
+        rng = make_rng()
+        pixels = random_resized_crop(
+            image, rng, self.image_size, self.crop_scale, self.crop_ratio, self.flip
+        )
+        if self.transform is None:
+            return pixels
+        return to_pixels(self.transform(to_image(pixels), rng))
 
 
 # ---- on the device

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Int
 
 from ddae_jax.data.annotations import IGNORED, BadAnnotation, check_same_size
+from ddae_jax.data.batches import Batch, log_corrupt
 from ddae_jax.data.folder_scan import some_of
 from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.pipeline import Batch, log_corrupt
 from ddae_jax.data.readable import check_any_decodes
 from ddae_jax.data.segmentation import PairSource, decode_pair
 from ddae_jax.data.threads import reading_threads

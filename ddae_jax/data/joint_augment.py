@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from ddae_jax.data.annotations import IGNORED, Labels, LazyAnnotation, check_same_size
-from ddae_jax.data.augment import crop_and_resize
+from ddae_jax.data.augment import MakeRng, crop_and_resize
+from ddae_jax.data.batches import Batch
 from ddae_jax.data.images import LazyImage, Pixels
-from ddae_jax.data.pipeline import Batch, MakeRng
 from ddae_jax.data.source_base import ExampleSource
 
 _TRIES = 10

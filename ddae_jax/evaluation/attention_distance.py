@@ -109,8 +109,9 @@ def measure_locality(
         encoder: the vision transformer; it sees the images whole.
         params: its parameters.
         normalize: pixel values to what the encoder was trained on.
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`). One block's
-            weights, ``batch * heads * tokens**2`` float32 values, must fit the devices together.
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`). One
+            block's weights, ``batch * heads * tokens**2`` float32 values, must fit the devices
+            together.
         mesh: images are split over all its devices.
         radii: patches.
 

@@ -91,7 +91,7 @@ def score(
     Args:
         count: from :func:`make_count`.
         params: its first argument.
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`).
         mesh: the same as ``count``'s.
 
     Raises:

@@ -77,7 +77,7 @@ def encode_dataset(
     Args:
         encode: from :func:`make_encode`.
         params: the encoder's.
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`).
         mesh: the same as ``encode``'s.
     """
     return _collect(lambda images: encode(params, images), batches, mesh)
@@ -114,7 +114,7 @@ def encoded_batches(
 
     Args:
         encode: ``uint8 images -> features``, whole on each device.
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`).
         mesh: of devices.
     """
     share = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

@@ -20,7 +20,7 @@ class LabelledImages:
 
     Attributes:
         train_batches, test_batches: start a new pass, as
-            :func:`ddae_jax.data.pipeline.eval_batches` does.
+            :func:`ddae_jax.data.eval_batches.eval_batches` does.
         num_classes: classes.
         mesh: that images are spread over.
         fingerprint: tells these examples from others.

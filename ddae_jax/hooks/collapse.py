@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ddae_jax.builders.build import build_view
 from ddae_jax.builders.networks import build_normalize
-from ddae_jax.data.pipeline import eval_batches
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.source_base import Source
 from ddae_jax.evaluation.collapse import make_collapse_metrics
 from ddae_jax.methods.method import Method

@@ -29,8 +29,8 @@ from ddae_jax.config.checks import check_config, ignored_keys
 from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
 from ddae_jax.config.schema import FOLDERS, flatten
 from ddae_jax.config.values import contradictions, is_free, job_of, take_stored
-from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.source_base import Source
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.jobs import cli, devices
 from ddae_jax.training.checkpoint import CheckpointError, Checkpoints
 from ddae_jax.training.loop import (

@@ -25,7 +25,7 @@ class ReadingHangs(RuntimeError):
 
 
 class Batches(Protocol):
-    """What the loop needs of a data loader (see :class:`ddae_jax.data.pipeline.TrainLoader`)."""
+    """What the loop needs of a loader, see :class:`ddae_jax.data.train_loader.TrainLoader`."""
 
     corrupt_count: int
     corrupt_causes: Mapping[str, int]

@@ -10,12 +10,12 @@ import tifffile
 from PIL import Image
 
 from ddae_jax.data import warn_once
-from ddae_jax.data.augment import crop_and_resize, random_resized_crop
+from ddae_jax.data.augment import Augmentation, crop_and_resize, random_resized_crop
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.images import CAUSES, CorruptImage
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
 from ddae_jax.data.pixel_statistics import pixel_statistics
 from ddae_jax.data.sources import make_source
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.data.view import USUAL_VIEW
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from ddae_jax.data.augment import (
+    Augmentation,
     Box,
     _random_box_on_device,
     augment_on_device,
@@ -226,3 +227,18 @@ jitted_identity = jax.jit(
 )
 jitted_crop = jax.jit(lambda image, box: crop_and_resize_on_device(image, box, (12, 16)))
 jitted_augment = jax.jit(lambda key, images: augment_on_device(key, images, (16, 16)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": (0, 8)}, "image_size"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
+        ({"crop_scale": (0.2, 1.1)}, "crop_scale"),
+        ({"crop_ratio": (0, 1)}, "crop_ratio"),
+        ({"augment_in": "moon"}, "augment_in='moon'"),
+    ],
+)
+def test_augmentation_refuses_sizes_and_ranges_that_make_no_crop(options, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**({"image_size": (8, 8)} | options))

@@ -21,8 +21,8 @@ from ddae_jax.data.joint_augment import (
     view_labels,
     view_pixels,
 )
-from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.segmentation import make_pair_source
+from ddae_jax.data.train_loader import TrainLoader
 
 PLAIN = JointAugmentation(
     (16, 16), base_size=(20, 40), max_class_share=1.0, distortion=None, flip=False

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from ddae_jax.data.array_source import ArraySource
+from ddae_jax.data.augment import Augmentation
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.labels import BadLabel, labelled_subset, validated
-from ddae_jax.data.pipeline import Augmentation, TrainLoader, eval_batches
 from ddae_jax.data.sources import make_source
+from ddae_jax.data.train_loader import TrainLoader
 
 CLASSES = ("a", "b", "c")
 

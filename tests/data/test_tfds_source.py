@@ -183,11 +183,11 @@ def test_nothing_here_imports_tensorflow(tmp_path):
     )
     program = f"""
 import sys
-from ddae_jax.data import augment, pipeline, sources
+from ddae_jax.data import augment, sources, train_loader
 for kind, name, folder in (("digits", "", ""), ("tfds", "tiny", {str(tmp_path)!r})):
     source = sources.make_source(kind, name=name, data_dir=folder)
-    with pipeline.TrainLoader(
-        source, pipeline.Augmentation((4, 4)), batch_size=2, seed=0
+    with train_loader.TrainLoader(
+        source, augment.Augmentation((4, 4)), batch_size=2, seed=0
     ) as loader:
         next(loader)
 print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "torch")])

@@ -12,16 +12,18 @@ import pytest
 import tiny
 from annotated import write_pairs
 from ddae_jax.data import workers
+from ddae_jax.data.augment import Augmentation
 from ddae_jax.data.joint_augment import JointAugmentation
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
 from ddae_jax.data.segmentation import make_pair_source
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.data.workers import WorkerLost, check_shared_memory, explained
 
 PROGRAM = """
 import signal, sys
 import numpy as np
 from ddae_jax.data import background_iterator
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
+from ddae_jax.data.augment import Augmentation
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.data.sources import make_source
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batches: which examples a step sees, in which order, and how a run continues where it stopped.
+"""Batches for training: which examples a step sees, and how a run continues where it stopped.
 
 Global batch k is a pure function of (seed, k): the shuffled order of each epoch and the crop of
 each example depend on the example's global position only. So the state of a loader is a step,
@@ -8,33 +8,24 @@ other, are the global batch that one process would see.
 
 import functools
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Self
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int, Int32, UInt8
-from PIL import Image
+from jaxtyping import Int
 
-from ddae_jax.data import augment, workers
+from ddae_jax.data import workers
+from ddae_jax.data.augment import Augment
 from ddae_jax.data.background_iterator import BackgroundIterator
-from ddae_jax.data.images import (
-    CAUSES,
-    NO_LABEL,
-    CorruptImage,
-    LazyImage,
-    Pixels,
-    to_image,
-    to_pixels,
-)
-from ddae_jax.data.source_base import ExampleSource, Source
+from ddae_jax.data.batches import Batch, local_batch_size, log_corrupt, read_options
+from ddae_jax.data.images import CAUSES, CorruptImage
+from ddae_jax.data.source_base import ExampleSource
 from ddae_jax.data.threads import reading_threads
-from ddae_jax.data.uniform_size import check_size, one_size
-from ddae_jax.data.view import USUAL_VIEW, View
+from ddae_jax.data.uniform_size import check_size
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100
@@ -43,12 +34,7 @@ _MOST_CAUSES = 16
 # Examples; Grain's own endless repetition overflows in batches of one.
 _ENDLESS = 2**53
 
-_logger = logging.getLogger(__name__)
-
-Batch = dict[str, np.ndarray]
-Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
-MakeRng = Callable[[], np.random.Generator]
-"""Makes an example's own stream of randomness, which costs as much as opening a small image."""
+_log = logging.getLogger(__name__)
 
 
 class TooManyCorruptImages(RuntimeError):
@@ -57,97 +43,6 @@ class TooManyCorruptImages(RuntimeError):
 
 class DataChanged(ValueError):
     """A run is to be continued on other examples than those that it was trained on so far."""
-
-
-class Augment(Protocol):
-    """What makes a training example of one that a source has opened; it travels to workers."""
-
-    def size_of(self, source: ExampleSource) -> tuple[int, int]:
-        """(height, width) of every image that it makes of the source's.
-
-        Raises `ValueError` if they would differ.
-        """
-
-    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
-        """Bytes of one example, of an image of (height, width) and so many channels."""
-
-    def __call__(self, opened: Any, make_rng: MakeRng) -> Batch:
-        """The arrays of one example, among them "image". Raises `CorruptImage`."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random resized crop and flip, and where they happen: an `Augment` of labelled images.
-
-    **Arguments:**
-
-    - `image_size`: (height, width) that the model sees, pixels.
-    - `crop_scale`: range of the crop's share of the image's area.
-    - `crop_ratio`: range of the crop's width / height.
-    - `flip`: whether half of the crops are mirrored left to right.
-    - `transform`: what else is done to each crop on the host, `(image, rng) -> image`; it travels
-      to worker processes.
-    - `augment_in`: "workers" crops on the host; with "device" the loader hands out the source's
-      images as they are, and the training step calls `augment_on_device`.
-
-    Raises `ValueError` for sizes and ranges that make no crop.
-    """
-
-    image_size: tuple[int, int]
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = True
-    augment_in: Literal["workers", "device"] = "workers"
-    transform: Transform | None = None
-
-    def __post_init__(self):
-        if min(self.image_size) < 1:
-            raise ValueError(f"image_size={self.image_size}; (height, width), both at least 1")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale={self.crop_scale}; a range of shares within (0, 1]")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio={self.crop_ratio}; a range of width / height above 0")
-        if self.augment_in not in ("workers", "device"):
-            raise ValueError(f"augment_in={self.augment_in!r}; 'workers' or 'device'")
-
-    def size_of(self, source: ExampleSource) -> tuple[int, int]:
-        if self.augment_in == "workers":
-            return self.image_size
-        return one_size(source)
-
-    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
-        return math.prod(image_size) * channels
-
-    def __call__(self, opened: tuple[LazyImage, int], make_rng: MakeRng) -> Batch:
-        image, label = opened
-        return {"image": self._pixels(image, make_rng), "label": np.int32(label)}
-
-    def _pixels(self, image: LazyImage, make_rng: MakeRng) -> Pixels:
-        if self.augment_in == "device":
-            return image.pixels()
-        rng = make_rng()
-        pixels = augment.random_resized_crop(
-            image, rng, self.image_size, self.crop_scale, self.crop_ratio, self.flip
-        )
-        if self.transform is None:
-            return pixels
-        return to_pixels(self.transform(to_image(pixels), rng))
-
-
-def batches_per_epoch(num_examples: int, batch_size: int) -> int:
-    """How many whole global batches an epoch has; 1 if it is smaller than a batch.
-
-    Raises `ValueError` if `batch_size` is below 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; at least 1")
-    return max(num_examples // batch_size, 1)
-
-
-@functools.cache
-def log_corrupt(name: str, cause: str) -> None:
-    """Warns of an image that cannot be decoded; the same one only once in a process."""
-    _logger.warning("skipped an image that cannot be decoded: %s (%s)", name, cause)
 
 
 class TrainLoader:
@@ -195,7 +90,7 @@ class TrainLoader:
         max_corrupt_share: float = 0.01,
         unite: Callable[[Int[np.ndarray, " own"]], Int[np.ndarray, " all"]] = np.unique,
     ):
-        self._batch_size = _local_batch_size(batch_size, process_index, process_count)
+        self._batch_size = local_batch_size(batch_size, process_index, process_count)
         self._image_size = augmentation.size_of(source)
         if len(source) == 0:
             raise ValueError("the source is empty; a run needs at least one example")
@@ -226,7 +121,7 @@ class TrainLoader:
         self._is_closed = False
         batch_bytes = self._batch_size * augmentation.num_bytes(self._image_size, source.channels)
         if problem := workers.check_shared_memory(num_workers, batch_bytes):
-            _logger.warning(problem)
+            _log.warning(problem)
 
     def __iter__(self) -> Self:
         return self
@@ -316,7 +211,7 @@ class TrainLoader:
                     "the same examples back, start in another --workdir, or continue with these by "
                     "--allow_config_changes"
                 )
-            _logger.warning("the training data has changed: %s", change)
+            _log.warning("the training data has changed: %s", change)
             state = state | {"corrupt": [], "causes": []}  # indices of other examples
         self._stop_reading()
         self._step = int(state["step"])
@@ -359,7 +254,7 @@ class TrainLoader:
         num_readers = max(self._num_workers, 1)
         # Each thread makes a whole batch, so that fewer batches would leave threads idle.
         ahead = max(-(-self._prefetch_batches // num_readers), self._num_threads)
-        dataset = batches.to_iter_dataset(_read_options(self._num_threads, ahead))
+        dataset = batches.to_iter_dataset(read_options(self._num_threads, ahead))
         if self._num_workers:
             if not flags.FLAGS.is_parsed():
                 # Grain reads its flags, which nobody parses where no absl app runs.
@@ -388,63 +283,6 @@ class TrainLoader:
                 f"data.max_corrupt_share={self._max_corrupt_share:.2%} ({causes}). Among them: "
                 f"{names}"
             )
-
-
-def eval_batches(
-    source: Source,
-    image_size: tuple[int, int],
-    batch_size: int,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-    limit: int | None = None,
-    num_threads: int | None = None,
-    view: View = USUAL_VIEW,
-) -> Iterator[Batch]:
-    """Every example once, in order over all processes, as evaluation sees it.
-
-    **Arguments:**
-
-    - `image_size`: (height, width) that the model sees, pixels.
-    - `batch_size`: global; each process gets its part of every global batch.
-    - `limit`: at most so many examples, spread evenly (a folder is sorted by class).
-    - `view`: how images are cut to that size.
-
-    Yields {"image": uint8[b, height, width, channel], "label": int32[b], "index": int32[b],
-    "valid": bool[b]}, the same number of batches on every process. The last batch is padded with
-    `valid=False`, index and label -1; an image that cannot be decoded is black, with
-    `valid=False` and its own index. Raises `ValueError` for arguments that contradict each other.
-    """
-    local_size = _local_batch_size(batch_size, process_index, process_count)
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; at least 1, or None for all examples")
-    num_threads = num_threads or reading_threads(source)
-    count = min(len(source), limit or len(source))
-    indices = (np.arange(count) * len(source) // count).astype(np.int32)
-    load = _LoadEvalBatch(source, image_size, indices, local_size, view)
-    num_batches = -(-count // batch_size) * process_count
-    dataset = (
-        grain.MapDataset.range(num_batches)
-        .map(load)
-        .slice(slice(process_index, None, process_count))
-        .to_iter_dataset(_read_options(num_threads, num_threads))
-    )
-    return iter(dataset)
-
-
-def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size={batch_size} is the global one: a positive multiple of the number of "
-            f"processes, {process_count}"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index}; from 0 to {process_count - 1}")
-    return batch_size // process_count
-
-
-def _read_options(num_threads: int, num_batches: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_batches)
 
 
 def _derived_seeds(seed: int) -> tuple[int, tuple[int, int]]:
@@ -503,31 +341,3 @@ def _coded(index: int, cause: int) -> int:
 def _stream(seed: tuple[int, int], position: int) -> np.random.Generator:
     # Philox is made for this: each position is a stream of its own, at no cost to reach.
     return np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 0, position)))
-
-
-@dataclass(frozen=True)
-class _LoadEvalBatch:
-    """Number of a local batch among all processes' -> the batch."""
-
-    source: Source
-    image_size: tuple[int, int]
-    indices: Int32[np.ndarray, " example"]
-    batch_size: int
-    view: View
-
-    def __call__(self, number: int) -> Batch:
-        indices = self.indices[number * self.batch_size :][: self.batch_size]
-        shape = (self.batch_size, *self.image_size, self.source.channels)
-        images: UInt8[np.ndarray, "batch height width channel"] = np.zeros(shape, np.uint8)
-        labels: Int32[np.ndarray, " batch"] = np.full(self.batch_size, NO_LABEL, np.int32)
-        valid: Bool[np.ndarray, " batch"] = np.zeros(self.batch_size, bool)
-        for row, (image, label) in enumerate(self.source.open(indices)):
-            labels[row] = label
-            try:
-                images[row] = self.view.show(image, self.image_size)
-                valid[row] = True
-            except CorruptImage as error:
-                log_corrupt(self.source.name(indices[row]), error.kind)
-        padding = (0, self.batch_size - len(indices))
-        padded = np.pad(indices, padding, constant_values=-1)
-        return {"image": images, "label": labels, "index": padded, "valid": valid}

@@ -12,36 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import pipeline
+from ddae_jax.data import augment
 from ddae_jax.data.array_source import ArraySource
-from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.pipeline import (
-    Augmentation,
-    DataChanged,
-    TooManyCorruptImages,
-    TrainLoader,
-    batches_per_epoch,
-    eval_batches,
-    log_corrupt,
-)
+from ddae_jax.data.augment import Augmentation
+from ddae_jax.data.batches import batches_per_epoch, log_corrupt
 from ddae_jax.data.sources import make_source
+from ddae_jax.data.train_loader import DataChanged, TooManyCorruptImages, TrainLoader
 from ddae_jax.data.uniform_size import OddSize
-from ddae_jax.data.view import USUAL_VIEW
+from numbered import assert_same, numbered_source
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CROP = Augmentation((8, 8))
 AS_IS = Augmentation((8, 8), augment_in="device")
-
-
-def numbered_source(count: int, corrupt: tuple[int, ...] = ()) -> ArraySource:
-    """Example i has label i, and an image in which no two crops are alike."""
-    images = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
-    errors = {
-        index: CorruptImage(f"numbers[{index}] cannot be decoded: made so", "truncated")
-        for index in corrupt
-    }
-    labels = np.arange(count, dtype=np.int32)
-    return ArraySource(images, labels, title="numbers", corrupt=errors)
 
 
 def take(loader: TrainLoader, count: int) -> list[dict[str, np.ndarray]]:
@@ -53,14 +35,6 @@ def batches_of(source, count: int, *, augmentation=CROP, start: int = 0, **optio
     with TrainLoader(source, augmentation, **options) as loader:
         loader.set_state({"step": start, "corrupt": []})
         return take(loader, count)
-
-
-def assert_same(batches: list[dict], others: list[dict]) -> None:
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], other[key])
 
 
 def labels_of(batches: list[dict]) -> list[int]:
@@ -205,7 +179,8 @@ class TestSameBatchesWhoeverReads:
     def test_workers_from_a_module_run_as_a_script(self, expected, tmp_path):
         program = """
 import pickle, sys
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
+from ddae_jax.data.augment import Augmentation
+from ddae_jax.data.train_loader import TrainLoader
 
 if __name__ == "__main__":
     source = pickle.load(open(sys.argv[1], "rb"))
@@ -305,20 +280,6 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             TrainLoader(numbered_source(20), CROP, **({"batch_size": 8, "seed": 0} | options))
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"image_size": (0, 8)}, "image_size"),
-            ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
-            ({"crop_scale": (0.2, 1.1)}, "crop_scale"),
-            ({"crop_ratio": (0, 1)}, "crop_ratio"),
-            ({"augment_in": "moon"}, "augment_in='moon'"),
-        ],
-    )
-    def test_augmentation(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            Augmentation(**({"image_size": (8, 8)} | options))
-
     def test_empty_source(self):
         with pytest.raises(ValueError, match="source is empty"):
             TrainLoader(numbered_source(0), CROP, batch_size=8, seed=0)
@@ -334,18 +295,11 @@ class TestBadInput:
         for name, side in (("a", 4), ("b", 5)):
             Image.new("RGB", (side, 4)).save(tmp_path / f"{name}.png")
         source = make_source("folder", data_dir=str(tmp_path))
-        monkeypatch.setattr(pipeline, "one_size", lambda source: (4, 4))
+        monkeypatch.setattr(augment, "one_size", lambda source: (4, 4))
         expected = r"b\.png is 4 x 5 pixels .* others are 4 x 4.*workers"
         with pytest.raises(OddSize, match=expected) as raised:
             batches_of(source, 1, augmentation=AS_IS)
         assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
-
-    @pytest.mark.parametrize(
-        ("batch_size", "limit", "message"), [(3, None, "batch_size=3"), (4, 0, "limit=0")]
-    )
-    def test_eval(self, batch_size, limit, message):
-        with pytest.raises(ValueError, match=message):
-            eval_batches(numbered_source(4), (8, 8), batch_size, process_count=2, limit=limit)
 
 
 class TestClosing:
@@ -363,58 +317,6 @@ class TestClosing:
         for thread in set(threading.enumerate()) - before:
             thread.join(timeout=5)
             assert not thread.is_alive(), thread.name
-
-
-class TestEvalBatches:
-    def test_every_example_once_in_order_and_the_rest_is_padding(self):
-        source = numbered_source(20)
-        batches = list(eval_batches(source, (8, 8), 8))
-        assert [batch["image"].shape for batch in batches] == [(8, 8, 8, 3)] * 3
-        together = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-        np.testing.assert_array_equal(together["index"], [*range(20), *[-1] * 4])
-        np.testing.assert_array_equal(together["label"], [*range(20), *[-1] * 4])
-        np.testing.assert_array_equal(together["valid"], [True] * 20 + [False] * 4)
-        image = Image.fromarray(source[13]["image"])
-        expected = USUAL_VIEW.show(image, (8, 8))
-        np.testing.assert_array_equal(together["image"][13], expected)
-
-    @pytest.mark.parametrize("count", [1, 20, 24])
-    def test_processes_together_see_the_same(self, count):
-        source = numbered_source(count)
-        parts = [
-            list(eval_batches(source, (8, 8), 8, process_index=index, process_count=2))
-            for index in range(2)
-        ]
-        together = [
-            {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-            for step in zip(*parts, strict=True)
-        ]
-        assert_same(together, list(eval_batches(source, (8, 8), 8)))
-
-    def test_limit_spreads_evenly(self):
-        (batch,) = eval_batches(numbered_source(20), (8, 8), 8, limit=4)
-        assert batch["index"][:4].tolist() == [0, 5, 10, 15]
-        assert batch["valid"].sum() == 4
-        assert len(list(eval_batches(numbered_source(20), (8, 8), 8, limit=100))) == 3
-
-    def test_corrupt_image_is_invalid_but_has_its_index(self):
-        (batch,) = eval_batches(numbered_source(8, corrupt=(5,)), (8, 8), 8)
-        assert batch["index"].tolist() == list(range(8))
-        assert np.flatnonzero(~batch["valid"]).tolist() == [5]
-        assert not batch["image"][5].any()
-
-    def test_index_does_not_overflow_on_a_large_source(self):
-        class Large(ArraySource):
-            def __len__(self):
-                return 1_300_000
-
-            def open(self, indices):
-                return super().open([0 for _ in indices])
-
-        numbers = numbered_source(1)
-        source = Large(numbers._images, numbers._labels)
-        *_, last = eval_batches(source, (8, 8), 500, limit=50_000)
-        assert last["index"][-1] == 1_299_974
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(8, 2), (20, 1), (64, 1)])
