@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from ddae_jax.builders import build
 from ddae_jax.builders.initialization import begin, start_params
 from ddae_jax.builders.networks import build_encoder, build_normalize
-from ddae_jax.data.eval_pairs import check_pairs
 from ddae_jax.data.joint_augment import Distortion, JointAugmentation
+from ddae_jax.data.pair_checks import check_pairs
 from ddae_jax.data.segmentation import PairSource, make_pair_source
 from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.finetune import complete, labelled_program, starting_point

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddae_jax.data.segmentation import PairSource, make_pair_source
 from tiny import SHARED_DATA
 
 CAMVID = SHARED_DATA / "camvid"
@@ -30,3 +31,14 @@ def write_pairs(root: pathlib.Path, count: int, size: tuple[int, int] = (20, 24)
         noise = rng.integers(0, 256, (*size, 2))
         image = np.concatenate([10 * labels[..., None], noise], axis=-1)
         write_pair(root, f"{number:03d}", image, labels)
+
+
+def write_rows(root: pathlib.Path, *rows) -> None:
+    """One image of a single row for each row of labels."""
+    for number, row in enumerate(rows):
+        write_pair(root, str(number), np.zeros((1, len(row), 3)), np.array([row]))
+
+
+def pair_source(root: pathlib.Path, **options) -> PairSource:
+    """The pairs of such a folder, of five classes unless ``options`` say otherwise."""
+    return make_pair_source("folder", data_dir=str(root), **({"num_classes": 5} | options))

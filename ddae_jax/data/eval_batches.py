@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32, UInt8
 
 from ddae_jax.data.batches import Batch, local_batch_size, log_corrupt, read_options
 from ddae_jax.data.images import NO_LABEL, CorruptImage
-from ddae_jax.data.source_base import Source
+from ddae_jax.data.source_base import Source, spread_indices
 from ddae_jax.data.threads import reading_threads
 from ddae_jax.data.view import USUAL_VIEW, View
 
@@ -43,10 +43,9 @@ def eval_batches(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; at least 1, or None for all examples")
     num_threads = num_threads or reading_threads(source)
-    count = min(len(source), limit or len(source))
-    indices = (np.arange(count) * len(source) // count).astype(np.int32)
+    indices = spread_indices(len(source), limit).astype(np.int32)
     load = _LoadEvalBatch(source, image_size, indices, local_size, view)
-    num_batches = -(-count // batch_size) * process_count
+    num_batches = -(-len(indices) // batch_size) * process_count
     dataset = (
         grain.MapDataset.range(num_batches)
         .map(load)

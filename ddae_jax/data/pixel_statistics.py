@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.source_base import Source
+from ddae_jax.data.source_base import Source, spread_indices
 from ddae_jax.data.threads import all_cancelled_after, reading_threads
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ def pixel_statistics(source: Source, limit: int | None = None) -> PixelStatistic
     Images that cannot be decoded are left out, and counted in the log. Raises `ValueError` if none
     can be.
     """
-    count = min(len(source), limit or len(source))
-    indices = np.arange(count) * len(source) // count
+    indices = spread_indices(len(source), limit)
+    count = len(indices)
     chunks = [indices[start : start + _CHUNK] for start in range(0, count, _CHUNK)]
     with all_cancelled_after(ThreadPoolExecutor(reading_threads(source))) as pool:
         found = [m for some in pool.map(lambda c: _moments(source, c), chunks) for m in some]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from ddae_jax.data.images import Example, LazyImage
 
@@ -64,3 +64,12 @@ class IndexedSource:
             raise IndexError(f"example {index} of a source of {len(self)}")
         image, label = self.open([index])[0]
         return {"image": image.pixels(), "label": np.int32(label)}
+
+
+def spread_indices(num_examples: int, limit: int | None) -> Int[np.ndarray, " chosen"]:
+    """Returns the indices of at most ``limit`` of so many examples, spread evenly over all.
+
+    A folder is sorted by class, so that the first ones would be of one class. None is no limit.
+    """
+    count = num_examples if limit is None else min(num_examples, limit)
+    return np.arange(count) * num_examples // max(count, 1)
