@@ -23,7 +23,7 @@ _HUES = 255
 _LEVELS = np.arange(256)
 
 
-class View(NamedTuple):
+class ScaledCrop(NamedTuple):
     """A crop of a scaled image; all in pixels of the scaled one."""
 
     scaled_height: int
@@ -46,32 +46,32 @@ def scaled_size(height: int, width: int, shorter: float, longer: float) -> tuple
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def view_labels(labels: Labels, view: View) -> Labels:
+def crop_labels(labels: Labels, crop: ScaledCrop) -> Labels:
     """The labels that a view sees: of the pixel in which the centre of each of its own lies."""
     rows, columns = (
         np.minimum((first + np.arange(count) + 0.5) * (side / scaled_side), side - 1).astype(int)
         for first, count, side, scaled_side in (
-            (view.top, view.height, labels.shape[0], view.scaled_height),
-            (view.left, view.width, labels.shape[1], view.scaled_width),
+            (crop.top, crop.height, labels.shape[0], crop.scaled_height),
+            (crop.left, crop.width, labels.shape[1], crop.scaled_width),
         )
     )
     return labels[rows[:, None], columns]
 
 
-def view_pixels(image: Image.Image | LazyImage, view: View) -> Pixels:
+def crop_pixels(image: Image.Image | LazyImage, crop: ScaledCrop) -> Pixels:
     """The pixels that a view sees: interpolated linearly, and smoothed first where it shrinks.
 
     Raises `CorruptImage` if the image cannot be decoded.
     """
     width, height = image.size
-    x_step, y_step = width / view.scaled_width, height / view.scaled_height
+    x_step, y_step = width / crop.scaled_width, height / crop.scaled_height
     bounds = (
-        view.left * x_step,
-        view.top * y_step,
-        min((view.left + view.width) * x_step, width),
-        min((view.top + view.height) * y_step, height),
+        crop.left * x_step,
+        crop.top * y_step,
+        min((crop.left + crop.width) * x_step, width),
+        min((crop.top + crop.height) * y_step, height),
     )
-    return crop_and_resize(image, bounds, (view.height, view.width), Image.Resampling.BILINEAR)
+    return crop_and_resize(image, bounds, (crop.height, crop.width), Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)
@@ -188,25 +188,25 @@ class JointAugmentation:
         image, annotation = opened
         check_same_size(image, annotation)
         rng, labels = make_rng(), annotation.labels()
-        view = self._draw_view(rng, labels)
-        seen, pixels = view_labels(labels, view), view_pixels(image, view)
+        crop = self._draw_crop(rng, labels)
+        labels, pixels = crop_labels(labels, crop), crop_pixels(image, crop)
         if self.flip and rng.random() < 0.5:
-            seen, pixels = seen[:, ::-1], pixels[:, ::-1]
+            labels, pixels = labels[:, ::-1], pixels[:, ::-1]
         if self.distortion is not None:
             pixels = self.distortion(np.ascontiguousarray(pixels), rng)
-        return self._padded(pixels, seen)
+        return self._padded(pixels, labels)
 
-    def _draw_view(self, rng: np.random.Generator, labels: Labels) -> View:
+    def _draw_crop(self, rng: np.random.Generator, labels: Labels) -> ScaledCrop:
         factor = rng.uniform(*self.scale_range)
         shorter, longer = (int(side * factor) for side in self.base_size)
         size = scaled_size(*labels.shape, max(shorter, 1), max(longer, 1))
-        crop = [min(side, crop_side) for side, crop_side in zip(size, self.crop_size, strict=True)]
+        shape = [min(side, crop_side) for side, crop_side in zip(size, self.crop_size, strict=True)]
         for _ in range(_TRIES):
-            corner = [int(rng.integers(s - c + 1)) for s, c in zip(size, crop, strict=True)]
-            view = View(*size, *corner, *crop)
-            if self.max_class_share == 1 or self._is_varied(view_labels(labels, view)):
+            corner = [int(rng.integers(s - c + 1)) for s, c in zip(size, shape, strict=True)]
+            crop = ScaledCrop(*size, *corner, *shape)
+            if self.max_class_share == 1 or self._is_varied(crop_labels(labels, crop)):
                 break
-        return view
+        return crop
 
     def _is_varied(self, labels: Labels) -> bool:
         counts = np.bincount(labels.ravel(), minlength=IGNORED + 1)[:IGNORED]

@@ -14,12 +14,12 @@ from ddae_jax.data.images import DecodedImage
 from ddae_jax.data.joint_augment import (
     Distortion,
     JointAugmentation,
-    View,
+    ScaledCrop,
     change_colours,
     change_levels,
+    crop_labels,
+    crop_pixels,
     scaled_size,
-    view_labels,
-    view_pixels,
 )
 from ddae_jax.data.segmentation import make_pair_source
 from ddae_jax.data.train_loader import TrainLoader
@@ -105,7 +105,7 @@ class TestGeometry:
     @pytest.mark.parametrize(("height", "width"), [(10, 8), (7, 13), (24, 30)])
     def test_labels_of_a_whole_view_are_pillow_s_nearest(self, height, width):
         labels = np.random.default_rng(0).integers(0, 200, (12, 15), np.uint8)
-        found = view_labels(labels, View(height, width, 0, 0, height, width))
+        found = crop_labels(labels, ScaledCrop(height, width, 0, 0, height, width))
         expected = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
         np.testing.assert_array_equal(found, np.asarray(expected))
 
@@ -114,11 +114,11 @@ class TestGeometry:
         rng = np.random.default_rng(0)
         image = Image.fromarray(rng.integers(0, 256, (12, 15, 3), np.uint8))
         labels = rng.integers(0, 200, (12, 15), np.uint8)
-        view = View(height, width, 2, 3, 6, 5)
+        crop = ScaledCrop(height, width, 2, 3, 6, 5)
         whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
-        assert np.abs(view_pixels(image, view) - whole[2:8, 3:8]).max() <= 1
-        all_labels = view_labels(labels, View(height, width, 0, 0, height, width))
-        np.testing.assert_array_equal(view_labels(labels, view), all_labels[2:8, 3:8])
+        assert np.abs(crop_pixels(image, crop) - whole[2:8, 3:8]).max() <= 1
+        all_labels = crop_labels(labels, ScaledCrop(height, width, 0, 0, height, width))
+        np.testing.assert_array_equal(crop_labels(labels, crop), all_labels[2:8, 3:8])
 
     def test_smaller_images_are_padded_below_and_right(self):
         aug = JointAugmentation((16, 20), (8, 16), (1, 1), 1.0, True, None, (1, 2, 3))
