@@ -1,4 +1,4 @@
-"""What batches for training and for evaluation have in common: type, size, and ways of reading."""
+"""Shared parts of the batches for training and for evaluation: their type, sizes and warnings."""
 
 import functools
 import logging
@@ -9,12 +9,13 @@ import numpy as np
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+"""Arrays by name, of one example, or of a batch with the example as first axis."""
 
 
 def batches_per_epoch(num_examples: int, batch_size: int) -> int:
-    """How many whole global batches an epoch has; 1 if it is smaller than a batch.
+    """Returns the number of whole global batches in an epoch; 1 if it is smaller than a batch.
 
-    Raises `ValueError` if `batch_size` is below 1.
+    Raises ``ValueError`` if ``batch_size`` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; at least 1")
@@ -22,6 +23,10 @@ def batches_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    """Returns how many examples of a global batch each process gets.
+
+    Raises ``ValueError`` if the batch cannot be split evenly, or the process is none of them.
+    """
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
             f"batch_size={batch_size} is the global one: a positive multiple of the number of "
@@ -33,6 +38,7 @@ def local_batch_size(batch_size: int, process_index: int, process_count: int) ->
 
 
 def read_options(num_threads: int, num_batches: int) -> grain.ReadOptions:
+    """Returns Grain's options to make so many batches ahead, in so many threads."""
     return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_batches)
 
 

@@ -1,4 +1,4 @@
-"""Batches for evaluation: every example once, in order."""
+"""Batches for evaluation: every example once, in order, cut as evaluation shows it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,19 +25,27 @@ def eval_batches(
     num_threads: int | None = None,
     view: View = USUAL_VIEW,
 ) -> Iterator[Batch]:
-    """Every example once, in order over all processes, as evaluation sees it.
+    """Yields batches of every example once, in order over all processes.
 
-    **Arguments:**
+    Every process yields the same number of batches. The last batch is padded with ``valid=False``
+    and with index and label -1. An image that cannot be decoded is black, with ``valid=False`` and
+    its own index.
 
-    - `image_size`: (height, width) that the model sees, pixels.
-    - `batch_size`: global; each process gets its part of every global batch.
-    - `limit`: at most so many examples, spread evenly (a folder is sorted by class).
-    - `view`: how images are cut to that size.
+    Args:
+        source: the labelled images.
+        image_size: (height, width) that the model sees, pixels.
+        batch_size: global; each process gets its part of every global batch.
+        process_index, process_count: which part this process gets.
+        limit: at most so many examples, spread evenly; None for all.
+        num_threads: how many threads read; None for ``reading_threads(source)``.
+        view: how images are cut to ``image_size``.
 
-    Yields {"image": uint8[b, height, width, channel], "label": int32[b], "index": int32[b],
-    "valid": bool[b]}, the same number of batches on every process. The last batch is padded with
-    `valid=False`, index and label -1; an image that cannot be decoded is black, with
-    `valid=False` and its own index. Raises `ValueError` for arguments that contradict each other.
+    Yields:
+        {"image": uint8[b, height, width, channel], "label": int32[b], "index": int32[b], "valid":
+        bool[b]}, with b = batch_size / process_count.
+
+    Raises:
+        ValueError: for arguments that contradict each other.
     """
     local_size = local_batch_size(batch_size, process_index, process_count)
     if limit is not None and limit < 1:
@@ -57,7 +65,7 @@ def eval_batches(
 
 @dataclass(frozen=True)
 class _LoadEvalBatch:
-    """Number of a local batch among all processes' -> the batch."""
+    """Makes the local batch of a number, counted over the batches of all processes."""
 
     source: Source
     image_size: tuple[int, int]

@@ -21,19 +21,25 @@ def eval_pairs(
     limit: int | None = None,
     num_threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Every pair once, whole and as it is, as evaluation sees it.
+    """Yields every pair once, whole and not resized, as evaluation needs it.
 
-    Images differ in size, so that no two make a batch: each process gets every
-    `process_count`-th pair, and some of them one fewer than others.
+    Images differ in size and cannot be stacked into batches: each process gets every
+    ``process_count``-th pair, some processes one fewer than others. Pairs that cannot be decoded
+    are left out, and named in the log.
 
-    **Arguments:**
+    Args:
+        source: the pairs.
+        process_index, process_count: which share of the pairs this process gets.
+        limit: at most so many pairs over all processes, spread evenly; None for all.
+        num_threads: how many threads read; None for ``reading_threads(source)``.
 
-    - `process_index`, `process_count`: which share of the pairs this process gets.
-    - `limit`: at most so many pairs over all processes, spread evenly.
+    Yields:
+        {"image": uint8[height, width, channel], "annotation": uint8[height, width], "index":
+        int32}.
 
-    Yields {"image": uint8[height, width, channel], "annotation": uint8[height, width], "index":
-    int32}; what cannot be decoded is left out, and named in the log. Raises `ValueError` for
-    arguments that contradict each other, and `BadAnnotation`.
+    Raises:
+        ValueError: for a limit or a process index that is out of range.
+        BadAnnotation: while iterating, for annotations of another size or with unknown labels.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; at least 1, or None for all pairs")
@@ -44,13 +50,13 @@ def eval_pairs(
     if len(own) == 0:
         return iter(())
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    # Grain leaves out the examples that are None.
+    # Grain leaves out examples that are None.
     return iter(grain.MapDataset.source(own).map(_LoadPair(source)).to_iter_dataset(read))
 
 
 @dataclass(frozen=True)
 class _LoadPair:
-    """Index of a pair -> the pair; None if it cannot be decoded."""
+    """Decodes the pair of an index, in Grain's threads; None if it cannot be decoded."""
 
     source: PairSource
 

@@ -1,4 +1,4 @@
-"""Whole pairs of image and annotation: looked at before training, and evaluated one by one."""
+"""Checks of all pairs of image and annotation before a run trains on them."""
 
 import functools
 import logging
@@ -20,20 +20,20 @@ from ddae_jax.data.source_base import spread_indices
 
 _log = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+_Result = TypeVar("_Result")
 
-_SOME = 5
-_TELL_EVERY_S = 10.0
+_MOST_NAMED = 5  # files in a message
+_LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class AnnotationSummary:
-    """What annotations were found to hold.
+    """Pixel counts of the annotations that were decoded, and the names of those to look at.
 
     Attributes:
-        pixels: of each class, and last of those that are ignored.
-        num_images: annotations that were decoded.
-        turned: names of images that their Exif orientation turns, which annotations are not.
+        pixels: the number of pixels of each class, and last that of ignored pixels.
+        num_images: how many annotations were decoded.
+        turned: names of images that their Exif orientation turns; annotations are not turned.
         of_class_0: names of annotations with no class but 0, beside pixels that are ignored.
         of_no_class: names of annotations of which all pixels are ignored.
     """
@@ -46,7 +46,7 @@ class AnnotationSummary:
 
     @property
     def ignored_share(self) -> float:
-        """The share of all pixels that is ignored; 0 of no pixels."""
+        """The share of all pixels that is ignored; 0 if there are no pixels."""
         return float(self.pixels[-1] / max(self.pixels.sum(), 1))
 
     @property
@@ -63,20 +63,32 @@ def check_pairs(
     what: str = "the data",
     must_differ: bool = False,
 ) -> AnnotationSummary:
-    """Looks for annotations that are none of their images, before a run trains on them.
+    """Checks that annotations fit their images, and logs what they hold.
 
-    The sizes of all pairs are compared, by their headers. Of `num_decoded` pairs, spread evenly, or
-    of all, the labels are looked at too, and what they hold is logged: the share that is ignored,
-    classes that never occur, annotations that may be masks of 0 and 255, images that are turned.
-    What cannot be read or decoded is left to the loader, which counts it, unless nothing can. How
-    far this is, is told every ten seconds. `what` names the source.
+    The sizes of all pairs are compared, by their headers alone. Of some pairs the labels are
+    decoded too, and the log tells which share of the pixels is ignored, which classes never occur,
+    which annotations may be masks of 0 and 255, and which images are turned. Progress is logged
+    every ten seconds. Single files that cannot be read or decoded are left to the loader, which
+    counts them.
 
-    Raises `BadAnnotation` that counts and names the annotations of another size than their images,
-    or tells the first labels of no class; if no pixel has a class; and, where they `must_differ`,
-    if all have the same one. Raises `NothingReadable` if none of those pairs can be decoded.
+    Args:
+        source: the pairs.
+        num_decoded: how many pairs are decoded, spread evenly; None decodes all.
+        num_threads: how many threads read.
+        what: the name of the source in messages.
+        must_differ: whether pixels of a single class are an error.
+
+    Returns:
+        The pixel counts of the decoded annotations.
+
+    Raises:
+        BadAnnotation: if annotations have another size than their images, which are counted and
+            named; if one has unknown labels; if no pixel has a class; and, with ``must_differ``, if
+            all have the same one.
+        NothingReadable: if none of the pairs to be decoded can be.
     """
 
-    def complaint(index: int) -> str | None:
+    def size_problem(index: int) -> str | None:
         try:
             check_same_size(*source.open([index])[0])
         except BadAnnotation as error:
@@ -85,42 +97,43 @@ def check_pairs(
             return None
 
     with ThreadPoolExecutor(num_threads) as pool:
-        told = _with_progress("compared the sizes of", pool, complaint, range(len(source)))
-        bad = [found for found in told if found]
-        if bad:
+        results = _with_progress("compared the sizes of", pool, size_problem, range(len(source)))
+        problems = [problem for problem in results if problem]
+        if problems:
             raise BadAnnotation(
-                f"{len(bad)} of {len(source)} annotations are not of their image's size: "
-                f"{'; '.join(bad[:_SOME])}{'; ...' if len(bad) > _SOME else ''}"
+                f"{len(problems)} of {len(source)} annotations are not of their image's size: "
+                f"{'; '.join(problems[:_MOST_NAMED])}"
+                f"{'; ...' if len(problems) > _MOST_NAMED else ''}"
             )
         chosen = spread_indices(len(source), num_decoded)
-        look = functools.partial(_look_at_labels, source)
-        told = _with_progress("looked at the labels of", pool, look, chosen)
-        looked = [found for found in told if found is not None]
+        count_labels = functools.partial(_count_labels, source)
+        results = _with_progress("looked at the labels of", pool, count_labels, chosen)
+        counts = [count for count in results if count is not None]
     check_any_decodes(lambda index: decode_pair(*source.open([index])[0]), chosen, what)
-    summary = _summary_of(looked, source.num_classes)
-    _tell(summary, what)
-    _check_is_something(summary, what, must_differ)
-    _tell_of_single_files(summary, what)
+    summary = _summarized(counts, source.num_classes)
+    _log_summary(summary, what)
+    _check_classes(summary, what, must_differ)
+    _warn_of_single_files(summary, what)
     return summary
 
 
-def _summary_of(looked: Sequence["_Look"], num_classes: int) -> AnnotationSummary:
-    """What annotations hold, from what each of them does."""
+def _summarized(counts: Sequence["_LabelCounts"], num_classes: int) -> AnnotationSummary:
+    """Sums up the counts of single annotations."""
     pixels = np.zeros(num_classes + 1, np.int64)
     of_class_0, of_no_class = [], []
-    for look in looked:
-        pixels += look.pixels
-        is_ignored = look.pixels[-1] > 0
-        if not look.pixels[:-1].any():
-            of_no_class.append(look.annotation)
-        elif is_ignored and not look.pixels[1:-1].any():
-            of_class_0.append(look.annotation)
-    turned = [look.turned for look in looked if look.turned]
-    return AnnotationSummary(pixels, len(looked), turned, of_class_0, of_no_class)
+    for count in counts:
+        pixels += count.pixels
+        has_ignored = count.pixels[-1] > 0
+        if not count.pixels[:-1].any():
+            of_no_class.append(count.annotation)
+        elif has_ignored and not count.pixels[1:-1].any():
+            of_class_0.append(count.annotation)
+    turned = [count.turned_image for count in counts if count.turned_image]
+    return AnnotationSummary(pixels, len(counts), turned, of_class_0, of_no_class)
 
 
-def _tell(summary: AnnotationSummary, what: str) -> None:
-    """Logs what annotations hold, and warns of what may not be meant."""
+def _log_summary(summary: AnnotationSummary, what: str) -> None:
+    """Logs what the annotations hold, and warns of what may be a mistake."""
     if not summary.num_images:
         return
     _log.info(
@@ -155,11 +168,11 @@ def _tell(summary: AnnotationSummary, what: str) -> None:
             "them: %s",
             what,
             len(summary.turned),
-            ", ".join(summary.turned[:_SOME]),
+            ", ".join(summary.turned[:_MOST_NAMED]),
         )
 
 
-def _tell_of_single_files(summary: AnnotationSummary, what: str) -> None:
+def _warn_of_single_files(summary: AnnotationSummary, what: str) -> None:
     """Warns of annotations that differ from the others in a way that totals do not show."""
     is_binary = len(summary.pixels) == 3
     if summary.of_class_0 and (is_binary or len(summary.of_class_0) >= summary.num_images / 10):
@@ -182,8 +195,8 @@ def _tell_of_single_files(summary: AnnotationSummary, what: str) -> None:
         )
 
 
-def _check_is_something(summary: AnnotationSummary, what: str, must_differ: bool) -> None:
-    """Raises `BadAnnotation` if no pixel has a class, or all have one where they must differ."""
+def _check_classes(summary: AnnotationSummary, what: str, must_differ: bool) -> None:
+    """Raises ``BadAnnotation`` if no pixel has a class, or all have one where they must differ."""
     occurring = np.flatnonzero(summary.pixels[:-1])
     if not summary.num_images or len(occurring) > 1 or (len(occurring) and not must_differ):
         return
@@ -201,35 +214,44 @@ def _check_is_something(summary: AnnotationSummary, what: str, must_differ: bool
 
 
 def _with_progress(
-    done: str, pool: ThreadPoolExecutor, look: Callable[[int], Found], indices: Sequence[int]
-) -> Iterator[Found]:
-    """What is found at each index, in order; what takes long is told."""
-    told = time.monotonic()
-    for number, found in enumerate(pool.map(look, indices), start=1):
-        yield found
-        if time.monotonic() > told + _TELL_EVERY_S:
-            told = time.monotonic()
+    done: str, pool: ThreadPoolExecutor, call: Callable[[int], _Result], indices: Sequence[int]
+) -> Iterator[_Result]:
+    """Yields the results of ``call`` for each index, in order, and logs the progress.
+
+    ``done`` begins the message, such as "compared the sizes of".
+    """
+    last_logged = time.monotonic()
+    for number, result in enumerate(pool.map(call, indices), start=1):
+        yield result
+        if time.monotonic() > last_logged + _LOG_EVERY_S:
+            last_logged = time.monotonic()
             _log.info("%s %s of %s annotations", done, f"{number:,}", f"{len(indices):,}")
 
 
-class _Look(NamedTuple):
-    """What one annotation holds: pixels of each class and ignored ones.
+class _LabelCounts(NamedTuple):
+    """The pixel counts of one annotation.
 
-    And its name, and that of its image if that is turned.
+    Attributes:
+        pixels: the number of pixels of each class, and last that of ignored pixels.
+        annotation: the annotation's name.
+        turned_image: the name of its image, if Exif turns that.
     """
 
     pixels: np.ndarray
     annotation: str
-    turned: str | None
+    turned_image: str | None
 
 
-def _look_at_labels(source: PairSource, index: int) -> _Look | None:
-    """None if the annotation, or the head of its image, cannot be decoded."""
+def _count_labels(source: PairSource, index: int) -> _LabelCounts | None:
+    """Counts the labels of an annotation.
+
+    Returns None if the annotation, or the header of its image, cannot be decoded.
+    """
     image, annotation = source.open([index])[0]
     try:
         counts = np.bincount(annotation.labels().ravel(), minlength=IGNORED + 1)
-        turned = source.name(index) if image.is_turned else None
+        turned_image = source.name(index) if image.is_turned else None
     except CorruptImage:
         return None
     pixels = np.append(counts[: source.num_classes], counts[IGNORED])
-    return _Look(pixels, annotation.name, turned)
+    return _LabelCounts(pixels, annotation.name, turned_image)

@@ -1,9 +1,9 @@
-"""Batches for training: which examples a step sees, and how a run continues where it stopped.
+"""The loader of training batches, which is resumed by the number of a step.
 
 Global batch k is a pure function of (seed, k): the shuffled order of each epoch and the crop of
 each example depend on the example's global position only. So the state of a loader is a step,
-however many processes, workers and threads read; and the batches of P processes, one after the
-other, are the global batch that one process would see.
+however many processes, workers and threads read. The batches of P processes, concatenated, are the
+global batch that a single process would see.
 """
 
 import functools
@@ -29,50 +29,54 @@ from ddae_jax.data.uniform_size import check_size
 
 # So many unreadable images in a row are no accident: a disk or a whole folder is gone.
 _MOST_CORRUPT_IN_A_ROW = 100
-# Causes of corruption, in the numbers that tell of them.
+# More than there are causes of corruption, so that index and cause fit into one number.
 _MOST_CAUSES = 16
-# Examples; Grain's own endless repetition overflows in batches of one.
+# Examples in all epochs together. Grain's own endless repetition overflows in batches of one.
 _ENDLESS = 2**53
 
 _log = logging.getLogger(__name__)
 
 
 class TooManyCorruptImages(RuntimeError):
-    """More images cannot be decoded than the run allows. The message counts and names them."""
+    """More corrupt images than the run allows. The message counts and names them."""
 
 
 class DataChanged(ValueError):
-    """A run is to be continued on other examples than those that it was trained on so far."""
+    """Other examples in the source than those that the run was trained on so far."""
 
 
 class TrainLoader:
     """An endless iterator over this process's part of the shuffled, augmented global batches.
 
-    Each batch is {"image": uint8[b, height, width, channel], "label": int32[b]}, or what else
-    `augmentation` makes, with b = batch_size / process_count. Epochs follow each other without a
-    gap: a batch may hold the last examples of one and the first of the next. An image that cannot
-    be decoded is replaced by the next readable one of the source, counted, and named once in the
-    log.
+    Each batch is {"image": uint8[b, height, width, channel], "label": int32[b]}, or the arrays that
+    another ``augmentation`` makes, with b = batch_size / process_count. Epochs follow each other
+    without a gap: a batch may hold the last examples of one and the first of the next. An image
+    that cannot be decoded is replaced by the next readable one of the source, counted, and named
+    once in the log.
 
-    **Arguments:**
+    Args:
+        source: the examples.
+        augmentation: what is done to them. It has to fit the source: ``Augmentation`` takes
+            labelled images, ``JointAugmentation`` annotated ones.
+        batch_size: global, over all processes.
+        seed: of order and crops; not negative.
+        process_index, process_count: which part of each global batch this process reads.
+        num_workers: processes that read. 0 reads in threads of this process, which is enough
+            unless many small images keep Python itself busy.
+        num_threads: threads that read, in this process or in each worker; each makes a whole
+            batch. None for ``reading_threads(source)``.
+        prefetch_batches: batches that are made ahead, over all workers; at least one per thread.
+        max_corrupt_share: the share of the source's images that may be undecodable, 0 to 1.
+        unite: takes the codes of corrupt images that this process has met, and returns those that
+            any process has met; see ``synchronize``. Needed with several processes only.
 
-    - `source`, `augmentation`: what is read and what is done to it. They have to fit each other:
-      `Augmentation` takes labelled images, `JointAugmentation` annotated ones.
-    - `batch_size`: global, over all processes.
-    - `seed`: of order and crops; not negative.
-    - `process_index`, `process_count`: which part of each global batch this process reads.
-    - `num_workers`: processes that read. 0 reads in threads of this process, which is enough
-      unless many small images keep Python itself busy.
-    - `num_threads`: threads that read, in this process or in each worker; each makes a whole batch.
-      None: `reading_threads(source)`.
-    - `prefetch_batches`: batches that are made ahead, over all workers; at least one a thread.
-    - `max_corrupt_share`: the share of the source's images that may be undecodable, 0 to 1.
-    - `unite`: the different indices that any process has met, from those that this one has; see
-      `synchronize`. Needed with several processes only.
-
-    Raises `ValueError` for arguments that contradict each other, and where batches find no room in
-    shared memory. While iterating raises `TooManyCorruptImages`, `ReadFailed` where the disk or the
-    network fails, `OddSize`, and `WorkerLost` where a process that reads was killed.
+    Raises:
+        ValueError: for arguments that contradict each other, and if shared memory is too small for
+            the batches of the workers.
+        TooManyCorruptImages: while iterating.
+        ReadFailed: while iterating, if the disk or the network fails.
+        OddSize: if ``augmentation`` needs images of one size and they differ; while iterating too.
+        WorkerLost: while iterating, if a process that reads was killed.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class TrainLoader:
         self._max_corrupt_share = max_corrupt_share
         self._unite = unite
         self._step = 0
-        self._corrupt: dict[int, int] = {}  # from the index to that of the cause
+        self._corrupt: dict[int, int] = {}  # index of an image -> index of its cause in CAUSES
         self._batches: BackgroundIterator[Batch] | None = None
         self._is_closed = False
         batch_bytes = self._batch_size * augmentation.num_bytes(self._image_size, source.channels)
@@ -130,9 +134,9 @@ class TrainLoader:
         return self.next_unless(lambda: False)
 
     def next_unless(self, is_over: Callable[[], bool]) -> Batch | None:
-        """The next batch; None where `is_over()` before it is there, which is asked all the time.
+        """Waits for the next batch; returns None once ``is_over()`` is true.
 
-        A batch that is there is handed out first, and one that is not is the next one still.
+        A batch that is ready is returned even then. One that is not stays the next one.
         """
         if self._is_closed:
             raise ValueError("this loader is closed")
@@ -151,7 +155,7 @@ class TrainLoader:
         if batch is None:
             return None
         if self._num_workers:
-            # Workers hand over shared memory, which must not be unmapped under a device's transfer.
+            # A copy, as the workers' shared memory could be unmapped during a transfer to a device.
             batch = {key: np.array(value) for key, value in batch.items()}
         self._report_corrupt(batch.pop("corrupt"))
         self._step += 1
@@ -159,7 +163,7 @@ class TrainLoader:
 
     @property
     def step(self) -> int:
-        """The number of batches handed out: the index of the next one."""
+        """The number of batches handed out, which is the index of the next one."""
         return self._step
 
     @property
@@ -169,24 +173,28 @@ class TrainLoader:
 
     @property
     def corrupt_causes(self) -> dict[str, int]:
-        """How many of them there are by cause (`ddae_jax.data.images.CAUSES`)."""
+        """The number of such images for each cause of ``ddae_jax.data.images.CAUSES``."""
         counts = Counter(CAUSES[cause] for cause in self._corrupt.values())
         return dict(sorted(counts.items()))
 
     def synchronize(self) -> None:
-        """Shares what is corrupt with the other processes, all of which have to call it.
+        """Shares the corrupt images among all processes, each of which has to call this.
 
-        Raises `TooManyCorruptImages` in all of them, or in none.
+        Raises ``TooManyCorruptImages`` in all of them, or in none.
         """
         own = np.array([_coded(*item) for item in sorted(self._corrupt.items())], np.int64)
         self._corrupt = dict(divmod(code, _MOST_CAUSES) for code in self._unite(own).tolist())
         self._check_corrupt_share()
 
     def get_state(self, step: int | None = None) -> dict[str, Any]:
-        """What `set_state` needs, fit for JSON: step, corrupt indices, the source's fingerprint.
+        """Returns the state for ``set_state``, which can be written as JSON.
 
-        `step` is the one to go on with, by default that of the next batch: who has read ahead has
-        not used all that was handed out.
+        Args:
+            step: the step to continue with; by default that of the next batch. A caller that reads
+                ahead gives an earlier one, as it has not used all batches that it was handed.
+
+        Returns:
+            The step, the indices of corrupt images, their causes, and the source's fingerprint.
         """
         corrupt = sorted(self._corrupt)
         return {
@@ -197,10 +205,15 @@ class TrainLoader:
         }
 
     def set_state(self, state: dict[str, Any], allow_changes: bool = False) -> None:
-        """Continues at a step, before or amid iteration. Reads nothing of the steps before.
+        """Continues at the step of a state, without reading the batches before it.
 
-        Raises `DataChanged` if the state is of a source with other examples, unless that is
-        allowed; older states, which do not tell, are taken as they are.
+        Args:
+            state: from ``get_state``. States of older versions lack causes, or the fingerprint,
+                which is then not compared.
+            allow_changes: whether a source with other examples is accepted, with a warning.
+
+        Raises:
+            DataChanged: if the state is of a source with other examples.
         """
         known = state.get("source", self._source.fingerprint)
         if known != self._source.fingerprint:
@@ -212,7 +225,7 @@ class TrainLoader:
                     "--allow_config_changes"
                 )
             _log.warning("the training data has changed: %s", change)
-            state = state | {"corrupt": [], "causes": []}  # indices of other examples
+            state = state | {"corrupt": [], "causes": []}  # whose indices mean other examples now
         self._stop_reading()
         self._step = int(state["step"])
         causes = state.get("causes", [CAUSES[0]] * len(state["corrupt"]))
@@ -222,7 +235,7 @@ class TrainLoader:
         }
 
     def close(self) -> None:
-        """Stops threads and worker processes, by force where they hang. The loader is over then."""
+        """Stops threads and worker processes, by force if they hang. It cannot be read again."""
         self._stop_reading()
         self._is_closed = True
 
@@ -238,7 +251,7 @@ class TrainLoader:
             self._batches = None
 
     def _dataset_from(self, step: int) -> grain.IterDataset:
-        """This process's batches from a global step on."""
+        """Returns this process's batches from a global step on."""
         order_seed, crop_seed = _derived_seeds(self._seed)
         first = step * self._process_count + self._process_index
         load = _LoadTrainBatch(self._source, self._augmentation, self._image_size, crop_seed)
@@ -247,17 +260,17 @@ class TrainLoader:
             .shuffle(seed=order_seed)
             .repeat(_ENDLESS // len(self._source))
             .batch(self._batch_size)
-            # Before the slice, so that `load` is told the position among all processes' batches.
+            # Before the slice, so that `load` gets the number among the batches of all processes.
             .map_with_index(load)
             .slice(slice(first, None, self._process_count))
         )
         num_readers = max(self._num_workers, 1)
-        # Each thread makes a whole batch, so that fewer batches would leave threads idle.
+        # Each thread makes a whole batch: with fewer of them, threads would be idle.
         ahead = max(-(-self._prefetch_batches // num_readers), self._num_threads)
         dataset = batches.to_iter_dataset(read_options(self._num_threads, ahead))
         if self._num_workers:
             if not flags.FLAGS.is_parsed():
-                # Grain reads its flags, which nobody parses where no absl app runs.
+                # Grain reads absl's flags, which are not parsed where no absl app runs.
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1),
@@ -266,11 +279,12 @@ class TrainLoader:
         return dataset
 
     def _report_corrupt(self, codes: Int[np.ndarray, " corrupt"]) -> None:
+        """Counts and logs corrupt images that were not met before; ``codes`` are of ``_coded``."""
         for index, cause in sorted(divmod(code, _MOST_CAUSES) for code in codes.tolist()):
             if index not in self._corrupt:
                 log_corrupt(self._source.name(index), CAUSES[cause])
                 self._corrupt[index] = cause
-        if self._process_count == 1:  # several would not stop together: see `synchronize`
+        if self._process_count == 1:  # several have to stop together, in `synchronize`
             self._check_corrupt_share()
 
     def _check_corrupt_share(self) -> None:
@@ -286,9 +300,10 @@ class TrainLoader:
 
 
 def _derived_seeds(seed: int) -> tuple[int, tuple[int, int]]:
-    """Seeds of order (32 bit) and crops (128 bit).
+    """Returns the seeds of the order (32 bits) and of the crops (128 bits).
 
-    Grain shuffles epoch e with seed + e: undisguised, run 1 would begin with run 0's second epoch.
+    Grain shuffles epoch e with seed + e. With the run's own seed, the first epoch of a run with
+    seed 1 would be the second one of the run with seed 0.
     """
     order, high, low = np.random.SeedSequence(seed).generate_state(3, np.uint64).tolist()
     return order % 2**32, (high, low)
@@ -296,7 +311,10 @@ def _derived_seeds(seed: int) -> tuple[int, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _LoadTrainBatch:
-    """(number of a local batch among all processes', its indices) -> the batch. Runs in workers."""
+    """Makes the local batch of some indices, in threads or workers.
+
+    ``number`` is that of the batch, counted over the batches of all processes.
+    """
 
     source: ExampleSource
     augmentation: Augment
@@ -314,7 +332,18 @@ class _LoadTrainBatch:
         return batch | {"corrupt": np.array(corrupt, np.int64)}
 
     def _read(self, position: int, index: int, opened: Any, corrupt: list[int]) -> Batch:
-        """The augmented example, or the next readable one's; adds what is not to `corrupt`."""
+        """Returns the augmented example, or that of the next image that can be decoded.
+
+        Args:
+            position: global position of the example, which decides its random numbers.
+            index: of the example in the source.
+            opened: the example, opened by the source.
+            corrupt: to which the codes of images that cannot be decoded are added.
+
+        Raises:
+            TooManyCorruptImages: if none in a long row can be decoded.
+            OddSize: if the image has another size than the others.
+        """
         make_rng = functools.partial(_stream, self.seed, position)
         for tries in range(min(_MOST_CORRUPT_IN_A_ROW, len(self.source))):
             candidate = (index + tries) % len(self.source)
@@ -334,10 +363,11 @@ class _LoadTrainBatch:
 
 
 def _coded(index: int, cause: int) -> int:
-    """The index of a corrupt image and that of its cause, as one number, as workers hand it on."""
+    """Returns the index of a corrupt image and that of its cause as one number, for arrays."""
     return index * _MOST_CAUSES + cause
 
 
 def _stream(seed: tuple[int, int], position: int) -> np.random.Generator:
-    # Philox is made for this: each position is a stream of its own, at no cost to reach.
+    """Returns the random generator of the example at a global position."""
+    # Philox is counter-based: any stream is reached at once.
     return np.random.Generator(np.random.Philox(key=seed, counter=(0, 0, 0, position)))

@@ -135,7 +135,7 @@ class TestCheck:
 
     def test_what_takes_long_is_told(self, tmp_path, monkeypatch, caplog):
         caplog.set_level(logging.INFO, "ddae_jax")
-        monkeypatch.setattr(pair_checks, "_TELL_EVERY_S", -1)
+        monkeypatch.setattr(pair_checks, "_LOG_EVERY_S", -1)
         write_pairs(tmp_path, 3)
         check_pairs(pair_source(tmp_path))
         assert "compared the sizes of 3 of 3 annotations" in caplog.text
