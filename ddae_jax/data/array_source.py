@@ -21,19 +21,24 @@ from ddae_jax.suggestions import did_you_mean
 
 _log = logging.getLogger(__name__)
 
-_TELL_EVERY_S = 10.0
+_LOG_EVERY_S = 10.0
+_CHUNK = 1024  # images that a thread decodes at once
 
 
 class ArraySource(IndexedSource):
-    """Images that lie in memory.
+    """Labelled images that lie in memory.
 
-    **Arguments:**
+    Args:
+        images: uint8[example, height, width, channel].
+        labels: int32[example], -1 where there is none.
+        title: the beginning of names: "digits/train" gives "digits/train[17]".
+        class_names: of the classes, whose number is then known; None if there are none.
+        corrupt: index -> error, for examples that could not be decoded.
+        decoded_from: the source that these images were decoded from, if there is one. Names and
+            the fingerprint are then that source's.
 
-    - `images`: uint8[example, height, width, channel].
-    - `labels`: int32[example], -1 where there is none.
-    - `title`: what `name` begins with: "digits/train" names "digits/train[17]".
-    - `corrupt`: index -> error, for examples that could not be decoded.
-    - `decoded_from`: the source that these images were decoded from: examples have its names.
+    Raises:
+        ValueError: if there are not as many labels as images.
     """
 
     has_labels_at_hand = True
@@ -87,12 +92,17 @@ class ArraySource(IndexedSource):
 
 
 def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
-    """Decodes a whole source once: worth it where the images are small and epochs are many.
+    """Decodes a whole source once, which pays where images are small and epochs are many.
 
-    Its examples keep their names. They are decoded at full size, where a random crop of a JPEG may
-    be decoded at a half or less: a crop of either differs in its last bits.
-    `num_threads=None` reads in `reading_threads(source)` threads.
-    Raises `ValueError` if the images do not share one size, naming one that differs.
+    Examples keep their names. They are decoded at full size, whereas a random crop of a JPEG file
+    may be decoded at a half or less: crops of the two differ in their last bits.
+
+    Args:
+        source: the images to decode.
+        num_threads: how many threads decode; None for ``reading_threads(source)``.
+
+    Raises:
+        ValueError: if the images do not share one size; one that differs is named.
     """
     if source.image_size is None:
         raise ValueError(
@@ -119,12 +129,12 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
                 )
             images[index] = pixels
 
-    chunks = [range(start, min(start + 1024, len(source))) for start in range(0, len(source), 1024)]
-    told = time.monotonic()
+    chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
+    last_logged = time.monotonic()
     with all_cancelled_after(ThreadPoolExecutor(num_threads or reading_threads(source))) as pool:
         for chunk, _ in zip(chunks, pool.map(decode, chunks), strict=True):
-            if time.monotonic() > told + _TELL_EVERY_S:
-                told = time.monotonic()
+            if time.monotonic() > last_logged + _LOG_EVERY_S:
+                last_logged = time.monotonic()
                 _log.info("decoded %s of %s images", f"{chunk.stop:,}", f"{len(source):,}")
     return ArraySource(
         images, labels, class_names=source.class_names, corrupt=corrupt, decoded_from=source
@@ -132,9 +142,10 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
 
 
 def digits_source(split: str, channels: int) -> ArraySource:
-    """Scikit-learn's 1,797 handwritten digits: 8x8 scans of 16 grey levels, as uint8 0..255.
+    """Returns scikit-learn's 1,797 handwritten digits: 8x8 scans of 16 grey levels, as 0..255.
 
-    Every fifth digit of each class is "test", the others are "train".
+    Every fifth digit of each class is in the split "test", the others are in "train". Raises
+    ``ValueError`` for another split.
     """
     from sklearn.datasets import load_digits
 

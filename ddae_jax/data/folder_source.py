@@ -1,4 +1,4 @@
-"""Images of a folder of files."""
+"""Labelled images of a folder of files."""
 
 import functools
 import hashlib
@@ -13,16 +13,16 @@ from ddae_jax.data.images import CorruptImage, Decoding, LazyImage
 from ddae_jax.data.source_base import IndexedSource
 from ddae_jax.data.splits import split_folder, warn_of_parts
 
-# How many files a folder looks at before it says that all its images share one size.
+# So many files, spread over a folder, have to share one size for all of them to count as doing so.
 _SIZE_SAMPLE = 1000
 
 
 class FolderSource(IndexedSource):
-    """A tree of image files, in the order of their sorted paths.
+    """Labelled images of a tree of files, in the order of their sorted paths.
 
-    `data_dir/split` is read if it is a folder, else `data_dir` itself as "train". Which files those
-    are, and their labels, `ddae_jax.data.folder_scan.scan` says. See `make_source` for arguments
-    and errors.
+    The folder ``data_dir/split`` is read if it is there, else ``data_dir`` itself as "train".
+    ``ddae_jax.data.folder_scan.scan`` says which files are images, and what their labels are. For
+    arguments and errors see ``ddae_jax.data.sources.make_source``.
     """
 
     has_labels_at_hand = True
@@ -31,7 +31,7 @@ class FolderSource(IndexedSource):
         root = split_folder(data_dir, split)
         paths, self._labels, self.class_names, self._open_image = find_images(root, decoding)
         warn_of_parts(data_dir, root, paths)
-        # One buffer: a list of a million strings is slow to pickle and is copied by every worker.
+        # One buffer, as a list of a million strings is slow to pickle and copied by every worker.
         self._paths = np.frombuffer(b"".join(paths), np.uint8)
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         self._root = os.fsencode(root)

@@ -1,8 +1,8 @@
-"""What every source of examples offers: two protocols, and the base class of labelled sources.
+"""The protocols of sources of examples, and the base class of labelled ones.
 
-A source is a random-access, picklable sequence of images with labels. It hands out images that are
-not decoded yet (``Source.open``), so that whoever needs a small crop of a big JPEG can decode it
-small.
+A source is a random-access, picklable sequence of examples, such as images with labels. It hands
+out images that are not decoded yet (``Source.open``): a small crop of a large JPEG can then be
+decoded at a fraction of its size.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ddae_jax.data.images import Example, LazyImage
 
 
 class ExampleSource(Protocol):
-    """A random-access, picklable sequence of examples; it travels to worker processes."""
+    """Protocol of sources: random-access sequences of examples, pickled to worker processes."""
 
     channels: int
 
@@ -27,37 +27,41 @@ class ExampleSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What tells two sources apart: which examples there are, and in which order.
+        """A text that differs for sources with other examples or another order of them.
 
-        Not where they lie, nor what is in each: a folder that was moved is the same.
+        It depends neither on where they lie nor on their content: that of a moved folder is the
+        same.
         """
 
     def name(self, index: int) -> str:
-        """What a person would look for: a file name, or "cifar10/train[17]"."""
+        """Returns the name by which a person finds an example: a path, or "cifar10/train[17]"."""
 
     def open(self, indices: Sequence[int]) -> list[Any]:
-        """Examples, not decoded yet. One call for many is faster than many."""
+        """Opens examples, and decodes nothing yet. One call for many is faster than many calls."""
 
 
 class Source(ExampleSource, Protocol):
-    """Images with labels."""
+    """Protocol of sources of labelled images."""
 
     num_classes: int | None
     class_names: tuple[str, ...] | None
     has_labels_at_hand: bool  # or must all examples be read for them?
 
     def __getitem__(self, index: int) -> Example:
-        """Decodes one example. Raises `CorruptImage`, and `IndexError` outside of 0..len-1."""
+        """Decodes one example. Raises ``CorruptImage``, and ``IndexError`` outside of 0..len-1."""
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, int]]:
-        """Images, not decoded yet, with their labels. One call for many is faster than many."""
+        """Opens images, not decoded yet, and reads their labels.
+
+        One call for many is faster than many calls.
+        """
 
     def labels(self) -> Int32[np.ndarray, " example"]:
-        """The label of every example, -1 where there is none. Decodes no image."""
+        """Returns the label of every example, -1 where there is none. Decodes no image."""
 
 
 class IndexedSource:
-    """What all sources share: one decoded example through `open`."""
+    """Base class of labelled sources, which decodes a single example by ``open``."""
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
@@ -67,9 +71,9 @@ class IndexedSource:
 
 
 def spread_indices(num_examples: int, limit: int | None) -> Int[np.ndarray, " chosen"]:
-    """Returns the indices of at most ``limit`` of so many examples, spread evenly over all.
+    """Returns indices spread evenly over ``num_examples``: at most ``limit``, or all if None.
 
-    A folder is sorted by class, so that the first ones would be of one class. None is no limit.
+    The first ones of a folder, which is sorted by class, would be of one class.
     """
     count = num_examples if limit is None else min(num_examples, limit)
     return np.arange(count) * num_examples // max(count, 1)

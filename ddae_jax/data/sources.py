@@ -20,20 +20,22 @@ def make_source(
     max_pixels: int = Decoding.max_pixels,
     max_value: float = Decoding.max_value,
 ) -> Source:
-    """Opens a source of images.
+    """Opens a source of labelled images.
 
-    **Arguments:**
+    Args:
+        source: "digits" (scikit-learn's handwritten digits, which come with it), "tfds" or
+            "folder".
+        name: the TFDS dataset, such as "cifar10"; other kinds ignore it.
+        data_dir: where TFDS datasets lie (default: TFDS's own place), or the folder of images.
+        split: "train", "test", ...; for TFDS also a slice such as "train[:80%]".
+        channels: 1 (grey) or 3 (RGB) of every decoded image. Any other number for a folder of
+            arrays or of TIFF files with many bands; see ``ddae_jax.data.array_images``.
+        max_pixels, max_value: see ``ddae_jax.data.images.Decoding``.
 
-    - `source`: "digits" (scikit-learn's handwritten digits, embedded), "tfds" or "folder".
-    - `name`: the TFDS dataset, such as "cifar10"; other kinds ignore it.
-    - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder of images.
-    - `split`: "train", "test", ...; for TFDS also a slice such as "train[:80%]".
-    - `channels`: 1 (grey) or 3 (RGB) of every decoded image; of a folder of arrays, of TIFF with
-      many bands, any number, see `ddae_jax.data.array_images`.
-    - `max_pixels`, `max_value`: see `ddae_jax.data.images.Decoding`.
-
-    Raises `ValueError` for an unknown source, name or split, for other `channels`, and for a folder
-    without images; `FileNotFoundError` for data that is not there and cannot be downloaded.
+    Raises:
+        ValueError: for an unknown source, name or split, for other ``channels``, and for a folder
+            without images.
+        FileNotFoundError: for data that is not there and cannot be downloaded.
     """
     check_channels(channels, source)
     decoding = Decoding(channels, max_pixels, max_value)
@@ -51,7 +53,7 @@ def make_source(
 
 
 def check_channels(channels: int, source: str) -> None:
-    """Raises `ValueError` if a kind of source has no images of so many channels."""
+    """Raises ``ValueError`` if a kind of source has no images of so many channels."""
     if channels < 1 or (channels not in (1, 3) and source != "folder"):
         raise ValueError(
             f"channels={channels}; images are decoded to 1 (grey) or 3 (RGB) channels, and those "

@@ -18,12 +18,15 @@ from ddae_jax.suggestions import did_you_mean
 
 _log = logging.getLogger(__name__)
 
+_CHUNK = 1024  # records that are read at once
+
 
 class TfdsSource(IndexedSource):
-    """A TFDS dataset in ArrayRecord files, read without TensorFlow.
+    """Labelled images of a TFDS dataset in ArrayRecord files, read without TensorFlow.
 
-    The records are read in batches and only their image and label are parsed, which is several
-    times faster than TFDS's own decoding. See `make_source` for arguments and errors.
+    Records are read in batches, and only their images and labels are parsed, which is several times
+    faster than TFDS's own decoding. For arguments and errors see
+    ``ddae_jax.data.sources.make_source``.
     """
 
     has_labels_at_hand = False
@@ -61,11 +64,11 @@ class TfdsSource(IndexedSource):
         from tensorflow_datasets.proto import tf_example_pb2
 
         parse = tf_example_pb2.Example.FromString
-        wanted = [int(index) for index in indices]
+        keys = [int(index) for index in indices]
         records = patiently(
-            f"{self._full_name}, {self._title}{wanted[:5]}",
-            lambda: self._records.__getitems__(wanted),
-            (OSError, RuntimeError),  # the latter from what reads ArrayRecord
+            f"{self._full_name}, {self._title}{keys[:5]}",
+            lambda: self._records.__getitems__(keys),
+            (OSError, RuntimeError),  # the latter from the reader of ArrayRecord
         )
         return [
             self._parse(index, parse(record).features.feature)
@@ -73,7 +76,7 @@ class TfdsSource(IndexedSource):
         ]
 
     def labels(self) -> Int32[np.ndarray, " example"]:
-        chunks = [range(start, min(start + 1024, len(self))) for start in range(0, len(self), 1024)]
+        chunks = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
         return np.array([label for chunk in chunks for _, label in self.open(chunk)], np.int32)
 
     def _parse(self, index: int, feature: Mapping[str, Any]) -> tuple[LazyImage, int]:
@@ -83,7 +86,12 @@ class TfdsSource(IndexedSource):
 
 
 def _prepared_builder(name: str, data_dir: str) -> Any:
-    """A TFDS builder whose data lies on disk as ArrayRecord, downloaded where that is possible."""
+    """Returns a TFDS builder whose data lies on disk as ArrayRecord; downloads it if need be.
+
+    Raises:
+        ValueError: for an unknown dataset, or one that was prepared in another format.
+        FileNotFoundError: if the data is not there and cannot be downloaded.
+    """
     import tensorflow_datasets as tfds
 
     if not name:
@@ -122,32 +130,35 @@ def _prepared_builder(name: str, data_dir: str) -> Any:
 
 
 def _check_not_beside(name: str, data_dir: str | None) -> None:
-    """Raises `FileNotFoundError` if a folder below holds the dataset: that one was meant."""
-    found = sorted(Path(data_dir).glob(f"*/{name}/*/dataset_info.json")) if data_dir else []
-    if found:
+    """Raises ``FileNotFoundError`` if a folder in ``data_dir`` holds the dataset: it is meant."""
+    infos = sorted(Path(data_dir).glob(f"*/{name}/*/dataset_info.json")) if data_dir else []
+    if infos:
         raise FileNotFoundError(
-            f"TFDS dataset {name!r} is not in {data_dir}, but in {found[0].parents[2]}: give that "
+            f"TFDS dataset {name!r} is not in {data_dir}, but in {infos[0].parents[2]}: give that "
             "as data.data_dir"
         )
 
 
 @contextlib.contextmanager
 def _left_as_it_was(data_dir: str | None) -> Iterator[None]:
-    """Removes the empty folders that a download which failed leaves in `data_dir`."""
+    """Removes the empty folders that a failed download leaves in ``data_dir``."""
     root = Path(data_dir) if data_dir else None
     before = set(root.rglob("*")) if root and root.is_dir() else set()
     try:
         yield
     except Exception:
         folders = {path for path in root.rglob("*") if path.is_dir()} if root else set()
-        for folder in sorted(folders - before, reverse=True):  # what lies in others first
+        for folder in sorted(folders - before, reverse=True):  # the innermost first
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
 
 
 def _record_reader(builder: Any, split: str) -> Any:
-    """The `ArrayRecordDataSource` of a split: index -> serialised `tf.train.Example`."""
+    """Returns the ``ArrayRecordDataSource`` of a split: index -> serialised ``tf.train.Example``.
+
+    Raises ``ValueError`` for an unknown split.
+    """
     available = tuple(builder.info.splits)
     if split.split("[")[0] not in available:
         raise ValueError(

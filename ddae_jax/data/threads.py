@@ -1,4 +1,4 @@
-"""How many threads read a source, and pools of threads that stop with their work."""
+"""Threads that read a source: how many are fastest, and a pool that leaves no work behind."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ddae_jax.data.source_base import ExampleSource
 
-# Pixels a side, up to which one thread reads faster than several; see benchmarks/augmentation.py.
+# Up to so many pixels per side one thread reads faster than several; benchmarks/augmentation.py.
 _SMALL_SIDE = 64
 
 
 def reading_threads(source: ExampleSource) -> int:
-    """How many threads read a source fastest: 1 where all images are small, else 4.
+    """Returns how many threads read a source fastest: 1 where all images are small, else 4.
 
-    Decoding a small image is mostly Python, which threads only slow down by waiting for each other.
+    Decoding a small image is mostly Python code, for whose lock several threads only compete.
     """
     is_small = source.image_size is not None and max(source.image_size) <= _SMALL_SIDE
     return 1 if is_small else 4
@@ -21,7 +21,7 @@ def reading_threads(source: ExampleSource) -> int:
 
 @contextlib.contextmanager
 def all_cancelled_after(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """Ends a pool with the body: what it has not begun by then, after an error too, is left out."""
+    """Cancels the calls that a pool has not begun when the body ends, also after an error."""
     with pool:
         try:
             yield pool

@@ -62,7 +62,7 @@ class TestInMemory:
 
     def test_what_takes_long_is_told(self, rgb_folder, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
-        monkeypatch.setattr(array_source, "_TELL_EVERY_S", -1)
+        monkeypatch.setattr(array_source, "_LOG_EVERY_S", -1)
         source = make_source("folder", data_dir=str(rgb_folder))
         in_memory(source)
         assert f"decoded {len(source)} of {len(source)} images" in caplog.text
