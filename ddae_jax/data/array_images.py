@@ -18,7 +18,7 @@ from ddae_jax.data.images import (
     Decoding,
     Pixels,
     naming_corruption,
-    tell_of_more_images,
+    warn_of_more_images,
 )
 from ddae_jax.data.numpy_files import START_OF_NPY, START_OF_ZIP, ArrayFile
 from ddae_jax.data.opening import open_by_pillow
@@ -136,7 +136,7 @@ def _open_tiff(content: bytes, name: str) -> _Array:
     """Of the first series of a TIFF file: its bands, or its pages."""
     first, *others = open_all_series(content)
     page = first.keyframe
-    tell_of_more_images(lambda: bool(others), name)
+    warn_of_more_images(lambda: bool(others), name)
     if page.dtype is None or page.dtype.kind not in "buif":
         raise Refused(f"its values are of type {page.dtype}; expected are numbers", NOT_READ)
 

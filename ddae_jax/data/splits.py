@@ -13,7 +13,7 @@ from ddae_jax.data.folder_names import (
     VALIDATION,
     FolderName,
     label_maps,
-    named,
+    parse_names,
     parts_of_a_set,
     split_called,
 )
@@ -68,7 +68,7 @@ def split_hint(split: str, folders: Sequence[Path]) -> str:
 
     What is trained on is never proposed for a test.
     """
-    kind = FolderName.of(split).kind
+    kind = FolderName.parse(split).kind
     found = _instead_of(split, folders)
     if found is None and len(folders) == 1:
         below = folder_names(folders[0])[:_MOST_LOOKED_INTO]
@@ -76,7 +76,7 @@ def split_hint(split: str, folders: Sequence[Path]) -> str:
         found = next((folder for folder in tries if folder), None)
     if found is None:
         return ""
-    key = "train_split" if (kind or FolderName.of(found.name).kind) == TRAIN else "test_split"
+    key = "train_split" if (kind or FolderName.parse(found.name).kind) == TRAIN else "test_split"
     found = _inner(found) if len(folders) == 1 else found
     return f"; did you mean data.{key}={_relative(found, folders[0])!r}?"
 
@@ -84,8 +84,8 @@ def split_hint(split: str, folders: Sequence[Path]) -> str:
 def _instead_of(split: str, folders: Sequence[Path]) -> Path | None:
     """The folder in the first one that a split is in, if it is in the others too."""
     there = [folder_names(folder) for folder in folders]
-    names = named(name for name in there[0] if all(name in others for others in there[1:]))
-    kind = FolderName.of(split).kind
+    names = parse_names(name for name in there[0] if all(name in others for others in there[1:]))
+    kind = FolderName.parse(split).kind
     if kind is None:
         near = difflib.get_close_matches(split, [name.text for name in names], n=1)
         return folders[0] / near[0] if near else None
@@ -106,14 +106,14 @@ def warn_of_parts(data_dir: str, root: Path, paths: Iterable[bytes]) -> None:
     - `paths`: of the images, relative to `root`.
     """
     base, tree, has_images_beside = _tree_of(root, paths)
-    tops = named(tree)
+    tops = parse_names(tree)
     parts = [(base, name) for name in parts_of_a_set(tops, may_be_one=True)]
     if all(name.kind != TRAIN for _, name in parts):
-        parts += [(base / top, n) for top in tree for n in parts_of_a_set(named(tree[top]))]
-    if not parts and tree and base != root and FolderName.of(base.name).is_plain:
-        parts = [(base.parent, FolderName.of(base.name))]
+        parts += [(base / top, n) for top in tree for n in parts_of_a_set(parse_names(tree[top]))]
+    if not parts and tree and base != root and FolderName.parse(base.name).is_plain:
+        parts = [(base.parent, FolderName.parse(base.name))]
     maps = [(base, name) for name in label_maps(tops, has_images_beside)]
-    maps += [(base / top, name) for top in tree for name in label_maps(named(tree[top]))]
+    maps += [(base / top, name) for top in tree for name in label_maps(parse_names(tree[top]))]
     told = [
         f"{what} ({some_of([_relative(place / name.text, root) for place, name in found])})"
         for found, what in ((parts, "are parts of a data set"), (maps, "hold label maps"))
@@ -122,7 +122,7 @@ def warn_of_parts(data_dir: str, root: Path, paths: Iterable[bytes]) -> None:
     if not told:
         return
     whole = Path(data_dir).expanduser()
-    is_test = FolderName.of(_relative(root, whole)).kind in (VALIDATION, TEST)
+    is_test = FolderName.parse(_relative(root, whole)).kind in (VALIDATION, TEST)
     key = "test_split" if is_test else "train_split"
     keys = _keys_of(parts, root) or [(key, f) for f in _beside(maps, tops, base)]
     values = {key: _relative(_inner(folder), whole) for key, folder in keys}
@@ -205,7 +205,7 @@ def _tree_of(root: Path, paths: Iterable[bytes]) -> tuple[Path, Tree, bool]:
 
 def _keys_of(parts: Sequence[tuple[Path, FolderName]], root: Path) -> list[tuple[str, Path]]:
     """The keys that would make parts the splits, of the first folder that has one to train on."""
-    places = [p for p, _ in parts if not FolderName.of(_relative(p, root)).may_hold_labels]
+    places = [p for p, _ in parts if not FolderName.parse(_relative(p, root)).may_hold_labels]
     places.sort(key=lambda place: (place, TRAIN) not in [(p, name.kind) for p, name in parts])
     names = [name for place, name in parts if place == places[0]] if places else []
     train = split_called([TRAIN], names)
@@ -227,10 +227,10 @@ def _beside(
 def _inner(folder: Path) -> Path:
     """The folder, or what lies in it alone by a split's name, or by that of images beside maps."""
     while True:
-        names = named(folder_names(folder))
+        names = parse_names(folder_names(folder))
         maps = label_maps(names)
         images = [name for name in names if name not in maps]
-        is_alone = len(names) == 1 and names[0].kind == FolderName.of(folder.name).kind
+        is_alone = len(names) == 1 and names[0].kind == FolderName.parse(folder.name).kind
         if len(images) != 1 or not (maps or (is_alone and names[0].kind)):
             return folder
         folder = folder / images[0].text
@@ -242,9 +242,9 @@ def _relative(folder: Path, root: Path) -> str:
 
 def _warn_of_ignored_folders(root: Path, split: str) -> None:
     """Where `split` may be one class of several, beside others that nobody would call a split."""
-    if FolderName.of(split).kind and not split.isalpha():
+    if FolderName.parse(split).kind and not split.isalpha():
         return  # no class, but train2017 or images/train
-    names = named(name for name in folder_names(root) if name.lower() not in SYSTEM_FOLDERS)
+    names = parse_names(name for name in folder_names(root) if name.lower() not in SYSTEM_FOLDERS)
     known = parts_of_a_set(names, may_be_one=True) + label_maps(names)
     known += [name for name in names if name.kind and name.may_hold_labels]
     beside = [

@@ -92,7 +92,7 @@ class TestLinks:
     ):
         for name in ("a.png", "b.png", "c.png"):
             save(tmp_path / name)
-        add = folder_scan._Found.add
+        add = folder_scan._FoundImages.add
 
         class Listed:
             def __init__(self, entry):
@@ -107,7 +107,7 @@ class TestLinks:
         def added(found, path, top, entry, *rest):
             add(found, path, top, Listed(entry), *rest)
 
-        monkeypatch.setattr(folder_scan._Found, "add", added)
+        monkeypatch.setattr(folder_scan._FoundImages, "add", added)
         assert len(names(tmp_path)) == 3
 
     def test_a_link_to_what_the_split_lies_in_brings_no_other_split_in(self, tmp_path, told):

@@ -199,7 +199,7 @@ def test_camvid_as_a_folder_of_images(caplog):
     ],
 )
 def test_a_name_parts_at_case_digits_and_punctuation(text, kind, around, is_plain):
-    name = FolderName.of(text)
+    name = FolderName.parse(text)
     assert (name.kind, name.around, name.is_plain) == (kind, around, is_plain)
 
 
