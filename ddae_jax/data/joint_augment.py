@@ -1,7 +1,7 @@
-"""Random scale, crop and flip of an image and its annotation alike; distorted colours of the image.
+"""Random scale, crop and flip of an image and its annotation, and distorted colours of the image.
 
-The defaults are the recipe that BEiT and MAE fine-tune on ADE20K with. An image is scaled, cropped
-and, if need be, shrunk while it is decoded, in one pass.
+The defaults are the recipe with which BEiT and MAE are fine-tuned on ADE20K. An image is scaled,
+cropped and, if need be, shrunk while it is decoded, in one pass.
 """
 
 import math
@@ -18,13 +18,13 @@ from ddae_jax.data.images import LazyImage, Pixels
 from ddae_jax.data.source_base import ExampleSource
 
 _TRIES = 10
-# Pillow's hues: a whole turn is 255 steps, and 0 and 255 are both red.
+# Pillow's hues: a whole turn is 255 steps, as 0 and 255 are both red.
 _HUES = 255
 _LEVELS = np.arange(256)
 
 
 class ScaledCrop(NamedTuple):
-    """A crop of a scaled image; all in pixels of the scaled one."""
+    """A crop of a scaled image, in pixels of the scaled image."""
 
     scaled_height: int
     scaled_width: int
@@ -35,19 +35,19 @@ class ScaledCrop(NamedTuple):
 
 
 def scaled_size(height: int, width: int, shorter: float, longer: float) -> tuple[int, int]:
-    """(height, width) of an image whose sides are scaled alike, as far as two limits allow.
+    """Returns the (height, width) of an image scaled in proportion to the largest size allowed.
 
-    **Arguments:**
-
-    - `shorter`, `longer`: what the shorter and the longer side may measure at most, pixels; one of
-      them then does.
+    Args:
+        height, width: of the image, pixels.
+        shorter, longer: the most that the shorter and the longer side may measure, pixels. One of
+            them reaches its limit.
     """
     scale = min(shorter / min(height, width), longer / max(height, width))
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 def crop_labels(labels: Labels, crop: ScaledCrop) -> Labels:
-    """The labels that a view sees: of the pixel in which the centre of each of its own lies."""
+    """Returns the labels of a crop, each that of the stored pixel in which its centre lies."""
     rows, columns = (
         np.minimum((first + np.arange(count) + 0.5) * (side / scaled_side), side - 1).astype(int)
         for first, count, side, scaled_side in (
@@ -59,9 +59,9 @@ def crop_labels(labels: Labels, crop: ScaledCrop) -> Labels:
 
 
 def crop_pixels(image: Image.Image | LazyImage, crop: ScaledCrop) -> Pixels:
-    """The pixels that a view sees: interpolated linearly, and smoothed first where it shrinks.
+    """Returns the pixels of a crop, interpolated linearly, with a wider kernel when shrinking.
 
-    Raises `CorruptImage` if the image cannot be decoded.
+    Raises ``CorruptImage`` if the image cannot be decoded.
     """
     width, height = image.size
     x_step, y_step = width / crop.scaled_width, height / crop.scaled_height
@@ -78,14 +78,14 @@ def crop_pixels(image: Image.Image | LazyImage, crop: ScaledCrop) -> Pixels:
 class Distortion:
     """Random brightness, contrast, saturation and hue, each changed half of the time.
 
-    Contrast comes first or last, by chance; saturation and hue are left out of what is not RGB.
+    Contrast is changed before or after saturation and hue, by chance. Saturation and hue are
+    changed in RGB images only.
 
-    **Arguments:**
-
-    - `brightness`: up to so many of 255 levels are added or taken away.
-    - `contrast`, `saturation`: range of the factor.
-    - `hue`: degrees by which colours are turned at most, either way. mmsegmentation's `hue_delta`
-      of 18 are steps of two degrees, since OpenCV counts 180 hues.
+    Args:
+        brightness: up to so many of 255 levels are added or subtracted.
+        contrast, saturation: range of the factor.
+        hue: degrees by which colours are turned at most, either way. mmsegmentation's ``hue_delta``
+            of 18 counts steps of two degrees, since OpenCV has 180 hues.
 
     Source: Howard 2013, "Some Improvements on Deep Convolutional Neural Network Based Image
     Classification", section 2.2; with these ranges Liu et al. 2016, SSD, and mmsegmentation.
@@ -97,6 +97,7 @@ class Distortion:
     hue: float = 36.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """Returns distorted pixels."""
         is_brighter, is_contrasted, is_saturated, is_turned, is_first = rng.random(5) < 0.5
         brightness = is_brighter * rng.uniform(-self.brightness, self.brightness)
         contrast = rng.uniform(*self.contrast) ** is_contrasted
@@ -108,7 +109,7 @@ class Distortion:
 
 
 def change_levels(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
-    """`(x + brightness) * contrast`, held within 0..255 after each."""
+    """Returns ``(pixels + brightness) * contrast``, clipped to 0..255 after each of the two."""
     if brightness == 0 and contrast == 1:
         return pixels
     levels = (_LEVELS + brightness).clip(0, 255) * contrast
@@ -116,9 +117,9 @@ def change_levels(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
 
 
 def change_colours(pixels: Pixels, saturation: float, hue: float) -> Pixels:
-    """Multiplies the saturation and turns the hue by so many degrees (HSV), of RGB images alone.
+    """Multiplies the saturation and turns the hue by so many degrees, in HSV, of RGB images.
 
-    Hue and saturation are rounded to 8 bits.
+    Other images are returned as they are. Hue and saturation are rounded to 8 bits.
     """
     if pixels.shape[-1] != 3 or (saturation == 1 and hue == 0):
         return pixels
@@ -131,28 +132,29 @@ def change_colours(pixels: Pixels, saturation: float, hue: float) -> Pixels:
 
 @dataclass(frozen=True)
 class JointAugmentation:
-    """What a run sees of a pair: a scaled, cropped, flipped and distorted one, of a fixed size.
+    """Random scale, crop, flip and distortion of a pair to a fixed size: an ``Augment`` of pairs.
 
-    The image is scaled so that it fits into `base_size` times a random factor, in its proportions;
-    a random crop of it is taken; where it is smaller than the crop, it is padded to the right and
-    below. The annotation goes the same way, to the nearest label.
+    The image is scaled in proportion so that it fits into ``base_size`` times a random factor, and
+    a random crop of it is taken. Where the scaled image is smaller than the crop, it is padded to
+    the right and below. The annotation is treated alike, with the nearest label in place of
+    interpolation.
 
-    **Arguments:**
+    Args:
+        crop_size: (height, width) of the result, pixels.
+        base_size: the most that the shorter and the longer side may measure, before the factor.
+        scale_range: range of the factor, drawn uniformly.
+        max_class_share: a crop in which one class has a larger share of the pixels that are not
+            ignored is drawn again, up to ten times. 1 takes any crop.
+        flip: whether half of the pairs are mirrored left to right.
+        distortion: of the image's colours; None for none.
+        pad_colour: 0 to 255 for each channel; the default is ImageNet's mean.
 
-    - `crop_size`: (height, width) of the result, pixels.
-    - `base_size`: what the shorter and the longer side may measure at most, before the factor.
-    - `scale_range`: of the factor, drawn uniformly.
-    - `max_class_share`: crops of which one class has a larger share of what is not ignored are
-      drawn again, up to ten times. 1 takes any crop.
-    - `flip`: whether half of the pairs are mirrored left to right.
-    - `distortion`: of the image's colours; None for none.
-    - `pad_colour`: 0 to 255 for each channel; the default is ImageNet's mean.
+    Raises:
+        ValueError: for sizes and ranges that make no crop.
 
-    Raises `ValueError` for sizes and ranges that make no crop.
-
-    Source: the defaults are mmsegmentation's pipeline `Resize((2048, 512), ratio_range=(0.5, 2))`,
-    `RandomCrop(cat_max_ratio=0.75)`, `RandomFlip`, `PhotoMetricDistortion`, `Pad`, as the
-    authors of BEiT (Bao et al. 2021) and MAE (He et al. 2022) use it on ADE20K.
+    Source: the defaults are mmsegmentation's pipeline ``Resize((2048, 512), ratio_range=(0.5,
+    2))``, ``RandomCrop(cat_max_ratio=0.75)``, ``RandomFlip``, ``PhotoMetricDistortion``, ``Pad``,
+    as the authors of BEiT (Bao et al. 2021) and MAE (He et al. 2022) use it on ADE20K.
     """
 
     crop_size: tuple[int, int] = (512, 512)
@@ -182,7 +184,7 @@ class JointAugmentation:
         return self.crop_size
 
     def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
-        return math.prod(image_size) * (channels + 1)  # the annotation has a byte a pixel
+        return math.prod(image_size) * (channels + 1)  # the annotation has a byte per pixel
 
     def __call__(self, opened: tuple[LazyImage, LazyAnnotation], make_rng: MakeRng) -> Batch:
         image, annotation = opened
@@ -197,6 +199,7 @@ class JointAugmentation:
         return self._padded(pixels, labels)
 
     def _draw_crop(self, rng: np.random.Generator, labels: Labels) -> ScaledCrop:
+        """Draws a crop, again while one class has too large a share of it."""
         factor = rng.uniform(*self.scale_range)
         shorter, longer = (int(side * factor) for side in self.base_size)
         size = scaled_size(*labels.shape, max(shorter, 1), max(longer, 1))
@@ -209,10 +212,12 @@ class JointAugmentation:
         return crop
 
     def _is_varied(self, labels: Labels) -> bool:
+        """Tells whether there is a class, and none has more than ``max_class_share``."""
         counts = np.bincount(labels.ravel(), minlength=IGNORED + 1)[:IGNORED]
         return 0 < counts.max() <= self.max_class_share * counts.sum()
 
     def _padded(self, pixels: Pixels, labels: Labels) -> Batch:
+        """Returns image and annotation, padded to the right and below to ``crop_size``."""
         height, width = labels.shape
         image = np.empty((*self.crop_size, pixels.shape[-1]), np.uint8)
         image[:] = self.pad_colour

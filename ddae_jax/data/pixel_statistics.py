@@ -1,4 +1,4 @@
-"""The mean and the deviation of each channel of a source's images."""
+"""Mean and standard deviation of each channel over a source's images."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +13,16 @@ from ddae_jax.data.threads import all_cancelled_after, reading_threads
 
 _log = logging.getLogger(__name__)
 
-_CHUNK = 64
+_CHUNK = 64  # images that a thread reads at once
 
 
 class PixelStatistics(NamedTuple):
-    """Of each channel, of pixel values from 0 to 1."""
+    """Mean and standard deviation of each channel, of pixel values from 0 to 1.
+
+    Attributes:
+        mean, std: a number for each channel.
+        num_images: how many images were read.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -25,33 +30,36 @@ class PixelStatistics(NamedTuple):
 
 
 def pixel_statistics(source: Source, limit: int | None = None) -> PixelStatistics:
-    """Computes them of every pixel; each image counts the same, whatever its size.
+    """Computes the statistics of all pixels. Each image counts the same, whatever its size.
 
-    **Arguments:**
+    Images that cannot be decoded are left out, and counted in the log.
 
-    - `limit`: at most so many images, spread evenly.
+    Args:
+        source: the images.
+        limit: at most so many images, spread evenly; None for all.
 
-    Images that cannot be decoded are left out, and counted in the log. Raises `ValueError` if none
-    can be.
+    Raises:
+        ValueError: if no image can be decoded.
     """
     indices = spread_indices(len(source), limit)
     count = len(indices)
     chunks = [indices[start : start + _CHUNK] for start in range(0, count, _CHUNK)]
     with all_cancelled_after(ThreadPoolExecutor(reading_threads(source))) as pool:
-        found = [m for some in pool.map(lambda c: _moments(source, c), chunks) for m in some]
-    if not found:
+        results = pool.map(lambda chunk: _moments(source, chunk), chunks)
+        moments = [moment for chunk_moments in results for moment in chunk_moments]
+    if not moments:
         raise ValueError(f"none of {count:,} images can be decoded, of which the mean is asked for")
-    if len(found) < count:
+    if len(moments) < count:
         _log.warning(
-            "%d of %d images cannot be decoded, and are left out", count - len(found), count
+            "%d of %d images cannot be decoded, and are left out", count - len(moments), count
         )
-    mean, square = np.mean(found, axis=0)
+    mean, square = np.mean(moments, axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    return PixelStatistics(tuple(mean.tolist()), tuple(std.tolist()), len(found))
+    return PixelStatistics(tuple(mean.tolist()), tuple(std.tolist()), len(moments))
 
 
 def _moments(source: Source, indices: np.ndarray) -> list[Float64[np.ndarray, "2 channel"]]:
-    """The mean and the mean square of each channel of each image that can be decoded."""
+    """Returns the mean and the mean square of each channel, for each image that can be decoded."""
     moments = []
     for image, _ in source.open(indices):
         try:
