@@ -30,7 +30,7 @@ from ddae_jax.data.opening import (
 )
 from ddae_jax.data.tiff import NEEDS_A_PACKAGE
 from ddae_jax.data.truncation import breaks_off
-from ddae_jax.data.warn_once import is_told, warn_once
+from ddae_jax.data.warn_once import warn_once, was_given
 
 _log = logging.getLogger(__name__)
 
@@ -251,7 +251,7 @@ def warn_of_more_images(holds_more: Callable[[], bool], name: str) -> None:
         holds_more: tells whether the file holds several; not called after the warning was given.
         name: the file's name.
     """
-    if is_told(_MORE_IMAGES) or not holds_more():
+    if was_given(_MORE_IMAGES) or not holds_more():
         return
     warn_once(
         _log,

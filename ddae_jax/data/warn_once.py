@@ -1,17 +1,23 @@
-"""Warnings that are told once in a process, however many files they concern."""
+"""Warnings that are given once in a process, however many files they concern."""
 
 import logging
 
-_told: set[str] = set()
+_given: set[str] = set()
 
 
-def is_told(kind: str) -> bool:
-    """Tells whether a kind of warning was given already."""
-    return kind in _told
+def was_given(kind: str) -> bool:
+    """Tells whether a warning of this kind was given before."""
+    return kind in _given
 
 
 def warn_once(log: logging.Logger, kind: str, message: str, *arguments: object) -> None:
-    """Warns, unless a warning of that kind was given before."""
-    if not is_told(kind):
-        _told.add(kind)
+    """Logs a warning, unless one of the same kind was given before.
+
+    Args:
+        log: the logger of the calling module.
+        kind: a name of the warning, which differs from those of all others.
+        message, arguments: as for ``Logger.warning``.
+    """
+    if not was_given(kind):
+        _given.add(kind)
         log.warning(message, *arguments)

@@ -47,7 +47,7 @@ class TestReading:
         assert source.image_size == (6, 7)
 
     def test_more_bits_are_scaled_alike_in_all_channels(self, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr(warn_once, "_told", set())
+        monkeypatch.setattr(warn_once, "_given", set())
         values = noise(4, 4, 5, dtype=np.uint16, most=10_001)
         values[0, 0, 2] = 10_000
         np.save(tmp_path / "a.npy", values)

@@ -11,7 +11,7 @@ RAMP = np.linspace(0, 1, 4097)
 
 @pytest.fixture(autouse=True)
 def untold(monkeypatch):
-    monkeypatch.setattr(warn_once, "_told", set())
+    monkeypatch.setattr(warn_once, "_given", set())
 
 
 def scaled(values, max_value=0.0, **header):

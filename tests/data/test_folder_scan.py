@@ -159,7 +159,7 @@ class TestRuns:
 class TestPages:
     @pytest.fixture(autouse=True)
     def nothing_told(self, monkeypatch):
-        monkeypatch.setattr(warn_once, "_told", set())
+        monkeypatch.setattr(warn_once, "_given", set())
 
     def pages(self, path: Path, count: int = 3, **options) -> None:
         first, *others = (Image.fromarray(np.full((8, 8), 99 * n, np.uint8)) for n in range(count))

@@ -185,7 +185,7 @@ class TestDecoding:
         assert source[1]["image"][0, :, 0].tolist() == [0, 128, 255]
 
     def test_scaling_is_told_once(self, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr(warn_once, "_told", set())
+        monkeypatch.setattr(warn_once, "_given", set())
         path = tmp_path / "a.png"
         save(Image.fromarray(np.array([[0, 4000]], np.uint16)), path)
         decoded(path)
