@@ -148,9 +148,10 @@ def _crop_and_resize(
     size: tuple[int, int],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image | Channels:
+    """Does what ``crop_and_resize`` does, but returns an image."""
     width, _ = image.size
     decoded = _decode(image, decoding_reduction(bounds, size))
-    # JPEG shrinks by a power of two and rounds the sides up: the last pixel may be a partial one.
+    # JPEG is shrunk by a power of two, and its sides are rounded up: the last pixel may be partial.
     shrunk = 2 ** math.ceil(math.log2(width / decoded.width))
     size_in_pillow = size[1], size[0]
     return decoded.resize(size_in_pillow, resampling, box=tuple(edge / shrunk for edge in bounds))
@@ -232,6 +233,7 @@ class Augmentation:
         return {"image": self._pixels(image, make_rng), "label": np.int32(label)}
 
     def _pixels(self, image: LazyImage, make_rng: MakeRng) -> Pixels:
+        """Returns the crop of an image, or all of it where the device crops."""
         if self.augment_in == "device":
             return image.pixels()
         rng = make_rng()

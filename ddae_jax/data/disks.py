@@ -137,6 +137,7 @@ class _PatientFile(io.RawIOBase):
         super().close()
 
     def _patiently(self, call):
+        """Calls with retries, and remembers the error if they fail."""
         try:
             return patiently(os.fspath(self._path), call)
         except ReadFailed as failure:
@@ -153,11 +154,13 @@ class _PatientFile(io.RawIOBase):
             raise
 
     def _opened(self):
+        """Returns the open file, opened now if it is not."""
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
         return self._file
 
     def _drop(self):
+        """Closes the file; the next read opens it again."""
         file, self._file = getattr(self, "_file", None), None
         if file is not None:
             file.close()

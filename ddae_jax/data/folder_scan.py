@@ -270,6 +270,10 @@ class _Search:
         above: frozenset[tuple[int, int]],
         is_linked: bool,
     ) -> None:
+        """Adds the images of a folder and of those below it, unless it is to be left out.
+
+        For the arguments see ``add``; ``prefix`` and ``above`` are those of the folder above.
+        """
         if folder.name.lower() in SYSTEM_FOLDERS:
             return
         try:
@@ -319,6 +323,7 @@ class _Search:
 
 
 def _suffix(name: str) -> str:
+    """Returns the suffix of a file's name in lower case, with its dot; "" if there is none."""
     return os.path.splitext(name)[1].lower()
 
 

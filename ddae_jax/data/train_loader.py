@@ -246,6 +246,7 @@ class TrainLoader:
         self.close()
 
     def _stop_reading(self) -> None:
+        """Ends threads and workers; the next batch would start them again."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -288,6 +289,7 @@ class TrainLoader:
             self._check_corrupt_share()
 
     def _check_corrupt_share(self) -> None:
+        """Raises ``TooManyCorruptImages`` if more were met than are allowed."""
         if len(self._corrupt) > self._max_corrupt:
             names = ", ".join(self._source.name(index) for index in sorted(self._corrupt)[:5])
             causes = ", ".join(f"{count} {cause}" for cause, count in self.corrupt_causes.items())
