@@ -149,8 +149,8 @@ REDUCE = "if 0 is no class, and classes begin at 1, set reduce_zero_label=True"
 def test_what_odd_labels_may_mean_is_told_by_all_labels_of_the_file(content, rule, hints):
     with pytest.raises(BadAnnotation) as raised:
         read(content, **rule)
-    told = str(raised.value)
-    assert {hint for hint in (DRAWN, IGNORE, REDUCE) if hint in told} == hints
+    message = str(raised.value)
+    assert {hint for hint in (DRAWN, IGNORE, REDUCE) if hint in message} == hints
 
 
 def test_levels_and_the_numbers_to_write_are_named():

@@ -152,11 +152,11 @@ class TestTraining:
     def test_each_channel_is_cropped_and_resized_as_pillow_does(self):
         pixels = noise(20, 30, 5)
         bounds, size = (3.5, 2.0, 25.0, 18.0), (8, 10)
-        found = crop_and_resize(Channels.from_pixels(pixels), bounds, size)
+        resized = crop_and_resize(Channels.from_pixels(pixels), bounds, size)
         for channel in range(5):
             grey = Image.fromarray(np.ascontiguousarray(pixels[..., channel]))
             np.testing.assert_array_equal(
-                found[..., channel], crop_and_resize(grey, bounds, size)[..., 0]
+                resized[..., channel], crop_and_resize(grey, bounds, size)[..., 0]
             )
 
     def test_a_random_crop_and_the_view_of_evaluation_are_those_of_each_channel(self):
@@ -185,10 +185,10 @@ class TestStatistics:
         values = noise(6, 9, 7, 5)
         for number, image in enumerate(values):
             np.save(tmp_path / f"{number}.npy", image)
-        found = pixel_statistics(source_of(tmp_path))
-        np.testing.assert_allclose(found.mean, values.mean((0, 1, 2)) / 255)
-        np.testing.assert_allclose(found.std, values.std((0, 1, 2)) / 255)
-        assert found.num_images == 6
+        statistics = pixel_statistics(source_of(tmp_path))
+        np.testing.assert_allclose(statistics.mean, values.mean((0, 1, 2)) / 255)
+        np.testing.assert_allclose(statistics.std, values.std((0, 1, 2)) / 255)
+        assert statistics.num_images == 6
         some = pixel_statistics(source_of(tmp_path), limit=2)
         np.testing.assert_allclose(some.mean, values[[0, 3]].mean((0, 1, 2)) / 255)
 
@@ -196,9 +196,9 @@ class TestStatistics:
         caplog.set_level(logging.WARNING)
         np.save(tmp_path / "0.npy", np.full((2, 2, 5), 51, np.uint8))
         (tmp_path / "1.npy").write_bytes(b"")
-        found = pixel_statistics(source_of(tmp_path))
-        assert found.num_images == 1
-        np.testing.assert_allclose(found.mean, 0.2)
+        statistics = pixel_statistics(source_of(tmp_path))
+        assert statistics.num_images == 1
+        np.testing.assert_allclose(statistics.mean, 0.2)
         assert "1 of 2 images cannot be decoded, and are left out" in caplog.text
 
     def test_nothing_readable_is_an_error(self, tmp_path):

@@ -83,8 +83,8 @@ class TestRandomResizedCrop:
             for _ in range(400)
         ]
         flipped = [np.array_equal(crop, image[:, ::-1]) for crop in crops]
-        kept = [np.array_equal(crop, image) for crop in crops]
-        assert all(one != other for one, other in zip(flipped, kept, strict=True))
+        unchanged = [np.array_equal(crop, image) for crop in crops]
+        assert all(one != other for one, other in zip(flipped, unchanged, strict=True))
         assert stats.binomtest(sum(flipped), 400, 0.5).pvalue > 0.01
 
     @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -209,8 +209,8 @@ class TestOnDevice:
         images = np.repeat(noise(8, 8)[None], 400, axis=0)
         crops = jitted_identity(jax.random.key(0), images)
         flipped = np.abs(np.asarray(crops) - images[:, :, ::-1]).max((1, 2, 3)) < 1e-3
-        kept = np.abs(np.asarray(crops) - images).max((1, 2, 3)) < 1e-3
-        assert np.all(flipped != kept)
+        unchanged = np.abs(np.asarray(crops) - images).max((1, 2, 3)) < 1e-3
+        assert np.all(flipped != unchanged)
         assert stats.binomtest(int(flipped.sum()), 400, 0.5).pvalue > 0.01
 
     def test_stays_within_0_to_255(self):

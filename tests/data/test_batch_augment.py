@@ -27,9 +27,9 @@ def mixed(**options):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_smooth_labels_by_hand(smoothing):
-    found = smoothed_one_hot(jnp.array([2]), 4, smoothing)
+    targets = smoothed_one_hot(jnp.array([2]), 4, smoothing)
     expected = [[smoothing / 4, smoothing / 4, 1 - smoothing + smoothing / 4, smoothing / 4]]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
@@ -114,19 +114,19 @@ def test_over_eight_devices_it_is_what_it_is_on_one(name):
 def erased(**options):
     """Where 200 images of ones were changed."""
     images = jnp.full((200, 20, 30, 3), 7.0)
-    found = jax.jit(lambda key: random_erasing(key, images, **options))(KEYS[0])
-    return np.asarray(found)
+    changed = jax.jit(lambda key: random_erasing(key, images, **options))(KEYS[0])
+    return np.asarray(changed)
 
 
 def test_a_box_of_the_asked_area_and_aspect_is_filled_with_normal_noise():
-    found = erased(probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0))
-    for image in found:
+    changed = erased(probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0))
+    for image in changed:
         rows, columns = np.nonzero((image != 7).all(axis=-1))
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert height * width == len(rows)
         assert 0.1 * 600 - 15 < len(rows) < 0.3 * 600 + 15  # up to the rounding of sides
         assert 0.4 < height / width < 2.5
-    noise = found[found != 7]
+    noise = changed[changed != 7]
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
 

@@ -28,9 +28,9 @@ class TestRangeOfFloats:
     @pytest.mark.parametrize(("least", "largest"), [(0, 1), (0, 1.02), (-0.05, 1.05), (0, 2)])
     def test_some_overshoot_changes_nothing_between_0_and_1(self, dtype, least, largest):
         values = (least + RAMP * (largest - least)).astype(dtype)
-        found = scaled(values)
-        np.testing.assert_array_equal(found, expected(values, 0, 1))
-        assert len(np.unique(found)) == 256
+        levels = scaled(values)
+        np.testing.assert_array_equal(levels, expected(values, 0, 1))
+        assert len(np.unique(levels)) == 256
 
     @pytest.mark.parametrize(
         ("least", "largest", "range_"),
@@ -88,11 +88,11 @@ class TestRangeOfFloats:
         assert "floats of up to 10: they are taken for values from 0 to 255, and nearly" in (
             caplog.text
         )
-        told = len(caplog.records)
+        num_warnings = len(caplog.records)
         scaled(RAMP * 1.25)
         scaled(RAMP * 200)
         scaled(RAMP * 10, max_value=10.0)
-        assert len(caplog.records) == told
+        assert len(caplog.records) == num_warnings
 
 
 class TestRangeOfWholeNumbers:

@@ -64,9 +64,9 @@ def scaled(values, largest):
 def test_colours_of_12_bits_keep_all_levels_that_8_bits_hold(encode):
     values = noise(9, 7, 3)
     encoded = encode(values)
-    found = decoded(encoded)
-    np.testing.assert_array_equal(found, scaled(values, 4095))
-    assert len(np.unique(found)) > 100  # of the 17 that the upper 8 bits have
+    pixels = decoded(encoded)
+    np.testing.assert_array_equal(pixels, scaled(values, 4095))
+    assert len(np.unique(pixels)) > 100  # of the 17 that the upper 8 bits have
     np.testing.assert_array_equal(decoded(encoded, max_value=2000), scaled(values, 2000))
 
 
@@ -91,10 +91,10 @@ def test_what_is_transparent_is_white(channels):
 def test_one_colour_may_be_transparent(max_value):
     values = noise(4, 4, 3)
     values[1, 2] = values[3, 3] = 77
-    found = decoded(png_of_16_bits(values, transparent=(77, 77, 77)), max_value=max_value)
+    pixels = decoded(png_of_16_bits(values, transparent=(77, 77, 77)), max_value=max_value)
     expected = scaled(values, max_value)
     expected[1, 2] = expected[3, 3] = 255
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pixels, expected)
 
 
 def test_grey_is_made_of_scaled_colours():
@@ -171,8 +171,8 @@ class TestNetpbm:
     )
     def test_values_are_those_of_the_file(self, largest, max_value, white, channels, is_plain):
         values = noise(7, 5, channels, most=1001 if largest == 1000 else 2001)
-        found = decoded(netpbm(values, largest, is_plain), max_value=max_value)
-        np.testing.assert_array_equal(found, np.broadcast_to(scaled(values, white), (7, 5, 3)))
+        pixels = decoded(netpbm(values, largest, is_plain), max_value=max_value)
+        np.testing.assert_array_equal(pixels, np.broadcast_to(scaled(values, white), (7, 5, 3)))
 
     @pytest.mark.parametrize("is_plain", [False, True])
     def test_those_that_are_missing_are_told(self, is_plain):
@@ -217,8 +217,8 @@ def jpeg2000(values, bits, **options):
 )
 def test_jpeg_2000_has_the_values_of_its_bits(bits, max_value, white):
     values = noise(32, 40, most=1000)
-    found = decoded(jpeg2000(values, bits), 1, max_value)[..., 0]
-    np.testing.assert_array_equal(found, scaled(values, white))
+    pixels = decoded(jpeg2000(values, bits), 1, max_value)[..., 0]
+    np.testing.assert_array_equal(pixels, scaled(values, white))
 
 
 def sgi_of_16_bits(values):
@@ -229,9 +229,9 @@ def sgi_of_16_bits(values):
 
 def test_what_has_the_upper_8_bits_alone_is_scaled_as_far_as_they_go():
     values = noise(5, 4, 3)
-    found = decoded(sgi_of_16_bits(values), max_value=4095.0).astype(int)
-    assert abs(found - scaled(values, 4095)).max() <= 16  # of the 16 levels that Pillow knows
+    pixels = decoded(sgi_of_16_bits(values), max_value=4095.0).astype(int)
+    assert abs(pixels - scaled(values, 4095)).max() <= 16  # of the 16 levels that Pillow knows
     values = noise(5, 4, 3, most=65536)
     for max_value in (0.0, 65535.0):
-        found = decoded(sgi_of_16_bits(values), max_value=max_value)
-        np.testing.assert_array_equal(found, values >> 8)
+        pixels = decoded(sgi_of_16_bits(values), max_value=max_value)
+        np.testing.assert_array_equal(pixels, values >> 8)

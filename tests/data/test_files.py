@@ -40,8 +40,8 @@ def test_what_recovers_is_read_and_told_once(number, caplog):
     call, tries = failing(3, number)
     assert patiently("/mnt/a.png", call) == "read"
     assert len(tries) == 4
-    (told,) = caplog.messages
-    assert told == f"/mnt/a.png cannot be read: {os.strerror(number)}; trying again"
+    (message,) = caplog.messages
+    assert message == f"/mnt/a.png cannot be read: {os.strerror(number)}; trying again"
 
 
 def test_what_does_not_recover_is_named_with_its_cause():

@@ -77,9 +77,9 @@ def tiff_with_a_strip_of(strip, compression):
     (count,) = struct.unpack_from("<H", content, start)
     for at in range(start + 2, start + 2 + 12 * count, 12):
         (tag,) = struct.unpack_from("<H", content, at)
-        told = {273: len(content), 279: len(strip), 278: 64}.get(tag)
-        if told is not None:
-            struct.pack_into("<HHII", content, at, tag, 4, 1, told)
+        value = {273: len(content), 279: len(strip), 278: 64}.get(tag)
+        if value is not None:
+            struct.pack_into("<HHII", content, at, tag, 4, 1, value)
     return bytes(content) + strip
 
 
@@ -89,9 +89,9 @@ class TestMemory:
         length = struct.pack("<I", 200 * 10**6)
         content = archive(b"\x93NUMPY\x02\0" + length, *[blanks] * 20)
         before = peak()
-        kind, told = refusal(content, 5)
+        kind, message = refusal(content, 5)
         assert kind == "damaged"
-        assert "its header has 200,000,000 bytes; that of numbers has at most 10,000" in told
+        assert "its header has 200,000,000 bytes; that of numbers has at most 10,000" in message
         assert peak() - before < NEEDS_LITTLE
 
     def test_many_numbers_in_each_value_are_not_unpacked(self):
@@ -108,9 +108,11 @@ class TestMemory:
     def test_a_strip_that_becomes_far_more_than_its_image_is_refused(self, pack, compression):
         content = tiff_with_a_strip_of(pack(bytes(15 * 10**7)), compression)
         before = peak()
-        kind, told = refusal(content, 5)
+        kind, message = refusal(content, 5)
         assert kind == "damaged"
-        assert "a strip or tile of it becomes more than 147,456 bytes when it is unpacked" in told
+        assert (
+            "a strip or tile of it becomes more than 147,456 bytes when it is unpacked" in message
+        )
         assert peak() - before < NEEDS_LITTLE
         fine = tiff_with_a_strip_of(pack(bytes(64 * 64 * 10)), compression)
         assert pixels(fine, 5).shape == (64, 64, 5)
@@ -130,11 +132,11 @@ class TestMemory:
         assert pixels(content, channels).shape == (64, 64, channels)
         for tag in (322, 323):
             at = content.index(struct.pack("<H", tag), 8)
-            told = struct.pack("<HHII", tag, 4, 1, 16384)
-            content = content[:at] + told + content[at + 12 :]
-        kind, told = refusal(content, channels)
+            entry = struct.pack("<HHII", tag, 4, 1, 16384)
+            content = content[:at] + entry + content[at + 12 :]
+        kind, message = refusal(content, channels)
         assert kind == "damaged"
-        assert "its tiles have 16384 x 16384 pixels, and the image 64 x 64" in told
+        assert "its tiles have 16384 x 16384 pixels, and the image 64 x 64" in message
 
     def test_an_archive_is_unpacked_to_the_values_that_were_stored(self):
         values = np.asfortranarray(np.arange(200_000, dtype=np.uint32).reshape(200, 200, 5))
@@ -145,14 +147,14 @@ class TestMemory:
 
     def test_other_compressions_of_zip_are_refused(self):
         content = archive(npy(described("'|u1'"), bytes(80)), method=zipfile.ZIP_BZIP2)
-        kind, told = refusal(content, 5)
+        kind, message = refusal(content, 5)
         assert kind == "of a kind that is not read"
-        assert "expected is what numpy.savez_compressed writes" in told
+        assert "expected is what numpy.savez_compressed writes" in message
 
 
 class TestHeaders:
     @pytest.mark.parametrize(
-        ("content", "kind", "told"),
+        ("content", "kind", "reason"),
         [
             (npy("-" * 9000 + "1\n"), "damaged", "describes no array: it is nested too deeply"),
             (npy("1" + "+1j" * 3000), "damaged", "its header describes no array: "),
@@ -166,10 +168,10 @@ class TestHeaders:
             (archive(npy(described("'|u1'"), bytes(80)))[:60], "truncated", "it breaks off"),
         ],
     )
-    def test_what_is_wrong_is_one_corrupt_image(self, content, kind, told):
-        found, message = refusal(content, 5)
-        assert found == kind
-        assert told in message
+    def test_what_is_wrong_is_one_corrupt_image(self, content, kind, reason):
+        refused_kind, message = refusal(content, 5)
+        assert refused_kind == kind
+        assert reason in message
 
     def test_no_memory_is_an_error_that_says_what_to_lower(self, monkeypatch):
         def fail(*_):

@@ -153,8 +153,8 @@ class TestDecoding:
     )
     def test_sixteen_bits_are_scaled_by_the_bits_that_are_used(self, tmp_path, levels, expected):
         save(Image.fromarray(np.array([levels], np.uint16)), tmp_path / "a.png")
-        found = decoded(tmp_path / "a.png", channels=1)[0, :, 0]
-        np.testing.assert_array_equal(found, expected)
+        pixels = decoded(tmp_path / "a.png", channels=1)[0, :, 0]
+        np.testing.assert_array_equal(pixels, expected)
 
     @pytest.mark.parametrize(
         ("values", "dtype", "expected"),
@@ -173,8 +173,8 @@ class TestDecoding:
         self, tmp_path, values, dtype, expected
     ):
         save(Image.fromarray(np.array([values], dtype)), tmp_path / "a.tiff")
-        found = decoded(tmp_path / "a.tiff", channels=1)[0, :, 0]
-        np.testing.assert_array_equal(found, expected)
+        pixels = decoded(tmp_path / "a.tiff", channels=1)[0, :, 0]
+        np.testing.assert_array_equal(pixels, expected)
 
     def test_what_becomes_white_may_be_given_for_all(self, tmp_path):
         for number, levels in enumerate([[0, 100, 1000], [0, 2000, 9000]]):
@@ -305,7 +305,7 @@ class TestHostile:
         assert caught.value.kind == "no regular file"
 
     @pytest.mark.parametrize(
-        ("content", "kind", "told"),
+        ("content", "kind", "reason"),
         [
             (b"", "no image", "the file is empty"),
             (b"<html>404</html>", "no image", "it is of none of the formats that are read (JPEG, "),
@@ -321,12 +321,12 @@ class TestHostile:
             ),
         ],
     )
-    def test_what_is_no_image_is_told_in_words(self, tmp_path, content, kind, told):
+    def test_what_is_no_image_is_told_in_words(self, tmp_path, content, kind, reason):
         (tmp_path / "a.png").write_bytes(content)
         assert kind_of(tmp_path / "a.png") == kind
         with pytest.raises(CorruptImage) as caught:
             make_source("folder", data_dir=str(tmp_path))[0]
-        assert f"a.png cannot be decoded: {told}" in str(caught.value)
+        assert f"a.png cannot be decoded: {reason}" in str(caught.value)
         assert "_io" not in str(caught.value)
 
     def test_the_cause_is_told_apart(self, tmp_path):

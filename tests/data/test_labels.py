@@ -27,13 +27,13 @@ def test_all_of_the_labelled_is_the_source_itself():
 
 
 def test_unlabelled_images_are_left_out_and_counted(caplog):
-    found = labelled_subset(source([0, -1, 2, -1, 1]))
-    assert [found.name(index) for index in range(len(found))] == [
+    subset = labelled_subset(source([0, -1, 2, -1, 1]))
+    assert [subset.name(index) for index in range(len(subset))] == [
         "array[0]",
         "array[2]",
         "array[4]",
     ]
-    assert found.labels().tolist() == [0, 2, 1]
+    assert subset.labels().tolist() == [0, 2, 1]
     assert "2 of 5 images have no label" in caplog.text
 
 
@@ -42,13 +42,13 @@ def test_unlabelled_images_are_left_out_and_counted(caplog):
 )
 def test_each_class_keeps_its_share_but_at_least_one(share, counts):
     labels = [0] * 20 + [1] * 10 + [2] * 1
-    found = labelled_subset(source(labels), share)
-    assert np.bincount(found.labels()).tolist() == counts
-    for index in range(len(found)):
-        example = found[index]
+    subset = labelled_subset(source(labels), share)
+    assert np.bincount(subset.labels()).tolist() == counts
+    for index in range(len(subset)):
+        example = subset[index]
         assert labels[int(example["image"][0, 0, 0])] == example["label"]
-    (image, label), *_ = found.open([1])
-    assert (image.pixels()[0, 0, 0], label) == (found[1]["image"][0, 0, 0], found[1]["label"])
+    (image, label), *_ = subset.open([1])
+    assert (image.pixels()[0, 0, 0], label) == (subset[1]["image"][0, 0, 0], subset[1]["label"])
 
 
 def test_the_seed_decides_which():
@@ -108,10 +108,10 @@ def test_evaluation_takes_the_labels_of_classes_and_images_without_any():
 
 def test_what_is_checked_when_read_is_the_same_source_otherwise():
     given = read_later([0, 1, 2])
-    found = pickle.loads(pickle.dumps(validated(given)))
-    assert (len(found), found.image_size, found.num_classes) == (3, (1, 1), 3)
-    assert (found.name(1), found.fingerprint) == (given.name(1), given.fingerprint)
-    assert found[1]["label"] == 1
+    copy = pickle.loads(pickle.dumps(validated(given)))
+    assert (len(copy), copy.image_size, copy.num_classes) == (3, (1, 1), 3)
+    assert (copy.name(1), copy.fingerprint) == (given.name(1), given.fingerprint)
+    assert copy[1]["label"] == 1
 
 
 def test_labels_are_told_without_decoding():

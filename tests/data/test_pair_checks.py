@@ -14,7 +14,7 @@ from ddae_jax.data.readable import NothingReadable
 from ddae_jax.data.segmentation import make_pair_source
 
 
-def told(root, caplog, num_classes=2, **options) -> str:
+def warnings_of(root, caplog, num_classes=2, **options) -> str:
     caplog.clear()
     source = make_pair_source("folder", data_dir=str(root), num_classes=num_classes, **options)
     with caplog.at_level(logging.WARNING):
@@ -24,7 +24,7 @@ def told(root, caplog, num_classes=2, **options) -> str:
 
 def test_masks_of_0_and_255_among_others_are_counted_and_named(tmp_path, caplog):
     write_rows(tmp_path, [0, 1, 0, 1], [0, 255, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255])
-    message = told(tmp_path, caplog)
+    message = warnings_of(tmp_path, caplog)
     assert (
         "the 'training' split: 3 of 4 annotations have no class but 0, beside pixels that are "
         "ignored. If they are masks of 0 and 255, write these as 0 and 1" in message
@@ -35,21 +35,21 @@ def test_masks_of_0_and_255_among_others_are_counted_and_named(tmp_path, caplog)
 
 def test_one_such_mask_among_many_is_enough_for_two_classes_and_a_tenth_for_more(tmp_path, caplog):
     write_rows(tmp_path / "two", [0, 255], *[[0, 1]] * 30)
-    assert "1 of 31 annotations have no class but 0" in told(tmp_path / "two", caplog)
+    assert "1 of 31 annotations have no class but 0" in warnings_of(tmp_path / "two", caplog)
     write_rows(tmp_path / "few", [0, 255], *[[1, 2]] * 30)
-    assert told(tmp_path / "few", caplog, 3) == ""
+    assert warnings_of(tmp_path / "few", caplog, 3) == ""
     write_rows(tmp_path / "many", *[[0, 255]] * 4, *[[1, 2]] * 30)
-    assert "4 of 34 annotations have no class but 0" in told(tmp_path / "many", caplog, 3)
+    assert "4 of 34 annotations have no class but 0" in warnings_of(tmp_path / "many", caplog, 3)
 
 
 def test_a_border_to_be_ignored_and_an_empty_mask_are_no_such_masks(tmp_path, caplog):
     write_rows(tmp_path, [0, 1, 255], [0, 0, 0], [1, 255, 1], [1, 1, 1])
-    assert told(tmp_path, caplog) == ""
+    assert warnings_of(tmp_path, caplog) == ""
 
 
 def test_annotations_of_which_nothing_counts_are_counted_and_named(tmp_path, caplog):
     write_rows(tmp_path, [0, 1, 2, 1, 2], [0, 255, 0, 0, 0], [1, 2, 1, 2, 1])
-    message = told(tmp_path, caplog, reduce_zero_label=True)
+    message = warnings_of(tmp_path, caplog, reduce_zero_label=True)
     name = tmp_path / "annotations" / "training" / "1.png"
     assert f"all pixels of 1 of 3 annotations are ignored: {name}" in message
 
@@ -183,5 +183,5 @@ class TestUnreadable:
 def test_what_holds_nothing_but_what_is_ignored_is_refused_before_single_files(tmp_path, caplog):
     write_rows(tmp_path, [255, 255], [255, 255])
     with pytest.raises(BadAnnotation, match="no pixel of 2 annotations has a class"):
-        told(tmp_path, caplog)
+        warnings_of(tmp_path, caplog)
     assert "annotations are ignored:" not in caplog.text

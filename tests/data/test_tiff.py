@@ -71,8 +71,8 @@ def test_a_fourth_channel_is_opacity_if_the_file_says_so(write, kind):
     else:
         colours = values[..., :3] / (opacity if kind == "assocalpha" else 1)
         expected = np.round(255 + (scaled(colours.round(), 4095) - 255.0) * opacity)
-    found = decoded(write(values, extrasamples=[kind]), max_value=4095.0)
-    np.testing.assert_array_equal(found, expected)
+    pixels = decoded(write(values, extrasamples=[kind]), max_value=4095.0)
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -96,11 +96,11 @@ def test_unsigned_numbers_of_32_bits_do_not_wrap(compression, byteorder):
     values = np.array([[0, 2**31 - 1, 2**31 + 10, 2**32 - 1]], np.uint32)
     encoded = tiff(values, "minisblack", compression=compression, byteorder=byteorder)
     for max_value in (0.0, 2.0**32 - 1):
-        found = decoded(encoded, 1, max_value)[..., 0]
-        np.testing.assert_array_equal(found, scaled(values, 2**32 - 1))
+        pixels = decoded(encoded, 1, max_value)[..., 0]
+        np.testing.assert_array_equal(pixels, scaled(values, 2**32 - 1))
     colours = np.repeat(values[..., None], 3, axis=-1)
-    found = decoded(tiff(colours, compression=compression, byteorder=byteorder))
-    np.testing.assert_array_equal(found, scaled(colours, 2**32 - 1))
+    pixels = decoded(tiff(colours, compression=compression, byteorder=byteorder))
+    np.testing.assert_array_equal(pixels, scaled(colours, 2**32 - 1))
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -122,8 +122,8 @@ def test_the_header_of_12_bits_says_what_is_white(max_value, white):
     for tag, kind, now, then in ((256, 4, 6, 4), (258, 3, 8, 12)):
         at = encoded.index(struct.pack("<HHIH", tag, kind, 1, now)) + 8
         encoded[at : at + 2] = struct.pack("<H", then)
-    found = decoded(bytes(encoded), 1, max_value)[0, :, 0]
-    np.testing.assert_array_equal(found, scaled(values, white))
+    pixels = decoded(bytes(encoded), 1, max_value)[0, :, 0]
+    np.testing.assert_array_equal(pixels, scaled(values, white))
 
 
 def test_grey_and_opacity_of_16_bits_are_read():
@@ -146,8 +146,8 @@ def test_inks_of_16_bits_are_scaled_too(write):
     values = np.empty((2, 2, 4), np.uint16)
     values[...] = (0, 4095, 2000, 0)
     inks = Image.new("CMYK", (2, 2), tuple(scaled(values, 4095)[0, 0].tolist()))
-    found = decoded(write(values, photometric="separated"), max_value=4095.0)
-    np.testing.assert_array_equal(found, np.asarray(inks.convert("RGB")))
+    pixels = decoded(write(values, photometric="separated"), max_value=4095.0)
+    np.testing.assert_array_equal(pixels, np.asarray(inks.convert("RGB")))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -209,16 +209,16 @@ def reason(encoded, kind, **options):
 
 class TestWhatCannotBeRead:
     @pytest.mark.parametrize(
-        ("encoded", "told"),
+        ("encoded", "message"),
         [
             (planar(noise(4, 4, 3)), "TIFF files of more than 8 bits in separate planes need"),
             (tiff(noise(4, 4, 3) / 4095), "TIFF files of a kind that Pillow does not know need"),
         ],
     )
-    def test_without_tifffile_what_to_install_is_told(self, encoded, told, monkeypatch):
+    def test_without_tifffile_what_to_install_is_told(self, encoded, message, monkeypatch):
         monkeypatch.setitem(sys.modules, "tifffile", None)
         assert reason(encoded, "of a kind that needs another package") == (
-            f"{told} a package that is not here: pip install tifffile"
+            f"{message} a package that is not here: pip install tifffile"
         )
 
     def test_without_tifffile_all_others_are_read(self, monkeypatch):
@@ -246,12 +246,12 @@ class TestWhatCannotBeRead:
         encoded = bytearray(tiff(noise(4, 4, 3)))
         tag = encoded.index(struct.pack("<HHIH", 259, 3, 1, 1))
         encoded[tag + 8 : tag + 10] = struct.pack("<H", 34712)
-        told = reason(bytes(encoded), "of a kind that needs another package")
-        assert "JPEG2000" in told
-        assert told.endswith("requires the 'imagecodecs' package: pip install imagecodecs")
+        message = reason(bytes(encoded), "of a kind that needs another package")
+        assert "JPEG2000" in message
+        assert message.endswith("requires the 'imagecodecs' package: pip install imagecodecs")
         encoded[tag + 8 : tag + 10] = struct.pack("<H", 50002)
-        told = reason(bytes(encoded), "of a kind that is not read")
-        assert told == "its compression JPEGXL is not read; deflate, LZW, ZSTD and JPEG are"
+        message = reason(bytes(encoded), "of a kind that is not read")
+        assert message == "its compression JPEGXL is not read; deflate, LZW, ZSTD and JPEG are"
 
     @pytest.mark.parametrize("content", [b"II*\0 none", tiff(noise(4, 4, 3))[:8]])
     def test_damage_is_told(self, content):

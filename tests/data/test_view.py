@@ -49,9 +49,9 @@ def test_all_images_and_kernels_are_among_them():
 
 def test_a_processor_of_transformers_shows_the_same_or_begins_a_pixel_earlier():
     """It rounds half a pixel down where torchvision rounds to the even one."""
-    found = {name: array for name, array in golden().items() if name.startswith("transformers/")}
+    arrays = {name: array for name, array in golden().items() if name.startswith("transformers/")}
     num_shifted = 0
-    for name, theirs in found.items():
+    for name, theirs in arrays.items():
         number, view = map(int, name.split("/")[1:])
         (height, width), share, *_ = VIEWS[view]
         resized = [int(height / share) * side // min(SIZES[number]) for side in SIZES[number]]
@@ -63,7 +63,7 @@ def test_a_processor_of_transformers_shows_the_same_or_begins_a_pixel_earlier():
             theirs[dy:, dx:], ours[: height - dy, : width - dx], err_msg=name
         )
         num_shifted += dx or dy
-    assert 0 < num_shifted < len(found)
+    assert 0 < num_shifted < len(arrays)
 
 
 def test_without_a_share_images_of_the_size_are_shown_whole_and_others_as_ever():

@@ -46,15 +46,15 @@ if __name__ == "__main__":
 
 def children(pid):
     """Process IDs of living children."""
-    found = []
+    pids = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(status.parent.name))
-    return found
+            pids.append(int(status.parent.name))
+    return pids
 
 
 def wait_until_gone(processes, timeout_s):
@@ -102,9 +102,9 @@ def ask_until_it_fails(process):
 def workers_of(process):
     """The two that read; a third child keeps account of shared memory."""
     assert ask(process) == "read"
-    found = children(process.pid)
-    assert len(found) >= 2
-    return found
+    pids = children(process.pid)
+    assert len(pids) >= 2
+    return pids
 
 
 def test_a_signal_to_the_whole_group_is_left_to_the_parent(reader):
@@ -145,13 +145,15 @@ def both_readers_of(process):
 def test_one_that_is_killed_is_told_with_its_likely_cause(reader):
     for pid in both_readers_of(reader):
         os.kill(pid, signal.SIGKILL)
-    told = ask_until_it_fails(reader)
-    assert told.startswith("WorkerLost: a process that reads images (data.num_workers=2) was kill")
+    message = ask_until_it_fails(reader)
+    assert message.startswith(
+        "WorkerLost: a process that reads images (data.num_workers=2) was kill"
+    )
     assert ask(reader, "close") == "closed"
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "told"),
+    ("exit_code", "reason"),
     [
         (-9, "(data.num_workers=2) was killed. Mostly the system does so where memory is short"),
         (-7, "was ended by SIGBUS: no shared memory was left (/dev/shm has"),
@@ -159,13 +161,13 @@ def test_one_that_is_killed_is_told_with_its_likely_cause(reader):
         (1, "ended with status 1; what it wrote stands above"),
     ],
 )
-def test_how_one_ended_is_told_with_what_to_do(exit_code, told):
+def test_how_one_ended_is_told_with_what_to_do(exit_code, reason):
     error = RuntimeError(
         f"Worker process was terminated unexpectedly with exit code {exit_code}. Search the logs"
     )
-    found = explained(error, num_workers=2)
-    assert isinstance(found, WorkerLost)
-    assert f"a process that reads images {told}" in str(found)
+    explanation = explained(error, num_workers=2)
+    assert isinstance(explanation, WorkerLost)
+    assert f"a process that reads images {reason}" in str(explanation)
 
 
 def test_one_that_hangs_does_not_keep_its_loader_open(reader):
