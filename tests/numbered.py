@@ -7,7 +7,7 @@ from ddae_jax.data.images import CorruptImage
 
 
 def numbered_source(count: int, corrupt: tuple[int, ...] = ()) -> ArraySource:
-    """Example i has label i, and an image in which no two crops are alike."""
+    """Makes a source whose example i has label i, and images in which no two crops are alike."""
     images = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
     errors = {
         index: CorruptImage(f"numbers[{index}] cannot be decoded: made so", "truncated")

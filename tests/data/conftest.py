@@ -10,7 +10,7 @@ from image_folders import save
 
 @pytest.fixture
 def rgb_folder(tmp_path: Path) -> Path:
-    """Two classes in nested folders, and things that are no images."""
+    """A folder of two classes in nested folders, and of things that are no images."""
     for number, name in enumerate(["cat/b.png", "cat/deep/a.PNG", "ant/c.jpg", "ant/d.JPEG"]):
         save(Image.new("RGB", (6, 4), (number, 0, 0)), tmp_path / name)
     save(Image.new("RGB", (6, 4)), tmp_path / "cat" / ".hidden.png")

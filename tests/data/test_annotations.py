@@ -1,4 +1,4 @@
-"""The numbers in annotation files: as they are stored, and what may be meant by odd ones."""
+"""Annotation files: which classes their numbers mean, and the hints for unknown ones."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ def png(*values: int, dtype=np.uint8) -> bytes:
 
 
 def grey_png(bits: int, rows: np.ndarray) -> bytes:
-    """A grey PNG of 1, 2 or 4 bits, which Pillow does not write, by the PNG specification."""
+    """Writes a grey PNG of 1, 2 or 4 bits by the PNG specification, as Pillow does not."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -51,7 +51,7 @@ class TestLabels:
         np.testing.assert_array_equal(labels, [[0, 4], [IGNORED, 2]])
 
     def test_reduced_zero_is_ignored_and_the_others_count_from_zero(self):
-        """As ADE20K: 0 is other, 1 to 150 are the classes 0 to 149."""
+        """In ADE20K 0 means other, and 1 to 150 are the classes 0 to 149."""
         stored = np.array([[0, 1], [150, 255]], np.uint8)
         rule = {"num_classes": 150, "reduce_zero_label": True}
         labels = annotation(Image.fromarray(stored), **rule).labels()

@@ -55,12 +55,12 @@ class TestInMemory:
         for index in range(12):
             side = 4 if index == 7 else 6
             save(Image.new("RGB", (side, side)), tmp_path / f"{index:02d}.png")
-        monkeypatch.setattr(folder_source, "_SIZE_SAMPLE", 3)  # which does not meet number 7
+        monkeypatch.setattr(folder_source, "_SIZE_SAMPLE", 3)  # a sample without number 7
         source = make_source("folder", data_dir=str(tmp_path))
         with pytest.raises(ValueError, match=r"07\.png is 4 x 4 pixels, others are 6 x 6"):
             in_memory(source)
 
-    def test_what_takes_long_is_told(self, rgb_folder, monkeypatch, caplog):
+    def test_long_decoding_logs_its_progress(self, rgb_folder, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
         monkeypatch.setattr(array_source, "_LOG_EVERY_S", -1)
         source = make_source("folder", data_dir=str(rgb_folder))

@@ -1,4 +1,4 @@
-"""Random resized crop: on the host against its promises, on the device against the host."""
+"""Random resized crop: on the host against its definition, on the device against the host."""
 
 import io
 import math
@@ -39,7 +39,7 @@ def is_within(box: Box, width: int, height: int) -> bool:
 
 
 def has_area_and_aspect(box: Box, area: float, scale, ratio) -> bool:
-    """Whether sides that round to the box's have an area and an aspect in the ranges."""
+    """Tells whether sides that round to the box's have an area and an aspect in the ranges."""
     least, most = np.array([box.width, box.height]) - 0.5, np.array([box.width, box.height]) + 0.5
     has_area = least.prod() <= area * scale[1] and most.prod() >= area * scale[0]
     return has_area and least[0] / most[1] <= ratio[1] and most[0] / least[1] >= ratio[0]
@@ -60,7 +60,7 @@ class TestRandomBox:
         assert box == (0, 24, 1, 1)
 
     def test_area_share_is_uniform_on_a_large_image(self):
-        """Kolmogorov-Smirnov; ratio 1 on a square image, so that every box fits."""
+        """By a Kolmogorov-Smirnov test, with ratio 1 on a square image, so that every box fits."""
         rng = np.random.default_rng(0)
         boxes = [random_box(rng, 4000, 4000, SCALE, (1.0, 1.0)) for _ in range(2000)]
         shares = [box.width * box.height / 4000**2 for box in boxes]
@@ -120,8 +120,10 @@ class TestRandomResizedCrop:
         assert not np.array_equal(first, other)
 
     def test_jpeg_decoded_small_looks_like_decoded_whole(self):
-        """One level on average: the two low-pass filters differ where the image has detail.
-        A shift by one pixel would make more than ten."""
+        """Up to one level on average, as the two low-pass filters differ in details.
+
+        A shift by one pixel would change more than ten levels.
+        """
         smooth = ndimage.gaussian_filter(noise(603, 797).astype(float), (12, 12, 0)) - 127
         pixels = (smooth * 24 + 127).clip(0, 255).astype(np.uint8)
         buffer = io.BytesIO()
@@ -163,8 +165,11 @@ class TestOnDevice:
     @settings(max_examples=30, deadline=None)
     @given(data=st.data())
     def test_agrees_with_pillow_on_the_same_box(self, data):
-        """Within 1.5 levels: Pillow rounds after each of its two passes, each amplified by the
-        kernel's negative lobes. Mid-range values, since Pillow clips between the passes, too."""
+        """Within 1.5 levels: Pillow rounds after each of its two passes.
+
+        The kernel's negative lobes amplify the rounding. Values are in the middle of the range,
+        since Pillow clips between the passes too.
+        """
         height, width = 24, 32
         crop_width = data.draw(st.integers(1, width))
         crop_height = data.draw(st.integers(1, height))
@@ -182,7 +187,7 @@ class TestOnDevice:
 
     @pytest.mark.parametrize(("width", "height"), [(32, 32), (50, 20)])
     def test_boxes_are_distributed_as_on_the_host(self, width, height):
-        """Two-sample Kolmogorov-Smirnov tests of each coordinate."""
+        """By a two-sample Kolmogorov-Smirnov test of each coordinate."""
         rng = np.random.default_rng(0)
         host = np.array([random_box(rng, width, height, SCALE, RATIO) for _ in range(4000)])
         keys = jax.random.split(jax.random.key(0), 4000)

@@ -1,4 +1,4 @@
-"""Waiting that can be given up, and ending what hangs."""
+"""An iterator read in the background: waits that are given up, and reads that hang."""
 
 import itertools
 import logging
@@ -17,14 +17,14 @@ AT_ONCE = lambda: True  # noqa: E731
 
 @pytest.fixture
 def gate():
-    """Opens at the latest when the test is over, so that no thread remains."""
+    """An event that is set at the latest when the test is over, so that no thread remains."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def numbers(gate, closed_at=3):
-    """Counts from 0, and waits at the gate before one number."""
+    """Counts from 0, and waits for the gate before one number."""
     for number in itertools.count():
         if number == closed_at:
             gate.wait()
@@ -52,7 +52,7 @@ def test_a_wait_that_is_given_up_loses_nothing(gate):
     background.close()
 
 
-def test_what_reading_raises_is_raised():
+def test_errors_of_reading_are_raised():
     def broken():
         yield 0
         raise ZeroDivisionError
@@ -64,7 +64,7 @@ def test_what_reading_raises_is_raised():
     background.close()
 
 
-def test_a_long_wait_is_told_less_and_less_often(gate, caplog, monkeypatch):
+def test_a_long_wait_is_logged_less_and_less_often(gate, caplog, monkeypatch):
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(background_iterator, "_LONG_WAIT_S", 0.15)
     monkeypatch.setattr(background_iterator, "_LOOK_EVERY_S", 0.01)
@@ -77,7 +77,7 @@ def test_a_long_wait_is_told_less_and_less_often(gate, caplog, monkeypatch):
     background.close()
 
 
-def test_closing_does_not_wait_for_what_hangs(gate, monkeypatch):
+def test_closing_does_not_wait_for_a_read_that_hangs(gate, monkeypatch):
     monkeypatch.setattr(background_iterator, "_KILLED_S", 0.1)
     background = BackgroundIterator(lambda: numbers(gate, closed_at=0), lambda items: gate.wait())
     assert background.next_unless(AT_ONCE) is None

@@ -1,4 +1,4 @@
-"""What a scan of a folder leaves out, and that it says so."""
+"""Scanning a folder: what is left out, and that the log says so."""
 
 import logging
 import os
@@ -58,7 +58,7 @@ class TestNames:
             make_source("folder", data_dir=str(tmp_path))
 
     @pytest.mark.parametrize(("suffix", "what"), [(".npy", ".npy"), ("", "without a suffix")])
-    def test_what_outnumbers_the_images_is_warned_of(self, tmp_path, log_of, suffix, what):
+    def test_files_that_outnumber_the_images_are_warned_of(self, tmp_path, log_of, suffix, what):
         save(tmp_path / "a.png")
         (tmp_path / f"b0{suffix}").write_bytes(b"")
         assert log_of(tmp_path)[0][0] == "INFO"
@@ -121,7 +121,7 @@ class TestLinks:
         assert level == "WARNING"
         assert "left out 3 links to folders that they lie in" in message
 
-    def test_so_too_where_the_split_itself_is_a_link(self, tmp_path):
+    def test_nor_does_it_where_the_split_itself_is_a_link(self, tmp_path):
         save(tmp_path / "disk" / "train" / "a" / "x.png")
         save(tmp_path / "disk" / "val" / "a" / "y.png")
         (tmp_path / "disk" / "train" / "loop").symlink_to(tmp_path / "disk")
@@ -141,11 +141,11 @@ class TestRuns:
         save(tmp_path / "data" / "a.png")
         return run
 
-    def test_one_that_was_copied_without_its_lock_is_left_out(self, run, log_of):
+    def test_a_run_that_was_copied_without_its_lock_is_left_out(self, run, log_of):
         assert names(run.parent) == ["a.png"]
         assert f"folders of runs, whose pictures are no examples: {run}" in log_of(run.parent)[0][1]
 
-    def test_one_that_is_the_folder_itself_is_refused(self, run):
+    def test_a_run_as_the_folder_itself_is_refused(self, run):
         with pytest.raises(ValueError, match=f"{run} is the folder of a run, whose pictures are"):
             make_source("folder", data_dir=str(run))
 
@@ -158,7 +158,7 @@ class TestRuns:
 
 class TestPages:
     @pytest.fixture(autouse=True)
-    def nothing_told(self, monkeypatch):
+    def nothing_warned_of(self, monkeypatch):
         monkeypatch.setattr(warn_once, "_given", set())
 
     def pages(self, path: Path, count: int = 3, **options) -> None:
@@ -166,7 +166,7 @@ class TestPages:
         first.save(path, save_all=True, append_images=others, **options)
 
     @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png"])
-    def test_further_ones_are_told_once_when_the_first_is_read(self, tmp_path, caplog, name):
+    def test_further_pages_are_warned_of_once_when_the_first_is_read(self, tmp_path, caplog, name):
         for other in ("", "b"):
             self.pages(tmp_path / f"{other}{name}")
         source = make_source("folder", data_dir=str(tmp_path), channels=1)
@@ -178,13 +178,13 @@ class TestPages:
         assert f"the first one alone is read, such as of {tmp_path}/{name};" in record.getMessage()
 
     @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png", "a.jpg"])
-    def test_a_single_image_is_not(self, tmp_path, caplog, name):
+    def test_a_single_image_is_not_warned_of(self, tmp_path, caplog, name):
         save(tmp_path / name)
         make_source("folder", data_dir=str(tmp_path))[0]
         assert not caplog.records
 
     @pytest.mark.parametrize("shapes", [[(5, 8, 8)], [(5, 8, 8), (5, 4, 4)]])
-    def test_so_too_of_stacks(self, tmp_path, caplog, shapes):
+    def test_further_stacks_are_warned_of_too(self, tmp_path, caplog, shapes):
         tifffile = pytest.importorskip("tifffile")
         with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
             for shape in shapes:
@@ -201,7 +201,7 @@ class TestPages:
         assert make_source("folder", data_dir=str(tmp_path))[0]["image"].shape == (16, 16, 3)
         assert not caplog.records
 
-    def test_a_second_page_that_is_damaged_does_not_cost_the_first(self, tmp_path):
+    def test_a_damaged_second_page_does_not_cost_the_first(self, tmp_path):
         self.pages(tmp_path / "a.gif", 2)
         whole = (tmp_path / "a.gif").read_bytes()
         (tmp_path / "a.gif").write_bytes(whole[: len(whole) - 12])

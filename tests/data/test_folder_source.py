@@ -92,7 +92,7 @@ class TestFolder:
         source = make_source("folder", data_dir=str(tmp_path))
         assert tuple(source[0]["image"][0, 0]) == RED
 
-    def test_what_is_called_otherwise_is_counted_by_suffix(self, tmp_path, caplog):
+    def test_files_with_other_suffixes_are_counted_by_suffix(self, tmp_path, caplog):
         for name in ("a.png", "b.heic", "c.HEIC", "d.nef", "notes.txt"):
             save(Image.new("RGB", (2, 2)), tmp_path / "photos" / name, format="png")
         assert len(make_source("folder", data_dir=str(tmp_path))) == 1
@@ -101,7 +101,7 @@ class TestFolder:
         assert "4 files are left out beside 1 images" in record.message
         assert "2 .heic, 1 .nef, 1 .txt" in record.message
 
-    def test_what_is_no_image_for_anybody_is_no_warning(self, rgb_folder, caplog):
+    def test_files_that_nobody_takes_for_images_are_no_warning(self, rgb_folder, caplog):
         (rgb_folder / "labels.csv").write_text("")
         with caplog.at_level(logging.WARNING):
             make_source("folder", data_dir=str(rgb_folder))
@@ -121,7 +121,7 @@ class TestFolder:
     def test_a_folder_that_may_not_be_read_is_skipped_and_named(
         self, rgb_folder, monkeypatch, caplog
     ):
-        scandir = os.scandir  # root may read what it likes
+        scandir = os.scandir  # replaced, as root may read any folder
 
         def refuse(path):
             if Path(path).name == "deep":
@@ -180,7 +180,7 @@ class TestFolder:
             (("Validation", "cats"), "data.test_split='Validation'"),
         ],
     )
-    def test_folders_that_are_called_as_splits_are_warned_of(
+    def test_folders_with_the_names_of_splits_are_warned_of(
         self, tmp_path, caplog, names, proposed
     ):
         for name in names:

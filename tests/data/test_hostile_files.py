@@ -1,6 +1,6 @@
-"""Files that claim more than they hold, break off, or have broken metadata: what is said of each.
+"""Files that claim more than they hold, break off, or have broken metadata.
 
-And that none takes memory out of proportion to its image.
+Each is refused with its cause, or read, and none takes more memory than its image needs.
 """
 
 import io
@@ -66,7 +66,7 @@ def peak():
 
 
 def tiff_with_a_strip_of(strip, compression):
-    """A file of 64 x 64 x 5 values whose one strip is another one."""
+    """Writes a file of 64 x 64 x 5 values, and replaces its only strip."""
     file = io.BytesIO()
     values = np.zeros((64, 64, 5), np.uint16)
     tifffile.imwrite(
@@ -168,7 +168,7 @@ class TestHeaders:
             (archive(npy(described("'|u1'"), bytes(80)))[:60], "truncated", "it breaks off"),
         ],
     )
-    def test_what_is_wrong_is_one_corrupt_image(self, content, kind, reason):
+    def test_a_wrong_header_is_one_corrupt_image(self, content, kind, reason):
         refused_kind, message = refusal(content, 5)
         assert refused_kind == kind
         assert reason in message
@@ -204,7 +204,7 @@ class TestBreakingOff:
     )
     @pytest.mark.parametrize("share", [0.5, "12 bytes", "40 bytes"])
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-    def test_it_is_told_as_such(self, format, options, share):
+    def test_a_file_that_breaks_off_is_truncated(self, format, options, share):
         if format not in Image.SAVE or (format == "AVIF" and "AVIF" not in Image.OPEN):
             pytest.skip("this build of Pillow lacks it")
         whole = encoded(format, **options)
@@ -212,7 +212,7 @@ class TestBreakingOff:
         cut = whole[: len(whole) // 2] if share == 0.5 else whole[: int(share[:2])]
         assert refusal(cut)[0] == "truncated"
 
-    def test_what_is_damaged_in_a_whole_file_does_not_break_off(self):
+    def test_damage_in_a_whole_file_is_no_truncation(self):
         whole = bytearray(encoded("WEBP", lossless=True))
         whole[25:80] = bytes(55)
         assert refusal(bytes(whole))[0] == "damaged"
@@ -245,7 +245,7 @@ class TestMetadata:
     def test_a_broken_chunk_that_no_pixel_needs_does_not_cost_the_image(self, chunk):
         np.testing.assert_array_equal(pixels(png_with(chunk)), NOISE)
 
-    def test_a_wrong_checksum_of_such_a_chunk_does_not_either(self):
+    def test_a_wrong_checksum_of_such_a_chunk_does_not_cost_the_image(self):
         content = bytearray(png_with((b"eXIf", b"II*\0")))
         content[45] ^= 1
         np.testing.assert_array_equal(pixels(bytes(content)), NOISE)

@@ -1,4 +1,4 @@
-"""How any image file is decoded, and what is said where it cannot be."""
+"""Decoding image files of any kind, and the errors for those that cannot be decoded."""
 
 import errno
 import io
@@ -33,7 +33,7 @@ def decoded(path: Path, channels: int = 3) -> np.ndarray:
 
 
 class TestDecoding:
-    """Every kind of image becomes upright uint8 of the asked channels."""
+    """Every kind of image becomes upright uint8 pixels of the asked number of channels."""
 
     def test_greyscale_becomes_rgb_and_rgb_becomes_grey(self, tmp_path):
         save(Image.new("L", (3, 2), 77), tmp_path / "grey" / "a.png")
@@ -81,7 +81,7 @@ class TestDecoding:
     def test_exif_orientation_turns_the_image_upright(self, tmp_path, orientation, suffix):
         upright = Image.new("RGB", (32, 16), "black")
         upright.paste("white", (0, 0, 16, 8))  # the upper left quarter
-        # The inverse of what a viewer does.
+        # Stored turned the other way than a viewer turns it.
         stored = {
             1: lambda i: i,
             2: lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -176,7 +176,7 @@ class TestDecoding:
         pixels = decoded(tmp_path / "a.tiff", channels=1)[0, :, 0]
         np.testing.assert_array_equal(pixels, expected)
 
-    def test_what_becomes_white_may_be_given_for_all(self, tmp_path):
+    def test_the_value_that_becomes_white_may_be_given_for_all(self, tmp_path):
         for number, levels in enumerate([[0, 100, 1000], [0, 2000, 9000]]):
             path = tmp_path / f"{number}.png"
             save(Image.fromarray(np.array([levels], np.uint16)), path)
@@ -184,7 +184,7 @@ class TestDecoding:
         assert source[0]["image"][0, :, 0].tolist() == [0, 6, 64]
         assert source[1]["image"][0, :, 0].tolist() == [0, 128, 255]
 
-    def test_scaling_is_told_once(self, tmp_path, caplog, monkeypatch):
+    def test_scaling_is_warned_of_once(self, tmp_path, caplog, monkeypatch):
         monkeypatch.setattr(warn_once, "_given", set())
         path = tmp_path / "a.png"
         save(Image.fromarray(np.array([[0, 4000]], np.uint16)), path)
@@ -218,7 +218,7 @@ class TestDecoding:
 
 
 def kind_of(path: Path, **options) -> str:
-    """Why the image in this folder cannot be decoded."""
+    """Returns why the image in this folder cannot be decoded."""
     with pytest.raises(CorruptImage) as caught:
         make_source("folder", data_dir=str(path.parent), **options)[0]
     assert str(path) in str(caught.value)
@@ -232,7 +232,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def jpeg_of_12_bits() -> bytes:
-    """A file whose header says so; of Pillow's builds none decodes it."""
+    """Writes a file with such a header, which no build of Pillow decodes."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     content = bytearray(file.getvalue())
@@ -241,14 +241,14 @@ def jpeg_of_12_bits() -> bytes:
 
 
 def huge_webp(side: int) -> bytes:
-    """A WebP file of a few bytes, whose canvas is as large as its header says."""
+    """Writes a WebP file of a few bytes, whose header claims a canvas of any size."""
     canvas = (side - 1).to_bytes(3, "little") * 2
     chunk = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
 
 
 class TestHostile:
-    """What a file may claim to be, and that its claims cost neither memory nor time."""
+    """Files that claim to be huge, or of another kind: they cost neither memory nor time."""
 
     def test_more_pixels_than_the_limit_are_not_decoded(self, tmp_path):
         save(Image.new("1", (300, 200)), tmp_path / "a.png")
@@ -284,7 +284,7 @@ class TestHostile:
         )
         kind, more = done.stdout.splitlines()
         assert kind == "more pixels than data.max_pixels"
-        assert int(more) < 50 * 1024  # KiB; the canvas has a GiB
+        assert int(more) < 50 * 1024  # KiB; the canvas would take a GiB
 
     def test_a_huge_file_is_not_read(self, tmp_path):
         path = tmp_path / "a.jpg"
@@ -321,7 +321,7 @@ class TestHostile:
             ),
         ],
     )
-    def test_what_is_no_image_is_told_in_words(self, tmp_path, content, kind, reason):
+    def test_files_that_are_no_images_say_why(self, tmp_path, content, kind, reason):
         (tmp_path / "a.png").write_bytes(content)
         assert kind_of(tmp_path / "a.png") == kind
         with pytest.raises(CorruptImage) as caught:

@@ -1,4 +1,4 @@
-"""Image and annotation go the same way; what is drawn; and the batches that come of it."""
+"""Joint augmentation: image and annotation stay aligned, draws are as promised, batches too."""
 
 import colorsys
 
@@ -48,7 +48,7 @@ def augmented(augmentation, image, labels, seed=0):
 
 
 def both(labels, channels=3):
-    """An image whose every channel is its annotation."""
+    """Returns an image each of whose channels is its annotation."""
     return np.repeat(np.asarray(labels, np.uint8)[..., None], channels, axis=-1)
 
 
@@ -58,7 +58,7 @@ class TestScale:
         [
             ((683, 512), (683, 512)),  # the shorter side decides
             ((256, 256), (512, 512)),
-            ((300, 3000), (205, 2048)),  # the longer one does
+            ((300, 3000), (205, 2048)),  # the longer side decides
         ],
     )
     def test_is_the_largest_within_both_limits(self, size, expected):
@@ -73,7 +73,7 @@ class TestScale:
         assert abs(min(height, width) * scale - min(scaled)) <= 1
 
     def test_of_crops_follows_the_drawn_factor(self):
-        """A 40 x 40 image at base 20: half to double is 10 to 40 pixels, the rest is padding."""
+        """A 40 x 40 image at base 20: half to double of it is 10 to 40 pixels, the rest padding."""
         aug = JointAugmentation(
             (48, 48), (20, 40), max_class_share=1.0, distortion=None, flip=False
         )
@@ -91,7 +91,7 @@ class TestScale:
 class TestGeometry:
     @given(st.integers(0, 10_000))
     def test_labels_and_pixels_see_the_same_place(self, seed):
-        """In an image that is its annotation, a linear kernel reads within a pixel of it."""
+        """In an image that equals its annotation, a linear kernel reads within a pixel of it."""
         ramp = np.add.outer(np.arange(30), 3 * np.arange(40)).astype(np.uint8)
         aug = JointAugmentation((24, 24), (30, 60), (0.8, 2.0), 1.0, distortion=None)
         example = augmented(aug, both(ramp), ramp, seed)
@@ -103,14 +103,14 @@ class TestGeometry:
         assert abs(difference[is_inside].mean()) <= 1
 
     @pytest.mark.parametrize(("height", "width"), [(10, 8), (7, 13), (24, 30)])
-    def test_labels_of_a_whole_view_are_pillow_s_nearest(self, height, width):
+    def test_labels_of_a_whole_image_are_pillow_s_nearest(self, height, width):
         labels = np.random.default_rng(0).integers(0, 200, (12, 15), np.uint8)
         sampled = crop_labels(labels, ScaledCrop(height, width, 0, 0, height, width))
         expected = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
         np.testing.assert_array_equal(sampled, np.asarray(expected))
 
     @pytest.mark.parametrize(("height", "width"), [(12, 15), (31, 22), (9, 11)])
-    def test_a_view_is_the_crop_of_the_resized_image(self, height, width):
+    def test_a_crop_is_that_of_the_resized_image(self, height, width):
         rng = np.random.default_rng(0)
         image = Image.fromarray(rng.integers(0, 256, (12, 15, 3), np.uint8))
         labels = rng.integers(0, 200, (12, 15), np.uint8)
@@ -178,7 +178,7 @@ class TestClassShare:
         assert (self.shares(1.0) > 0.75).mean() > 0.3
 
     def test_ignored_pixels_do_not_count(self):
-        """Nine of ten are ignored, the others are halves of two classes: any crop will do."""
+        """Nine of ten pixels are ignored, the others halves of two classes: any crop will do."""
         columns = np.arange(64)
         labels = np.tile(np.where(columns % 10 == 0, columns // 10 % 2, IGNORED), (8, 1))
         labels[::2] = np.where(labels[::2] < IGNORED, 1 - labels[::2], IGNORED)
@@ -208,7 +208,7 @@ class TestDistortion:
         ("saturation", "hue"), [(1.0, 30.0), (1.0, -36.0), (0.5, 0.0), (1.4, 9)]
     )
     def test_colours_follow_colorsys_up_to_rounding_to_8_bits(self, saturation, hue):
-        """Cut to a step of 1.4 degrees and turned by whole ones, a hue is off by 2.1: 9 levels."""
+        """Rounded to 1.4 degrees and turned by whole steps, a hue is off by 2.1: 9 levels."""
         changed_pixels = change_colours(self.IMAGE, saturation, hue).reshape(-1, 3)
         for pixel, changed in zip(self.IMAGE.reshape(-1, 3), changed_pixels, strict=True):
             h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))

@@ -1,4 +1,4 @@
-"""The labelled part of a source: every class keeps its share, and nothing else is seen."""
+"""Labelled subsets of sources, the check of labels, and the numbering of classes."""
 
 import pickle
 
@@ -21,7 +21,7 @@ def source(labels, class_names=CLASSES):
     return ArraySource(images.repeat(3, axis=-1), labels, class_names=class_names)
 
 
-def test_all_of_the_labelled_is_the_source_itself():
+def test_a_source_that_is_labelled_throughout_is_returned_itself():
     given = source([0, 1, 2, 0])
     assert labelled_subset(given) is given
 
@@ -64,7 +64,7 @@ def test_a_source_without_classes_says_what_is_needed(tmp_path):
 
 
 class ReadForLabels(ArraySource):
-    """Whose labels are known when its images are read."""
+    """A source whose labels are known only when its images are read."""
 
     has_labels_at_hand = False
 
@@ -106,7 +106,7 @@ def test_evaluation_takes_the_labels_of_classes_and_images_without_any():
     assert batch["label"].tolist() == [0, -1, 2]
 
 
-def test_what_is_checked_when_read_is_the_same_source_otherwise():
+def test_a_source_that_is_checked_when_read_is_the_same_otherwise():
     given = read_later([0, 1, 2])
     copy = pickle.loads(pickle.dumps(validated(given)))
     assert (len(copy), copy.image_size, copy.num_classes) == (3, (1, 1), 3)
@@ -114,7 +114,7 @@ def test_what_is_checked_when_read_is_the_same_source_otherwise():
     assert copy[1]["label"] == 1
 
 
-def test_labels_are_told_without_decoding():
+def test_labels_are_read_without_decoding():
     digits = make_source("digits", split="train", channels=1)
     assert (
         np.bincount(digits.labels()).tolist()

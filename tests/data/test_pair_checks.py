@@ -66,7 +66,7 @@ class TestCheck:
         with pytest.raises(BadAnnotation, match=r"odd\.png is 24 x 20"):
             source[4]
 
-    def test_labels_of_no_class_are_found_where_it_looks(self, tmp_path):
+    def test_labels_of_no_class_are_found_in_decoded_pairs(self, tmp_path):
         write_pairs(tmp_path, 4)
         write_pair(tmp_path, "000", np.zeros((2, 2, 3)), np.full((2, 2), 9))
         source = pair_source(tmp_path)
@@ -82,7 +82,7 @@ class TestCheck:
         with pytest.raises(BadAnnotation, match=r"077\.png has the label 9 on 4 pixels"):
             check_pairs(source)
 
-    def test_what_annotations_hold_is_told(self, tmp_path, caplog):
+    def test_what_annotations_hold_is_logged(self, tmp_path, caplog):
         caplog.set_level(logging.INFO, "ddae_jax")
         for name, row in (("a", [0, 1, 255, 255]), ("b", [0, 0, 0, 255])):
             write_pair(tmp_path, name, np.zeros((1, 4, 3)), np.array([row]))
@@ -124,7 +124,7 @@ class TestCheck:
         assert summary.turned == ([str(path)] if is_turned else [])
         assert ("1 images are turned upright" in caplog.text) == is_turned
 
-    def test_a_turned_image_of_another_size_is_told_why(self, tmp_path):
+    def test_a_turned_image_of_another_size_says_why(self, tmp_path):
         write_pair(tmp_path, "a", np.zeros((2, 4, 3)), np.zeros((2, 4)))
         path = tmp_path / "images" / "training" / "a.png"
         exif = Image.Exif()
@@ -133,7 +133,7 @@ class TestCheck:
         with pytest.raises(BadAnnotation, match="2 x 4 pixels, its image 4 x 2, turned upright as"):
             check_pairs(pair_source(tmp_path))
 
-    def test_what_takes_long_is_told(self, tmp_path, monkeypatch, caplog):
+    def test_a_long_check_logs_its_progress(self, tmp_path, monkeypatch, caplog):
         caplog.set_level(logging.INFO, "ddae_jax")
         monkeypatch.setattr(pair_checks, "_LOG_EVERY_S", -1)
         write_pairs(tmp_path, 3)
@@ -141,7 +141,7 @@ class TestCheck:
         assert "compared the sizes of 3 of 3 annotations" in caplog.text
         assert "looked at the labels of 2 of 3 annotations" in caplog.text
 
-    def test_what_cannot_be_decoded_is_left_to_the_loader(self, tmp_path):
+    def test_pairs_that_cannot_be_decoded_are_left_to_the_loader(self, tmp_path):
         write_pairs(tmp_path, 3)
         (tmp_path / "annotations" / "training" / "000.png").write_bytes(b"broken")
         (tmp_path / "images" / "training" / "001.png").write_bytes(b"broken")
@@ -165,7 +165,7 @@ class TestUnreadable:
         with pytest.raises(NothingReadable, match=message):
             check_pairs(source, what="the 'validation' split")
 
-    def test_images_with_a_head_alone_are_found_too(self, tmp_path):
+    def test_images_with_a_whole_header_alone_are_found_too(self, tmp_path):
         source = self.source(tmp_path)
         for path in (tmp_path / "images" / "training").iterdir():
             whole = path.read_bytes()
@@ -180,7 +180,7 @@ class TestUnreadable:
         check_pairs(source)
 
 
-def test_what_holds_nothing_but_what_is_ignored_is_refused_before_single_files(tmp_path, caplog):
+def test_a_split_in_which_all_is_ignored_is_refused_before_single_files_are_named(tmp_path, caplog):
     write_rows(tmp_path, [255, 255], [255, 255])
     with pytest.raises(BadAnnotation, match="no pixel of 2 annotations has a class"):
         warnings_of(tmp_path, caplog)

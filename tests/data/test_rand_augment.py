@@ -1,4 +1,4 @@
-"""RandAugment: each operation against Pillow or NumPy by hand, and how they are drawn."""
+"""RandAugment: each operation against Pillow or NumPy by hand, and how operations are drawn."""
 
 import collections
 
@@ -85,7 +85,7 @@ def test_size_and_mode_are_kept(mode, name, image):
 
 
 def drawn(monkeypatch, count=3000, **options):
-    """The names and strengths of operations that were done."""
+    """Records the names and strengths of the operations that are applied."""
     done = []
     recording = {
         name: lambda image, strength, fill, name=name: done.append((name, strength)) or image

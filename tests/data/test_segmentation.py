@@ -170,7 +170,7 @@ class TestNames:
 
 
 def write_tfds(root: Path, pairs: list[tuple[bytes, bytes]], feature: str = "annotation") -> None:
-    """A dataset "tiny" of images and annotations in ArrayRecord, as TFDS lays it out."""
+    """Writes a dataset "tiny" of images and annotations in ArrayRecord, as TFDS lays it out."""
     target = root / "tiny" / "1.0.0"
     target.mkdir(parents=True)
     writer = ArrayRecordWriter(

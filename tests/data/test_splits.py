@@ -1,4 +1,4 @@
-"""Which folders are taken for splits and for label maps: by the layouts that people have."""
+"""Which folders count as splits and as label maps, in the layouts that people use."""
 
 import logging
 from pathlib import Path
@@ -88,7 +88,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_parts_of_a_set_are_seen_and_following_the_advice_ends_the_warning(name, tmp_path, caplog):
+def test_parts_of_a_set_are_warned_of_until_the_advice_is_followed(name, tmp_path, caplog):
     folders, (train, test) = LAYOUTS[name]
     lay_out(tmp_path, *folders)
     message = warnings_of(tmp_path, caplog)
@@ -108,14 +108,14 @@ def test_parts_of_a_set_are_seen_and_following_the_advice_ends_the_warning(name,
         (("input", "ground_truth"), "ground_truth", "input"),
     ],
 )
-def test_label_maps_beside_images_are_seen(folders, maps, images, tmp_path, caplog):
+def test_label_maps_beside_images_are_warned_of(folders, maps, images, tmp_path, caplog):
     lay_out(tmp_path, *folders)
     message = warnings_of(tmp_path, caplog)
     assert f"By their names, folders there hold label maps ({maps}" in message
     assert f"If so, set data.train_split='{images}" in message
 
 
-def test_label_maps_within_a_split_are_seen_and_told_for_its_key(tmp_path, caplog):
+def test_label_maps_within_a_split_are_warned_of_for_its_key(tmp_path, caplog):
     lay_out(tmp_path, "train/images", "train/masks", "validation/images", "validation/masks")
     assert "data.train_split='train/images'" in warnings_of(tmp_path, caplog)
     message = warnings_of(tmp_path, caplog, "validation")
@@ -156,7 +156,7 @@ def test_label_maps_of_many_folders_and_beside_loose_images_have_to_be_moved(tmp
 def test_ordinary_classes_raise_no_alarm(classes, tmp_path, caplog):
     lay_out(tmp_path / "split" / "train", *classes)
     assert warnings_of(tmp_path / "split", caplog) == ""
-    if "train" not in classes:  # which would be the split
+    if "train" not in classes:  # else it would be the split
         lay_out(tmp_path / "whole", *classes)
         assert warnings_of(tmp_path / "whole", caplog) == ""
 
@@ -251,11 +251,11 @@ class TestSharedExamples:
             ("train", "./train", True),
             ("train", "linked", True),
             ("train", "train/a", True),
-            ("nowhere", "val", True),  # for which all of the folder is read
+            ("nowhere", "val", True),  # the whole folder is read
             ("train", "val", False),
         ],
     )
-    def test_of_folders_are_told_by_where_they_lie(self, train, test, is_shared, tmp_path, caplog):
+    def test_of_folders_are_found_by_where_they_lie(self, train, test, is_shared, tmp_path, caplog):
         lay_out(tmp_path, "train/a", "val/a")
         (tmp_path / "linked").symlink_to("train")
         warn_of_shared_examples("folder", str(tmp_path), train, test)
@@ -283,6 +283,6 @@ class TestSharedExamples:
             ("train[:500]", "train[:500]", True),
         ],
     )
-    def test_of_tfds_are_told_by_slices(self, train, test, is_shared, caplog):
+    def test_of_tfds_are_found_by_slices(self, train, test, is_shared, caplog):
         warn_of_shared_examples("tfds", "", train, test)
         assert bool(caplog.records) == is_shared

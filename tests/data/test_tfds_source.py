@@ -1,4 +1,4 @@
-"""TFDS datasets in ArrayRecord files: what is read, and what an error says to prepare."""
+"""TFDS datasets in ArrayRecord files: reading them, and the errors that say what to prepare."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, suffix: str = "png") -> bytes:
 
 
 def write_tfds(root: Path, examples: list[dict], *, has_label: bool, side: int | None) -> None:
-    """A dataset "tiny" in ArrayRecord, laid out as TFDS lays it out."""
+    """Writes a dataset "tiny" in ArrayRecord, as TFDS lays it out."""
     folder = root / "tiny" / "1.0.0"
     folder.mkdir(parents=True)
     writer = ArrayRecordWriter(

@@ -1,4 +1,4 @@
-"""TIFF files of every depth, against the values that were written."""
+"""TIFF files of every bit depth, compared with the values that were written."""
 
 import io
 import struct
@@ -135,7 +135,7 @@ def test_grey_and_opacity_of_16_bits_are_read():
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_where_0_is_white_it_becomes_so(compression, dtype, byteorder):
+def test_0_becomes_white_where_the_file_says_so(compression, dtype, byteorder):
     values = np.array([[0, 1000, 4000]], dtype)
     encoded = tiff(values, "miniswhite", compression=compression, byteorder=byteorder)
     assert decoded(encoded, 1, 4000.0)[0, :, 0].tolist() == [255, 191, 0]
@@ -157,7 +157,7 @@ def test_three_channels_that_are_called_grey_are_colours(dtype):
     np.testing.assert_array_equal(decoded(encoded), values)
 
 
-def test_what_gdal_says_to_be_no_value_is_black():
+def test_the_number_that_gdal_names_as_no_value_is_black():
     values = np.array([[0, 2000, 4095, 65535]], np.uint16)
     tags = [(42113, 2, 0, "65535", True)]
     grey = tiff(values, "minisblack", extratags=tags)
@@ -179,7 +179,7 @@ def test_what_gdal_says_to_be_no_value_is_black():
     ],
 )
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_files_that_lie_otherwise_are_turned_upright_once(orientation, write):
+def test_files_with_an_orientation_are_turned_upright_once(orientation, write):
     upright = noise(4, 6, 3, most=256, dtype=np.uint8)
     stored = {
         1: upright,
@@ -215,7 +215,7 @@ class TestWhatCannotBeRead:
             (tiff(noise(4, 4, 3) / 4095), "TIFF files of a kind that Pillow does not know need"),
         ],
     )
-    def test_without_tifffile_what_to_install_is_told(self, encoded, message, monkeypatch):
+    def test_without_tifffile_the_error_says_what_to_install(self, encoded, message, monkeypatch):
         monkeypatch.setitem(sys.modules, "tifffile", None)
         assert reason(encoded, "of a kind that needs another package") == (
             f"{message} a package that is not here: pip install tifffile"
@@ -242,7 +242,7 @@ class TestWhatCannotBeRead:
             "it has 5 channels; with data.channels=5 they are read as such"
         )
 
-    def test_a_compression_that_nothing_here_knows_is_named(self):
+    def test_an_unknown_compression_is_named(self):
         encoded = bytearray(tiff(noise(4, 4, 3)))
         tag = encoded.index(struct.pack("<HHIH", 259, 3, 1, 1))
         encoded[tag + 8 : tag + 10] = struct.pack("<H", 34712)
@@ -254,7 +254,7 @@ class TestWhatCannotBeRead:
         assert message == "its compression JPEGXL is not read; deflate, LZW, ZSTD and JPEG are"
 
     @pytest.mark.parametrize("content", [b"II*\0 none", tiff(noise(4, 4, 3))[:8]])
-    def test_damage_is_told(self, content):
+    def test_damaged_files_are_truncated_images(self, content):
         assert reason(content, "truncated") == (
             "it breaks off before its end: it begins as a TIFF file, but holds no image"
         )

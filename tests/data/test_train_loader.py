@@ -1,4 +1,4 @@
-"""Batches: the same for any number of processes, workers and threads, and after any restart."""
+"""Batches are the same for any number of processes, workers and threads, and after a restart."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ class TestBatches:
         assert batch["label"].shape == (8,)
         assert batch["label"].dtype == np.int32
 
-    def test_place_device_hands_out_the_sources_images(self):
+    def test_images_are_handed_out_whole_where_the_device_crops(self):
         source = numbered_source(20)
         (batch,) = batches_of(source, 1, augmentation=AS_IS)
         for image, label in zip(batch["image"], batch["label"], strict=True):
@@ -133,7 +133,9 @@ class TestSameBatchesWhoeverReads:
 
     def test_changed_data_is_refused_unless_that_is_allowed(self, caplog):
         with TrainLoader(numbered_source(20, (7,)), CROP, batch_size=8, seed=3) as loader:
-            loader.set_state({"step": 2, "corrupt": [7]})  # of a time before states told
+            loader.set_state(
+                {"step": 2, "corrupt": [7]}
+            )  # of an older version, without a fingerprint
             state = loader.get_state()
         with TrainLoader(numbered_source(21), CROP, batch_size=8, seed=3) as loader:
             with pytest.raises(
@@ -205,7 +207,7 @@ if __name__ == "__main__":
 
 class TestCorruptImages:
     def test_replaced_by_the_next_readable_counted_and_named_once(self, caplog):
-        """7 and 8 are corrupt: wherever they would be, 9 stands instead."""
+        """Images 7 and 8 are corrupt: 9 takes their places."""
         caplog.set_level(logging.WARNING)
         log_corrupt.cache_clear()
         whole = labels_of(batches_of(numbered_source(20), 6))
@@ -291,7 +293,7 @@ class TestBadInput:
         with pytest.raises(OddSize, match=r"5\.png is 4 x 5 pixels .* others are 4 x 4"):
             TrainLoader(source, AS_IS, batch_size=2, seed=0)
 
-    def test_image_of_another_size_that_nobody_has_seen_is_named(self, tmp_path, monkeypatch):
+    def test_an_image_of_another_size_is_named_when_training_reads_it(self, tmp_path, monkeypatch):
         for name, side in (("a", 4), ("b", 5)):
             Image.new("RGB", (side, 4)).save(tmp_path / f"{name}.png")
         source = make_source("folder", data_dir=str(tmp_path))
@@ -330,7 +332,7 @@ def test_batches_per_epoch_of_no_batch_is_refused():
 
 
 def test_mixed_folder_with_a_broken_file_trains(tmp_path):
-    """What a user's folder looks like, through the loader as a whole."""
+    """A folder as users have them, read by the whole loader."""
     for number, mode in enumerate(("RGB", "L", "RGBA", "P", "LA", "1")):
         Image.new(mode, (30 + number, 20)).save(tmp_path / f"{number}.png")
     Image.new("CMYK", (40, 30)).save(tmp_path / "cmyk.jpg")
