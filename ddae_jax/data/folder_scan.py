@@ -93,7 +93,7 @@ class _Skipped:
             is_harmless = self.suffixes.keys() <= _NO_IMAGES and total <= num_images
             _log.log(
                 logging.INFO if is_harmless else logging.WARNING,
-                "%s: %s files are left out beside %s images, as they are called otherwise than "
+                "%s: %s files are left out beside %s images, as their names are not those of "
                 "images: %s",
                 root,
                 f"{total:,}",

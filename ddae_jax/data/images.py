@@ -72,7 +72,7 @@ CAUSES = (
     NEEDS_A_PACKAGE,
     DAMAGED_OR_NOT_READ,
 )
-"""Kinds of ``CorruptImage``. Loaders store their indices: add new ones at the end."""
+"""Kinds of ``CorruptImage``; new ones go to the end. Train loaders code up to 16 of them."""
 
 
 class CorruptImage(ValueError):
@@ -97,14 +97,13 @@ class Decoding:
     Images of more than 8 bits are scaled so that 0 stays 0 and ``max_value`` becomes 255; larger
     values are clipped. With ``max_value=0`` each file has a range of its own:
 
-    - what its header says to be white: the largest value of a PGM or PPM file, if it is not 65535;
-      the bits of JPEG 2000, if fewer than 16;
-    - else, of whole numbers, all that the number of bits of the largest value can hold, such as
+    - from 0 to what its header says to be white: the largest value of a PGM or PPM file, if it is
+      not 65535; the bits of JPEG 2000, if fewer than 16;
+    - else, with values further below 0 than a tenth of the largest, from the least to the largest;
+    - else, of whole numbers, from 0 to all that the number of bits of the largest can hold, such as
       4095 for 12 bits;
-    - else, of floats, 0 to 1 if none is above 2, 0 to 255 if none is above that, and 0 to the
-      largest if one is;
-    - in files with values further below 0 than a tenth of the largest, the least becomes 0 and the
-      largest 255.
+    - else, of floats, from 0 to 1 if none is above 2, to 255 if none is above that, and to the
+      largest if one is.
 
     Numbers that are no values become 0 and count for no range: NaN; -9999, -32768 and those beyond
     1e30 either way, which stand where nothing was measured; and the one that GDAL's tag of a TIFF
