@@ -3,7 +3,8 @@
 Both draw boxes as Inception and torchvision's ``RandomResizedCrop`` do: ten tries at a box of
 random area and aspect ratio, then the largest central box within the ratio's range. Both resize
 that box in one pass with Keys's cubic kernel (a = -0.5), widened when shrinking. The kernel reads a
-few pixels beyond the box where the image has them.
+few pixels beyond the box where the image has them. ``Augmentation`` does the one, or prepares for
+the other, in a loader.
 """
 
 import math

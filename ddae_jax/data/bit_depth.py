@@ -126,7 +126,7 @@ def scaled_to_eight_bits(
         return values * np.uint8(255)
     if values.dtype == np.float16:
         values = values.astype(np.float32)
-    # Runs from before data.max_value existed have 65535, and scaled by the header where it says.
+    # Runs from before data.max_value existed have 65535 here: they went by the header if it says.
     if max_value and not (white and max_value == LARGEST_OF_16_BITS):
         least, largest = 0.0, max_value
     else:

@@ -185,7 +185,7 @@ def _has_deep_colours(file: Image.Image) -> bool:
     """Tells whether a file has colours, or grey and alpha, of 16 bits, of which Pillow keeps 8."""
     raw = raw_mode(file)
     if raw == _GREY_AND_ALPHA:
-        return file.mode == "RGBA"  # as LA, in some versions of Pillow, it has no room for 4 bytes
+        return file.mode == "RGBA"  # LA, in some versions of Pillow, cannot hold the 4 bytes
     return raw.rpartition(";")[2] in _OTHER_BYTE and file.mode in ("RGB", "RGBA", "CMYK")
 
 

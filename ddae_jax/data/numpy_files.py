@@ -115,7 +115,7 @@ def _header_of(start: bytes) -> _Header:
     try:
         shape, is_fortran_order, dtype = _READ_HEADER[version](stream)
     except Exception as error:  # of any kind, as Python's parser reads the header
-        # The parser raises these for nesting; memory is not short, as the header is.
+        # The parser raises these for deep nesting: memory cannot be short, as the header is.
         is_nested = isinstance(error, MemoryError | RecursionError)
         reason = "it is nested too deeply" if is_nested else _shortened(error)
         raise Refused(f"its header describes no array: {reason}", DAMAGED) from error

@@ -134,9 +134,9 @@ class TrainLoader:
         return self.next_unless(lambda: False)
 
     def next_unless(self, is_over: Callable[[], bool]) -> Batch | None:
-        """Waits for the next batch; returns None once ``is_over()`` is true.
+        """Waits for the next batch; returns None if ``is_over()`` becomes true before it is there.
 
-        A batch that is ready is returned even then. One that is not stays the next one.
+        The batch is then what the next call returns.
         """
         if self._is_closed:
             raise ValueError("this loader is closed")
