@@ -147,7 +147,7 @@ def _log_summary(summary: AnnotationSummary, what: str) -> None:
     if summary.missing:
         _log.warning(
             "%s: no pixel of %s annotations has one of %d of the %d classes (%s). Is "
-            "data.num_classes too large, or data.reduce_zero_label not as the files are?",
+            "data.num_classes too large, or does data.reduce_zero_label not fit the files?",
             what,
             f"{summary.num_images:,}",
             len(summary.missing),
@@ -157,7 +157,7 @@ def _log_summary(summary: AnnotationSummary, what: str) -> None:
     if summary.ignored_share > 0.5:
         _log.warning(
             "%s: %.1f %% of the pixels are ignored. data.ignore_label or data.reduce_zero_label, "
-            "which ignores 0, may take a class for what it is not",
+            "which ignores 0, may ignore a class by mistake",
             what,
             100 * summary.ignored_share,
         )

@@ -48,7 +48,7 @@ def pixel_statistics(source: Source, limit: int | None = None) -> PixelStatistic
         results = pool.map(lambda chunk: _moments(source, chunk), chunks)
         moments = [moment for chunk_moments in results for moment in chunk_moments]
     if not moments:
-        raise ValueError(f"none of {count:,} images can be decoded, of which the mean is asked for")
+        raise ValueError(f"none of {count:,} images can be decoded, so that they have no mean")
     if len(moments) < count:
         _log.warning(
             "%d of %d images cannot be decoded, and are left out", count - len(moments), count

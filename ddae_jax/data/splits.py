@@ -169,7 +169,7 @@ def warn_of_shared_examples(
     if is_shared:
         _log.warning(
             "images of data.test_split=%r are among those of data.train_split=%r, which are "
-            "trained on: scores on them tell what is remembered, and nothing of other images. Set "
+            "trained on: scores on them show what is remembered, not how other images fare. Set "
             "data.test_split to a split of its own",
             test_split,
             train_split,

@@ -71,7 +71,9 @@ class TiffPage:
         page = self._page
         samples, meaning = page.samplesperpixel, int(page.photometric)
         if page.dtype is None or page.dtype.kind not in "buif" or page.imagedepth != 1:
-            raise Refused(f"it holds {_values_of(page)}; numbers of an image are read", NOT_READ)
+            raise Refused(
+                f"it holds {_values_of(page)}; only numbers are read, of one image", NOT_READ
+            )
         extra = [int(kind) for kind in page.extrasamples]
         kinds = dict(enumerate(extra, samples - len(extra)))
         alphas = [at for at, k in kinds.items() if k in (_PREMULTIPLIED, _NOT_PREMULTIPLIED)]

@@ -359,8 +359,8 @@ class _LoadTrainBatch:
             check_size(example["image"].shape[:2], self.image_size, self.source, candidate)
             return example
         raise TooManyCorruptImages(
-            f"no image in a row of {tries + 1} can be decoded, from {self.source.name(index)} to "
-            f"{self.source.name(candidate)}. The last error: {last_error}"
+            f"none of {tries + 1} images in a row can be decoded, from {self.source.name(index)} "
+            f"to {self.source.name(candidate)}. The last error: {last_error}"
         )
 
 

@@ -232,7 +232,7 @@ class TestWhatCannotBeRead:
     def test_other_kinds_are_named(self):
         kind = "of a kind that is not read"
         assert reason(tiff(np.zeros((4, 4), np.complex64), None), kind) == (
-            "it holds values of type complex64; numbers of an image are read"
+            "it holds values of type complex64; only numbers are read, of one image"
         )
         assert reason(tiff(noise(4, 4, 3), "ycbcr"), kind).startswith(
             "its colours are of the kind YCBCR with values of type uint16; grey, RGB and CMYK are"

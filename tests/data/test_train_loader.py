@@ -262,7 +262,7 @@ class TestCorruptImages:
     @pytest.mark.parametrize("num_workers", [0, 1])
     def test_nothing_readable_is_an_error_whatever_is_allowed(self, num_workers):
         source = numbered_source(4, corrupt=(0, 1, 2, 3))
-        with pytest.raises(TooManyCorruptImages, match=r"no image in a row of 4.*made so"):
+        with pytest.raises(TooManyCorruptImages, match=r"none of 4 images in a row.*made so"):
             batches_of(source, 1, max_corrupt_share=1.0, num_workers=num_workers)
 
 
