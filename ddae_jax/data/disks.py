@@ -37,7 +37,7 @@ def is_of_one_file(error: OSError) -> bool:
     return error.errno in _OF_ONE_FILE
 
 
-def patiently(
+def with_retries(
     name: str | bytes,
     call: Callable[[], _Read],
     kinds: tuple[type[Exception], ...] = (OSError,),
@@ -78,25 +78,25 @@ def patiently(
 
 
 def is_file(path: pathlib.Path) -> bool:
-    """Tells whether there is a regular file; tries again as ``patiently`` does."""
-    return patiently(os.fspath(path), path.is_file)
+    """Tells whether there is a regular file; tries again as ``with_retries`` does."""
+    return with_retries(os.fspath(path), path.is_file)
 
 
 def read_file(path: pathlib.Path) -> bytes:
-    """Reads a whole file; tries again as ``patiently`` does."""
+    """Reads a whole file; tries again as ``with_retries`` does."""
     with reading(path) as file:
         return file.read()
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a file for any reader of files; each read tries again as ``patiently`` does.
+    """Opens a file for any reader of files; each read tries again as ``with_retries`` does.
 
     Raises:
         ReadFailed: if the disk or the network fails, also where the reader raised another error
             because of that.
     """
-    raw = _PatientFile(path)
+    raw = _RetryingFile(path)
     with io.BufferedReader(raw) as file:
         try:
             yield file
@@ -106,13 +106,13 @@ def reading(path: pathlib.Path) -> Iterator[BinaryIO]:
             raise raw.failure from error
 
 
-class _PatientFile(io.RawIOBase):
+class _RetryingFile(io.RawIOBase):
     """A raw file that is opened again before each further try: a restarted server needs that."""
 
     def __init__(self, path: pathlib.Path):
         self._path, self._at, self._file = path, 0, None
         self.failure: ReadFailed | None = None
-        self._size = self._patiently(lambda: os.fstat(self._opened().fileno()).st_size)
+        self._size = self._with_retries(lambda: os.fstat(self._opened().fileno()).st_size)
 
     def readable(self):
         return True
@@ -128,7 +128,7 @@ class _PatientFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer):
-        count = self._patiently(lambda: self._read_once(buffer))
+        count = self._with_retries(lambda: self._read_once(buffer))
         self._at += count
         return count
 
@@ -136,10 +136,10 @@ class _PatientFile(io.RawIOBase):
         self._drop()
         super().close()
 
-    def _patiently(self, call):
+    def _with_retries(self, call):
         """Calls with retries, and remembers the error if they fail."""
         try:
-            return patiently(os.fspath(self._path), call)
+            return with_retries(os.fspath(self._path), call)
         except ReadFailed as failure:
             self.failure = failure
             raise

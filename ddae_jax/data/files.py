@@ -3,7 +3,7 @@
 import os
 import stat
 
-from ddae_jax.data.disks import patiently
+from ddae_jax.data.disks import with_retries
 
 DAMAGED = "damaged"
 TRUNCATED = "truncated"
@@ -30,14 +30,14 @@ class Refused(ValueError):
 
 
 def read_bytes(path: bytes, most: int) -> bytes:
-    """Reads a regular file of at most ``most`` bytes, with retries as ``disks.patiently`` does.
+    """Reads a regular file of at most ``most`` bytes, with retries as ``disks.with_retries`` does.
 
     Raises:
         Refused: if it is no regular file, or too large; then nothing is read.
         ReadFailed: if the disk or the network fails.
         OSError: if this file cannot be read.
     """
-    return patiently(path, lambda: _read_once(path, most))
+    return with_retries(path, lambda: _read_once(path, most))
 
 
 def _read_once(path: bytes, most: int) -> bytes:

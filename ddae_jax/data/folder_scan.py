@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from ddae_jax.data.disks import ReadFailed, patiently
+from ddae_jax.data.disks import ReadFailed, with_retries
 from ddae_jax.data.images import NO_LABEL
 from ddae_jax.data.opening import PILLOW_FORMATS
 
@@ -277,7 +277,7 @@ class _Search:
         if folder.name.lower() in SYSTEM_FOLDERS:
             return
         try:
-            identity = patiently(folder.path, lambda: _identity(folder))
+            identity = with_retries(folder.path, lambda: _identity(folder))
             if identity in above:  # following it would never end, or bring in other splits
                 self.skipped.circles.append(folder.path)
                 return
@@ -296,8 +296,8 @@ class _Search:
     def _is_image(self, entry: os.DirEntry) -> bool:
         """Tells whether an entry is an image by its name, and counts other files by suffix."""
         try:
-            if not patiently(entry.path, entry.is_file):
-                if entry.is_symlink() and not patiently(entry.path, entry.is_dir):
+            if not with_retries(entry.path, entry.is_file):
+                if entry.is_symlink() and not with_retries(entry.path, entry.is_dir):
                     self.skipped.dangling.append(entry.path)
                 return False
         except ReadFailed:
@@ -334,7 +334,7 @@ def _entries(folder: Path | os.DirEntry) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return list(entries)
 
-    return sorted(patiently(os.fspath(folder), listed), key=lambda entry: entry.name)
+    return sorted(with_retries(os.fspath(folder), listed), key=lambda entry: entry.name)
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -355,7 +355,7 @@ def _are_of_a_run(entries: Sequence[os.DirEntry]) -> bool:
 def _is_folder(entry: os.DirEntry) -> bool:
     """Tells whether an entry is a folder, or a link to one."""
     try:
-        return patiently(entry.path, entry.is_dir)
+        return with_retries(entry.path, entry.is_dir)
     except ReadFailed:
         raise
     except OSError:  # a link to itself

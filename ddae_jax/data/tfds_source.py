@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from ddae_jax.data.disks import patiently
+from ddae_jax.data.disks import with_retries
 from ddae_jax.data.images import NO_LABEL, Decoding, EncodedImage, LazyImage
 from ddae_jax.data.source_base import IndexedSource
 from ddae_jax.suggestions import did_you_mean
@@ -65,7 +65,7 @@ class TfdsSource(IndexedSource):
 
         parse = tf_example_pb2.Example.FromString
         keys = [int(index) for index in indices]
-        records = patiently(
+        records = with_retries(
             f"{self._full_name}, {self._title}{keys[:5]}",
             lambda: self._records.__getitems__(keys),
             (OSError, RuntimeError),  # the latter from the reader of ArrayRecord

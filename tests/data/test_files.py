@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddae_jax.data import disks
-from ddae_jax.data.disks import ReadFailed, patiently
+from ddae_jax.data.disks import ReadFailed, with_retries
 from ddae_jax.data.folder_scan import scan
 from ddae_jax.data.sources import make_source
 from ddae_jax.data.tfds_source import TfdsSource
@@ -38,7 +38,7 @@ def failing(times, number=errno.EIO, then="read"):
 def test_a_read_that_recovers_is_logged_once(number, caplog):
     caplog.set_level(logging.WARNING)
     call, tries = failing(3, number)
-    assert patiently("/mnt/a.png", call) == "read"
+    assert with_retries("/mnt/a.png", call) == "read"
     assert len(tries) == 4
     (message,) = caplog.messages
     assert message == f"/mnt/a.png cannot be read: {os.strerror(number)}; trying again"
@@ -47,7 +47,7 @@ def test_a_read_that_recovers_is_logged_once(number, caplog):
 def test_a_read_that_does_not_recover_is_named_with_its_cause():
     call, tries = failing(99)
     with pytest.raises(ReadFailed) as raised:
-        patiently(b"/mnt/a.png", call)
+        with_retries(b"/mnt/a.png", call)
     assert len(tries) == 5
     assert str(raised.value).startswith(
         "/mnt/a.png cannot be read: Input/output error; it was tried 5 times within "
@@ -59,7 +59,7 @@ def test_a_read_that_does_not_recover_is_named_with_its_cause():
 def test_errors_of_one_file_alone_are_not_tried_again(number):
     call, tries = failing(99, number)
     with pytest.raises(OSError, match=os.strerror(number)) as raised:
-        patiently("a.png", call)
+        with_retries("a.png", call)
     assert not isinstance(raised.value, ReadFailed)
     assert len(tries) == 1
 
