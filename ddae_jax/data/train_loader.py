@@ -148,7 +148,7 @@ class TrainLoader:
         try:
             batch = self._batches.next_unless(is_over)
         except Exception as error:
-            reason = workers.explained(error, self._num_workers)
+            reason = workers.explain_worker_error(error, self._num_workers)
             if reason is error:
                 raise
             raise reason from error

@@ -84,7 +84,7 @@ def check_shared_memory(
     return message
 
 
-def explained(error: Exception, num_workers: int) -> Exception:
+def explain_worker_error(error: Exception, num_workers: int) -> Exception:
     """Returns an error that says why workers could not read a batch.
 
     Args:

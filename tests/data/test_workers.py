@@ -16,7 +16,7 @@ from ddae_jax.data.augment import Augmentation
 from ddae_jax.data.joint_augment import JointAugmentation
 from ddae_jax.data.segmentation import make_pair_source
 from ddae_jax.data.train_loader import TrainLoader
-from ddae_jax.data.workers import WorkerLost, check_shared_memory, explained
+from ddae_jax.data.workers import WorkerLost, check_shared_memory, explain_worker_error
 
 PROGRAM = """
 import signal, sys
@@ -165,7 +165,7 @@ def test_the_end_of_a_worker_is_reported_with_what_to_do(exit_code, reason):
     error = RuntimeError(
         f"Worker process was terminated unexpectedly with exit code {exit_code}. Search the logs"
     )
-    explanation = explained(error, num_workers=2)
+    explanation = explain_worker_error(error, num_workers=2)
     assert isinstance(explanation, WorkerLost)
     assert f"a process that reads images {reason}" in str(explanation)
 
@@ -226,14 +226,14 @@ def test_shared_memory_that_suffices_or_is_not_needed_is_no_error(case, monkeypa
 
 
 def test_a_full_shared_memory_is_not_taken_for_a_full_disk():
-    full = explained(OSError(28, "No space left on device"), num_workers=2)
+    full = explain_worker_error(OSError(28, "No space left on device"), num_workers=2)
     assert isinstance(full, WorkerLost)
     assert "no shared memory was left (/dev/shm has" in str(full)
     assert "--shm-size" in str(full)
     alone = OSError(28, "No space left on device")
-    assert explained(alone, num_workers=0) is alone
+    assert explain_worker_error(alone, num_workers=0) is alone
 
 
 def test_other_errors_stay_what_they_are():
     for error in (ValueError("exit code -9"), RuntimeError("other"), OSError("other")):
-        assert explained(error, num_workers=2) is error
+        assert explain_worker_error(error, num_workers=2) is error
