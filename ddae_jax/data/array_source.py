@@ -16,7 +16,7 @@ from ddae_jax.data.images import (
     LazyImage,
 )
 from ddae_jax.data.source_base import IndexedSource, Source
-from ddae_jax.data.threads import all_cancelled_after, reading_threads
+from ddae_jax.data.threads import cancel_rest_at_exit, reading_threads
 from ddae_jax.suggestions import did_you_mean
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def in_memory(source: Source, *, num_threads: int | None = None) -> ArraySource:
 
     chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
     last_logged = time.monotonic()
-    with all_cancelled_after(ThreadPoolExecutor(num_threads or reading_threads(source))) as pool:
+    with cancel_rest_at_exit(ThreadPoolExecutor(num_threads or reading_threads(source))) as pool:
         for chunk, _ in zip(chunks, pool.map(decode, chunks), strict=True):
             if time.monotonic() > last_logged + _LOG_EVERY_S:
                 last_logged = time.monotonic()

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from ddae_jax.data.images import CorruptImage
 from ddae_jax.data.source_base import Source, spread_indices
-from ddae_jax.data.threads import all_cancelled_after, reading_threads
+from ddae_jax.data.threads import cancel_rest_at_exit, reading_threads
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def pixel_statistics(source: Source, limit: int | None = None) -> PixelStatistic
     indices = spread_indices(len(source), limit)
     count = len(indices)
     chunks = [indices[start : start + _CHUNK] for start in range(0, count, _CHUNK)]
-    with all_cancelled_after(ThreadPoolExecutor(reading_threads(source))) as pool:
+    with cancel_rest_at_exit(ThreadPoolExecutor(reading_threads(source))) as pool:
         results = pool.map(lambda chunk: _moments(source, chunk), chunks)
         moments = [moment for chunk_moments in results for moment in chunk_moments]
     if not moments:

@@ -20,7 +20,7 @@ def reading_threads(source: ExampleSource) -> int:
 
 
 @contextlib.contextmanager
-def all_cancelled_after(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+def cancel_rest_at_exit(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
     """Cancels the calls that a pool has not begun when the body ends, also after an error."""
     with pool:
         try:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ddae_jax.data.folder_source import FolderSource
 from ddae_jax.data.images import CorruptImage, LazyImage
 from ddae_jax.data.source_base import ExampleSource
-from ddae_jax.data.threads import all_cancelled_after, reading_threads
+from ddae_jax.data.threads import cancel_rest_at_exit, reading_threads
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def one_size(source: ExampleSource, budget_s: float = _BUDGET_S) -> tuple[int, i
         return expected
     num_checked, began = 0, time.monotonic()
     chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
-    with all_cancelled_after(ThreadPoolExecutor(reading_threads(source))) as pool:
+    with cancel_rest_at_exit(ThreadPoolExecutor(reading_threads(source))) as pool:
         for sizes in pool.map(lambda chunk: _sizes(source, chunk), chunks):
             for index, size in enumerate(sizes, start=num_checked):
                 expected = expected or size
