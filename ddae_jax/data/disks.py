@@ -21,7 +21,7 @@ _Read = TypeVar("_Read")
 _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 _OF_ONE_FILE += (errno.ENXIO, errno.ENAMETOOLONG)  # a socket, and a name that is too long
 
-# Before each further try, seconds: by then a lost packet is sent again, or a server has restarted.
+# Waits before further tries, seconds: for a lost packet to be sent again, a server to restart.
 _WAITS_S = (0.1, 1.0, 5.0, 15.0)
 
 
