@@ -19,9 +19,11 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.environment import store
-from ddae_jax.data.augment import augment_on_device
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
-from ddae_jax.data.sources import ArraySource, Source, in_memory, make_source
+from ddae_jax.data.array_source import ArraySource, in_memory
+from ddae_jax.data.augment import Augmentation, augment_on_device
+from ddae_jax.data.source_base import Source
+from ddae_jax.data.sources import make_source
+from ddae_jax.data.train_loader import TrainLoader
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Where TFDS datasets lie; empty: noise only.")
 _NAME = flags.DEFINE_string("name", "cifar10", "TFDS dataset of images of one size.")

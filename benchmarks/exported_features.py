@@ -20,7 +20,7 @@ from benchmarks.downstream import recorded
 from benchmarks.environment import store
 from ddae_jax import evaluate, export
 from ddae_jax.config import from_plain
-from ddae_jax.data.pipeline import eval_batches
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.training.workdir import Workdir
 

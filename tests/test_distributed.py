@@ -197,7 +197,7 @@ def test_launched_by_slurm_a_signal_to_all_of_them_saves_and_ends_well(shallow, 
 KEEPS_BATCHES = """
 import pathlib, signal
 import numpy as np
-from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.train_loader import TrainLoader
 read = TrainLoader.next_unless
 def keep(self, is_over):
     step, batch = self.step, read(self, is_over)
@@ -326,7 +326,7 @@ time.sleep(120)
 CANNOT_READ = """
 import time
 from ddae_jax.data.disks import ReadFailed
-from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.train_loader import TrainLoader
 read = TrainLoader.next_unless
 def fail(self, is_over):
     if index == {index} and self.step == 9:

@@ -27,7 +27,7 @@ from ddae_jax.builders.initialization import inherit_to_finetune
 from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions
-from ddae_jax.data.pipeline import eval_batches
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.interop import backbones
 from ddae_jax.jobs import cli

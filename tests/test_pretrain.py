@@ -25,7 +25,7 @@ from ddae_jax.config import pretrain_defaults, to_plain
 from ddae_jax.config.defaults import defaults_of
 from ddae_jax.config.earlier import EARLIER_DEFAULTS
 from ddae_jax.config.schema import flatten
-from ddae_jax.data import pipeline
+from ddae_jax.data import train_loader
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.hooks.knn import KnnHook
 from ddae_jax.jobs import exits
@@ -709,7 +709,7 @@ def test_a_stop_while_reading_hangs_and_a_disk_that_fails_lose_no_finished_step(
     workdir, over = tmp_path / "run", threading.Event()
     arguments = [f"--config={config}", f"--workdir={workdir}", *tiny.SIMPLEST]
     arguments.append("--config.checkpoint.every_epochs=1")
-    read = pipeline._LoadTrainBatch.__call__
+    read = train_loader._LoadTrainBatch.__call__
 
     def hang(self, number, indices):
         if number == 10:
@@ -721,7 +721,7 @@ def test_a_stop_while_reading_hangs_and_a_disk_that_fails_lose_no_finished_step(
             over.wait(60)
         return read(self, number, indices)
 
-    monkeypatch.setattr(pipeline._LoadTrainBatch, "__call__", hang)
+    monkeypatch.setattr(train_loader._LoadTrainBatch, "__call__", hang)
     try:
         assert status(arguments) == 0
     finally:
@@ -733,7 +733,7 @@ def test_a_stop_while_reading_hangs_and_a_disk_that_fails_lose_no_finished_step(
             raise ReadFailed("/mnt/7.png cannot be read: Input/output error")
         return read(self, number, indices)
 
-    monkeypatch.setattr(pipeline._LoadTrainBatch, "__call__", fail)
+    monkeypatch.setattr(train_loader._LoadTrainBatch, "__call__", fail)
     assert status(arguments) == 1
     told = capsys.readouterr().err
     assert "continuing from the checkpoint of step 10" in told

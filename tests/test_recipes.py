@@ -20,7 +20,7 @@ from ddae_jax.config.earlier import EARLIER_DEFAULTS
 from ddae_jax.config.recipes import recipe_differences, use_recipe
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions, take_stored
-from ddae_jax.data.pipeline import eval_batches
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.sources import make_source
 from ddae_jax.jobs import cli
 from ddae_jax.jobs.job import DataSpec

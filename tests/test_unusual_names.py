@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from ddae_jax.data.folder import scan
+from ddae_jax.data.folder_scan import scan
 from ddae_jax.evaluation.embeddings import Embedded, write_embeddings
 from ddae_jax.figures import style
 from ddae_jax.figures.confusion import confusion_figure

@@ -1,4 +1,4 @@
-"""Annotations: the class of every pixel of an image, decoded when asked and held to one rule."""
+"""Annotation files, which hold the class of every pixel of an image, and the rule they follow."""
 
 import functools
 from collections.abc import Callable
@@ -9,38 +9,39 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from ddae_jax.data.deep_colour import raw_mode
-from ddae_jax.data.folder import some_of
+from ddae_jax.data.folder_scan import some_of
 from ddae_jax.data.images import LazyImage, naming_corruption
 from ddae_jax.data.opening import open_by_pillow
 
-_END_OF_LABELS = 2**16  # as many as 16 bits hold
+_END_OF_LABELS = 2**16  # files hold labels of up to 16 bits
 
 IGNORED = 255
-"""The label of pixels that no loss and no score counts, whatever the files say."""
+"""The label of decoded pixels that no loss and no score counts, whichever number files use."""
 
-_SOME = 5
+_MOST_NAMED = 5  # labels in an error message
 
-# What Pillow multiplies grey of 2 and of 4 bits by, so that the largest value is white.
+# Pillow multiplies grey values of 2 and of 4 bits by these, so that the largest is white.
 _SCALES = {"L;2": 85, "L;4": 17}
 
 Labels = UInt8[np.ndarray, "height width"]
 
 
 class BadAnnotation(ValueError):
-    """An annotation that can be decoded, but is none of its image, or has labels of no class."""
+    """An annotation that can be decoded, but has another size than its image or unknown labels."""
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What the numbers in annotation files mean.
+    """The meaning of the numbers in annotation files.
 
-    **Arguments:**
+    Args:
+        num_classes: at most 255; classes are numbered from 0.
+        ignore_label: the number in the files of pixels to be ignored; None if there is none.
+        reduce_zero_label: whether the files number classes as ADE20K does, where 0 is ignored and
+            1, 2, ... are the classes 0, 1, ...
 
-    - `num_classes`: they are numbered from 0 on; at most 255.
-    - `ignore_label`: the number, in the files, of pixels to be ignored; None if there is none.
-    - `reduce_zero_label`: ADE20K's way: 0 is ignored, and 1, 2, ... are the classes 0, 1, ...
-
-    Raises `ValueError` for what contradicts itself.
+    Raises:
+        ValueError: if a number is out of range, or ``ignore_label`` is one of the classes.
     """
 
     num_classes: int
@@ -61,16 +62,16 @@ class LabelRule:
             )
 
     def classes(self, stored: Int[np.ndarray, "height width"], name: str) -> Labels:
-        """The class of each pixel, `IGNORED` where there is none.
+        """Returns the class of each pixel as uint8, ``IGNORED`` for pixels to be ignored.
 
-        **Arguments:**
+        Args:
+            stored: the numbers in the file.
+            name: the file's name, for errors.
 
-        - `stored`: the numbers in the file.
-        - `name`: of the file, for errors.
-
-        Raises `BadAnnotation` for numbers that the rule does not know.
+        Raises:
+            BadAnnotation: if there are numbers that the rule does not know.
         """
-        table, is_known = self._table
+        table, is_known = _class_table(self)
         if stored.min() < 0 or stored.max() >= _END_OF_LABELS:
             raise BadAnnotation(
                 f"{name} has labels from {stored.min():,} to {stored.max():,}; a label lies in "
@@ -93,26 +94,30 @@ class LabelRule:
     def _classes_in_words(self) -> str:
         return f"{self._stored_classes[0]} to {self._stored_classes[-1]}"
 
-    @property
-    def _table(self) -> tuple[UInt8[np.ndarray, " label"], np.ndarray]:
-        return _table(self)
-
     def _complaint(self, name: str, pixels: dict[int, int], stored: list[int]) -> str:
-        """What is wrong with a file: pixels of each label of no class, among all that it has."""
-        found = [f"{label} on {count:,} pixels" for label, count in pixels.items()]
-        more = f" and {len(found) - _SOME} more labels" if len(found) > _SOME else ""
+        """Returns the error message for a file with unknown labels.
+
+        Args:
+            name: the file's name.
+            pixels: the number of pixels of each unknown label.
+            stored: all labels in the file.
+        """
+        counts = [f"{label} on {count:,} pixels" for label, count in pixels.items()]
+        num_more = len(counts) - _MOST_NAMED
+        more = f" and {num_more} more labels" if num_more > 0 else ""
         return (
-            f"{name} has the label {', '.join(found[:_SOME])}{more}; the classes are "
+            f"{name} has the label {', '.join(counts[:_MOST_NAMED])}{more}; the classes are "
             f"{self._classes_in_words} by num_classes={self.num_classes}, "
             f"reduce_zero_label={self.reduce_zero_label}, besides "
             f"ignore_label={self.ignore_label}{self._hint(list(pixels), stored)}"
         )
 
     def _hint(self, unknown: list[int], stored: list[int]) -> str:
-        """What labels of no class may mean, by all labels of their file.
+        """Returns what unknown labels may mean, judged by all labels of their file.
 
-        As many levels as classes, of which none but 0 is a class, are drawn, as in masks of 0 and
-        255. To ignore one of them would be to ignore a class.
+        Classes count as drawn in grey levels, as in masks of 0 and 255, if there are no more
+        levels than classes and none of them but 0 is a class. Ignoring one of these levels would
+        ignore a class, so that the hint does not propose it.
         """
         hint = ""
         most = max(self.num_classes, 2)
@@ -131,8 +136,8 @@ class LabelRule:
 
 
 @functools.lru_cache(maxsize=8)
-def _table(rule: LabelRule) -> tuple[UInt8[np.ndarray, " label"], np.ndarray]:
-    """For each number in a file: its class, and whether the rule knows it."""
+def _class_table(rule: LabelRule) -> tuple[UInt8[np.ndarray, " label"], np.ndarray]:
+    """Returns, for each number that may be in a file, its class and whether the rule knows it."""
     ignored = [] if rule.ignore_label is None else [rule.ignore_label]
     ignored += [0] if rule.reduce_zero_label else []
     stored = rule._stored_classes
@@ -144,15 +149,15 @@ def _table(rule: LabelRule) -> tuple[UInt8[np.ndarray, " label"], np.ndarray]:
 
 
 class LazyAnnotation:
-    """A PNG of one class number a pixel: grey, or the indices of a palette.
+    """A PNG file with one class number per pixel, decoded on demand.
 
-    It is taken as it is stored, whatever orientation its metadata claim.
+    The numbers are grey values or indices of a palette. They are taken as they are stored: an
+    orientation in the file's metadata is ignored.
 
-    **Arguments:**
-
-    - `read`: gives the file's bytes.
-    - `name`: of the file, for errors.
-    - `rule`: what its numbers mean.
+    Args:
+        read: returns the file's bytes.
+        name: the file's name, for errors.
+        rule: the meaning of the numbers.
     """
 
     def __init__(self, read: Callable[[], bytes], name: str, rule: LabelRule):
@@ -166,22 +171,25 @@ class LazyAnnotation:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) in pixels, from the header. Raises `CorruptImage`."""
+        """(width, height) in pixels, from the header. Raises ``CorruptImage``."""
         with naming_corruption(self.name, self._read):
             return self._file.size
 
     def labels(self) -> Labels:
-        """The class of each pixel, `IGNORED` where there is none.
+        """Returns the class of each pixel as uint8, ``IGNORED`` for pixels to be ignored.
 
-        Raises `CorruptImage`, and `BadAnnotation` for what is no class of the rule.
+        Raises:
+            CorruptImage: if the file cannot be read or decoded.
+            BadAnnotation: if the rule does not know its labels, or it has no single number for
+                each pixel.
         """
         with naming_corruption(self.name, self._read):
             scale = _SCALES.get(raw_mode(self._file), 1)
             stored = np.asarray(self._file)
             mode = self._file.mode
-            del self._file  # frees what it has decoded
+            del self._file  # frees the decoded pixels that Pillow keeps
         if stored.ndim == 3 and (stored == stored[..., :1]).all():
-            stored = stored[..., 0]  # grey, written as colour
+            stored = stored[..., 0]  # grey values, written as a colour image
         if stored.ndim != 2 or not (
             stored.dtype == bool or np.issubdtype(stored.dtype, np.integer)
         ):
@@ -193,16 +201,19 @@ class LazyAnnotation:
 
 
 def check_same_size(image: LazyImage, annotation: LazyAnnotation) -> None:
-    """Raises `BadAnnotation` if an annotation is not of its image's size, by their headers.
+    """Compares the size of an annotation with that of its image, by their headers alone.
 
-    And `CorruptImage` if one cannot be read.
+    Raises:
+        BadAnnotation: if they differ.
+        CorruptImage: if one of the headers cannot be read.
     """
-    (width, height), (its_width, its_height) = image.size, annotation.size
-    if (width, height) != (its_width, its_height):
+    width, height = image.size
+    annotation_width, annotation_height = annotation.size
+    if (width, height) != (annotation_width, annotation_height):
         hint = ""
         if image.is_turned:
             hint = ", turned upright as its Exif orientation says, which annotations are not"
         raise BadAnnotation(
-            f"{annotation.name} is {its_height} x {its_width} pixels, its image {height} x {width}"
-            f"{hint}"
+            f"{annotation.name} is {annotation_height} x {annotation_width} pixels, its image "
+            f"{height} x {width}{hint}"
         )

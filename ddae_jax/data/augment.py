@@ -1,14 +1,16 @@
 """Random resized crop and flip: on the host with Pillow, or on the device with JAX.
 
-Both draw boxes as Inception and torchvision's `RandomResizedCrop` do: ten tries at a box of random
-area and aspect ratio, then the largest central box within the ratio's range; and both resize that
-box in one pass with Keys's cubic kernel (a = -0.5), widened when shrinking. It reads a few pixels
-around the box where the image has them.
+Both draw boxes as Inception and torchvision's ``RandomResizedCrop`` do: ten tries at a box of
+random area and aspect ratio, then the largest central box within the ratio's range. Both resize
+that box in one pass with Keys's cubic kernel (a = -0.5), widened when shrinking. The kernel reads a
+few pixels beyond the box where the image has them. ``Augmentation`` does the one, or prepares for
+the other, in a loader.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +18,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from PIL import Image
 
+from ddae_jax.data.batches import Batch
 from ddae_jax.data.channels import Channels
-from ddae_jax.data.images import LazyImage, Pixels, to_pixels
+from ddae_jax.data.images import LazyImage, Pixels, to_image, to_pixels
+from ddae_jax.data.source_base import ExampleSource
+from ddae_jax.data.uniform_size import one_size
 
 _TRIES = 10
 
+Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
+MakeRng = Callable[[], np.random.Generator]
+"""Makes the random generator of an example. It takes as long as opening a small image."""
+
 
 class Box(NamedTuple):
-    """A crop, in pixels of the image."""
+    """A part of an image, in pixels of the image."""
 
     left: int
     top: int
@@ -38,12 +47,13 @@ def random_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """Draws a crop of an image of `width` x `height` pixels.
+    """Draws a crop of an image of ``width`` x ``height`` pixels.
 
-    **Arguments:**
-
-    - `scale`: range of the crop's share of the image's area, drawn uniformly.
-    - `ratio`: range of the crop's width / height, drawn uniformly in the logarithm.
+    Args:
+        rng: is drawn from.
+        width, height: of the image, pixels.
+        scale: range of the crop's share of the image's area, drawn uniformly.
+        ratio: range of the crop's width / height, drawn uniformly in the logarithm.
     """
     log_ratio = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(_TRIES):
@@ -58,6 +68,7 @@ def random_box(
 
 
 def _central_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
+    """Returns the largest box in the middle of an image whose width / height is within a range."""
     crop_width = max(min(width, round(height * ratio[1])), 1)
     crop_height = max(min(height, round(width / ratio[0])), 1)
     return Box((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
@@ -71,18 +82,23 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: bool = True,
 ) -> Pixels:
-    """Crops a random box, resizes it to `size` and mirrors it left to right half of the time.
+    """Crops a random box, resizes it to ``size`` and mirrors it left to right half of the time.
 
     A JPEG that is not decoded yet is decoded at a half, a quarter or an eighth of its size where
-    the crop remains at least as large as `size`.
+    the crop remains at least as large as ``size``.
 
-    **Arguments:**
+    Args:
+        image: of mode ``L`` or ``RGB``, or of several channels.
+        rng: is drawn from.
+        size: (height, width) of the result, pixels.
+        scale, ratio: see ``random_box``.
+        flip: whether it is mirrored at all.
 
-    - `image`: of mode `L` or `RGB`, or of several channels.
-    - `size`: (height, width) of the result, pixels.
-    - `scale`, `ratio`: see `random_box`.
+    Returns:
+        uint8[height, width, channel].
 
-    Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
+    Raises:
+        CorruptImage: if the image cannot be decoded.
     """
     width, height = image.size
     box = random_box(rng, width, height, scale, ratio)
@@ -101,25 +117,27 @@ def crop_and_resize(
 ) -> Pixels:
     """Resizes a part of an image in one pass, decoding a JPEG as small as the result allows.
 
-    **Arguments:**
+    Args:
+        image: of mode ``L`` or ``RGB``, or of several channels.
+        bounds: left, top, right and bottom, in pixels of the whole image.
+        size: (height, width) of the result, pixels.
+        resampling: the kernel, widened when shrinking.
 
-    - `image`: of mode `L` or `RGB`, or of several channels.
-    - `bounds`: left, top, right and bottom, in pixels of the whole image.
-    - `size`: (height, width) of the result, pixels.
-    - `resampling`: the kernel, widened when shrinking.
+    Returns:
+        uint8[height, width, channel].
 
-    Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
+    Raises:
+        CorruptImage: if the image cannot be decoded.
     """
     return to_pixels(_crop_and_resize(image, bounds, size, resampling))
 
 
 def decoding_reduction(bounds: tuple[float, float, float, float], size: tuple[int, int]) -> int:
-    """How many times smaller an image may be decoded, so that a part remains at least of `size`.
+    """Returns how many times smaller an image may be decoded for a part to be as large as ``size``.
 
-    **Arguments:**
-
-    - `bounds`: left, top, right and bottom of the part, in pixels of the whole image.
-    - `size`: (height, width), pixels.
+    Args:
+        bounds: left, top, right and bottom of the part, in pixels of the whole image.
+        size: (height, width) that the part needs at least, pixels.
     """
     left, top, right, bottom = bounds
     return max(int(min((bottom - top) // size[0], (right - left) // size[1])), 1)
@@ -131,9 +149,10 @@ def _crop_and_resize(
     size: tuple[int, int],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image | Channels:
+    """Does what ``crop_and_resize`` does, but returns an image."""
     width, _ = image.size
     decoded = _decode(image, decoding_reduction(bounds, size))
-    # JPEG shrinks by a power of two and rounds the sides up: the last pixel may be a partial one.
+    # JPEG is shrunk by a power of two, and its sides are rounded up: the last pixel may be partial.
     shrunk = 2 ** math.ceil(math.log2(width / decoded.width))
     size_in_pillow = size[1], size[0]
     return decoded.resize(size_in_pillow, resampling, box=tuple(edge / shrunk for edge in bounds))
@@ -143,6 +162,88 @@ def _decode(
     image: Image.Image | Channels | LazyImage, reduction: int = 1
 ) -> Image.Image | Channels:
     return image if isinstance(image, Image.Image | Channels) else image.decode(reduction)
+
+
+# ---- a training example, on the host
+
+
+class Augment(Protocol):
+    """Protocol of augmentations, which turn an opened example into the arrays of a training one.
+
+    They are pickled to worker processes.
+    """
+
+    def size_of(self, source: ExampleSource) -> tuple[int, int]:
+        """Returns the (height, width) of every image made of those of a source.
+
+        Raises ``ValueError`` if they would differ.
+        """
+
+    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
+        """Returns the bytes of one example whose image has this (height, width) and channels."""
+
+    def __call__(self, opened: Any, make_rng: MakeRng) -> Batch:
+        """Returns the arrays of one example, among them "image". Raises ``CorruptImage``."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random resized crop and flip of labelled images: an ``Augment``.
+
+    Args:
+        image_size: (height, width) that the model sees, pixels.
+        crop_scale: range of the crop's share of the image's area.
+        crop_ratio: range of the crop's width / height.
+        flip: whether half of the crops are mirrored left to right.
+        augment_in: "workers" crops on the host. With "device" the loader hands out the source's
+            images as they are, and the training step calls ``augment_on_device``.
+        transform: a further change of each crop on the host, ``(image, rng) -> image``. It is
+            pickled to worker processes.
+
+    Raises:
+        ValueError: for sizes and ranges that make no crop.
+    """
+
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    augment_in: Literal["workers", "device"] = "workers"
+    transform: Transform | None = None
+
+    def __post_init__(self):
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size={self.image_size}; (height, width), both at least 1")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale={self.crop_scale}; a range of shares within (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio={self.crop_ratio}; a range of width / height above 0")
+        if self.augment_in not in ("workers", "device"):
+            raise ValueError(f"augment_in={self.augment_in!r}; 'workers' or 'device'")
+
+    def size_of(self, source: ExampleSource) -> tuple[int, int]:
+        if self.augment_in == "workers":
+            return self.image_size
+        return one_size(source)
+
+    def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
+        return math.prod(image_size) * channels
+
+    def __call__(self, opened: tuple[LazyImage, int], make_rng: MakeRng) -> Batch:
+        image, label = opened
+        return {"image": self._pixels(image, make_rng), "label": np.int32(label)}
+
+    def _pixels(self, image: LazyImage, make_rng: MakeRng) -> Pixels:
+        """Returns the crop of an image, or all of it where the device crops."""
+        if self.augment_in == "device":
+            return image.pixels()
+        rng = make_rng()
+        pixels = random_resized_crop(
+            image, rng, self.image_size, self.crop_scale, self.crop_ratio, self.flip
+        )
+        if self.transform is None:
+            return pixels
+        return to_pixels(self.transform(to_image(pixels), rng))
 
 
 # ---- on the device
@@ -156,15 +257,19 @@ def augment_on_device(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: bool = True,
 ) -> Float[Array, "batch height width channel"]:
-    """`random_resized_crop` of a batch, inside `jax.jit`; all but `key` and `images` is static.
+    """Does what ``random_resized_crop`` does to a batch, inside ``jax.jit``.
 
-    **Arguments:**
+    All arguments but ``key`` and ``images`` are static.
 
-    - `key`: one key; the same key and images give the same result.
-    - `size`: (height, width) of the result, pixels.
-    - `scale`, `ratio`: see `random_box`.
+    Args:
+        key: one key; the same key and images give the same result.
+        images: of one size.
+        size: (height, width) of the result, pixels.
+        scale, ratio: see ``random_box``.
+        flip: whether half of the crops are mirrored left to right.
 
-    Returns float32 in 0..255.
+    Returns:
+        float32[batch, height, width, channel] in 0..255.
     """
 
     def augment(key: PRNGKeyArray, image: UInt8[Array, "in_height in_width channel"]) -> Array:
@@ -183,11 +288,15 @@ def crop_and_resize_on_device(
     box: Int[Array, "4"],
     size: tuple[int, int],
 ) -> Float[Array, "height width channel"]:
-    """Resizes a box of an image to `size` (height, width); float32 in 0..255.
+    """Resizes a box of an image to ``size``, inside ``jax.jit``.
 
-    **Arguments:**
+    Args:
+        image: the whole image.
+        box: left, top, width and height in pixels, as in ``Box``; may be traced.
+        size: (height, width) of the result, pixels; static.
 
-    - `box`: left, top, width and height in pixels, as in `Box`; may be traced.
+    Returns:
+        float32[height, width, channel] in 0..255.
     """
     left, top, crop_width, crop_height = box
     zoom = jnp.stack([size[0] / crop_height, size[1] / crop_width])
@@ -210,7 +319,10 @@ def _random_box_on_device(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Int[Array, "4"]:
-    """`random_box` without a loop: all tries are drawn, the first that fits is taken."""
+    """Does what ``random_box`` does without a loop: draws all tries and takes the first that fits.
+
+    Returns left, top, width and height.
+    """
     area_key, aspect_key, left_key, top_key = jax.random.split(key, 4)
     uniform: Callable[..., Float[Array, " tries"]] = jax.random.uniform
     area = width * height * uniform(area_key, (_TRIES,), minval=scale[0], maxval=scale[1])

@@ -1,4 +1,7 @@
-"""What supervised training does to a batch: smooth labels, mixed images, erased boxes. Pure jnp."""
+"""Augmentation of a whole batch in supervised training, on the device.
+
+Label smoothing, mixup and CutMix, and random erasing, as pure functions of JAX arrays.
+"""
 
 import math
 
@@ -15,7 +18,9 @@ _TRIES = 10
 def smoothed_one_hot(
     labels: Int[Array, "batch"], num_classes: int, smoothing: float = 0.0
 ) -> Targets:
-    """``(1 - smoothing)`` for the label, and ``smoothing / num_classes`` more for every class.
+    """Returns smoothed one-hot targets of labels.
+
+    The target of a class is ``smoothing / num_classes``, plus ``1 - smoothing`` for the label.
 
     Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
@@ -34,17 +39,22 @@ def mixup_or_cutmix(
 ) -> tuple[Images, Targets]:
     """Mixes a batch with itself in reverse order, image with image and target with target.
 
-    One draw decides for the whole batch whether it is mixed, and how: by mixup, ``a * image + (1 -
-    a) * partner``, or by CutMix, which puts a box of the partner, of the share ``1 - a``, in its
-    place; ``a ~ Beta(alpha, alpha)``. A box that leaves the image is cut at its edge, and targets
-    are mixed by what remains of it. The one in the middle of an odd batch is its own partner.
+    One draw decides for the whole batch whether it is mixed, and how. Mixup returns
+    ``a * image + (1 - a) * partner``; CutMix pastes a box of the partner whose share of the area is
+    ``1 - a``; ``a ~ Beta(alpha, alpha)``. A box that reaches beyond the image is cut at its edge,
+    and targets are mixed by the share that remains. The image in the middle of an odd batch is its
+    own partner.
 
     Args:
         key: of the draws.
         images, targets: of the batch.
-        mixup_alpha, cutmix_alpha: 0 leaves one of them out.
-        probability: of mixing at all.
-        cutmix_share: how often it is CutMix, where both are possible.
+        mixup_alpha, cutmix_alpha: parameters of the Beta distributions; 0 leaves one of the two
+            ways out.
+        probability: that the batch is mixed at all.
+        cutmix_share: the probability of CutMix where both ways are possible.
+
+    Returns:
+        Mixed images and targets, in the shapes of the given ones.
 
     Source: Zhang et al. 2018, mixup; Yun et al. 2019, CutMix; together as in Touvron et al. 2021,
     DeiT.
@@ -58,7 +68,7 @@ def mixup_or_cutmix(
     is_cutmix = jax.random.bernoulli(kind_key, cutmix_share)
     own_share = _beta(mixup_key, mixup_alpha)
     is_pasted = _box(box_key, 1 - _beta(cutmix_key, cutmix_alpha), images.shape[1:3])
-    own = jnp.where(is_cutmix, 1.0 - is_pasted, own_share)  # of each pixel
+    own = jnp.where(is_cutmix, 1.0 - is_pasted, own_share)  # the image's own share of each pixel
     own = jnp.where(is_mixed, own, 1.0)
     partners = images[::-1]
     mixed = own[..., None] * images + (1 - own[..., None]) * partners
@@ -79,10 +89,13 @@ def random_erasing(
     Args:
         key: of the draws.
         images: of zero mean and unit deviation.
-        probability: with which an image has such a box.
-        area: range of the box's share of the image, drawn uniformly.
-        ratio: range of its height over its width, drawn uniformly in the logarithm. Of ten such
-            boxes the first that lies within the image is taken; if none does, none is.
+        probability: that an image gets such a box.
+        area: range of the box's share of the image's area, drawn uniformly.
+        ratio: range of the box's height / width, drawn uniformly in the logarithm. Of ten boxes the
+            first that fits into the image is taken; if none does, the image stays whole.
+
+    Returns:
+        The images, of the same shape and type.
 
     Source: Zhong et al. 2020, "Random Erasing Data Augmentation".
     """
@@ -99,14 +112,17 @@ def random_erasing(
 
 
 def _beta(key: PRNGKeyArray, alpha: float) -> Float[Array, ""]:
-    """One draw; any number where ``alpha`` is 0, which nobody uses."""
+    """Draws from Beta(alpha, alpha). Where ``alpha`` is 0, the result is not used: it is 1."""
     return jax.random.beta(key, alpha, alpha) if alpha > 0 else jnp.float32(1)
 
 
 def _box(
     key: PRNGKeyArray, share: Float[Array, ""], size: tuple[int, int]
 ) -> Float[Array, "height width"]:
-    """1 in a box of that share and of the image's proportions around a random pixel, 0 outside."""
+    """Returns 1 in a box around a random pixel and 0 outside.
+
+    The box has the given share of the image's area, and the image's proportions.
+    """
     inside = []
     for axis_key, length in zip(jax.random.split(key), size, strict=True):
         half = jnp.floor(length * jnp.sqrt(share)) // 2
@@ -122,6 +138,7 @@ def _erased_box(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Bool[Array, "height width"]:
+    """Returns where an image of ``size`` (height, width) is erased; see ``random_erasing``."""
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     height, width = size
     target = (

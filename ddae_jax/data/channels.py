@@ -1,4 +1,4 @@
-"""Images of any number of channels, which Pillow has none of: a grey image of Pillow for each."""
+"""Images of any number of channels, as one grey Pillow image for each channel."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -9,11 +9,12 @@ from PIL import Image
 
 
 class Channels:
-    """An image of several channels of 8 bits, that is resized and turned as those of Pillow are.
+    """An image of several channels of 8 bits with the methods of ``PIL.Image.Image`` used here.
 
-    **Arguments:**
+    Pillow itself has no images of, say, 5 channels.
 
-    - `channels`: of mode `L` and one size.
+    Args:
+        channels: Pillow images of mode ``L`` and one size.
     """
 
     def __init__(self, channels: Sequence[Image.Image]):
@@ -21,7 +22,7 @@ class Channels:
 
     @classmethod
     def from_pixels(cls, pixels: UInt8[np.ndarray, "height width channel"]) -> Self:
-        """Makes the image that has these values."""
+        """Makes an image of an array of pixels."""
         return cls([Image.fromarray(np.ascontiguousarray(c)) for c in np.moveaxis(pixels, -1, 0)])
 
     @property
@@ -31,12 +32,12 @@ class Channels:
 
     @property
     def width(self) -> int:
-        """Pixels a row."""
+        """Pixels per row."""
         return self.size[0]
 
     @property
     def height(self) -> int:
-        """Pixels a column."""
+        """Pixels per column."""
         return self.size[1]
 
     def resize(
@@ -45,15 +46,15 @@ class Channels:
         resample: Image.Resampling = Image.Resampling.BICUBIC,
         box: tuple[float, float, float, float] | None = None,
     ) -> Self:
-        """Resizes each channel as `PIL.Image.Image.resize` does."""
+        """Resizes each channel as ``PIL.Image.Image.resize`` does."""
         return type(self)([channel.resize(size, resample, box) for channel in self._channels])
 
     def crop(self, box: tuple[int, int, int, int]) -> Self:
-        """Cuts each channel as `PIL.Image.Image.crop` does."""
+        """Crops each channel as ``PIL.Image.Image.crop`` does."""
         return type(self)([channel.crop(box) for channel in self._channels])
 
     def transpose(self, method: Image.Transpose) -> Self:
-        """Turns or mirrors each channel as `PIL.Image.Image.transpose` does."""
+        """Turns or mirrors each channel as ``PIL.Image.Image.transpose`` does."""
         return type(self)([channel.transpose(method) for channel in self._channels])
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:

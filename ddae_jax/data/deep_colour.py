@@ -1,4 +1,4 @@
-"""Files of more than 8 bits that Pillow opens, of which it would drop or rescale values."""
+"""Reading files of more than 8 bits that Pillow opens, but whose values it drops or rescales."""
 
 import itertools
 import math
@@ -11,17 +11,20 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
-from ddae_jax.data.depth import LARGEST_OF_16_BITS, DeepImage
+from ddae_jax.data.bit_depth import LARGEST_OF_16_BITS, DeepImage
 
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
-"""By how Pillow calls an order of bytes: the order that has the other byte where it looks."""
+"""Pillow's names of byte orders -> the order with which it would read the other byte of a value.
+
+Of colours of 16 bits Pillow keeps one byte: decoding them twice gives both.
+"""
 
 _GREY_AND_ALPHA = "LA;16B"
-_TRANSPARENT = "transparency"  # in what Pillow knows of a file
-_OF_THE_OTHER_ORDER = {"F;32BF": np.float32, "I;16BS": np.int16, "I;32BS": np.int32}
-"""Raw modes by which Pillow swaps the bytes of what libtiff had swapped already, and their types.
+_TRANSPARENT = "transparency"  # the key in Pillow's ``Image.info``
+_SWAPPED_TWICE = {"F;32BF": np.float32, "I;16BS": np.int16, "I;32BS": np.int32}
+"""Raw modes whose bytes Pillow swaps although libtiff has swapped them, and the types of values.
 
-In its names of the other modes it minds that libtiff unpacks to the order of the machine.
+For the other modes it takes into account that libtiff returns the byte order of the machine.
 """
 
 _START_OF_JPEG2000 = b"\xff\x4f\xff\x51"
@@ -30,14 +33,13 @@ _PHOTOMETRIC, _SAMPLE_FORMAT, _NO_VALUE = 262, 339, 42113  # tags of TIFF
 
 @dataclass(frozen=True)
 class DeepFile:
-    """A file of more than 8 bits.
+    """A file of more than 8 bits, not decoded yet.
 
-    **Arguments:**
-
-    - `mode`: what its channels are; see `ddae_jax.data.depth.DeepImage`.
-    - `read`: decodes it.
-    - `is_plain`: whether Pillow's own 8 bits are those of values of all 16 bits, and no more than
-        a rounding away from what is read here.
+    Args:
+        mode: the channels; see ``ddae_jax.data.bit_depth.DeepImage``.
+        read: decodes the file.
+        is_plain: whether Pillow's own 8 bits are the values scaled from the whole range of 16 bits,
+            but for a rounding.
     """
 
     mode: str
@@ -48,29 +50,28 @@ class DeepFile:
 def deep_file(
     file: Image.Image, encoded: bytes, reopen: Callable[[], Image.Image]
 ) -> DeepFile | None:
-    """What reads the values of a file that is not decoded yet; None if it has 8 bits or fewer.
+    """Returns what reads all bits of a file's values; None if it has 8 bits or fewer.
 
-    **Arguments:**
-
-    - `file`: as Pillow opened it.
-    - `encoded`: its content.
-    - `reopen`: opens it anew, as reading may need it more than once.
+    Args:
+        file: opened by Pillow, and not decoded yet.
+        encoded: the content of the file.
+        reopen: opens the file again, as reading may have to decode it more than once.
     """
     if file.format == "PPM" and file.mode in ("I", "RGB"):
-        return _of_netpbm(file, encoded)
+        return _deep_netpbm(file, encoded)
     if file.format == "JPEG2000":
-        return _of_jpeg2000(file, encoded, reopen)
+        return _deep_jpeg2000(file, encoded, reopen)
     if file.format == "SGI":
-        return _of_upper_bytes(file, 16, reopen) if _has_16_bits_of_sgi(file) else None
+        return _deep_upper_bytes(file, 16, reopen) if _has_16_bits_of_sgi(file) else None
     if _has_deep_colours(file):
-        return _of_colours(file, reopen)
+        return _deep_colours(file, reopen)
     if file.mode.startswith(("I", "F")):
         return DeepFile("L", lambda: _grey(reopen()))
     return None
 
 
-def _of_netpbm(file: Image.Image, encoded: bytes) -> DeepFile | None:
-    """Of PGM and PPM files, whose values Pillow scales by the largest that their header allows."""
+def _deep_netpbm(file: Image.Image, encoded: bytes) -> DeepFile | None:
+    """Handles PGM and PPM files, whose values Pillow scales by the largest that a header allows."""
     (tile,) = file.tile
     if tile.codec_name != "raw":
         largest = tile.args[1]
@@ -89,7 +90,7 @@ def _of_netpbm(file: Image.Image, encoded: bytes) -> DeepFile | None:
             values = np.frombuffer(content, ">u2", min(count, len(content) // 2))
         if values.size < count:
             raise ValueError(f"image file is truncated: {values.size} of {count} values are there")
-        # 65535 is what is written if nothing is known of the values.
+        # Writers that know nothing of the values put 65535 into the header.
         white = 0 if largest == LARGEST_OF_16_BITS else largest
         return DeepImage(values.reshape(shape), mode, white=white)
 
@@ -97,8 +98,8 @@ def _of_netpbm(file: Image.Image, encoded: bytes) -> DeepFile | None:
 
 
 def _plain_numbers(text: bytes, count: int) -> UInt16[np.ndarray, " value"]:
-    """Numbers that are written as text, with comments."""
-    # One by one: a list of all of them would take many times the memory of the image.
+    """Parses numbers that are written as text, with comments. Raises ``ValueError``."""
+    # One by one, as a list of all would take many times the memory of the image.
     words = itertools.islice(re.finditer(rb"\S+", re.sub(rb"#[^\r\n]*", b" ", text)), count)
     try:
         return np.fromiter((int(word[0]) for word in words), np.uint16)
@@ -106,12 +107,13 @@ def _plain_numbers(text: bytes, count: int) -> UInt16[np.ndarray, " value"]:
         raise ValueError(f"a value is no number from 0 to {LARGEST_OF_16_BITS}") from error
 
 
-def _of_jpeg2000(
+def _deep_jpeg2000(
     file: Image.Image, encoded: bytes, reopen: Callable[[], Image.Image]
 ) -> DeepFile | None:
-    """Of JPEG 2000, of which Pillow shifts grey to 16 bits, and colours to 8.
+    """Handles JPEG 2000 files, whose grey values Pillow shifts to 16 bits, and colours to 8.
 
-    Source: ISO/IEC 15444-1, annex A.5.1: sizes follow the marker, 3 bytes for each component.
+    Source: ISO/IEC 15444-1, annex A.5.1: the sizes of the components, 3 bytes for each one, follow
+    the marker.
     """
     start = encoded.find(_START_OF_JPEG2000)
     sizes = encoded[start + 42 : start + 42 + 3 * int.from_bytes(encoded[start + 40 : start + 42])]
@@ -119,7 +121,7 @@ def _of_jpeg2000(
     if bits <= 8 or file.mode not in ("I;16", "LA", "RGB", "RGBA", "CMYK"):
         return None
     if file.mode != "I;16":
-        return _of_upper_bytes(file, bits, reopen)
+        return _deep_upper_bytes(file, bits, reopen)
 
     def read() -> DeepImage:
         values = np.asarray(reopen())[..., None] >> (16 - bits)
@@ -129,12 +131,13 @@ def _of_jpeg2000(
 
 
 def _has_16_bits_of_sgi(file: Image.Image) -> bool:
+    """Tells whether an SGI file has values of 16 bits."""
     codec = _codec(file)
     return codec == "SGI16" or (codec == "sgi_rle" and file.tile[0].args[-1] == 2)
 
 
-def _of_upper_bytes(file: Image.Image, bits: int, reopen: Callable[[], Image.Image]) -> DeepFile:
-    """Of a file of which Pillow decodes the upper 8 bits alone: all that there is to go by."""
+def _deep_upper_bytes(file: Image.Image, bits: int, reopen: Callable[[], Image.Image]) -> DeepFile:
+    """Handles a file of which Pillow decodes only the upper 8 bits: the others cannot be had."""
     largest, mode = 2**bits - 1, file.mode
 
     def read() -> DeepImage:
@@ -147,53 +150,57 @@ def _of_upper_bytes(file: Image.Image, bits: int, reopen: Callable[[], Image.Ima
 
 
 def _grey(file: Image.Image) -> DeepImage:
-    """Values of one channel, which Pillow has with all their bits."""
+    """Reads the values of a file of one channel, which Pillow decodes with all their bits."""
     raw, tags = raw_mode(file), getattr(file, "tag_v2", {})
     is_swapped = _codec(file) == "libtiff" and sys.byteorder == "little"
     values = np.asarray(file)[..., None]
-    if is_swapped and raw in _OF_THE_OTHER_ORDER:
-        values = values.astype(_OF_THE_OTHER_ORDER[raw]).byteswap()
+    if is_swapped and raw in _SWAPPED_TWICE:
+        values = values.astype(_SWAPPED_TWICE[raw]).byteswap()
     sample_format = tags.get(_SAMPLE_FORMAT, (1,))
     if file.format == "TIFF" and file.mode == "I" and sample_format[0] == 1:
-        values = values.view(np.uint32)  # Pillow's own are signed
+        values = values.view(np.uint32)  # the file's values are unsigned, Pillow's are signed
     transparent = file.info.get(_TRANSPARENT)
     return DeepImage(
         values,
         "L",
         white=4095 if raw == "I;12" else 0,
-        is_inverted=tags.get(_PHOTOMETRIC, 1) == 0,  # Pillow turns those of 8 bits alone
+        is_inverted=tags.get(_PHOTOMETRIC, 1) == 0,  # Pillow inverts values of 8 bits only
         no_value=no_value_of(tags.get(_NO_VALUE)),
         transparent=(transparent,) if isinstance(transparent, int) else None,
     )
 
 
-def no_value_of(told: object) -> float | None:
-    """The number that a TIFF's tag of GDAL says to stand where nothing was measured."""
+def no_value_of(tag_value: object) -> float | None:
+    """Parses the value of GDAL's tag in TIFF files: the number where nothing was measured.
+
+    Returns None if it is no number.
+    """
     try:
-        return float(str(told).strip("\0 "))
+        return float(str(tag_value).strip("\0 "))
     except ValueError:
         return None
 
 
 def _has_deep_colours(file: Image.Image) -> bool:
-    """Tells whether a file has colours, or grey and alpha, of 16 bits, of which Pillow takes 8."""
+    """Tells whether a file has colours, or grey and alpha, of 16 bits, of which Pillow keeps 8."""
     raw = raw_mode(file)
     if raw == _GREY_AND_ALPHA:
-        return file.mode == "RGBA"  # some versions of Pillow have it as LA, which takes no 4 bytes
+        return file.mode == "RGBA"  # LA, in some versions of Pillow, cannot hold the 4 bytes
     return raw.rpartition(";")[2] in _OTHER_BYTE and file.mode in ("RGB", "RGBA", "CMYK")
 
 
-def _of_colours(file: Image.Image, reopen: Callable[[], Image.Image]) -> DeepFile:
+def _deep_colours(file: Image.Image, reopen: Callable[[], Image.Image]) -> DeepFile:
+    """Handles files for which ``_has_deep_colours`` is true: decodes both bytes of each value."""
     raw, transparent = raw_mode(file), file.info.get(_TRANSPARENT)
     no_value = no_value_of(getattr(file, "tag_v2", {}).get(_NO_VALUE))
     space, _, order = raw.rpartition(";")
     mode = "LA" if raw == _GREY_AND_ALPHA else file.mode
     is_premultiplied = space == "RGBa"
     if is_premultiplied:
-        space = "RGBA"  # else Pillow divides each byte by the opacity, as if it were a value
+        space = "RGBA"  # else Pillow would divide each byte by the opacity, as if it were a value
 
     def read() -> DeepImage:
-        if mode == "LA":  # four bytes: two of either
+        if mode == "LA":  # decoded as four bytes: two of grey and two of alpha
             halves = _decoded(reopen(), "RGBA")
             values = _joined(halves[..., ::2], halves[..., 1::2])
         else:
@@ -214,12 +221,12 @@ def _of_colours(file: Image.Image, reopen: Callable[[], Image.Image]) -> DeepFil
 def _joined(
     upper: UInt8[np.ndarray, "*shape"], lower: UInt8[np.ndarray, "*shape"]
 ) -> UInt16[np.ndarray, "*shape"]:
-    """Makes values of their upper and their lower bytes."""
+    """Joins the upper and the lower bytes of values."""
     return upper.astype(np.uint16) << 8 | lower
 
 
 def _decoded(file: Image.Image, raw: str) -> UInt8[np.ndarray, "height width channel"]:
-    """Decodes a file by another raw mode than its own."""
+    """Decodes a file as if it had the raw mode ``raw``."""
     file.tile = [
         tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
         for tile in file.tile
@@ -228,12 +235,12 @@ def _decoded(file: Image.Image, raw: str) -> UInt8[np.ndarray, "height width cha
 
 
 def _codec(file: Image.Image) -> str:
-    """What decodes a file, as Pillow calls it; empty where that is not told."""
+    """Returns Pillow's name of what decodes a file; "" where it names none."""
     return file.tile[0].codec_name if getattr(file, "tile", None) else ""
 
 
 def raw_mode(file: Image.Image) -> str:
-    """Tells how Pillow names the order of a file's channels and bytes; "" where it names none."""
+    """Returns Pillow's name of the order of a file's channels and bytes; "" where it names none."""
     args = file.tile[0].args if getattr(file, "tile", None) else None
     raw = args[0] if isinstance(args, tuple) and args else args
     return raw if isinstance(raw, str) else ""

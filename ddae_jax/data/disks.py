@@ -1,6 +1,6 @@
-"""Disks and networks that fail for a while, or for good: whatever reads from them tries again.
+"""Reading from disks and networks that may fail: it is tried again for a while, then given up.
 
-All parts of the package may stand on this module, which stands on none of them.
+Every part of the package may import this module, which imports none of them.
 """
 
 import contextlib
@@ -17,19 +17,19 @@ _log = logging.getLogger(__name__)
 
 _Read = TypeVar("_Read")
 
-# Errors of reading that say nothing of the machine, only of one file: gone, or not for us.
+# Errors that concern one file and not its disk: it is gone, or may not be read.
 _OF_ONE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)
 _OF_ONE_FILE += (errno.ENXIO, errno.ENAMETOOLONG)  # a socket, and a name that is too long
 
-# Before each further try, seconds: a server that restarts is back, and a lost packet sent again.
+# Waits before further tries, seconds: for a lost packet to be sent again, a server to restart.
 _WAITS_S = (0.1, 1.0, 5.0, 15.0)
 
 
 class ReadFailed(OSError):
-    """A disk or a network that gives no answer, or a wrong one. The message names the file."""
+    """A disk or a network that does not answer, or answers wrongly. The message names the file."""
 
     def __init__(self, message: str):
-        super().__init__(message)  # alone, so that it travels from process to process
+        super().__init__(message)  # the only argument, so that the error can be pickled
 
 
 def is_of_one_file(error: OSError) -> bool:
@@ -37,21 +37,24 @@ def is_of_one_file(error: OSError) -> bool:
     return error.errno in _OF_ONE_FILE
 
 
-def patiently(
+def with_retries(
     name: str | bytes,
     call: Callable[[], _Read],
     kinds: tuple[type[Exception], ...] = (OSError,),
 ) -> _Read:
-    """Calls what reads something, and again after a while if the disk or the network is at fault.
+    """Calls a function that reads something, and again if the disk or the network fails.
 
-    **Arguments:**
+    Args:
+        name: of what is read, for messages.
+        call: reads it.
+        kinds: the errors of ``call`` that mean a failed disk or network.
 
-    - `name`: of what is read, for messages.
-    - `call`: reads it.
-    - `kinds`: the errors by which it tells that it could not.
+    Returns:
+        What ``call`` returns.
 
-    Raises `ReadFailed` where it does not get better. An `OSError` of one file alone is raised at
-    once, as it is.
+    Raises:
+        ReadFailed: if it still fails after five tries within 21 seconds.
+        OSError: at once and as it is, if it concerns one file only (``is_of_one_file``).
     """
     waits = list(_WAITS_S)
     while True:
@@ -75,23 +78,25 @@ def patiently(
 
 
 def is_file(path: pathlib.Path) -> bool:
-    """Tells whether there is a regular file, patiently."""
-    return patiently(os.fspath(path), path.is_file)
+    """Tells whether there is a regular file; tries again as ``with_retries`` does."""
+    return with_retries(os.fspath(path), path.is_file)
 
 
 def read_file(path: pathlib.Path) -> bytes:
-    """Reads a whole file, patiently."""
+    """Reads a whole file; tries again as ``with_retries`` does."""
     with reading(path) as file:
         return file.read()
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """Opens a file that is read patiently, by whatever reads files.
+    """Opens a file for any reader of files; each read tries again as ``with_retries`` does.
 
-    Raises `ReadFailed` where the disk or the network is at fault, whatever a reader made of that.
+    Raises:
+        ReadFailed: if the disk or the network fails, also where the reader raised another error
+            because of that.
     """
-    raw = _PatientFile(path)
+    raw = _RetryingFile(path)
     with io.BufferedReader(raw) as file:
         try:
             yield file
@@ -101,13 +106,13 @@ def reading(path: pathlib.Path) -> Iterator[BinaryIO]:
             raise raw.failure from error
 
 
-class _PatientFile(io.RawIOBase):
-    """A file that is opened anew before it is tried again, as a server that restarted asks for."""
+class _RetryingFile(io.RawIOBase):
+    """A raw file that is opened again before each further try: a restarted server needs that."""
 
     def __init__(self, path: pathlib.Path):
         self._path, self._at, self._file = path, 0, None
         self.failure: ReadFailed | None = None
-        self._size = self._patiently(lambda: os.fstat(self._opened().fileno()).st_size)
+        self._size = self._with_retries(lambda: os.fstat(self._opened().fileno()).st_size)
 
     def readable(self):
         return True
@@ -123,7 +128,7 @@ class _PatientFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer):
-        count = self._patiently(lambda: self._read_once(buffer))
+        count = self._with_retries(lambda: self._read_once(buffer))
         self._at += count
         return count
 
@@ -131,9 +136,10 @@ class _PatientFile(io.RawIOBase):
         self._drop()
         super().close()
 
-    def _patiently(self, call):
+    def _with_retries(self, call):
+        """Calls with retries, and remembers the error if they fail."""
         try:
-            return patiently(os.fspath(self._path), call)
+            return with_retries(os.fspath(self._path), call)
         except ReadFailed as failure:
             self.failure = failure
             raise
@@ -148,11 +154,13 @@ class _PatientFile(io.RawIOBase):
             raise
 
     def _opened(self):
+        """Returns the open file, opened now if it is not."""
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
         return self._file
 
     def _drop(self):
+        """Closes the file; the next read opens it again."""
         file, self._file = getattr(self, "_file", None), None
         if file is not None:
             file.close()

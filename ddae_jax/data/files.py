@@ -1,25 +1,28 @@
-"""Reading files of images, from disks and networks that may fail for a while, or for good."""
+"""Reading the bytes of image files, and the errors for files that cannot be used."""
 
 import os
 import stat
 
-from ddae_jax.data.disks import patiently
+from ddae_jax.data.disks import with_retries
 
 DAMAGED = "damaged"
 TRUNCATED = "truncated"
 NOT_READ = "of a kind that is not read"
-"""Why files are refused, if in several places."""
+"""Kinds of ``Refused`` that several modules use."""
 
 
 class NoMemoryLeft(MemoryError):
-    """A machine that has no memory left to decode a file in. The message names the file."""
+    """Too little memory on this machine to decode a file. The message names the file."""
 
     def __init__(self, message: str):
-        super().__init__(message)  # alone, so that it travels from process to process
+        super().__init__(message)  # the only argument, so that the error can be pickled
 
 
 class Refused(ValueError):
-    """A file that is not decoded, although it might be; `kind` says why in a few words."""
+    """A file that is not decoded, for a reason that is known. ``kind`` names it in a few words.
+
+    The message says "it" of the file: whoever catches the error puts the name before it.
+    """
 
     def __init__(self, message: str, kind: str):
         super().__init__(message)
@@ -27,16 +30,18 @@ class Refused(ValueError):
 
 
 def read_bytes(path: bytes, most: int) -> bytes:
-    """Reads a regular file of at most so many bytes; of another one nothing is read.
+    """Reads a regular file of at most ``most`` bytes, with retries as ``disks.with_retries`` does.
 
-    Raises `Refused` for what is no regular file, or too large, and `OSError`, of which
-    `ReadFailed` says that the disk or the network is at fault.
+    Raises:
+        Refused: if it is no regular file, or too large; then nothing is read.
+        ReadFailed: if the disk or the network fails.
+        OSError: if this file cannot be read.
     """
-    return patiently(path, lambda: _read_once(path, most))
+    return with_retries(path, lambda: _read_once(path, most))
 
 
 def _read_once(path: bytes, most: int) -> bytes:
-    # A pipe that nobody writes to would be waited for: not so where it is opened like this.
+    # O_NONBLOCK, as opening a pipe that nobody writes to would else wait for ever.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

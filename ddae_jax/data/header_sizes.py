@@ -1,4 +1,7 @@
-"""Sizes of images, (width, height) in pixels, by the headers of their files alone."""
+"""Sizes of images, read from the headers of their files: (width, height) in pixels.
+
+Each function returns None for a header that is not of its format, or not whole.
+"""
 
 import re
 import struct
@@ -8,7 +11,7 @@ _FRAME_OF_JPEG = re.compile(rb"[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]")
 
 
 def webp_size(encoded: bytes) -> tuple[int, int] | None:
-    """(width, height) of a WebP file, pixels, by its header; None if it is none.
+    """Returns the size of the canvas of a WebP file.
 
     Source: RFC 9649, WebP Image Format, sections 2.5 to 2.7.
     """
@@ -27,7 +30,10 @@ def webp_size(encoded: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height, by the first frame's header. Source: ITU-T T.81, annex B.2."""
+    """Returns the size in the first frame header of JPEG data.
+
+    Source: ITU-T T.81, annex B.2.
+    """
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         if _FRAME_OF_JPEG.match(data, position + 1):
@@ -40,7 +46,10 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of the canvas. Source: ISO/IEC 15444-1, annex A.5.1."""
+    """Returns the size of the canvas of JPEG 2000 data.
+
+    Source: ISO/IEC 15444-1, annex A.5.1.
+    """
     start = data.find(_START_OF_JPEG2000)
     if start < 0 or len(data) < start + 16:
         return None
@@ -49,5 +58,8 @@ def jpeg2000_size(data: bytes) -> tuple[int, int] | None:
 
 
 def png_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height. Source: PNG (Third Edition), section 11.2.1."""
+    """Returns the size of PNG data, which has to begin as PNG.
+
+    Source: PNG (Third Edition), section 11.2.1.
+    """
     return struct.unpack_from(">II", data, 16) if len(data) >= 24 else None

@@ -1,4 +1,4 @@
-"""Which files of a folder are a source's images, and how they are opened."""
+"""Choosing the files of a folder that are a source's images, and opening them."""
 
 import functools
 import os
@@ -9,21 +9,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from ddae_jax.data.array_images import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, ArrayImage
 from ddae_jax.data.files import read_bytes
-from ddae_jax.data.folder import contents, image_suffixes, scan
+from ddae_jax.data.folder_scan import contents, image_suffixes, scan
 from ddae_jax.data.images import Decoding, EncodedImage, LazyImage
-from ddae_jax.data.stacks import ARRAY_SUFFIXES, STACK_SUFFIXES, TIFF_SUFFIXES, StackedImage
 from ddae_jax.data.tiff import MANY_CHANNELS, import_tifffile
 
 
 @dataclass(frozen=True)
 class OpenImage:
-    """Opens an image file, and decodes nothing yet.
+    """A picklable function that opens an image file by its path, and decodes nothing yet.
 
-    **Arguments:**
-
-    - `decoding`: how it becomes pixels.
-    - `holds_array`: whether it holds an array of any number of channels.
+    Args:
+        decoding: how files become pixels.
+        holds_array: whether they hold arrays of any number of channels (``ArrayImage``).
     """
 
     decoding: Decoding
@@ -31,12 +30,15 @@ class OpenImage:
 
     def __call__(self, path: bytes) -> LazyImage:
         read = functools.partial(read_bytes, path, self.decoding.max_bytes)
-        kind = StackedImage if self.holds_array else EncodedImage
+        kind = ArrayImage if self.holds_array else EncodedImage
         return kind(read, os.fsdecode(path), self.decoding)
 
 
 class ImageFiles(NamedTuple):
-    """Image files of a folder; see `ddae_jax.data.folder.scan` for paths, labels and names."""
+    """The image files of a folder, and what opens them.
+
+    For paths, labels and class names see ``ddae_jax.data.folder_scan.scan``.
+    """
 
     paths: list[bytes]
     labels: Int32[np.ndarray, " example"]
@@ -45,11 +47,20 @@ class ImageFiles(NamedTuple):
 
 
 def find_images(root: Path, decoding: Decoding, keeps_links: bool = False) -> ImageFiles:
-    """Looks for files of images or, of other than 1 or 3 channels, of arrays; else for the others.
+    """Finds the image files in a folder: those of one of two kinds, images or arrays.
 
-    Files of arrays beside images are no images, and images beside arrays are previews. For
-    `keeps_links` see `ddae_jax.data.folder.scan`. Raises `ValueError` if there is neither, if the
-    folder is that of a run, or if what reads such TIFF files is not installed.
+    With 1 or 3 channels images are looked for first, with other numbers arrays, and the other kind
+    only if there are none. So arrays beside images are not read, nor are images beside arrays,
+    which are previews.
+
+    Args:
+        root: the folder.
+        decoding: how files become pixels.
+        keeps_links: see ``ddae_jax.data.folder_scan.scan``.
+
+    Raises:
+        ValueError: if there are files of neither kind, if the folder is that of a run, or if the
+            package that reads TIFF files of many channels is needed and not installed.
     """
     kinds = [image_suffixes(), ARRAY_SUFFIXES]
     if decoding.holds_arrays:

@@ -1,7 +1,7 @@
-"""Random scale, crop and flip of an image and its annotation alike; distorted colours of the image.
+"""Random scale, crop and flip of an image and its annotation, and distorted colours of the image.
 
-The defaults are the recipe that BEiT and MAE fine-tune on ADE20K with. An image is scaled, cropped
-and, if need be, shrunk while it is decoded, in one pass.
+The defaults are the recipe with which BEiT and MAE are fine-tuned on ADE20K. An image is scaled,
+cropped and, if need be, shrunk while it is decoded, in one pass.
 """
 
 import math
@@ -12,19 +12,19 @@ import numpy as np
 from PIL import Image
 
 from ddae_jax.data.annotations import IGNORED, Labels, LazyAnnotation, check_same_size
-from ddae_jax.data.augment import crop_and_resize
+from ddae_jax.data.augment import MakeRng, crop_and_resize
+from ddae_jax.data.batches import Batch
 from ddae_jax.data.images import LazyImage, Pixels
-from ddae_jax.data.pipeline import Batch, MakeRng
-from ddae_jax.data.sources import ExampleSource
+from ddae_jax.data.source_base import ExampleSource
 
 _TRIES = 10
-# Pillow's hues: a whole turn is 255 steps, and 0 and 255 are both red.
+# Pillow's hues: a whole turn is 255 steps, as 0 and 255 are both red.
 _HUES = 255
 _LEVELS = np.arange(256)
 
 
-class View(NamedTuple):
-    """A crop of a scaled image; all in pixels of the scaled one."""
+class ScaledCrop(NamedTuple):
+    """A crop of a scaled image, in pixels of the scaled image."""
 
     scaled_height: int
     scaled_width: int
@@ -35,57 +35,57 @@ class View(NamedTuple):
 
 
 def scaled_size(height: int, width: int, shorter: float, longer: float) -> tuple[int, int]:
-    """(height, width) of an image whose sides are scaled alike, as far as two limits allow.
+    """Returns the (height, width) of an image scaled in proportion to the largest size allowed.
 
-    **Arguments:**
-
-    - `shorter`, `longer`: what the shorter and the longer side may measure at most, pixels; one of
-      them then does.
+    Args:
+        height, width: of the image, pixels.
+        shorter, longer: the most that the shorter and the longer side may measure, pixels. One of
+            them reaches its limit.
     """
     scale = min(shorter / min(height, width), longer / max(height, width))
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
-def view_labels(labels: Labels, view: View) -> Labels:
-    """The labels that a view sees: of the pixel in which the centre of each of its own lies."""
+def crop_labels(labels: Labels, crop: ScaledCrop) -> Labels:
+    """Returns the labels of a crop, each that of the stored pixel in which its centre lies."""
     rows, columns = (
         np.minimum((first + np.arange(count) + 0.5) * (side / scaled_side), side - 1).astype(int)
         for first, count, side, scaled_side in (
-            (view.top, view.height, labels.shape[0], view.scaled_height),
-            (view.left, view.width, labels.shape[1], view.scaled_width),
+            (crop.top, crop.height, labels.shape[0], crop.scaled_height),
+            (crop.left, crop.width, labels.shape[1], crop.scaled_width),
         )
     )
     return labels[rows[:, None], columns]
 
 
-def view_pixels(image: Image.Image | LazyImage, view: View) -> Pixels:
-    """The pixels that a view sees: interpolated linearly, and smoothed first where it shrinks.
+def crop_pixels(image: Image.Image | LazyImage, crop: ScaledCrop) -> Pixels:
+    """Returns the pixels of a crop, interpolated linearly, with a wider kernel when shrinking.
 
-    Raises `CorruptImage` if the image cannot be decoded.
+    Raises ``CorruptImage`` if the image cannot be decoded.
     """
     width, height = image.size
-    x_step, y_step = width / view.scaled_width, height / view.scaled_height
+    x_step, y_step = width / crop.scaled_width, height / crop.scaled_height
     bounds = (
-        view.left * x_step,
-        view.top * y_step,
-        min((view.left + view.width) * x_step, width),
-        min((view.top + view.height) * y_step, height),
+        crop.left * x_step,
+        crop.top * y_step,
+        min((crop.left + crop.width) * x_step, width),
+        min((crop.top + crop.height) * y_step, height),
     )
-    return crop_and_resize(image, bounds, (view.height, view.width), Image.Resampling.BILINEAR)
+    return crop_and_resize(image, bounds, (crop.height, crop.width), Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)
 class Distortion:
     """Random brightness, contrast, saturation and hue, each changed half of the time.
 
-    Contrast comes first or last, by chance; saturation and hue are left out of what is not RGB.
+    Contrast is changed before or after saturation and hue, by chance. Saturation and hue are
+    changed in RGB images only.
 
-    **Arguments:**
-
-    - `brightness`: up to so many of 255 levels are added or taken away.
-    - `contrast`, `saturation`: range of the factor.
-    - `hue`: degrees by which colours are turned at most, either way. mmsegmentation's `hue_delta`
-      of 18 are steps of two degrees, since OpenCV counts 180 hues.
+    Args:
+        brightness: up to so many of 255 levels are added or subtracted.
+        contrast, saturation: range of the factor.
+        hue: degrees by which colours are turned at most, either way. mmsegmentation's ``hue_delta``
+            of 18 counts steps of two degrees, since OpenCV has 180 hues.
 
     Source: Howard 2013, "Some Improvements on Deep Convolutional Neural Network Based Image
     Classification", section 2.2; with these ranges Liu et al. 2016, SSD, and mmsegmentation.
@@ -97,6 +97,7 @@ class Distortion:
     hue: float = 36.0
 
     def __call__(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
+        """Returns distorted pixels."""
         is_brighter, is_contrasted, is_saturated, is_turned, is_first = rng.random(5) < 0.5
         brightness = is_brighter * rng.uniform(-self.brightness, self.brightness)
         contrast = rng.uniform(*self.contrast) ** is_contrasted
@@ -108,7 +109,7 @@ class Distortion:
 
 
 def change_levels(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
-    """`(x + brightness) * contrast`, held within 0..255 after each."""
+    """Returns ``(pixels + brightness) * contrast``, clipped to 0..255 after each of the two."""
     if brightness == 0 and contrast == 1:
         return pixels
     levels = (_LEVELS + brightness).clip(0, 255) * contrast
@@ -116,9 +117,9 @@ def change_levels(pixels: Pixels, brightness: float, contrast: float) -> Pixels:
 
 
 def change_colours(pixels: Pixels, saturation: float, hue: float) -> Pixels:
-    """Multiplies the saturation and turns the hue by so many degrees (HSV), of RGB images alone.
+    """Multiplies the saturation and turns the hue by so many degrees, in HSV, of RGB images.
 
-    Hue and saturation are rounded to 8 bits.
+    Other images are returned as they are. Hue and saturation are rounded to 8 bits.
     """
     if pixels.shape[-1] != 3 or (saturation == 1 and hue == 0):
         return pixels
@@ -131,28 +132,29 @@ def change_colours(pixels: Pixels, saturation: float, hue: float) -> Pixels:
 
 @dataclass(frozen=True)
 class JointAugmentation:
-    """What a run sees of a pair: a scaled, cropped, flipped and distorted one, of a fixed size.
+    """Random scale, crop, flip and distortion of a pair to a fixed size: an ``Augment`` of pairs.
 
-    The image is scaled so that it fits into `base_size` times a random factor, in its proportions;
-    a random crop of it is taken; where it is smaller than the crop, it is padded to the right and
-    below. The annotation goes the same way, to the nearest label.
+    The image is scaled in proportion so that it fits into ``base_size`` times a random factor, and
+    a random crop of it is taken. Where the scaled image is smaller than the crop, it is padded to
+    the right and below. The annotation is treated alike, with the nearest label in place of
+    interpolation.
 
-    **Arguments:**
+    Args:
+        crop_size: (height, width) of the result, pixels.
+        base_size: the most that the shorter and the longer side may measure, before the factor.
+        scale_range: range of the factor, drawn uniformly.
+        max_class_share: a crop in which one class has a larger share of the pixels that are not
+            ignored is drawn again, up to ten times. 1 takes any crop.
+        flip: whether half of the pairs are mirrored left to right.
+        distortion: of the image's colours; None for none.
+        pad_colour: 0 to 255 for each channel; the default is ImageNet's mean.
 
-    - `crop_size`: (height, width) of the result, pixels.
-    - `base_size`: what the shorter and the longer side may measure at most, before the factor.
-    - `scale_range`: of the factor, drawn uniformly.
-    - `max_class_share`: crops of which one class has a larger share of what is not ignored are
-      drawn again, up to ten times. 1 takes any crop.
-    - `flip`: whether half of the pairs are mirrored left to right.
-    - `distortion`: of the image's colours; None for none.
-    - `pad_colour`: 0 to 255 for each channel; the default is ImageNet's mean.
+    Raises:
+        ValueError: for sizes and ranges that make no crop.
 
-    Raises `ValueError` for sizes and ranges that make no crop.
-
-    Source: the defaults are mmsegmentation's pipeline `Resize((2048, 512), ratio_range=(0.5, 2))`,
-    `RandomCrop(cat_max_ratio=0.75)`, `RandomFlip`, `PhotoMetricDistortion`, `Pad`, as the
-    authors of BEiT (Bao et al. 2021) and MAE (He et al. 2022) use it on ADE20K.
+    Source: the defaults are mmsegmentation's pipeline ``Resize((2048, 512), ratio_range=(0.5,
+    2))``, ``RandomCrop(cat_max_ratio=0.75)``, ``RandomFlip``, ``PhotoMetricDistortion``, ``Pad``,
+    as the authors of BEiT (Bao et al. 2021) and MAE (He et al. 2022) use it on ADE20K.
     """
 
     crop_size: tuple[int, int] = (512, 512)
@@ -182,37 +184,40 @@ class JointAugmentation:
         return self.crop_size
 
     def num_bytes(self, image_size: tuple[int, int], channels: int) -> int:
-        return math.prod(image_size) * (channels + 1)  # the annotation has a byte a pixel
+        return math.prod(image_size) * (channels + 1)  # the annotation has a byte per pixel
 
     def __call__(self, opened: tuple[LazyImage, LazyAnnotation], make_rng: MakeRng) -> Batch:
         image, annotation = opened
         check_same_size(image, annotation)
         rng, labels = make_rng(), annotation.labels()
-        view = self._draw_view(rng, labels)
-        seen, pixels = view_labels(labels, view), view_pixels(image, view)
+        crop = self._draw_crop(rng, labels)
+        labels, pixels = crop_labels(labels, crop), crop_pixels(image, crop)
         if self.flip and rng.random() < 0.5:
-            seen, pixels = seen[:, ::-1], pixels[:, ::-1]
+            labels, pixels = labels[:, ::-1], pixels[:, ::-1]
         if self.distortion is not None:
             pixels = self.distortion(np.ascontiguousarray(pixels), rng)
-        return self._padded(pixels, seen)
+        return self._padded(pixels, labels)
 
-    def _draw_view(self, rng: np.random.Generator, labels: Labels) -> View:
+    def _draw_crop(self, rng: np.random.Generator, labels: Labels) -> ScaledCrop:
+        """Draws a crop, again while one class has too large a share of it."""
         factor = rng.uniform(*self.scale_range)
         shorter, longer = (int(side * factor) for side in self.base_size)
         size = scaled_size(*labels.shape, max(shorter, 1), max(longer, 1))
-        crop = [min(side, crop_side) for side, crop_side in zip(size, self.crop_size, strict=True)]
+        shape = [min(side, crop_side) for side, crop_side in zip(size, self.crop_size, strict=True)]
         for _ in range(_TRIES):
-            corner = [int(rng.integers(s - c + 1)) for s, c in zip(size, crop, strict=True)]
-            view = View(*size, *corner, *crop)
-            if self.max_class_share == 1 or self._is_varied(view_labels(labels, view)):
+            corner = [int(rng.integers(s - c + 1)) for s, c in zip(size, shape, strict=True)]
+            crop = ScaledCrop(*size, *corner, *shape)
+            if self.max_class_share == 1 or self._is_varied(crop_labels(labels, crop)):
                 break
-        return view
+        return crop
 
     def _is_varied(self, labels: Labels) -> bool:
+        """Tells whether there is a class, and none has more than ``max_class_share``."""
         counts = np.bincount(labels.ravel(), minlength=IGNORED + 1)[:IGNORED]
         return 0 < counts.max() <= self.max_class_share * counts.sum()
 
     def _padded(self, pixels: Pixels, labels: Labels) -> Batch:
+        """Returns image and annotation, padded to the right and below to ``crop_size``."""
         height, width = labels.shape
         image = np.empty((*self.crop_size, pixels.shape[-1]), np.uint8)
         image[:] = self.pad_colour

@@ -1,4 +1,7 @@
-"""The labelled part of a source, whole or a small share of each class; and labels of no class."""
+"""Sources made of other sources by their labels: labelled subsets, checked labels, other classes.
+
+The error ``BadLabel`` is for labels that are none of the classes.
+"""
 
 import functools
 import hashlib
@@ -9,19 +12,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from ddae_jax.data.folder import some_of
+from ddae_jax.data.folder_scan import some_of
 from ddae_jax.data.images import NO_LABEL, Example, LazyImage
-from ddae_jax.data.sources import Source, nearest
+from ddae_jax.data.source_base import Source
+from ddae_jax.suggestions import did_you_mean
 
 _log = logging.getLogger(__name__)
 
 
 class BadLabel(ValueError):
-    """An image whose label is none of the classes."""
+    """An image whose label is none of the classes. The message names it and its label."""
 
 
-class _Around:
-    """What sources that are made of another one have from it."""
+class _WrappedSource:
+    """Base class of sources that wrap another source and share its metadata."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -35,13 +39,12 @@ class _Around:
         return self._source.image_size
 
 
-class Subset(_Around):
+class Subset(_WrappedSource):
     """Some examples of a source, as a source.
 
-    **Arguments:**
-
-    - `source`: that they are taken from.
-    - `indices`: which, in their order.
+    Args:
+        source: the source that they are taken from.
+        indices: of the examples, in the order in which they are to be.
     """
 
     def __init__(self, source: Source, indices: Int[np.ndarray, " examples"]):
@@ -69,8 +72,16 @@ class Subset(_Around):
         return self._source.labels()[self._indices]
 
 
-class _CheckedWhenRead(_Around):
-    """A source that raises `BadLabel` where it is read, for labels below `least` or of no class."""
+class _ValidatedWhenRead(_WrappedSource):
+    """A source whose labels are checked when they are read.
+
+    Args:
+        source: the wrapped source.
+        least: the smallest label that is no error: 0, or -1 if images may have no label.
+
+    Raises:
+        BadLabel: when it is read, for labels below ``least`` or of no class.
+    """
 
     def __init__(self, source: Source, least: int):
         super().__init__(source)
@@ -105,8 +116,8 @@ class _CheckedWhenRead(_Around):
         _check_labels(self._source, indices, np.asarray(labels), self._least)
 
 
-class _Renumbered(_Around):
-    """A source whose labels are the numbers of its classes among others' classes."""
+class _Renumbered(_WrappedSource):
+    """A source whose labels are the indices of its classes in another list of class names."""
 
     def __init__(self, source: Source, class_names: tuple[str, ...]):
         super().__init__(source)
@@ -142,16 +153,21 @@ class _Renumbered(_Around):
 def with_classes(
     source: Source, class_names: tuple[str, ...] | None, num_classes: int, *, what: str, of: str
 ) -> Source:
-    """The source with labels by the numbers of given classes, which are matched by their names.
+    """Returns the source with its labels numbered as given classes, matched by their names.
 
-    **Arguments:**
+    Warns of classes that the source has no images of.
 
-    - `class_names`: of the classes; None if they have no names, as then are their numbers.
-    - `num_classes`: how many there are.
-    - `what`, `of`: the source, and whose classes these are, for messages.
+    Args:
+        source: the labelled images.
+        class_names: the given classes in order. If they, or those of the source, have no names,
+            only the numbers of classes are compared.
+        num_classes: the number of given classes.
+        what: the name of the source in messages.
+        of: the owner of the given classes in messages.
 
-    Classes that the source has no images of are warned of. Raises `ValueError`, naming them, if it
-    has others; and for a source without classes.
+    Raises:
+        ValueError: if the source has classes that are not among the given ones, which are named; if
+            it has no classes; and if numbers of classes differ where there are no names.
     """
     _check_has_classes(source)
     ours = source.class_names
@@ -163,7 +179,7 @@ def with_classes(
     if unknown:
         raise ValueError(
             f"{what} has classes that {of} does not have: {some_of(unknown)}"
-            f"{nearest(unknown[0], class_names)}. Labels are matched by the names of classes"
+            f"{did_you_mean(unknown[0], class_names)}. Labels are matched by the names of classes"
         )
     missing = [name for name in class_names if name not in set(ours)]
     if missing:
@@ -178,34 +194,42 @@ def with_classes(
     return source if ours == class_names else _Renumbered(source, class_names)
 
 
-def checked(source: Source) -> Source:
-    """The source, whose labels are those of its classes, or -1 where there is none.
+def validated(source: Source) -> Source:
+    """Returns the source with its labels checked: each is one of its classes, or -1 for none.
 
-    Those at hand are looked at now, and the source itself is returned; others when they are read.
+    Labels that are at hand are checked now, and the source itself is returned. Others are checked
+    when they are read.
 
-    Raises `ValueError` for a source without classes, and `BadLabel`, now or then, naming an
-    example whose label is none of them.
+    Raises:
+        ValueError: for a source without classes.
+        BadLabel: now or when the source is read, for a label that is none of the classes.
     """
     _check_has_classes(source)
     if not source.has_labels_at_hand:
-        return _CheckedWhenRead(source, least=NO_LABEL)
+        return _ValidatedWhenRead(source, least=NO_LABEL)
     _check_labels(source, range(len(source)), source.labels())
     return source
 
 
-def labelled(source: Source, share: float = 1.0, seed: int = 0) -> Source:
-    """The examples of a source that have a label, or a share of those of each class.
+def labelled_subset(source: Source, share: float = 1.0, seed: int = 0) -> Source:
+    """Returns the labelled examples of a source, or a share of those of each class.
 
-    Of a class, `share` of its examples are drawn, rounded, but at least one; the same ones for the
-    same seed. Where that is all of them, the source itself is returned. Where all are asked for and
-    labels lie in files as large as the images, each is looked at when it is read.
+    If these are all examples, the source itself is returned. If all are asked for and labels are
+    not at hand, none are left out, but labels are checked when they are read.
 
-    Raises `ValueError` for a source without classes, and `BadLabel`, now or then, naming an
-    example whose label is none of them; then also one that has none.
+    Args:
+        source: the images, some of which may have no label.
+        share: the share of the examples of each class, rounded, but at least one example.
+        seed: decides which ones are drawn.
+
+    Raises:
+        ValueError: for a source without classes.
+        BadLabel: now or when the source is read, for a label that is none of the classes. When it
+            is read, also for an example without a label.
     """
     _check_has_classes(source)
     if share == 1 and not source.has_labels_at_hand:
-        return _CheckedWhenRead(source, least=0)
+        return _ValidatedWhenRead(source, least=0)
     labels = source.labels()
     _check_labels(source, range(len(labels)), labels)
     is_labelled = labels >= 0
@@ -225,6 +249,7 @@ def labelled(source: Source, share: float = 1.0, seed: int = 0) -> Source:
 
 
 def _check_has_classes(source: Source) -> None:
+    """Raises ``ValueError`` for a source without classes."""
     if source.num_classes is None:
         raise ValueError(
             "these images have no labels; a folder needs one folder per class in each split, and a "
@@ -238,6 +263,7 @@ def _check_labels(
     labels: Int[np.ndarray, " examples"],
     least: int = NO_LABEL,
 ) -> None:
+    """Raises ``BadLabel``, naming the first example whose label is below ``least`` or no class."""
     outside = np.flatnonzero((labels < least) | (labels >= source.num_classes))
     if not len(outside):
         return

@@ -1,4 +1,4 @@
-"""Metadata that are left out of image files, as what is broken in them would cost the image."""
+"""Leaving out metadata of image files: broken ones would keep Pillow from reading the image."""
 
 import re
 import struct
@@ -6,39 +6,39 @@ import zlib
 
 START_OF_PNG = b"\x89PNG\r\n\x1a\n"
 
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # where programs write the orientation too
-_ANIMATION = b"acTL"  # how many frames there are, of which the first is read
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # some programs write the orientation there
+_ANIMATION = b"acTL"  # the number of frames
 _NEEDED = (b"tRNS", b"eXIf", _ANIMATION, *_TEXTS)
-_TRANSPARENT_BYTES = {0: 2, 2: 6}  # of tRNS, by the type of colour: grey, and red, green and blue
+_TRANSPARENT_BYTES = {0: 2, 2: 6}  # the length of tRNS by the colour type: 0 is grey, 2 is RGB
 
 _EXIF_ITEM = re.compile(rb"(infe(?:\x02.{3}.{2}|\x03.{3}.{4}).{2})Exif", re.DOTALL)
 
 
 def without_ancillary_chunks(content: bytes) -> bytes:
-    """The PNG without chunks that no pixel needs, and without those that are broken.
+    """Returns a PNG file without ancillary chunks that are broken or not needed.
 
-    What is left are critical chunks, transparency, the number of frames, and what may tell the
-    orientation. Whatever comes after the first chunk that is not there as a whole is left as it is.
+    Critical chunks, transparency, the number of frames, and chunks that may tell the orientation
+    remain. Everything from the first incomplete chunk on is left as it is.
 
     Source: PNG (Third Edition), section 5: chunks.
     """
-    kept, start, position = [], 0, len(START_OF_PNG)
+    parts, start, position = [], 0, len(START_OF_PNG)
     while position + 12 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
         end = position + 12 + length
         if end > len(content) or not kind.isalpha():
             break
         if kind[:1].islower() and not _is_sound(content, kind, position + 8, length):
-            kept.append(content[start:position])
+            parts.append(content[start:position])
             start = end
         position = end
         if kind == b"IEND":
             break
-    return b"".join([*kept, content[start:]]) if start else content
+    return b"".join([*parts, content[start:]]) if start else content
 
 
 def _is_sound(content: bytes, kind: bytes, position: int, length: int) -> bool:
-    """Tells whether an ancillary chunk is needed, and such that Pillow reads it."""
+    """Tells whether an ancillary chunk is needed, and whole enough for Pillow to read it."""
     if kind not in _NEEDED:
         return False
     data = content[position : position + length]
@@ -53,7 +53,9 @@ def _is_sound(content: bytes, kind: bytes, position: int, length: int) -> bool:
 
 
 def without_exif_of_avif(content: bytes) -> bytes:
-    """The AVIF whose Exif data are called an item of no known type; other files as they are.
+    """Returns an AVIF file whose Exif item has an unknown type, so that readers skip it.
+
+    Other files are returned as they are.
 
     Source: ISO/IEC 14496-12, section 8.11.6: item information.
     """

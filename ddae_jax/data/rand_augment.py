@@ -7,10 +7,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 MOST = 10.0
-"""The greatest magnitude."""
+"""The largest magnitude."""
 
 Fill = tuple[int, ...]
 Operation = Callable[[Image.Image, float, Fill], Image.Image]
+"""Takes an image, a strength and a fill, and returns the changed image; see ``OPERATIONS``."""
 
 
 def rand_augment(
@@ -23,18 +24,18 @@ def rand_augment(
     probability: float = 0.5,
     fill: Sequence[int] = (128, 128, 128),
 ) -> Image.Image:
-    """Draws operations from `OPERATIONS`, with repetition, and does one after the other.
+    """Draws operations from ``OPERATIONS``, with repetition, and applies one after the other.
 
-    Each operation's magnitude is drawn normally, and cut to 0..`MOST`. Those that can go either way
-    (`SIGNED`) go each way half of the time.
+    Each operation's magnitude is drawn from a normal distribution and clipped to 0..``MOST``. The
+    operations that have two directions (``SIGNED``) take each of them half of the time.
 
-    **Arguments:**
-
-    - `image`: of mode `L` or `RGB`; size and mode are kept.
-    - `num_operations`: that are drawn.
-    - `magnitude`, `deviation`: mean and standard deviation of the magnitude.
-    - `probability`: with which a drawn operation is done.
-    - `fill`: a value a channel, for what comes into view from outside.
+    Args:
+        image: of mode ``L`` or ``RGB``; size and mode stay the same.
+        rng: is drawn from.
+        num_operations: how many are drawn.
+        magnitude, deviation: mean and standard deviation of the magnitude.
+        probability: that a drawn operation is applied.
+        fill: a value for each channel, for parts that come into view from outside.
 
     Source: Cubuk et al. 2020, RandAugment; strengths that grow with the magnitude for all
     operations, and a magnitude with a deviation, as in the recipes of He et al. 2022 (table 9) and
@@ -63,13 +64,13 @@ def _invert(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
 
 
 def _rotate(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """By up to 30 degrees."""
+    """Rotates by up to 30 degrees."""
     fill_value = fill if image.mode == "RGB" else fill[0]
     return image.rotate(30 * strength, Image.Resampling.BICUBIC, fillcolor=fill_value)
 
 
 def _posterize(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """To as few as no bits, which is black; four at no strength."""
+    """Keeps four bits at strength 0, and fewer down to none, which is black, at strength 1."""
     bits = 4 - int(4 * strength)
     if bits == 0:
         return Image.new(image.mode, image.size)
@@ -77,19 +78,19 @@ def _posterize(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
 
 
 def _solarize(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """Inverts what is as bright as a threshold, which falls from 256 to 0."""
+    """Inverts values from a threshold on, which falls from 256 to 0 with the strength."""
     return ImageOps.solarize(image, 256 - int(256 * strength))
 
 
 def _solarize_add(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """Adds up to 110 to what is darker than 128."""
+    """Adds up to 110 to values below 128."""
     added = int(110 * strength)
     table = [min(255, value + added) if value < 128 else value for value in range(256)]
     return image.point(table * len(image.getbands()))
 
 
 def _enhanced_by(enhancer: Callable) -> Operation:
-    """By a factor of 1 plus up to 0.9, or minus that, but at least 0.1."""
+    """Returns the operation that enhances by a factor of 1 +- 0.9 at most, and at least 0.1."""
 
     def enhance(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
         return enhancer(image).enhance(max(0.1, 1 + 0.9 * strength))
@@ -98,26 +99,27 @@ def _enhanced_by(enhancer: Callable) -> Operation:
 
 
 def _shear_x(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """By up to 0.3 of the height."""
+    """Shears rows by up to 0.3 of the height."""
     return _affine(image, (1, 0.3 * strength, 0, 0, 1, 0), fill)
 
 
 def _shear_y(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """By up to 0.3 of the width."""
+    """Shears columns by up to 0.3 of the width."""
     return _affine(image, (1, 0, 0, 0.3 * strength, 1, 0), fill)
 
 
 def _translate_x(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """By up to 0.45 of the width."""
+    """Translates by up to 0.45 of the width."""
     return _affine(image, (1, 0, 0.45 * strength * image.width, 0, 1, 0), fill)
 
 
 def _translate_y(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
-    """By up to 0.45 of the height."""
+    """Translates by up to 0.45 of the height."""
     return _affine(image, (1, 0, 0, 0, 1, 0.45 * strength * image.height), fill)
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
+    """Transforms an image by the first two rows of an affine matrix, from output to input."""
     return image.transform(
         image.size,
         Image.Transform.AFFINE,
@@ -146,13 +148,13 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "translate_y": _translate_y,
     }
 )
-"""From image, strength in 0..1 (or -1..1, if `SIGNED`) and fill to another image.
+"""The operations by name. Strengths lie in 0..1, or in -1..1 for those of ``SIGNED``.
 
-Grey images stay as they are under `colour`; `autocontrast`, `equalize` and `invert` know no
+``colour`` leaves grey images as they are; ``autocontrast``, ``equalize`` and ``invert`` ignore the
 strength.
 """
 
 SIGNED = frozenset({"rotate", "colour", "contrast", "brightness", "sharpness"}) | {
     f"{kind}_{axis}" for kind in ("shear", "translate") for axis in "xy"
 }
-"""Operations that go either way."""
+"""Operations that have two directions, such as darker and brighter."""

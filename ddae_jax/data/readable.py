@@ -1,4 +1,4 @@
-"""Whether any example of a split can be decoded, asked before a run relies on it."""
+"""Checking that at least one example of a split can be decoded, before a run relies on it."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.sources import Source
+from ddae_jax.data.source_base import Source
 
-_SOME = 3
+_MOST_NAMED = 3  # errors in a message
 
 
 class NothingReadable(ValueError):
@@ -17,9 +17,14 @@ class NothingReadable(ValueError):
 
 
 def check_any_is_readable(source: Source, what: str) -> None:
-    """Decodes examples that have a label, until one can be.
+    """Decodes labelled examples until one can be decoded.
 
-    `what` names the source. Raises `NothingReadable` if none can be.
+    Args:
+        source: the examples. Those of a source whose labels are not at hand all count as labelled.
+        what: the name of the source in the message.
+
+    Raises:
+        NothingReadable: if there are some and none can be decoded.
     """
     indices: Sequence[int] = range(len(source))
     if source.has_labels_at_hand:
@@ -28,27 +33,29 @@ def check_any_is_readable(source: Source, what: str) -> None:
 
 
 def check_any_decodes(decode: Callable[[int], Any], indices: Sequence[int], what: str) -> None:
-    """Decodes examples until one can be; raises `NothingReadable` if there are some and none can.
+    """Decodes examples until one can be decoded.
 
-    **Arguments:**
+    Args:
+        decode: decodes the example of an index, or raises ``CorruptImage``.
+        indices: of the examples.
+        what: the name of the source in the message.
 
-    - `decode`: the example of an index. Raises `CorruptImage`.
-    - `indices`: of the examples.
-    - `what`: names the source.
+    Raises:
+        NothingReadable: if there are some and none can be decoded.
     """
     causes: Counter[str] = Counter()
-    told: list[str] = []
+    messages: list[str] = []
     for index in indices:
         try:
             decode(index)
         except CorruptImage as error:
             causes[error.kind] += 1
-            told += [str(error)] if len(told) < _SOME else []
+            messages += [str(error)] if len(messages) < _MOST_NAMED else []
         else:
             return
     if causes:
         counts = ", ".join(f"{count:,} {cause}" for cause, count in causes.most_common())
         raise NothingReadable(
             f"{what}: none of {causes.total():,} examples can be decoded ({counts}): "
-            f"{'; '.join(told)}{'; ...' if causes.total() > _SOME else ''}"
+            f"{'; '.join(messages)}{'; ...' if causes.total() > _MOST_NAMED else ''}"
         )

@@ -1,6 +1,6 @@
-"""Images with annotations: a folder in ADE20K's layout, or a TFDS dataset.
+"""Sources of images with annotations: a folder in ADE20K's layout, or a TFDS dataset.
 
-A source of pairs is a random-access, picklable sequence, as sources of labelled images are; it
+A source of pairs is a random-access, picklable sequence, as sources of labelled images are. It
 hands out images and annotations that are not decoded yet.
 """
 
@@ -14,42 +14,48 @@ from typing import Any, Protocol, TypedDict
 
 from ddae_jax.data.annotations import LabelRule, Labels, LazyAnnotation, check_same_size
 from ddae_jax.data.files import read_bytes
-from ddae_jax.data.folder import contents, scan, some_of
+from ddae_jax.data.folder_scan import contents, scan, some_of
 from ddae_jax.data.image_files import find_images
 from ddae_jax.data.images import Decoding, LazyImage, Pixels
-from ddae_jax.data.sources import ExampleSource, TfdsSource, check_channels, nearest
+from ddae_jax.data.source_base import ExampleSource
+from ddae_jax.data.sources import check_channels
 from ddae_jax.data.splits import split_hint
+from ddae_jax.data.tfds_source import TfdsSource
+from ddae_jax.suggestions import did_you_mean
 
 PAIR_SOURCE_KINDS = ("folder", "tfds")
 
 _ANNOTATION_SUFFIX = ".png"
-# What TFDS datasets call an image's annotation.
+# Names of the annotation's feature in TFDS datasets.
 _ANNOTATION_FEATURES = ("annotation", "segmentation_mask", "segmentation_label")
-# TFDS datasets whose annotations number the instances of objects, and no classes.
+# TFDS datasets whose annotations number the instances of objects, not classes.
 _OF_INSTANCES = ("scene_parse150",)
 
 
 class Pair(TypedDict):
-    """One decoded example."""
+    """One decoded image with its annotation."""
 
     image: Pixels
     annotation: Labels
 
 
 class PairSource(ExampleSource, Protocol):
-    """Images with the class of each of their pixels."""
+    """Protocol of sources of images with the class of each of their pixels."""
 
     num_classes: int
     class_names: tuple[str, ...] | None
 
     def __getitem__(self, index: int) -> Pair:
-        """Decodes one pair; pixels to be ignored have the label `IGNORED`.
+        """Decodes one pair; pixels to be ignored have the label ``IGNORED``.
 
-        Raises `CorruptImage`, `BadAnnotation`, and `IndexError` outside of 0..len-1.
+        Raises ``CorruptImage``, ``BadAnnotation``, and ``IndexError`` outside of 0..len-1.
         """
 
     def open(self, indices: Sequence[int]) -> list[tuple[LazyImage, LazyAnnotation]]:
-        """Images and annotations, not decoded yet. One call for many is faster than many."""
+        """Opens images and annotations, and decodes nothing yet.
+
+        One call for many is faster than many calls.
+        """
 
 
 def make_pair_source(
@@ -68,20 +74,21 @@ def make_pair_source(
 ) -> PairSource:
     """Opens a source of images and their annotations.
 
-    **Arguments:**
+    Args:
+        source: "folder" (ADE20K's layout, see ``FolderPairs``) or "tfds".
+        num_classes, ignore_label, reduce_zero_label: see ``LabelRule``.
+        class_names: a name for each class, if they have names.
+        name: the TFDS dataset; "folder" ignores it.
+        data_dir: where TFDS datasets lie (default: TFDS's own place), or the folder.
+        split: "training", "validation", ... as the source calls it.
+        channels: 1 (grey) or 3 (RGB) of every decoded image. Any other number for a folder of
+            arrays or of TIFF files with many bands.
+        max_pixels, max_value: see ``ddae_jax.data.images.Decoding``.
 
-    - `source`: "folder" (ADE20K's layout, see `FolderPairs`) or "tfds".
-    - `num_classes`, `ignore_label`, `reduce_zero_label`: see `LabelRule`.
-    - `class_names`: one a class, if they have names.
-    - `name`: the TFDS dataset; "folder" ignores it.
-    - `data_dir`: where TFDS datasets lie (default: TFDS's own), or the folder.
-    - `split`: "training", "validation", ... as the source calls it.
-    - `channels`: 1 (grey) or 3 (RGB) of every decoded image; of a folder of arrays, of TIFF with
-      many bands or of NumPy, any other number too.
-    - `max_pixels`, `max_value`: see `ddae_jax.data.images.Decoding`.
-
-    Raises `ValueError` for arguments that are unknown or contradict each other, and for images and
-    annotations that do not belong to each other; `FileNotFoundError` for data that is not there.
+    Raises:
+        ValueError: for arguments that are unknown or contradict each other, and for images and
+            annotations that do not belong to each other.
+        FileNotFoundError: for data that is not there.
     """
     check_channels(channels, source)
     if class_names is not None and len(class_names) != num_classes:
@@ -95,13 +102,13 @@ def make_pair_source(
         case "tfds":
             return TfdsPairs(name, data_dir, split, decoding, rule, names)
     raise ValueError(
-        f"source={source!r} is unknown{nearest(source, PAIR_SOURCE_KINDS)}; "
+        f"source={source!r} is unknown{did_you_mean(source, PAIR_SOURCE_KINDS)}; "
         f"known are {', '.join(PAIR_SOURCE_KINDS)}"
     )
 
 
 class _IndexedPairs:
-    """What all sources of pairs share: one decoded pair through `open`."""
+    """Base class of sources of pairs, which decodes a single pair by ``open``."""
 
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < len(self):
@@ -113,21 +120,23 @@ class _IndexedPairs:
 def decode_pair(image: LazyImage, annotation: LazyAnnotation) -> Pair:
     """Decodes an image and its annotation, whole.
 
-    Raises `CorruptImage`, and `BadAnnotation` for another size or a label of no class.
+    Raises:
+        CorruptImage: if one of them cannot be decoded.
+        BadAnnotation: if they differ in size, or the annotation has unknown labels.
     """
     check_same_size(image, annotation)
     return {"image": image.pixels(), "annotation": annotation.labels()}
 
 
 class FolderPairs(_IndexedPairs):
-    """ADE20K's layout: `DIR/images/SPLIT/a.jpg` and `DIR/annotations/SPLIT/a.png`.
+    """Pairs in ADE20K's layout: ``DIR/images/SPLIT/a.jpg``, ``DIR/annotations/SPLIT/a.png``.
 
-    Images are those that `ddae_jax.data.image_files.find_images` finds, in the order of their
-    sorted paths; annotations are .png files of one class number a pixel. Sub-folders have to be the
-    same in both. See `make_pair_source` for arguments and errors.
+    Images are those that ``ddae_jax.data.image_files.find_images`` finds, in the order of their
+    sorted paths. Annotations are .png files with one class number per pixel. Sub-folders have to be
+    the same in both. For arguments and errors see ``make_pair_source``.
     """
 
-    image_size = None  # nobody has looked
+    image_size = None  # the sizes are not compared
 
     def __init__(
         self,
@@ -138,7 +147,7 @@ class FolderPairs(_IndexedPairs):
         class_names: tuple[str, ...] | None,
     ):
         self._images, self._annotations = _pair_folders(data_dir, split)
-        # A name is an image of its own here, whatever it links to: its annotation tells more.
+        # Links are kept: names of one file may have annotations of their own.
         paths, _, _, self._open_image = find_images(self._images, decoding, keeps_links=True)
         self._paths = paths
         self._labels = _paired(paths, self._images, self._annotations)
@@ -175,7 +184,10 @@ class FolderPairs(_IndexedPairs):
 
 
 def _pair_folders(data_dir: str, split: str) -> tuple[Path, Path]:
-    """The folders of a split's images and annotations; says what is expected if one is missing."""
+    """Returns the folders of a split's images and annotations.
+
+    Raises ``FileNotFoundError``, which says what is expected, if one is missing.
+    """
     if not data_dir:
         raise ValueError("source='folder' needs data_dir, the folder of images and annotations")
     root = Path(data_dir).expanduser()
@@ -193,51 +205,64 @@ def _pair_folders(data_dir: str, split: str) -> tuple[Path, Path]:
 
 
 def _paired(paths: list[bytes], images: Path, annotations: Path) -> list[bytes]:
-    """The annotation of each image, relative to their folder; each one belongs to one image.
+    """Returns the path of each image's annotation, relative to the folder of annotations.
 
-    Raises `ValueError` that counts and names the others.
+    An image and its annotation have the same path but for the suffix.
+
+    Args:
+        paths: of the images, relative to their folder.
+        images, annotations: the two folders.
+
+    Raises:
+        ValueError: unless each image has one annotation and each annotation one image. The message
+            counts and names the others.
     """
-    stems = Counter(_stem(path) for path in paths)
-    found, _, _ = scan(annotations, {_ANNOTATION_SUFFIX}, keeps_links=True)
-    annotated = {_stem(path): path for path in found}
-    without = [path for path in paths if _stem(path) not in annotated]
-    lonely = [annotated[stem] for stem in sorted(annotated.keys() - stems.keys())]
-    double = [path for path in paths if stems[_stem(path)] > 1]
-    doubled = [path for path in found if annotated[_stem(path)] != path]
-    if without:
+    num_images = Counter(_stem(path) for path in paths)
+    annotation_paths, _, _ = scan(annotations, {_ANNOTATION_SUFFIX}, keeps_links=True)
+    by_stem = {_stem(path): path for path in annotation_paths}
+    unannotated = [path for path in paths if _stem(path) not in by_stem]
+    without_image = [by_stem[stem] for stem in sorted(by_stem.keys() - num_images.keys())]
+    sharing = [path for path in paths if num_images[_stem(path)] > 1]
+    superfluous = [path for path in annotation_paths if by_stem[_stem(path)] != path]
+    if unannotated:
         raise ValueError(
-            f"{len(without)} of {len(paths)} images have no annotation: {_some(without)}. "
+            f"{len(unannotated)} of {len(paths)} images have no annotation: {_some(unannotated)}. "
             f"Expected a {_ANNOTATION_SUFFIX} file of the same name in {annotations}"
         )
-    if lonely:
+    if without_image:
         raise ValueError(
-            f"{len(lonely)} of {len(annotated)} annotations have no image: {_some(lonely)}. "
-            f"Expected an image of the same name in {images}"
+            f"{len(without_image)} of {len(by_stem)} annotations have no image: "
+            f"{_some(without_image)}. Expected an image of the same name in {images}"
         )
-    if double:
-        raise ValueError(f"{len(double)} images share an annotation: {_some(double)}; remove some")
-    if doubled:
+    if sharing:
         raise ValueError(
-            f"{len(doubled)} images have another annotation too: {_some(doubled)}; remove some"
+            f"{len(sharing)} images share an annotation: {_some(sharing)}; remove some"
         )
-    return [annotated[_stem(path)] for path in paths]
+    if superfluous:
+        raise ValueError(
+            f"{len(superfluous)} images have another annotation too: {_some(superfluous)}; remove "
+            "some"
+        )
+    return [by_stem[_stem(path)] for path in paths]
 
 
 def _stem(path: bytes) -> bytes:
+    """Returns a path without its suffix."""
     return os.path.splitext(path)[0]
 
 
 def _some(paths: Iterable[bytes]) -> str:
+    """Joins the first few paths, for a message."""
     return some_of([os.fsdecode(path) for path in paths])
 
 
 class TfdsPairs(_IndexedPairs, TfdsSource):
-    """A TFDS dataset of images and annotations in ArrayRecord files, read without TensorFlow.
+    """Pairs of a TFDS dataset in ArrayRecord files, read without TensorFlow.
 
-    Its annotations are PNG files under the feature "annotation", "segmentation_mask" or
-    "segmentation_label". TFDS's own `scene_parse150` holds ADE20K's *instances* instead, in two
-    colour channels, which is refused: the benchmark's annotations come as a folder. See
-    `make_pair_source` for arguments and errors.
+    Annotations are PNG files under the feature "annotation", "segmentation_mask" or
+    "segmentation_label". TFDS's own ``scene_parse150`` is refused: it holds ADE20K's *instances*,
+    in two colour channels, whereas the annotations of the benchmark come as a folder. For arguments
+    and errors see ``make_pair_source``.
     """
 
     def __init__(
@@ -257,13 +282,13 @@ class TfdsPairs(_IndexedPairs, TfdsSource):
                 "data.data_dir=FOLDER"
             )
         super().__init__(name, data_dir, split, decoding)
-        found = [feature for feature in _ANNOTATION_FEATURES if feature in self.feature_names]
-        if not found:
+        features = [feature for feature in _ANNOTATION_FEATURES if feature in self.feature_names]
+        if not features:
             raise ValueError(
                 f"TFDS dataset {name!r} has no {' or '.join(_ANNOTATION_FEATURES)}, only "
                 f"{', '.join(self.feature_names)}"
             )
-        self._annotation_feature = found[0]
+        self._annotation_feature = features[0]
         self._rule = rule
         self.num_classes = rule.num_classes
         self.class_names = class_names

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Num
 from PIL import Image
 
+from ddae_jax.data.bit_depth import DeepImage
 from ddae_jax.data.deep_colour import no_value_of
-from ddae_jax.data.depth import DeepImage
 from ddae_jax.data.files import DAMAGED, NOT_READ, Refused
 from ddae_jax.data.tiff_segments import check_segments
 
@@ -22,18 +22,18 @@ STARTS_OF_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MANY_CHANNELS = "of other than 1 or 3 channels"
 PLANES = "of more than 8 bits in separate planes"
 UNKNOWN_TO_PILLOW = "of a kind that Pillow does not know"
-"""What :func:`import_tifffile` says of the files that need it."""
+"""Kinds of files that need tifffile, for the message of ``import_tifffile``."""
 
 NEEDS_A_PACKAGE = "of a kind that needs another package"
 
 _BITS_PER_SAMPLE, _ORIENTATION, _PLANAR, _NO_VALUE = 258, 274, 284, 42113  # tags
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED = 0, 1, 2, 5  # what samples may mean
-_MOST_SAMPLES = 8  # with more, a file of few bytes might fill the memory
-_PREMULTIPLIED, _NOT_PREMULTIPLIED = 1, 2  # kinds of opacity among what samples are extra
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _SEPARATED = 0, 1, 2, 5  # values of the tag Photometric
+_MOST_SAMPLES = 8  # of a pixel; with more, a file of few bytes might fill the memory
+_PREMULTIPLIED, _NOT_PREMULTIPLIED = 1, 2  # kinds of extra samples that are an opacity
 
 
 def is_read_wrongly(file: Image.Image) -> bool:
-    """Tells whether Pillow opens a file, and yet makes other values of it: 16 bits in planes."""
+    """Tells whether Pillow opens a file but decodes it wrongly: planes of more than 8 bits."""
     if file.format != "TIFF":
         return False
     bits = file.tag_v2.get(_BITS_PER_SAMPLE, (1,))
@@ -44,13 +44,17 @@ def is_read_wrongly(file: Image.Image) -> bool:
 class TiffPage:
     """The first image of a TIFF file, grey or in colours, with or without opacity.
 
-    Raises `ValueError` if the package is missing, and `Refused`, which names the kind, for what
-    cannot be shown as such an image.
+    Args:
+        encoded: the content of the file.
+        kind: the kind of file, for the message that says what to install.
 
-    **Arguments:**
+    Attributes:
+        size: (width, height) in pixels as stored, before the image is turned upright.
+        orientation: as Exif numbers it; 1 is upright.
+        mode: see ``ddae_jax.data.bit_depth.DeepImage``.
 
-    - `encoded`: the content of the file.
-    - `kind`: of file that it is, for a message that says what to install.
+    Raises:
+        Refused: if tifffile is missing, or the file holds no such image.
     """
 
     def __init__(self, encoded: bytes, kind: str):
@@ -63,11 +67,13 @@ class TiffPage:
         self.mode, self._num_colours, self._alpha = self._channels()
 
     def _channels(self) -> tuple[str, int, int | None]:
-        """The mode, the number of colours, and which sample is the opacity."""
+        """Returns the mode, the number of colours, and which sample is the opacity, if one is."""
         page = self._page
         samples, meaning = page.samplesperpixel, int(page.photometric)
         if page.dtype is None or page.dtype.kind not in "buif" or page.imagedepth != 1:
-            raise Refused(f"it holds {_values_of(page)}; numbers of an image are read", NOT_READ)
+            raise Refused(
+                f"it holds {_values_of(page)}; only numbers are read, of one image", NOT_READ
+            )
         extra = [int(kind) for kind in page.extrasamples]
         kinds = dict(enumerate(extra, samples - len(extra)))
         alphas = [at for at, k in kinds.items() if k in (_PREMULTIPLIED, _NOT_PREMULTIPLIED)]
@@ -75,7 +81,7 @@ class TiffPage:
         if meaning in (_RGB, _SEPARATED):
             colours = 3 if meaning == _RGB else 4
         elif meaning in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
-            colours = samples - len(alphas)  # as programs for maps write colours too
+            colours = samples - len(alphas)  # 3 too: programs for maps declare RGB as grey
         else:
             raise Refused(
                 f"its colours are of the kind {page.photometric.name} with {_values_of(page)}; "
@@ -98,7 +104,12 @@ class TiffPage:
         return any(not page.is_reduced and not page.is_mask for page in others)
 
     def read(self) -> DeepImage:
-        """Decodes it."""
+        """Decodes the image.
+
+        Raises:
+            Refused: if a strip or tile is suspiciously large, or another package is needed.
+            Exception: of any kind that tifffile raises for damaged files.
+        """
         page = self._page
         with naming_packages():
             check_segments(self._encoded, [page])
@@ -121,19 +132,26 @@ class TiffPage:
 
 
 def open_all_series(encoded: bytes) -> "list[tifffile.TiffPageSeries]":
-    """Opens a TIFF file; each series has bands, or pages alike. Raises as `TiffPage` does."""
+    """Opens a TIFF file and lists its series: bands of a page, or pages that are alike.
+
+    Raises ``Refused`` as ``TiffPage`` does.
+    """
     return _open(encoded, MANY_CHANNELS).series
 
 
 def read_series(series: "tifffile.TiffPageSeries", encoded: bytes) -> Num[np.ndarray, "*shape"]:
-    """Decodes a series, of which the caller has checked the shape, of a file of this content."""
+    """Decodes a series of the file with the content ``encoded``.
+
+    The caller has to check the shape first: it may be of any size. Raises what ``TiffPage.read``
+    raises.
+    """
     with naming_packages():
         check_segments(encoded, series.pages)
-        return series.asarray(maxworkers=1)  # as what reads images has threads of its own
+        return series.asarray(maxworkers=1)  # callers read in threads of their own
 
 
 def _open(encoded: bytes, kind: str) -> "tifffile.TiffFile":
-    """Opens a file that has a page."""
+    """Opens a file. Raises ``Refused`` if it has no page, or tifffile is missing."""
     import_tifffile(kind)
     import tifffile
 
@@ -147,7 +165,7 @@ def _open(encoded: bytes, kind: str) -> "tifffile.TiffFile":
 
 
 def import_tifffile(kind: str) -> None:
-    """Raises `Refused`, which says what to install, where TIFF files of a kind cannot be read."""
+    """Raises ``Refused``, which says what to install, if tifffile is missing."""
     try:
         import tifffile  # noqa: F401
     except ModuleNotFoundError as error:
@@ -159,7 +177,7 @@ def import_tifffile(kind: str) -> None:
 
 @contextlib.contextmanager
 def naming_packages() -> Iterator[None]:
-    """Raises `Refused`, which says what to install, where a compression needs more to be read."""
+    """Raises ``Refused``, which says what to install, if a compression needs imagecodecs."""
     try:
         yield
     except (ValueError, NotImplementedError) as error:
@@ -169,27 +187,27 @@ def naming_packages() -> Iterator[None]:
 
 
 def white_of(page: Any) -> float:
-    """The largest value of a page of fewer bits than its values' type has, such as 12; or 0."""
+    """Returns the largest value of a page with fewer bits than its type, such as 12; else 0."""
     bits = page.bitspersample
     is_packed = page.dtype.kind == "u" and bits < 8 * page.dtype.itemsize
     return float(2**bits - 1) if is_packed else 0.0
 
 
 def declared_no_value(page: Any) -> float | None:
-    """What stands in a page where nothing was measured, as programs for maps say; else None."""
+    """Returns the number where nothing was measured, from GDAL's tag; None if there is none."""
     tag = page.tags.get(_NO_VALUE)
     return no_value_of(tag.value) if tag else None
 
 
 def _opaque_of(values: Num[np.ndarray, "*shape"], white: float) -> float:
-    """What an opacity is at most."""
+    """Returns the value of full opacity."""
     if values.dtype.kind in "bf":
         return 1.0
     return white or float(np.iinfo(values.dtype).max)
 
 
 def _values_of(page: Any) -> str:
-    """The kind of a page's values, in words."""
+    """Describes the values of a page, for messages."""
     if page.imagedepth != 1:
         return f"{page.imagedepth} images in one, of its depth"
     return f"values of type {page.dtype or f'{page.bitspersample} bits'}"

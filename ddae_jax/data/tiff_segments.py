@@ -1,7 +1,7 @@
-"""What strips and tiles of TIFF files unpack to, looked at before all of it is in memory.
+"""Checking how large strips and tiles of TIFF files become before they are unpacked.
 
-Tifffile, and what it calls, unpacks a strip as a whole, however large that is, and takes of it
-what the image needs.
+Tifffile and the libraries it calls unpack a strip as a whole, however large it becomes, and only
+then take what the image needs: a small hostile file could fill the memory.
 """
 
 import importlib
@@ -17,17 +17,18 @@ from ddae_jax.data.header_sizes import jpeg2000_size, jpeg_size, png_size, webp_
 if TYPE_CHECKING:
     import tifffile
 
-_NONE, _LZW, _PACKBITS, _LZMA = 1, 5, 32773, 34925  # compressions
+# Numbers of compressions in TIFF.
+_NONE, _LZW, _PACKBITS, _LZMA = 1, 5, 32773, 34925
 _DEFLATE, _ZSTD, _FAX = (8, 32946, 50013), (50000, 34926), (2, 3, 4)
 _JPEG, _JPEG2000 = (6, 7, 33007, 34892), (33003, 33004, 33005, 34712)
 _PNG, _WEBP = (34933,), (50001, 34927)
 
-_MOST_OF_DEFLATE = 1032  # bytes that one byte becomes
+_MOST_OF_DEFLATE = 1032  # the most bytes that one compressed byte becomes
 _MOST_OF_PACKBITS = 64
 _SLICE = 2**14  # bytes that are unpacked at once
-_MOST_LZMA_MEMORY = 2**28
-_HARMLESS = 2**24  # bytes: a strip that cannot become more is not looked at
-_ROOMY = 2**26  # bytes of a strip or tile that may be larger than its image
+_MOST_LZMA_MEMORY = 2**28  # bytes
+_HARMLESS = 2**24  # bytes: a strip that cannot become larger is not checked
+_ROOMY = 2**26  # bytes by which a strip or tile may always exceed its image
 _READ_SIZE: dict[int, Callable[[bytes], tuple[int, int] | None]] = {
     **dict.fromkeys(_JPEG, jpeg_size),
     **dict.fromkeys(_JPEG2000, jpeg2000_size),
@@ -37,18 +38,19 @@ _READ_SIZE: dict[int, Callable[[bytes], tuple[int, int] | None]] = {
 
 _KNOWN = {_LZW, _PACKBITS, _LZMA, *_DEFLATE, *_ZSTD, *_FAX, *_READ_SIZE}
 
+# Each byte with its bits in reverse order.
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def check_segments(content: bytes, pages: list[Any]) -> None:
-    """Raises `Refused` if a strip or a tile is, or becomes, far larger than its image needs.
+    """Checks that no strip or tile becomes far larger than its image needs.
 
-    And for compressions of which that cannot be told.
+    Args:
+        content: of the file.
+        pages: of the file, which are alike.
 
-    **Arguments:**
-
-    - `content`: of the file.
-    - `pages`: of it, of one kind.
+    Raises:
+        Refused: if one does, and for compressions for which this cannot be told.
     """
     for page in filter(None, pages):
         keyframe = page.keyframe
@@ -57,7 +59,7 @@ def check_segments(content: bytes, pages: list[Any]) -> None:
         most = _most_of_a_segment(keyframe)
         segments = zip(page.dataoffsets, page.databytecounts, strict=False)
         for offset, count in segments:
-            if not count:  # nothing was stored where there is nothing
+            if not count:  # an empty part of the image, which is not stored
                 continue
             segment = content[offset : offset + count]
             if keyframe.fillorder == 2 and keyframe.compression not in _JPEG:
@@ -71,13 +73,15 @@ def check_segments(content: bytes, pages: list[Any]) -> None:
 
 
 def _size_of(page: "tifffile.TiffPage") -> int:
+    """Returns the bytes of a page's image."""
     return math.prod(page.shaped) * page.dtype.itemsize
 
 
 def _most_of_a_segment(page: "tifffile.TiffPage") -> int:
-    """What a strip or tile may become, bytes; some programs fill up the last one.
+    """Returns the most bytes that a strip or tile may become.
 
-    Raises `Refused` for tiles that are far larger than the image.
+    It leaves room, as some programs fill up the last one. Raises ``Refused`` for tiles far larger
+    than the image.
     """
     if page.is_tiled:
         pixels = page.tiledepth * page.tilelength * page.tilewidth
@@ -95,9 +99,9 @@ def _most_of_a_segment(page: "tifffile.TiffPage") -> int:
 
 
 def _is_read(compression: int) -> bool:
-    """Tells whether what unpacks it is installed, which else is told where it is needed.
+    """Tells whether a decoder is installed. If not, decoding fails and says what to install.
 
-    Raises `Refused` for compressions of which nothing here knows what they become.
+    Raises ``Refused`` for compressions whose unpacked size cannot be told here.
     """
     import tifffile
 
@@ -111,9 +115,9 @@ def _is_read(compression: int) -> bool:
 
 
 def _is_larger(segment: bytes, page: "tifffile.TiffPage", most: int) -> bool:
-    """Tells whether a segment becomes more than so many bytes. Damage is left to its decoder."""
+    """Tells whether a segment becomes more than ``most`` bytes. Damage is left to its decoder."""
     compression, harmless = int(page.compression), max(most, _HARMLESS)
-    if compression in _FAX:  # unpacked to the size of the page, and no further
+    if compression in _FAX:  # decoders stop at the size of the page
         return False
     if compression in _DEFLATE:
         if len(segment) * _MOST_OF_DEFLATE <= harmless:
@@ -136,7 +140,7 @@ def _is_larger(segment: bytes, page: "tifffile.TiffPage", most: int) -> bool:
 
 
 def _unpacks_beyond(sizes: Iterator[int], most: int) -> bool:
-    """Tells whether sizes sum up to more; those of what is damaged end where it is."""
+    """Tells whether sizes sum up to more than ``most``. They end where the data are damaged."""
     total = 0
     try:
         for size in sizes:
@@ -149,6 +153,7 @@ def _unpacks_beyond(sizes: Iterator[int], most: int) -> bool:
 
 
 def _inflated(segment: bytes) -> Iterator[int]:
+    """Yields the sizes of the parts that deflate unpacks a segment to."""
     unpacker = zlib.decompressobj()
     for start in range(0, len(segment), _SLICE):
         yield len(unpacker.decompress(segment[start : start + _SLICE]))
@@ -157,18 +162,18 @@ def _inflated(segment: bytes) -> Iterator[int]:
 
 
 def _unpacked(unpacker: Any, segment: bytes) -> Iterator[int]:
-    """Sizes of what an unpacker like that of `lzma` gives."""
-    given = segment
+    """Yields the sizes of the parts that an unpacker with ``lzma``'s interface unpacks."""
+    remaining = segment
     while not unpacker.eof:
-        size = len(unpacker.decompress(given, _HARMLESS))
-        given = b""
+        size = len(unpacker.decompress(remaining, _HARMLESS))
+        remaining = b""
         yield size
         if not size and unpacker.needs_input:
             return
 
 
 def _runs_of_packbits(segment: bytes) -> Iterator[int]:
-    """Sizes of the runs. Source: TIFF 6.0, section 9."""
+    """Yields the sizes of the runs of PackBits. Source: TIFF 6.0, section 9."""
     position = 0
     while position < len(segment):
         code = segment[position]
@@ -183,10 +188,11 @@ def _runs_of_packbits(segment: bytes) -> Iterator[int]:
 
 
 def _decodes_beyond(segment: bytes, compression: int, most: int) -> bool:
+    """Tells whether imagecodecs unpacks a segment to ``most`` bytes or more, stopping there."""
     import tifffile
 
     decode = tifffile.TIFF.DECOMPRESSORS[compression]
-    if decode.__module__.startswith("tifffile"):  # from Python 3.14 on; it takes no limit
+    if decode.__module__.startswith("tifffile"):  # from Python 3.14 on: tifffile's takes no limit
         unpacker = importlib.import_module("compression.zstd").ZstdDecompressor()
         return _unpacks_beyond(_unpacked(unpacker, segment), most)
     try:

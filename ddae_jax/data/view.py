@@ -1,6 +1,7 @@
-"""What evaluation shows of an image: resized to whole pixels, then the middle.
+"""How evaluation cuts images: resized to whole pixels, then cropped in the middle.
 
-The same pixels as timm and torchvision show, by their ``Resize`` and ``CenterCrop``.
+The pixels are the same as those of the transforms ``Resize`` and ``CenterCrop`` of timm and
+torchvision.
 """
 
 import math
@@ -13,28 +14,28 @@ from ddae_jax.data.channels import Channels
 from ddae_jax.data.images import LazyImage, Pixels, to_pixels
 
 USUAL_SHARE = 0.875
-"""224 of 256 pixels, as everywhere in the field."""
+"""224 of 256 pixels, the share that is used throughout the field."""
 
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "hamming", "box", "nearest")
 """Pillow's kernels, by the names that timm has for them."""
 
-# So many pixels may a resized image have before it is cropped; else both are done at once.
+# A resized image may have so many pixels before it is cropped; else both are done in one pass.
 _MOST_RESIZED_PIXELS = 2**25
 
 
 @dataclass(frozen=True)
 class View:
-    """How evaluation cuts images to the size that an encoder sees.
+    """The way in which evaluation cuts images to the size that an encoder sees.
 
-    **Arguments:**
+    Args:
+        share: the part of the resized image's sides, in the middle, that is shown. 0 shows all of
+            an image that already has the size, and ``USUAL_SHARE`` of any other one.
+        interpolation: one of ``INTERPOLATIONS``; kernels are widened when shrinking.
+        mode: "center" resizes in proportion, to the smallest image that holds the crop; "squash"
+            stretches the image to the aspect ratio of the size.
 
-    - `share`: of the sides of the resized image, the part in the middle that is shown. 0 shows
-      all of an image that has the wanted size, and `USUAL_SHARE` of any other one.
-    - `interpolation`: one of `INTERPOLATIONS`, widened when shrinking.
-    - `mode`: "center" resizes in proportion, by the side that then just suffices; "squash"
-      stretches the image to the aspect of the size.
-
-    Raises `ValueError` for what is none of these.
+    Raises:
+        ValueError: if one of them is out of range or unknown.
     """
 
     share: float = 0.0
@@ -52,9 +53,17 @@ class View:
             raise ValueError(f"mode={self.mode!r}; 'center' or 'squash'")
 
     def show(self, image: Image.Image | Channels | LazyImage, size: tuple[int, int]) -> Pixels:
-        """Cuts an image of mode `L` or `RGB`, or of several channels, to (height, width) pixels.
+        """Cuts an image to a size.
 
-        Returns uint8[height, width, channel]. Raises `CorruptImage` if the image cannot be decoded.
+        Args:
+            image: of mode ``L`` or ``RGB``, or of several channels.
+            size: (height, width) of the result, pixels.
+
+        Returns:
+            uint8[height, width, channel].
+
+        Raises:
+            CorruptImage: if the image cannot be decoded.
         """
         decoded = image if isinstance(image, Image.Image | Channels) else image.decode()
         height, width = size
@@ -68,19 +77,23 @@ class View:
         kernel = Image.Resampling[self.interpolation.upper()]
         if math.prod(resized) <= _MOST_RESIZED_PIXELS:
             return to_pixels(decoded.resize(resized, kernel).crop(box))
-        # A very long image would fill the memory. Nearly the same: a place in it is a float32.
+        # In one pass, as a very long image would fill the memory. The pixels are nearly the same:
+        # Pillow rounds the box to float32.
         back = [old / new for old, new in zip(decoded.size, resized, strict=True)] * 2
         source = tuple(edge * scale for edge, scale in zip(box, back, strict=True))
         return to_pixels(decoded.resize((width, height), kernel, box=source))
 
-    def _resized(self, given: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-        """Gives the width and height to which an image of such a width and height is resized."""
+    def _resized(self, image_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the (width, height) to which an image of such a (width, height) is resized.
+
+        ``size`` is the (height, width) of the crop.
+        """
         least_height, least_width = (
             math.floor(side / (self.share or USUAL_SHARE)) for side in size
         )
         if self.mode == "squash":
             return least_width, least_height
-        width, height = given
+        width, height = image_size
         if least_width == least_height:  # torchvision's Resize of the shorter side
             shorter = min(width, height)
             return least_width * width // shorter, least_height * height // shorter
@@ -89,4 +102,4 @@ class View:
 
 
 USUAL_VIEW = View()
-"""As the field shows photographs, and all of images that have the wanted size."""
+"""The view that is usual for photographs, and all of images that already have the size."""

@@ -1,4 +1,4 @@
-"""How processes that read for another one behave: they live and end with it alone."""
+"""Worker processes that read batches: their signals, their end, and the memory they share."""
 
 import errno
 import functools
@@ -11,44 +11,45 @@ from collections.abc import Callable, Iterable
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
-_OF_THE_GROUP = {signal.SIGTERM, signal.SIGINT}
-_PATIENCE_S = 1.0
-# What Grain calls its processes, and what it says of one that ended.
+_GROUP_SIGNALS = {signal.SIGTERM, signal.SIGINT}  # which are sent to all processes of a job
+_LOOK_EVERY_S = 1.0
+# Grain's name of its processes, and its message for one that ended.
 _NAME = "grain-process-prefetch"
 _ENDED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
-# Batches that lie in shared memory for each process: made, handed over, and taken but not used
-# yet, each with one more that waits for its place.
+# Batches in shared memory for each process: being made, handed over, and taken but not used yet,
+# and one more that waits for its place.
 _BATCHES_EACH = 4
 
 SHARED_MEMORY = "/dev/shm"
-"""Where the memory lies through which processes hand over batches."""
+"""The folder of the memory through which processes hand over batches."""
 
 
 class WorkerLost(RuntimeError):
-    """A process that read images has ended before it was told to. The message says why."""
+    """A worker process that ended before it was told to. The message says why."""
 
 
 def leave_signals_to_others() -> None:
-    """Makes this thread, and all processes and threads that it starts, deaf to signals.
+    """Blocks SIGTERM and SIGINT in this thread and in all threads and processes that it starts.
 
-    A shell or a scheduler sends SIGTERM and Ctrl-C to the whole group of processes; it is for the
-    parent to decide what is still to be read. What is started inherits it from its first instant: a
-    worker that died while it starts would let its parent wait for ever.
+    A shell or a scheduler sends them to the whole group of processes, and the main process has to
+    decide what is still read. Workers inherit the block from their first instant: one that died
+    while it starts would let its parent wait for ever.
     """
-    resource_tracker.ensure_running()  # its start, if left to the workers', lets signals through
-    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_GROUP)
+    resource_tracker.ensure_running()  # started together with workers, it would unblock signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
 
 
 def ends_with_this_process() -> Callable[[int, int], None]:
-    """What a worker process of this one runs first, given to Grain; it travels there.
+    """Returns a picklable function that Grain runs at the start of each worker process.
 
-    The worker ends soon after its parent, however that ends: one that was killed can tell nobody.
+    It ends the worker soon after this process ends, in whatever way: a process that is killed
+    cannot end its workers.
     """
     return functools.partial(_watch, os.getpid())
 
 
 def kill(processes: Iterable[BaseProcess]) -> None:
-    """Kills those of some processes that read images."""
+    """Kills those of the processes that are workers of Grain."""
     for process in processes:
         if process.name.startswith(_NAME):
             process.kill()
@@ -57,15 +58,18 @@ def kill(processes: Iterable[BaseProcess]) -> None:
 def check_shared_memory(
     num_workers: int, batch_bytes: int, folder: str = SHARED_MEMORY
 ) -> str | None:
-    """Says what is wrong if the batches that lie ready may find no room; None if all is well.
+    """Checks that shared memory holds the batches that the workers make ahead.
 
-    **Arguments:**
+    Args:
+        num_workers: processes that read.
+        batch_bytes: the size of one batch.
+        folder: of the shared memory.
 
-    - `num_workers`: processes that read.
-    - `batch_bytes`: of one batch.
-    - `folder`: of the shared memory.
+    Returns:
+        A warning if the batches may find no room, as too little is free; else None.
 
-    Raises `ValueError` if they cannot find room, as all of it is smaller.
+    Raises:
+        ValueError: if they cannot find room, as the whole of it is smaller.
     """
     total, free = _size_of(folder)
     needed = num_workers * _BATCHES_EACH * batch_bytes
@@ -80,23 +84,24 @@ def check_shared_memory(
     return message
 
 
-def explained(error: Exception, num_workers: int) -> Exception:
-    """The error that tells people why a batch could not be read, or that one itself.
+def explain_worker_error(error: Exception, num_workers: int) -> Exception:
+    """Returns an error that says why workers could not read a batch.
 
-    **Arguments:**
-
-    - `error`: that Grain has raised.
-    - `num_workers`: processes that read.
+    Args:
+        error: raised by Grain. It is returned as it is if it does not come from the end of a
+            worker or from full shared memory.
+        num_workers: processes that read.
     """
     if not num_workers:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
         return WorkerLost(f"{_shared_memory_is_full()}. {_remedy()}")
-    found = _ENDED.search(str(error)) if isinstance(error, RuntimeError) else None
-    return WorkerLost(_cause_of_end(int(found[1]), num_workers)) if found else error
+    match = _ENDED.search(str(error)) if isinstance(error, RuntimeError) else None
+    return WorkerLost(_cause_of_end(int(match[1]), num_workers)) if match else error
 
 
 def _cause_of_end(exit_code: int, num_workers: int) -> str:
+    """Says what ended a worker, and what helps. A negative exit code is that of a signal."""
     if exit_code == -signal.SIGBUS:
         return (
             f"a process that reads images was ended by SIGBUS: {_shared_memory_is_full()}. "
@@ -121,6 +126,7 @@ def _cause_of_end(exit_code: int, num_workers: int) -> str:
 
 
 def _shared_memory_is_full() -> str:
+    """Says that shared memory is full, and how large it is."""
     total, free = _size_of(SHARED_MEMORY)
     if total is None:
         return "no shared memory was left"
@@ -128,6 +134,7 @@ def _shared_memory_is_full() -> str:
 
 
 def _remedy() -> str:
+    """Says how a worker gets more shared memory."""
     return (
         "In a container give it more, as by docker run --shm-size=8g, or on Kubernetes by an "
         f"emptyDir with medium: Memory at {SHARED_MEMORY}; or lower data.num_workers, of which 0 "
@@ -136,7 +143,7 @@ def _remedy() -> str:
 
 
 def _size_of(folder: str) -> tuple[int | None, int]:
-    """Bytes of a file system, all and those that are free; None where there is none."""
+    """Returns the total and the free bytes of a file system; (None, 0) if there is none."""
     try:
         status = os.statvfs(folder)
     except OSError:
@@ -145,15 +152,18 @@ def _size_of(folder: str) -> tuple[int | None, int]:
 
 
 def _mib(size: int) -> str:
+    """Formats bytes as MiB."""
     return f"{size / 2**20:,.0f} MiB"
 
 
 def _watch(parent: int, index: int, count: int) -> None:
+    """Starts a thread that ends this process with its parent. Grain gives the other arguments."""
     del index, count
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
+    """Waits until the parent process is another one, and ends this process."""
     while os.getppid() == parent:
-        time.sleep(_PATIENCE_S)
+        time.sleep(_LOOK_EVERY_S)
     os._exit(1)

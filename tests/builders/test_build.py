@@ -17,7 +17,7 @@ from ddae_jax.builders.methods import build_method
 from ddae_jax.builders.networks import build_encoder
 from ddae_jax.builders.optimization import build_learning_rate, build_momentum, build_optimizer
 from ddae_jax.config import pretrain_defaults
-from ddae_jax.data.sources import ArraySource
+from ddae_jax.data.array_source import ArraySource
 from ddae_jax.data.view import View
 from ddae_jax.jobs.job import DataSpec, make_schedule
 from ddae_jax.models import vit

@@ -1,4 +1,4 @@
-"""Random resized crop: on the host against its promises, on the device against the host."""
+"""Random resized crop: on the host against its definition, on the device against the host."""
 
 import io
 import math
@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from ddae_jax.data.augment import (
+    Augmentation,
     Box,
     _random_box_on_device,
     augment_on_device,
@@ -38,7 +39,7 @@ def is_within(box: Box, width: int, height: int) -> bool:
 
 
 def has_area_and_aspect(box: Box, area: float, scale, ratio) -> bool:
-    """Whether sides that round to the box's have an area and an aspect in the ranges."""
+    """Tells whether sides that round to the box's have an area and an aspect in the ranges."""
     least, most = np.array([box.width, box.height]) - 0.5, np.array([box.width, box.height]) + 0.5
     has_area = least.prod() <= area * scale[1] and most.prod() >= area * scale[0]
     return has_area and least[0] / most[1] <= ratio[1] and most[0] / least[1] >= ratio[0]
@@ -59,7 +60,7 @@ class TestRandomBox:
         assert box == (0, 24, 1, 1)
 
     def test_area_share_is_uniform_on_a_large_image(self):
-        """Kolmogorov-Smirnov; ratio 1 on a square image, so that every box fits."""
+        """By a Kolmogorov-Smirnov test, with ratio 1 on a square image, so that every box fits."""
         rng = np.random.default_rng(0)
         boxes = [random_box(rng, 4000, 4000, SCALE, (1.0, 1.0)) for _ in range(2000)]
         shares = [box.width * box.height / 4000**2 for box in boxes]
@@ -82,8 +83,8 @@ class TestRandomResizedCrop:
             for _ in range(400)
         ]
         flipped = [np.array_equal(crop, image[:, ::-1]) for crop in crops]
-        kept = [np.array_equal(crop, image) for crop in crops]
-        assert all(one != other for one, other in zip(flipped, kept, strict=True))
+        unchanged = [np.array_equal(crop, image) for crop in crops]
+        assert all(one != other for one, other in zip(flipped, unchanged, strict=True))
         assert stats.binomtest(sum(flipped), 400, 0.5).pvalue > 0.01
 
     @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -119,8 +120,10 @@ class TestRandomResizedCrop:
         assert not np.array_equal(first, other)
 
     def test_jpeg_decoded_small_looks_like_decoded_whole(self):
-        """One level on average: the two low-pass filters differ where the image has detail.
-        A shift by one pixel would make more than ten."""
+        """Up to one level on average, as the two low-pass filters differ in details.
+
+        A shift by one pixel would change more than ten levels.
+        """
         smooth = ndimage.gaussian_filter(noise(603, 797).astype(float), (12, 12, 0)) - 127
         pixels = (smooth * 24 + 127).clip(0, 255).astype(np.uint8)
         buffer = io.BytesIO()
@@ -162,8 +165,11 @@ class TestOnDevice:
     @settings(max_examples=30, deadline=None)
     @given(data=st.data())
     def test_agrees_with_pillow_on_the_same_box(self, data):
-        """Within 1.5 levels: Pillow rounds after each of its two passes, each amplified by the
-        kernel's negative lobes. Mid-range values, since Pillow clips between the passes, too."""
+        """Within 1.5 levels: Pillow rounds after each of its two passes.
+
+        The kernel's negative lobes amplify the rounding. Values are in the middle of the range,
+        since Pillow clips between the passes too.
+        """
         height, width = 24, 32
         crop_width = data.draw(st.integers(1, width))
         crop_height = data.draw(st.integers(1, height))
@@ -181,7 +187,7 @@ class TestOnDevice:
 
     @pytest.mark.parametrize(("width", "height"), [(32, 32), (50, 20)])
     def test_boxes_are_distributed_as_on_the_host(self, width, height):
-        """Two-sample Kolmogorov-Smirnov tests of each coordinate."""
+        """By a two-sample Kolmogorov-Smirnov test of each coordinate."""
         rng = np.random.default_rng(0)
         host = np.array([random_box(rng, width, height, SCALE, RATIO) for _ in range(4000)])
         keys = jax.random.split(jax.random.key(0), 4000)
@@ -208,8 +214,8 @@ class TestOnDevice:
         images = np.repeat(noise(8, 8)[None], 400, axis=0)
         crops = jitted_identity(jax.random.key(0), images)
         flipped = np.abs(np.asarray(crops) - images[:, :, ::-1]).max((1, 2, 3)) < 1e-3
-        kept = np.abs(np.asarray(crops) - images).max((1, 2, 3)) < 1e-3
-        assert np.all(flipped != kept)
+        unchanged = np.abs(np.asarray(crops) - images).max((1, 2, 3)) < 1e-3
+        assert np.all(flipped != unchanged)
         assert stats.binomtest(int(flipped.sum()), 400, 0.5).pvalue > 0.01
 
     def test_stays_within_0_to_255(self):
@@ -226,3 +232,18 @@ jitted_identity = jax.jit(
 )
 jitted_crop = jax.jit(lambda image, box: crop_and_resize_on_device(image, box, (12, 16)))
 jitted_augment = jax.jit(lambda key, images: augment_on_device(key, images, (16, 16)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": (0, 8)}, "image_size"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
+        ({"crop_scale": (0.2, 1.1)}, "crop_scale"),
+        ({"crop_ratio": (0, 1)}, "crop_ratio"),
+        ({"augment_in": "moon"}, "augment_in='moon'"),
+    ],
+)
+def test_augmentation_refuses_sizes_and_ranges_that_make_no_crop(options, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**({"image_size": (8, 8)} | options))

@@ -1,4 +1,4 @@
-"""Labels sum to one, boxes lie inside, and a pixel and its label have the same shares."""
+"""Mixup, CutMix and random erasing: shares of pixels and targets, boxes, and how often."""
 
 import functools
 
@@ -13,23 +13,23 @@ from ddae_jax.training.sharding import batch_sharding, make_mesh
 BATCH, SIDE, CLASSES = 6, 16, 4
 LABELS = jnp.arange(BATCH) % CLASSES
 TARGETS = smoothed_one_hot(LABELS, CLASSES)
-# Each image has a value of its own, so that a pixel tells whose it is.
+# Each image has a value of its own, so that pixels show which image they come from.
 IMAGES = jnp.broadcast_to(jnp.arange(1.0, BATCH + 1)[:, None, None, None], (BATCH, SIDE, SIDE, 3))
 KEYS = jax.random.split(jax.random.key(0), 200)
 
 
 @functools.cache
 def mixed(**options):
-    """200 mixed batches."""
+    """Mixes 200 batches."""
     mix = functools.partial(mixup_or_cutmix, images=IMAGES, targets=TARGETS, **options)
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: mix(key)))(KEYS))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_smooth_labels_by_hand(smoothing):
-    found = smoothed_one_hot(jnp.array([2]), 4, smoothing)
+    targets = smoothed_one_hot(jnp.array([2]), 4, smoothing)
     expected = [[smoothing / 4, smoothing / 4, 1 - smoothing + smoothing / 4, smoothing / 4]]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
@@ -49,7 +49,7 @@ def test_cutmix_puts_a_box_of_the_partner_into_the_image_and_mixup_blends_all_of
         rows, columns = np.nonzero(image == 6)
         if len(rows):
             height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-            assert height * width == len(rows)  # all of a rectangle
+            assert height * width == len(rows)  # a full rectangle
     blended, _ = mixed(mixup_alpha=0.8, cutmix_alpha=0.0)
     assert (np.ptp(blended[:, 0], axis=(1, 2)) < 1e-5).all()
 
@@ -57,7 +57,7 @@ def test_cutmix_puts_a_box_of_the_partner_into_the_image_and_mixup_blends_all_of
 def test_the_shares_are_drawn_from_the_beta_distribution():
     images, _ = mixed(mixup_alpha=1.0, cutmix_alpha=0.0)
     share = (6 - images[:, 0, 0, 0, 0]) / 5
-    assert abs(share.mean() - 0.5) < 0.08  # of 200 from a uniform distribution
+    assert abs(share.mean() - 0.5) < 0.08  # 200 draws of a uniform distribution
     assert share.min() < 0.05
     assert share.max() > 0.95
 
@@ -76,7 +76,7 @@ def test_mixing_happens_as_often_as_asked():
     np.testing.assert_allclose(targets[is_same], np.broadcast_to(TARGETS, targets[is_same].shape))
 
 
-def test_without_either_nothing_happens():
+def test_without_mixup_and_cutmix_nothing_changes():
     images, targets = mixup_or_cutmix(KEYS[0], IMAGES, TARGETS, mixup_alpha=0.0, cutmix_alpha=0.0)
     assert images is IMAGES
     assert targets is TARGETS
@@ -91,7 +91,7 @@ def test_the_middle_of_an_odd_batch_is_its_own_partner():
 
 
 @pytest.mark.parametrize("name", ["mix", "erase"])
-def test_over_eight_devices_it_is_what_it_is_on_one(name):
+def test_mixing_on_eight_devices_gives_what_it_gives_on_one(name):
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
     targets = smoothed_one_hot(jnp.arange(16) % 4, 4)
 
@@ -112,21 +112,21 @@ def test_over_eight_devices_it_is_what_it_is_on_one(name):
 
 
 def erased(**options):
-    """Where 200 images of ones were changed."""
+    """Erases boxes in 200 images of the value 7."""
     images = jnp.full((200, 20, 30, 3), 7.0)
-    found = jax.jit(lambda key: random_erasing(key, images, **options))(KEYS[0])
-    return np.asarray(found)
+    changed = jax.jit(lambda key: random_erasing(key, images, **options))(KEYS[0])
+    return np.asarray(changed)
 
 
 def test_a_box_of_the_asked_area_and_aspect_is_filled_with_normal_noise():
-    found = erased(probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0))
-    for image in found:
+    changed = erased(probability=1.0, area=(0.1, 0.3), ratio=(0.5, 2.0))
+    for image in changed:
         rows, columns = np.nonzero((image != 7).all(axis=-1))
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert height * width == len(rows)
         assert 0.1 * 600 - 15 < len(rows) < 0.3 * 600 + 15  # up to the rounding of sides
         assert 0.4 < height / width < 2.5
-    noise = found[found != 7]
+    noise = changed[changed != 7]
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
 

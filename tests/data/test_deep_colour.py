@@ -1,4 +1,4 @@
-"""Files of more than 8 bits that Pillow opens, against the values that were written."""
+"""Files of more than 8 bits that Pillow opens, compared with the values that were written."""
 
 import io
 import struct
@@ -9,13 +9,13 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ddae_jax.data.array_images import ArrayImage
 from ddae_jax.data.deep_colour import deep_file
 from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
-from ddae_jax.data.stacks import StackedImage
 
 
 def png_of_16_bits(values, transparent=()):
-    """A PNG of 2 (grey and alpha), 3 or 4 channels, by its specification."""
+    """Writes a PNG of 2 (grey and alpha), 3 or 4 channels by its specification."""
     height, width, channels = values.shape
 
     def chunk(kind, data):
@@ -64,9 +64,9 @@ def scaled(values, largest):
 def test_colours_of_12_bits_keep_all_levels_that_8_bits_hold(encode):
     values = noise(9, 7, 3)
     encoded = encode(values)
-    found = decoded(encoded)
-    np.testing.assert_array_equal(found, scaled(values, 4095))
-    assert len(np.unique(found)) > 100  # of the 17 that the upper 8 bits have
+    pixels = decoded(encoded)
+    np.testing.assert_array_equal(pixels, scaled(values, 4095))
+    assert len(np.unique(pixels)) > 100  # the upper 8 bits alone have 17
     np.testing.assert_array_equal(decoded(encoded, max_value=2000), scaled(values, 2000))
 
 
@@ -77,7 +77,7 @@ def test_all_16_bits_are_as_pillow_has_them_where_the_config_says_so():
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_what_is_transparent_is_white(channels):
+def test_transparent_pixels_are_white(channels):
     values = noise(6, 5, channels)
     alpha = np.linspace(0, 65535, 30).round().reshape(6, 5, 1)
     values[..., -1] = alpha[..., 0]
@@ -91,10 +91,10 @@ def test_what_is_transparent_is_white(channels):
 def test_one_colour_may_be_transparent(max_value):
     values = noise(4, 4, 3)
     values[1, 2] = values[3, 3] = 77
-    found = decoded(png_of_16_bits(values, transparent=(77, 77, 77)), max_value=max_value)
+    pixels = decoded(png_of_16_bits(values, transparent=(77, 77, 77)), max_value=max_value)
     expected = scaled(values, max_value)
     expected[1, 2] = expected[3, 3] = 255
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pixels, expected)
 
 
 def test_grey_is_made_of_scaled_colours():
@@ -121,7 +121,7 @@ def test_images_of_8_bits_are_left_to_pillow(mode, format):
     assert deep_file(Image.open(file), file.getvalue(), lambda: Image.open(file)) is None
 
 
-def test_they_are_found_after_the_size_was_asked_for():
+def test_all_bits_are_read_after_the_size_was_asked_for():
     values = noise(4, 6, 3)
     encoded = png_of_16_bits(values)
     image = EncodedImage(lambda: encoded, "an image", Decoding())
@@ -130,22 +130,22 @@ def test_they_are_found_after_the_size_was_asked_for():
         np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
 
 
-def test_bands_that_are_channels_keep_them_too():
+def test_bands_that_are_channels_keep_all_bits():
     values = noise(5, 4, 4)
     encoded = png_of_16_bits(values)
-    image = StackedImage(lambda: encoded, "an image", Decoding(4, max_value=4095))
+    image = ArrayImage(lambda: encoded, "an image", Decoding(4, max_value=4095))
     np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
 
 
 def test_grey_and_opacity_are_two_channels_as_those_of_8_bits_are():
     values = noise(5, 4, 2)
     encoded = png_of_16_bits(values)
-    image = StackedImage(lambda: encoded, "an image", Decoding(2, max_value=4095))
+    image = ArrayImage(lambda: encoded, "an image", Decoding(2, max_value=4095))
     np.testing.assert_array_equal(image.pixels(), scaled(values, 4095))
 
 
 def netpbm(values, largest, is_plain=False):
-    """A PGM or PPM file of 2 bytes a value, or in words."""
+    """Writes a PGM or PPM file of 2 bytes per value, or of numbers as text."""
     magic = {(1, False): "P5", (3, False): "P6", (1, True): "P2", (3, True): "P3"}
     height, width, channels = values.shape
     header = f"{magic[channels, is_plain]}\n# of a test\n{width} {height}\n{largest}\n"
@@ -162,7 +162,7 @@ class TestNetpbm:
             (4095, 0.0, 4095),
             (4095, 4095.0, 4095),
             (4095, 2000.0, 2000),
-            (4095, 65535.0, 4095),  # as Pillow scales it, and older runs saw it
+            (4095, 65535.0, 4095),  # as Pillow scales it, and as older runs did
             (65535, 0.0, 2047),
             (65535, 2047.0, 2047),
             (65535, 65535.0, 65535),
@@ -171,27 +171,27 @@ class TestNetpbm:
     )
     def test_values_are_those_of_the_file(self, largest, max_value, white, channels, is_plain):
         values = noise(7, 5, channels, most=1001 if largest == 1000 else 2001)
-        found = decoded(netpbm(values, largest, is_plain), max_value=max_value)
-        np.testing.assert_array_equal(found, np.broadcast_to(scaled(values, white), (7, 5, 3)))
+        pixels = decoded(netpbm(values, largest, is_plain), max_value=max_value)
+        np.testing.assert_array_equal(pixels, np.broadcast_to(scaled(values, white), (7, 5, 3)))
 
     @pytest.mark.parametrize("is_plain", [False, True])
-    def test_those_that_are_missing_are_told(self, is_plain):
+    def test_missing_values_are_counted_as_a_truncated_file(self, is_plain):
         encoded = netpbm(np.full((3, 4, 1), 300, np.uint16), 4095, is_plain)
         with pytest.raises(CorruptImage, match="truncated: 10 of 12 values are there") as raised:
             decoded(encoded[: -8 if is_plain else -3])
         assert raised.value.kind == "truncated"
 
     @pytest.mark.parametrize("word", [b"70000", b"-3", b"many"])
-    def test_words_that_are_no_values_are_told(self, word):
+    def test_words_that_are_no_values_are_refused(self, word):
         encoded = netpbm(np.full((1, 2, 1), 300, np.uint16), 4095, True)
         with pytest.raises(CorruptImage, match="a value is no number from 0 to 65535"):
             decoded(encoded.replace(b"300 ", word + b" "))
 
 
 def jpeg2000(values, bits, **options):
-    """A lossless codestream of grey values of so many bits, made of one of 16 bits.
+    """Writes a lossless codestream of grey values of so many bits, by changing one of 16 bits.
 
-    Values are stored as they differ from the middle of what the bits hold.
+    JPEG 2000 stores the differences of values from the middle of their range.
     """
     file = io.BytesIO()
     shifted = (values.astype(int) - 2 ** (bits - 1) + 2**15).astype(np.uint16)
@@ -217,8 +217,8 @@ def jpeg2000(values, bits, **options):
 )
 def test_jpeg_2000_has_the_values_of_its_bits(bits, max_value, white):
     values = noise(32, 40, most=1000)
-    found = decoded(jpeg2000(values, bits), 1, max_value)[..., 0]
-    np.testing.assert_array_equal(found, scaled(values, white))
+    pixels = decoded(jpeg2000(values, bits), 1, max_value)[..., 0]
+    np.testing.assert_array_equal(pixels, scaled(values, white))
 
 
 def sgi_of_16_bits(values):
@@ -227,11 +227,11 @@ def sgi_of_16_bits(values):
     return header + np.moveaxis(values[::-1], -1, 0).astype(">u2").tobytes()
 
 
-def test_what_has_the_upper_8_bits_alone_is_scaled_as_far_as_they_go():
+def test_sgi_is_scaled_by_its_upper_8_bits():
     values = noise(5, 4, 3)
-    found = decoded(sgi_of_16_bits(values), max_value=4095.0).astype(int)
-    assert abs(found - scaled(values, 4095)).max() <= 16  # of the 16 levels that Pillow knows
+    pixels = decoded(sgi_of_16_bits(values), max_value=4095.0).astype(int)
+    assert abs(pixels - scaled(values, 4095)).max() <= 16  # Pillow gives 16 levels
     values = noise(5, 4, 3, most=65536)
     for max_value in (0.0, 65535.0):
-        found = decoded(sgi_of_16_bits(values), max_value=max_value)
-        np.testing.assert_array_equal(found, values >> 8)
+        pixels = decoded(sgi_of_16_bits(values), max_value=max_value)
+        np.testing.assert_array_equal(pixels, values >> 8)

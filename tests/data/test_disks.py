@@ -1,4 +1,4 @@
-"""Files on disks and networks that fail for a while, or for good, are read patiently."""
+"""Reading files from disks and networks that fail for a while, or for good."""
 
 import errno
 import io
@@ -15,13 +15,13 @@ from ddae_jax.data.disks import ReadFailed, read_file, reading
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    """Nobody waits between two tries."""
+    """Leaves out the waits between tries."""
     monkeypatch.setattr(disks, "_WAITS_S", (0.0,) * 4)
 
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Has the next reads from some place of a file on fail, so many times; counts its opens."""
+    """Makes reads of a file fail so many times from a position on, and lists its openings."""
     opens = []
 
     def fail(times, start=0, number=errno.EIO):
@@ -67,7 +67,7 @@ def test_a_file_that_does_not_recover_is_named(failing, tmp_path):
         read_file(tmp_path / "a")
 
 
-def test_whatever_a_reader_makes_of_it_a_disk_is_named_for_what_it_did(failing, tmp_path):
+def test_a_failed_disk_is_named_whatever_error_the_reader_makes_of_it(failing, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a", bytes(100_000))
     failing(99, start=60_000)
@@ -75,10 +75,10 @@ def test_whatever_a_reader_makes_of_it_a_disk_is_named_for_what_it_did(failing, 
         pytest.raises(ReadFailed, match=r"a\.zip cannot be read: Input/output error"),
         reading(tmp_path / "a.zip") as file,
     ):
-        zipfile.ZipFile(file)  # which says that it is no zip file
+        zipfile.ZipFile(file)  # whose own error is that it is no zip file
 
 
-def test_what_a_reader_says_of_a_file_itself_is_said(tmp_path):
+def test_errors_of_the_reader_about_the_file_are_raised_as_they_are(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     with pytest.raises(zipfile.BadZipFile), reading(tmp_path / "a") as file:
         zipfile.ZipFile(file)

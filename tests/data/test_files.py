@@ -1,4 +1,4 @@
-"""Disks and networks that fail for a while, or for good, as made-up errors of the system."""
+"""Reading images and folders where the system's calls fail for a while, or for good."""
 
 import errno
 import logging
@@ -8,20 +8,21 @@ import pickle
 import pytest
 from PIL import Image
 
-from ddae_jax.data import disks, sources
-from ddae_jax.data.disks import ReadFailed, patiently
-from ddae_jax.data.folder import scan
+from ddae_jax.data import disks
+from ddae_jax.data.disks import ReadFailed, with_retries
+from ddae_jax.data.folder_scan import scan
 from ddae_jax.data.sources import make_source
+from ddae_jax.data.tfds_source import TfdsSource
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    """Nobody waits between two tries."""
+    """Leaves out the waits between tries."""
     monkeypatch.setattr(disks, "_WAITS_S", (0.0,) * 4)
 
 
 def failing(times, number=errno.EIO, then="read"):
-    """What fails so many times; and how often it was tried, in a list."""
+    """Returns a function that fails so many times, and a list with an item for each try."""
     tries = []
 
     def call(*_, **__):
@@ -34,19 +35,19 @@ def failing(times, number=errno.EIO, then="read"):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
-def test_what_recovers_is_read_and_told_once(number, caplog):
+def test_a_read_that_recovers_is_logged_once(number, caplog):
     caplog.set_level(logging.WARNING)
     call, tries = failing(3, number)
-    assert patiently("/mnt/a.png", call) == "read"
+    assert with_retries("/mnt/a.png", call) == "read"
     assert len(tries) == 4
-    (told,) = caplog.messages
-    assert told == f"/mnt/a.png cannot be read: {os.strerror(number)}; trying again"
+    (message,) = caplog.messages
+    assert message == f"/mnt/a.png cannot be read: {os.strerror(number)}; trying again"
 
 
-def test_what_does_not_recover_is_named_with_its_cause():
+def test_a_read_that_does_not_recover_is_named_with_its_cause():
     call, tries = failing(99)
     with pytest.raises(ReadFailed) as raised:
-        patiently(b"/mnt/a.png", call)
+        with_retries(b"/mnt/a.png", call)
     assert len(tries) == 5
     assert str(raised.value).startswith(
         "/mnt/a.png cannot be read: Input/output error; it was tried 5 times within "
@@ -55,10 +56,10 @@ def test_what_does_not_recover_is_named_with_its_cause():
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ELOOP])
-def test_what_is_wrong_with_one_file_alone_is_not_tried_again(number):
+def test_errors_of_one_file_alone_are_not_tried_again(number):
     call, tries = failing(99, number)
     with pytest.raises(OSError, match=os.strerror(number)) as raised:
-        patiently("a.png", call)
+        with_retries("a.png", call)
     assert not isinstance(raised.value, ReadFailed)
     assert len(tries) == 1
 
@@ -87,7 +88,7 @@ def test_an_image_is_read_at_the_second_try(photos, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_listed_for_a_while_is_not_left_out(photos, monkeypatch):
-    """Else a class would be missing without a word, and a run that goes on have other data."""
+    """Else a class would be missing silently, and a continued run would have other data."""
     listed, tries = os.scandir, []
 
     def once_broken(folder):
@@ -121,7 +122,7 @@ def test_records_that_cannot_be_read_are_named():
         def __getitems__(self, indices):
             raise RuntimeError("Input/output error; reading tiny-train.array_record")
 
-    source = object.__new__(sources.TfdsSource)
+    source = object.__new__(TfdsSource)
     source._records, source._full_name, source._title = Records(), "tiny/1.0.0", "tiny/train"
     expected = (
         r"^tiny/1\.0\.0, tiny/train\[3, 4\] cannot be read: Input/output error; reading tiny-"

@@ -1,6 +1,6 @@
-"""Files that claim more than they hold, break off, or have broken metadata: what is said of each.
+"""Files that claim more than they hold, break off, or have broken metadata.
 
-And that none takes memory out of proportion to its image.
+Each is refused with its cause, or read, and none takes more memory than its image needs.
 """
 
 import io
@@ -15,10 +15,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddae_jax.data import arrays
+from ddae_jax.data import numpy_files
+from ddae_jax.data.array_images import ArrayImage
 from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.images import CorruptImage, Decoding, EncodedImage
-from ddae_jax.data.stacks import StackedImage
 
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 NEEDS_LITTLE = 100 * 1024  # KiB
@@ -51,7 +51,7 @@ def encoded(format, **options):
 
 
 def pixels(content, channels=3):
-    kind = EncodedImage if channels == 3 else StackedImage
+    kind = EncodedImage if channels == 3 else ArrayImage
     return kind(lambda: content, "it", Decoding(channels)).pixels()
 
 
@@ -66,7 +66,7 @@ def peak():
 
 
 def tiff_with_a_strip_of(strip, compression):
-    """A file of 64 x 64 x 5 values whose one strip is another one."""
+    """Writes a file of 64 x 64 x 5 values, and replaces its only strip."""
     file = io.BytesIO()
     values = np.zeros((64, 64, 5), np.uint16)
     tifffile.imwrite(
@@ -77,9 +77,9 @@ def tiff_with_a_strip_of(strip, compression):
     (count,) = struct.unpack_from("<H", content, start)
     for at in range(start + 2, start + 2 + 12 * count, 12):
         (tag,) = struct.unpack_from("<H", content, at)
-        told = {273: len(content), 279: len(strip), 278: 64}.get(tag)
-        if told is not None:
-            struct.pack_into("<HHII", content, at, tag, 4, 1, told)
+        value = {273: len(content), 279: len(strip), 278: 64}.get(tag)
+        if value is not None:
+            struct.pack_into("<HHII", content, at, tag, 4, 1, value)
     return bytes(content) + strip
 
 
@@ -89,9 +89,9 @@ class TestMemory:
         length = struct.pack("<I", 200 * 10**6)
         content = archive(b"\x93NUMPY\x02\0" + length, *[blanks] * 20)
         before = peak()
-        kind, told = refusal(content, 5)
+        kind, message = refusal(content, 5)
         assert kind == "damaged"
-        assert "its header has 200,000,000 bytes; that of numbers has at most 10,000" in told
+        assert "its header has 200,000,000 bytes; that of numbers has at most 10,000" in message
         assert peak() - before < NEEDS_LITTLE
 
     def test_many_numbers_in_each_value_are_not_unpacked(self):
@@ -108,9 +108,11 @@ class TestMemory:
     def test_a_strip_that_becomes_far_more_than_its_image_is_refused(self, pack, compression):
         content = tiff_with_a_strip_of(pack(bytes(15 * 10**7)), compression)
         before = peak()
-        kind, told = refusal(content, 5)
+        kind, message = refusal(content, 5)
         assert kind == "damaged"
-        assert "a strip or tile of it becomes more than 147,456 bytes when it is unpacked" in told
+        assert (
+            "a strip or tile of it becomes more than 147,456 bytes when it is unpacked" in message
+        )
         assert peak() - before < NEEDS_LITTLE
         fine = tiff_with_a_strip_of(pack(bytes(64 * 64 * 10)), compression)
         assert pixels(fine, 5).shape == (64, 64, 5)
@@ -130,29 +132,29 @@ class TestMemory:
         assert pixels(content, channels).shape == (64, 64, channels)
         for tag in (322, 323):
             at = content.index(struct.pack("<H", tag), 8)
-            told = struct.pack("<HHII", tag, 4, 1, 16384)
-            content = content[:at] + told + content[at + 12 :]
-        kind, told = refusal(content, channels)
+            entry = struct.pack("<HHII", tag, 4, 1, 16384)
+            content = content[:at] + entry + content[at + 12 :]
+        kind, message = refusal(content, channels)
         assert kind == "damaged"
-        assert "its tiles have 16384 x 16384 pixels, and the image 64 x 64" in told
+        assert "its tiles have 16384 x 16384 pixels, and the image 64 x 64" in message
 
     def test_an_archive_is_unpacked_to_the_values_that_were_stored(self):
         values = np.asfortranarray(np.arange(200_000, dtype=np.uint32).reshape(200, 200, 5))
         file = io.BytesIO()
         np.savez_compressed(file, image=values)
-        array = arrays.ArrayFile(file.getvalue())
+        array = numpy_files.ArrayFile(file.getvalue())
         np.testing.assert_array_equal(array.read(), values)
 
     def test_other_compressions_of_zip_are_refused(self):
         content = archive(npy(described("'|u1'"), bytes(80)), method=zipfile.ZIP_BZIP2)
-        kind, told = refusal(content, 5)
+        kind, message = refusal(content, 5)
         assert kind == "of a kind that is not read"
-        assert "expected is what numpy.savez_compressed writes" in told
+        assert "expected is what numpy.savez_compressed writes" in message
 
 
 class TestHeaders:
     @pytest.mark.parametrize(
-        ("content", "kind", "told"),
+        ("content", "kind", "reason"),
         [
             (npy("-" * 9000 + "1\n"), "damaged", "describes no array: it is nested too deeply"),
             (npy("1" + "+1j" * 3000), "damaged", "its header describes no array: "),
@@ -166,16 +168,16 @@ class TestHeaders:
             (archive(npy(described("'|u1'"), bytes(80)))[:60], "truncated", "it breaks off"),
         ],
     )
-    def test_what_is_wrong_is_one_corrupt_image(self, content, kind, told):
-        found, message = refusal(content, 5)
-        assert found == kind
-        assert told in message
+    def test_a_wrong_header_is_one_corrupt_image(self, content, kind, reason):
+        refused_kind, message = refusal(content, 5)
+        assert refused_kind == kind
+        assert reason in message
 
     def test_no_memory_is_an_error_that_says_what_to_lower(self, monkeypatch):
         def fail(*_):
             raise MemoryError("Unable to allocate 1 GiB")
 
-        monkeypatch.setattr(arrays.ArrayFile, "read", fail)
+        monkeypatch.setattr(numpy_files.ArrayFile, "read", fail)
         content = npy(described("'|u1'"), bytes(80))
         with pytest.raises(NoMemoryLeft, match=r"no memory is left \(Unable .*: lower data\.num_"):
             pixels(content, 5)
@@ -202,7 +204,7 @@ class TestBreakingOff:
     )
     @pytest.mark.parametrize("share", [0.5, "12 bytes", "40 bytes"])
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-    def test_it_is_told_as_such(self, format, options, share):
+    def test_a_file_that_breaks_off_is_truncated(self, format, options, share):
         if format not in Image.SAVE or (format == "AVIF" and "AVIF" not in Image.OPEN):
             pytest.skip("this build of Pillow lacks it")
         whole = encoded(format, **options)
@@ -210,7 +212,7 @@ class TestBreakingOff:
         cut = whole[: len(whole) // 2] if share == 0.5 else whole[: int(share[:2])]
         assert refusal(cut)[0] == "truncated"
 
-    def test_what_is_damaged_in_a_whole_file_does_not_break_off(self):
+    def test_damage_in_a_whole_file_is_no_truncation(self):
         whole = bytearray(encoded("WEBP", lossless=True))
         whole[25:80] = bytes(55)
         assert refusal(bytes(whole))[0] == "damaged"
@@ -243,7 +245,7 @@ class TestMetadata:
     def test_a_broken_chunk_that_no_pixel_needs_does_not_cost_the_image(self, chunk):
         np.testing.assert_array_equal(pixels(png_with(chunk)), NOISE)
 
-    def test_a_wrong_checksum_of_such_a_chunk_does_not_either(self):
+    def test_a_wrong_checksum_of_such_a_chunk_does_not_cost_the_image(self):
         content = bytearray(png_with((b"eXIf", b"II*\0")))
         content[45] ^= 1
         np.testing.assert_array_equal(pixels(bytes(content)), NOISE)

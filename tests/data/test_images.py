@@ -1,4 +1,4 @@
-"""How any image file is decoded, and what is said where it cannot be."""
+"""Decoding image files of any kind, and the errors for those that cannot be decoded."""
 
 import errno
 import io
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import disks, once
+from ddae_jax.data import disks, warn_once
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.header_sizes import webp_size
 from ddae_jax.data.images import CAUSES, CorruptImage
@@ -33,7 +33,7 @@ def decoded(path: Path, channels: int = 3) -> np.ndarray:
 
 
 class TestDecoding:
-    """Every kind of image becomes upright uint8 of the asked channels."""
+    """Every kind of image becomes upright uint8 pixels of the asked number of channels."""
 
     def test_greyscale_becomes_rgb_and_rgb_becomes_grey(self, tmp_path):
         save(Image.new("L", (3, 2), 77), tmp_path / "grey" / "a.png")
@@ -81,7 +81,7 @@ class TestDecoding:
     def test_exif_orientation_turns_the_image_upright(self, tmp_path, orientation, suffix):
         upright = Image.new("RGB", (32, 16), "black")
         upright.paste("white", (0, 0, 16, 8))  # the upper left quarter
-        # The inverse of what a viewer does.
+        # Stored turned the other way than a viewer turns it.
         stored = {
             1: lambda i: i,
             2: lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -153,8 +153,8 @@ class TestDecoding:
     )
     def test_sixteen_bits_are_scaled_by_the_bits_that_are_used(self, tmp_path, levels, expected):
         save(Image.fromarray(np.array([levels], np.uint16)), tmp_path / "a.png")
-        found = decoded(tmp_path / "a.png", channels=1)[0, :, 0]
-        np.testing.assert_array_equal(found, expected)
+        pixels = decoded(tmp_path / "a.png", channels=1)[0, :, 0]
+        np.testing.assert_array_equal(pixels, expected)
 
     @pytest.mark.parametrize(
         ("values", "dtype", "expected"),
@@ -173,10 +173,10 @@ class TestDecoding:
         self, tmp_path, values, dtype, expected
     ):
         save(Image.fromarray(np.array([values], dtype)), tmp_path / "a.tiff")
-        found = decoded(tmp_path / "a.tiff", channels=1)[0, :, 0]
-        np.testing.assert_array_equal(found, expected)
+        pixels = decoded(tmp_path / "a.tiff", channels=1)[0, :, 0]
+        np.testing.assert_array_equal(pixels, expected)
 
-    def test_what_becomes_white_may_be_given_for_all(self, tmp_path):
+    def test_the_value_that_becomes_white_may_be_given_for_all(self, tmp_path):
         for number, levels in enumerate([[0, 100, 1000], [0, 2000, 9000]]):
             path = tmp_path / f"{number}.png"
             save(Image.fromarray(np.array([levels], np.uint16)), path)
@@ -184,8 +184,8 @@ class TestDecoding:
         assert source[0]["image"][0, :, 0].tolist() == [0, 6, 64]
         assert source[1]["image"][0, :, 0].tolist() == [0, 128, 255]
 
-    def test_scaling_is_told_once(self, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr(once, "_told", set())
+    def test_scaling_is_warned_of_once(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(warn_once, "_given", set())
         path = tmp_path / "a.png"
         save(Image.fromarray(np.array([[0, 4000]], np.uint16)), path)
         decoded(path)
@@ -218,7 +218,7 @@ class TestDecoding:
 
 
 def kind_of(path: Path, **options) -> str:
-    """Why the image in this folder cannot be decoded."""
+    """Returns why the image in this folder cannot be decoded."""
     with pytest.raises(CorruptImage) as caught:
         make_source("folder", data_dir=str(path.parent), **options)[0]
     assert str(path) in str(caught.value)
@@ -232,7 +232,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def jpeg_of_12_bits() -> bytes:
-    """A file whose header says so; of Pillow's builds none decodes it."""
+    """Writes a file with such a header, which no build of Pillow decodes."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     content = bytearray(file.getvalue())
@@ -241,14 +241,14 @@ def jpeg_of_12_bits() -> bytes:
 
 
 def huge_webp(side: int) -> bytes:
-    """A WebP file of a few bytes, whose canvas is as large as its header says."""
+    """Writes a WebP file of a few bytes, whose header claims a canvas of any size."""
     canvas = (side - 1).to_bytes(3, "little") * 2
     chunk = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
 
 
 class TestHostile:
-    """What a file may claim to be, and that its claims cost neither memory nor time."""
+    """Files that claim to be huge, or of another kind: they cost neither memory nor time."""
 
     def test_more_pixels_than_the_limit_are_not_decoded(self, tmp_path):
         save(Image.new("1", (300, 200)), tmp_path / "a.png")
@@ -284,7 +284,7 @@ class TestHostile:
         )
         kind, more = done.stdout.splitlines()
         assert kind == "more pixels than data.max_pixels"
-        assert int(more) < 50 * 1024  # KiB; the canvas has a GiB
+        assert int(more) < 50 * 1024  # KiB; the canvas would take a GiB
 
     def test_a_huge_file_is_not_read(self, tmp_path):
         path = tmp_path / "a.jpg"
@@ -305,7 +305,7 @@ class TestHostile:
         assert caught.value.kind == "no regular file"
 
     @pytest.mark.parametrize(
-        ("content", "kind", "told"),
+        ("content", "kind", "reason"),
         [
             (b"", "no image", "the file is empty"),
             (b"<html>404</html>", "no image", "it is of none of the formats that are read (JPEG, "),
@@ -321,12 +321,12 @@ class TestHostile:
             ),
         ],
     )
-    def test_what_is_no_image_is_told_in_words(self, tmp_path, content, kind, told):
+    def test_files_that_are_no_images_say_why(self, tmp_path, content, kind, reason):
         (tmp_path / "a.png").write_bytes(content)
         assert kind_of(tmp_path / "a.png") == kind
         with pytest.raises(CorruptImage) as caught:
             make_source("folder", data_dir=str(tmp_path))[0]
-        assert f"a.png cannot be decoded: {told}" in str(caught.value)
+        assert f"a.png cannot be decoded: {reason}" in str(caught.value)
         assert "_io" not in str(caught.value)
 
     def test_the_cause_is_told_apart(self, tmp_path):

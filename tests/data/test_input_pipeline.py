@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline, on a few images: it runs, and what it stores adds up."""
+"""The benchmark of the input pipeline on a few images: it runs, and its numbers add up."""
 
 import json
 import subprocess
@@ -10,14 +10,16 @@ from PIL import Image
 
 import tiny
 
-pytestmark = pytest.mark.xdist_group("measured pipeline")  # its runs are made once
+pytestmark = pytest.mark.xdist_group(
+    "measured pipeline"
+)  # the runs of a fixture, made in one process
 
 SIDES = ("decode", "pipeline")
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """What one run with a worker process stores."""
+    """The stored result of one run with a worker process."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for number in range(4):
@@ -48,7 +50,7 @@ def test_compares_every_side_with_every_other(stored):
 
 
 def test_shares_are_of_the_rates_of_one_round(stored):
-    """So the share of the other is the inverse of its share of this."""
+    """So the shares of two sides are the inverse of each other."""
     mine, its = (stored["one_core"][name]["share_of"] for name in ("pipeline", "decode"))
     assert mine["decode"]["max"] == pytest.approx(1 / its["pipeline"]["min"])
     assert mine["decode"]["min"] == pytest.approx(1 / its["pipeline"]["max"])

@@ -1,4 +1,4 @@
-"""Image and annotation go the same way; what is drawn; and the batches that come of it."""
+"""Joint augmentation: image and annotation stay aligned, draws are as promised, batches too."""
 
 import colorsys
 
@@ -14,15 +14,15 @@ from ddae_jax.data.images import DecodedImage
 from ddae_jax.data.joint_augment import (
     Distortion,
     JointAugmentation,
-    View,
+    ScaledCrop,
     change_colours,
     change_levels,
+    crop_labels,
+    crop_pixels,
     scaled_size,
-    view_labels,
-    view_pixels,
 )
-from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.segmentation import make_pair_source
+from ddae_jax.data.train_loader import TrainLoader
 
 PLAIN = JointAugmentation(
     (16, 16), base_size=(20, 40), max_class_share=1.0, distortion=None, flip=False
@@ -48,7 +48,7 @@ def augmented(augmentation, image, labels, seed=0):
 
 
 def both(labels, channels=3):
-    """An image whose every channel is its annotation."""
+    """Returns an image each of whose channels is its annotation."""
     return np.repeat(np.asarray(labels, np.uint8)[..., None], channels, axis=-1)
 
 
@@ -58,7 +58,7 @@ class TestScale:
         [
             ((683, 512), (683, 512)),  # the shorter side decides
             ((256, 256), (512, 512)),
-            ((300, 3000), (205, 2048)),  # the longer one does
+            ((300, 3000), (205, 2048)),  # the longer side decides
         ],
     )
     def test_is_the_largest_within_both_limits(self, size, expected):
@@ -73,7 +73,7 @@ class TestScale:
         assert abs(min(height, width) * scale - min(scaled)) <= 1
 
     def test_of_crops_follows_the_drawn_factor(self):
-        """A 40 x 40 image at base 20: half to double is 10 to 40 pixels, the rest is padding."""
+        """A 40 x 40 image at base 20: half to double of it is 10 to 40 pixels, the rest padding."""
         aug = JointAugmentation(
             (48, 48), (20, 40), max_class_share=1.0, distortion=None, flip=False
         )
@@ -91,54 +91,54 @@ class TestScale:
 class TestGeometry:
     @given(st.integers(0, 10_000))
     def test_labels_and_pixels_see_the_same_place(self, seed):
-        """In an image that is its annotation, a linear kernel reads within a pixel of it."""
+        """In an image that equals its annotation, a linear kernel reads within a pixel of it."""
         ramp = np.add.outer(np.arange(30), 3 * np.arange(40)).astype(np.uint8)
         aug = JointAugmentation((24, 24), (30, 60), (0.8, 2.0), 1.0, distortion=None)
-        found = augmented(aug, both(ramp), ramp, seed)
-        is_inside = found["annotation"] != IGNORED
+        example = augmented(aug, both(ramp), ramp, seed)
+        is_inside = example["annotation"] != IGNORED
         assert is_inside.any()
-        difference = found["image"][..., 0].astype(int) - found["annotation"]
+        difference = example["image"][..., 0].astype(int) - example["annotation"]
         # Half a pixel down and right is (1 + 3) / 2; smoothing by 0.8 at an edge, a little more.
         assert np.abs(difference[is_inside]).max() <= 3
         assert abs(difference[is_inside].mean()) <= 1
 
     @pytest.mark.parametrize(("height", "width"), [(10, 8), (7, 13), (24, 30)])
-    def test_labels_of_a_whole_view_are_pillow_s_nearest(self, height, width):
+    def test_labels_of_a_whole_image_are_pillow_s_nearest(self, height, width):
         labels = np.random.default_rng(0).integers(0, 200, (12, 15), np.uint8)
-        found = view_labels(labels, View(height, width, 0, 0, height, width))
+        sampled = crop_labels(labels, ScaledCrop(height, width, 0, 0, height, width))
         expected = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
-        np.testing.assert_array_equal(found, np.asarray(expected))
+        np.testing.assert_array_equal(sampled, np.asarray(expected))
 
     @pytest.mark.parametrize(("height", "width"), [(12, 15), (31, 22), (9, 11)])
-    def test_a_view_is_the_crop_of_the_resized_image(self, height, width):
+    def test_a_crop_is_that_of_the_resized_image(self, height, width):
         rng = np.random.default_rng(0)
         image = Image.fromarray(rng.integers(0, 256, (12, 15, 3), np.uint8))
         labels = rng.integers(0, 200, (12, 15), np.uint8)
-        view = View(height, width, 2, 3, 6, 5)
+        crop = ScaledCrop(height, width, 2, 3, 6, 5)
         whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
-        assert np.abs(view_pixels(image, view) - whole[2:8, 3:8]).max() <= 1
-        all_labels = view_labels(labels, View(height, width, 0, 0, height, width))
-        np.testing.assert_array_equal(view_labels(labels, view), all_labels[2:8, 3:8])
+        assert np.abs(crop_pixels(image, crop) - whole[2:8, 3:8]).max() <= 1
+        all_labels = crop_labels(labels, ScaledCrop(height, width, 0, 0, height, width))
+        np.testing.assert_array_equal(crop_labels(labels, crop), all_labels[2:8, 3:8])
 
     def test_smaller_images_are_padded_below_and_right(self):
         aug = JointAugmentation((16, 20), (8, 16), (1, 1), 1.0, True, None, (1, 2, 3))
-        found = augmented(aug, both(np.full((8, 16), 50)), np.full((8, 16), 4))
-        assert (found["annotation"][:8, :16] == 4).all()
-        assert (found["image"][:8, :16] == 50).all()
+        example = augmented(aug, both(np.full((8, 16), 50)), np.full((8, 16), 4))
+        assert (example["annotation"][:8, :16] == 4).all()
+        assert (example["image"][:8, :16] == 50).all()
         is_padding = np.ones((16, 20), bool)
         is_padding[:8, :16] = False
-        assert (found["annotation"][is_padding] == IGNORED).all()
-        assert (found["image"][is_padding] == [1, 2, 3]).all()
+        assert (example["annotation"][is_padding] == IGNORED).all()
+        assert (example["image"][is_padding] == [1, 2, 3]).all()
 
     def test_half_of_the_pairs_are_mirrored_whole(self):
         labels = np.random.default_rng(0).integers(0, 200, (16, 16))
         aug = JointAugmentation((16, 16), (16, 16), (1, 1), 1.0, True, None)
         mirrored = 0
         for seed in range(200):
-            found = augmented(aug, both(labels), labels, seed)
-            np.testing.assert_array_equal(found["image"][..., 1], found["annotation"])
-            is_mirrored = np.array_equal(found["annotation"], labels[:, ::-1])
-            assert is_mirrored or np.array_equal(found["annotation"], labels)
+            example = augmented(aug, both(labels), labels, seed)
+            np.testing.assert_array_equal(example["image"][..., 1], example["annotation"])
+            is_mirrored = np.array_equal(example["annotation"], labels[:, ::-1])
+            assert is_mirrored or np.array_equal(example["annotation"], labels)
             mirrored += is_mirrored
         assert 80 <= mirrored <= 120
 
@@ -162,8 +162,10 @@ class TestClassShare:
 
     def shares(self, most, labels=LABELS):
         aug = JointAugmentation((8, 16), (8, 64), (1, 1), most, False, None)
-        found = [augmented(aug, both(labels), labels, s)["annotation"] for s in range(200)]
-        return np.array([np.bincount(f.ravel(), minlength=2)[:2].max() / f.size for f in found])
+        annotations = [augmented(aug, both(labels), labels, s)["annotation"] for s in range(200)]
+        return np.array(
+            [np.bincount(f.ravel(), minlength=2)[:2].max() / f.size for f in annotations]
+        )
 
     def test_crops_of_one_class_are_drawn_again_up_to_ten_times(self):
         """Of 49 crops 9 have half the pixels of class 1 and 14 a quarter: ten misses are rare."""
@@ -176,7 +178,7 @@ class TestClassShare:
         assert (self.shares(1.0) > 0.75).mean() > 0.3
 
     def test_ignored_pixels_do_not_count(self):
-        """Nine of ten are ignored, the others are halves of two classes: any crop will do."""
+        """Nine of ten pixels are ignored, the others halves of two classes: any crop will do."""
         columns = np.arange(64)
         labels = np.tile(np.where(columns % 10 == 0, columns // 10 % 2, IGNORED), (8, 1))
         labels[::2] = np.where(labels[::2] < IGNORED, 1 - labels[::2], IGNORED)
@@ -184,8 +186,10 @@ class TestClassShare:
             JointAugmentation((8, 16), (8, 64), (1, 1), share, False, None) for share in (0.75, 1.0)
         )
         for seed in range(20):
-            found, expected = (augmented(a, both(labels), labels, seed) for a in (choosy, any_crop))
-            np.testing.assert_array_equal(found["annotation"], expected["annotation"])
+            chosen, expected = (
+                augmented(a, both(labels), labels, seed) for a in (choosy, any_crop)
+            )
+            np.testing.assert_array_equal(chosen["annotation"], expected["annotation"])
 
     def test_where_no_crop_is_varied_the_last_is_taken(self):
         assert (self.shares(0.75, np.zeros((8, 64), int)) == 1).all()
@@ -197,16 +201,16 @@ class TestDistortion:
     @pytest.mark.parametrize(("brightness", "contrast"), [(32, 1), (0, 0.5), (-20.5, 1.5)])
     def test_levels_follow_the_formula(self, brightness, contrast):
         expected = np.clip(np.clip(self.IMAGE + float(brightness), 0, 255) * contrast, 0, 255)
-        found = change_levels(self.IMAGE, brightness, contrast)
-        np.testing.assert_allclose(found, expected, atol=0.5)
+        changed = change_levels(self.IMAGE, brightness, contrast)
+        np.testing.assert_allclose(changed, expected, atol=0.5)
 
     @pytest.mark.parametrize(
         ("saturation", "hue"), [(1.0, 30.0), (1.0, -36.0), (0.5, 0.0), (1.4, 9)]
     )
     def test_colours_follow_colorsys_up_to_rounding_to_8_bits(self, saturation, hue):
-        """Cut to a step of 1.4 degrees and turned by whole ones, a hue is off by 2.1: 9 levels."""
-        found = change_colours(self.IMAGE, saturation, hue).reshape(-1, 3)
-        for pixel, changed in zip(self.IMAGE.reshape(-1, 3), found, strict=True):
+        """Rounded to 1.4 degrees and turned by whole steps, a hue is off by 2.1: 9 levels."""
+        changed_pixels = change_colours(self.IMAGE, saturation, hue).reshape(-1, 3)
+        for pixel, changed in zip(self.IMAGE.reshape(-1, 3), changed_pixels, strict=True):
             h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
             expected = colorsys.hsv_to_rgb((h + hue / 360) % 1, min(s * saturation, 1), v)
             assert np.abs(changed - 255 * np.array(expected)).max() < 10
@@ -217,7 +221,7 @@ class TestDistortion:
             ],
             axis=0,
         )
-        np.testing.assert_allclose(found.mean(axis=0), 255 * expected_mean, atol=2)
+        np.testing.assert_allclose(changed_pixels.mean(axis=0), 255 * expected_mean, atol=2)
 
     def test_grey_remains_grey(self):
         grey = both(self.IMAGE[..., 0])
@@ -230,20 +234,20 @@ class TestDistortion:
         flat = np.full((1, 1, 3), 100, np.uint8)
         only = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
 
-        def found(image, **change):
+        def distorted(image, **change):
             distort = Distortion(**(only | change))
             return np.array(
                 [distort(image, np.random.default_rng(seed))[0, 0] for seed in range(400)], int
             )
 
-        brighter = found(flat, brightness=32.0)[:, 0] - 100
+        brighter = distorted(flat, brightness=32.0)[:, 0] - 100
         assert (brighter.min(), brighter.max()) == (-32, 32)
-        contrasted = found(flat, contrast=(0.5, 1.5))[:, 0]
+        contrasted = distorted(flat, contrast=(0.5, 1.5))[:, 0]
         assert 50 <= contrasted.min() < 55
         assert 145 < contrasted.max() <= 150
         red = np.array([[[200, 50, 50]]], np.uint8)
-        saturated = found(red, saturation=(0.5, 1.5))
-        turned = found(red, hue=36.0)
+        saturated = distorted(red, saturation=(0.5, 1.5))
+        turned = distorted(red, hue=36.0)
         assert (saturated[:, 0] == 200).all()
         assert np.ptp(saturated[:, 1]) > 100
         assert turned[:, 1:].max() > 130  # 36 of 60 degrees from red to yellow or magenta
@@ -255,10 +259,10 @@ class TestDistortion:
     def test_annotation_is_not_distorted(self):
         labels = np.random.default_rng(0).integers(0, 200, (16, 16))
         aug = JointAugmentation((16, 16), (16, 16), (1, 1), 1.0, flip=False)
-        found = [augmented(aug, both(labels), labels, seed) for seed in range(20)]
-        for one in found:
+        examples = [augmented(aug, both(labels), labels, seed) for seed in range(20)]
+        for one in examples:
             np.testing.assert_array_equal(one["annotation"], labels)
-        assert any((one["image"][..., 0] != labels).any() for one in found)
+        assert any((one["image"][..., 0] != labels).any() for one in examples)
 
 
 @pytest.mark.parametrize(
@@ -297,8 +301,8 @@ class TestBatches:
     @pytest.mark.parametrize("reading", [{"num_threads": 1}, {"num_workers": 1}])
     def test_are_the_same_whoever_reads_and_after_a_restart(self, source, reading):
         expected = self.batches(source)
-        found = self.batches(source, count=2, start=1, **reading)
-        for batch, other in zip(found, expected[1:], strict=True):
+        batches = self.batches(source, count=2, start=1, **reading)
+        for batch, other in zip(batches, expected[1:], strict=True):
             assert batch.keys() == other.keys()
             for key in batch:
                 np.testing.assert_array_equal(batch[key], other[key])

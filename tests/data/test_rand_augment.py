@@ -1,4 +1,4 @@
-"""RandAugment: each operation against Pillow or NumPy by hand, and how they are drawn."""
+"""RandAugment: each operation against Pillow or NumPy by hand, and how operations are drawn."""
 
 import collections
 
@@ -54,24 +54,24 @@ def test_an_operation_by_hand(name, strength, by_hand, image):
 @pytest.mark.parametrize(("name", "axis"), [("translate_x", 1), ("translate_y", 0)])
 def test_a_translation_moves_by_a_share_of_the_side(name, axis, image):
     side = array(image).shape[axis]
-    found = apply(name, image, 4 / (0.45 * side))
-    kept = np.take(found, range(side - 4), axis)
-    np.testing.assert_allclose(kept, np.take(array(image), range(4, side), axis), atol=1)
-    assert (np.take(found, range(side - 4 + 1, side), axis) == FILL).all()
+    changed = apply(name, image, 4 / (0.45 * side))
+    moved = np.take(changed, range(side - 4), axis)
+    np.testing.assert_allclose(moved, np.take(array(image), range(4, side), axis), atol=1)
+    assert (np.take(changed, range(side - 4 + 1, side), axis) == FILL).all()
 
 
 def test_a_shear_moves_rows_in_proportion_to_their_number(image):
-    found = apply("shear_x", image, 1.0)
-    np.testing.assert_allclose(found[10, :28], array(image)[10, 3:31], atol=60)
-    assert np.abs(found[0, 2:30] - array(image)[0, 2:30]).mean() < 15
-    corner = found[-1, -4:]  # the last row has moved by 0.3 * 24 pixels
+    changed = apply("shear_x", image, 1.0)
+    np.testing.assert_allclose(changed[10, :28], array(image)[10, 3:31], atol=60)
+    assert np.abs(changed[0, 2:30] - array(image)[0, 2:30]).mean() < 15
+    corner = changed[-1, -4:]  # the last row has moved by 0.3 * 24 pixels
     assert (corner == FILL).all()
 
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"autocontrast", "equalize", "invert"}))
 def test_without_strength_next_to_nothing_happens(name, image):
-    kept = 0b11110000 if name == "posterize" else 0b11111111
-    expected = array(image) & kept
+    mask = 0b11110000 if name == "posterize" else 0b11111111
+    expected = array(image) & mask
     np.testing.assert_allclose(apply(name, image, 0.0), expected, atol=1)
 
 
@@ -80,12 +80,12 @@ def test_without_strength_next_to_nothing_happens(name, image):
 def test_size_and_mode_are_kept(mode, name, image):
     given = image.convert(mode)
     for strength in (-1.0, 1.0) if name in SIGNED else (0.0, 1.0):
-        found = OPERATIONS[name](given, strength, FILL)
-        assert (found.size, found.mode) == (given.size, mode)
+        changed = OPERATIONS[name](given, strength, FILL)
+        assert (changed.size, changed.mode) == (given.size, mode)
 
 
 def drawn(monkeypatch, count=3000, **options):
-    """The names and strengths of operations that were done."""
+    """Records the names and strengths of the operations that are applied."""
     done = []
     recording = {
         name: lambda image, strength, fill, name=name: done.append((name, strength)) or image

@@ -1,4 +1,4 @@
-"""Which folders are taken for splits and for label maps: by the layouts that people have."""
+"""Which folders count as splits and as label maps, in the layouts that people use."""
 
 import logging
 from pathlib import Path
@@ -88,11 +88,11 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_parts_of_a_set_are_seen_and_following_the_advice_ends_the_warning(name, tmp_path, caplog):
+def test_parts_of_a_set_are_warned_of_until_the_advice_is_followed(name, tmp_path, caplog):
     folders, (train, test) = LAYOUTS[name]
     lay_out(tmp_path, *folders)
-    told = warnings_of(tmp_path, caplog)
-    assert told.endswith(f"If so, set data.train_split={train!r} and data.test_split={test!r}")
+    message = warnings_of(tmp_path, caplog)
+    assert message.endswith(f"If so, set data.train_split={train!r} and data.test_split={test!r}")
     for split in (train, test):
         assert warnings_of(tmp_path, caplog, split) == ""
 
@@ -108,25 +108,27 @@ def test_parts_of_a_set_are_seen_and_following_the_advice_ends_the_warning(name,
         (("input", "ground_truth"), "ground_truth", "input"),
     ],
 )
-def test_label_maps_beside_images_are_seen(folders, maps, images, tmp_path, caplog):
+def test_label_maps_beside_images_are_warned_of(folders, maps, images, tmp_path, caplog):
     lay_out(tmp_path, *folders)
-    told = warnings_of(tmp_path, caplog)
-    assert f"By their names, folders there hold label maps ({maps}" in told
-    assert f"If so, set data.train_split='{images}" in told
+    message = warnings_of(tmp_path, caplog)
+    assert f"By their names, folders there hold label maps ({maps}" in message
+    assert f"If so, set data.train_split='{images}" in message
 
 
-def test_label_maps_within_a_split_are_seen_and_told_for_its_key(tmp_path, caplog):
+def test_label_maps_within_a_split_are_warned_of_for_its_key(tmp_path, caplog):
     lay_out(tmp_path, "train/images", "train/masks", "validation/images", "validation/masks")
     assert "data.train_split='train/images'" in warnings_of(tmp_path, caplog)
-    told = warnings_of(tmp_path, caplog, "validation")
-    assert "data.test_split='validation/images'" in told
-    assert "train_split" not in told
+    message = warnings_of(tmp_path, caplog, "validation")
+    assert "data.test_split='validation/images'" in message
+    assert "train_split" not in message
 
 
 def test_label_maps_of_many_folders_and_beside_loose_images_have_to_be_moved(tmp_path, caplog):
     lay_out(tmp_path / "many", "one/images", "one/masks", "two/images", "two/masks")
-    told = warnings_of(tmp_path / "many", caplog)
-    assert "hold label maps (one/masks, two/masks). If so, move the images out from among" in told
+    message = warnings_of(tmp_path / "many", caplog)
+    assert (
+        "hold label maps (one/masks, two/masks). If so, move the images out from among" in message
+    )
     lay_out(tmp_path, "loose", "loose/mask")
     assert "hold label maps (mask). If so, move" in warnings_of(tmp_path / "loose", caplog)
 
@@ -154,7 +156,7 @@ def test_label_maps_of_many_folders_and_beside_loose_images_have_to_be_moved(tmp
 def test_ordinary_classes_raise_no_alarm(classes, tmp_path, caplog):
     lay_out(tmp_path / "split" / "train", *classes)
     assert warnings_of(tmp_path / "split", caplog) == ""
-    if "train" not in classes:  # which would be the split
+    if "train" not in classes:  # else it would be the split
         lay_out(tmp_path / "whole", *classes)
         assert warnings_of(tmp_path / "whole", caplog) == ""
 
@@ -168,19 +170,19 @@ def test_a_folder_beside_the_split_that_is_a_split_or_holds_labels_is_no_class(t
 
 def test_a_lone_name_of_a_split_is_warned_of(tmp_path, caplog):
     lay_out(tmp_path / "one", "cats", "dogs", "test")
-    told = warnings_of(tmp_path / "one", caplog)
-    assert "parts of a data set (test). If so, set data.test_split='test'" in told
+    message = warnings_of(tmp_path / "one", caplog)
+    assert "parts of a data set (test). If so, set data.test_split='test'" in message
     lay_out(tmp_path / "two", "Train/cats", "Train/dogs")
-    told = warnings_of(tmp_path / "two", caplog)
-    assert "parts of a data set (Train). If so, set data.train_split='Train'" in told
+    message = warnings_of(tmp_path / "two", caplog)
+    assert "parts of a data set (Train). If so, set data.train_split='Train'" in message
 
 
 @needs_camvid
 def test_camvid_as_a_folder_of_images(caplog):
     warn_of_parts(str(CAMVID), CAMVID, [b"images/training/a.jpg", b"images/validation/b.jpg"])
-    told = warnings_of(CAMVID, caplog)
-    assert "data.train_split='images/training' and data.test_split='images/validation'" in told
-    assert "others hold label maps (annotations)" in told
+    message = warnings_of(CAMVID, caplog)
+    assert "data.train_split='images/training' and data.test_split='images/validation'" in message
+    assert "others hold label maps (annotations)" in message
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_camvid_as_a_folder_of_images(caplog):
     ],
 )
 def test_a_name_parts_at_case_digits_and_punctuation(text, kind, around, is_plain):
-    name = FolderName.of(text)
+    name = FolderName.parse(text)
     assert (name.kind, name.around, name.is_plain) == (kind, around, is_plain)
 
 
@@ -226,8 +228,8 @@ def test_a_split_that_is_not_there_is_proposed_by_its_kind(folders, split, hint,
     lay_out(tmp_path, *folders)
     with pytest.raises(FileNotFoundError) as raised:
         make_source("folder", data_dir=str(tmp_path), split=split)
-    told = str(raised.value)
-    assert f"did you mean {hint}" in told if hint else "did you mean" not in told
+    message = str(raised.value)
+    assert f"did you mean {hint}" in message if hint else "did you mean" not in message
 
 
 @pytest.mark.parametrize(
@@ -249,16 +251,16 @@ class TestSharedExamples:
             ("train", "./train", True),
             ("train", "linked", True),
             ("train", "train/a", True),
-            ("nowhere", "val", True),  # for which all of the folder is read
+            ("nowhere", "val", True),  # the whole folder is read
             ("train", "val", False),
         ],
     )
-    def test_of_folders_are_told_by_where_they_lie(self, train, test, is_shared, tmp_path, caplog):
+    def test_of_folders_are_found_by_where_they_lie(self, train, test, is_shared, tmp_path, caplog):
         lay_out(tmp_path, "train/a", "val/a")
         (tmp_path / "linked").symlink_to("train")
         warn_of_shared_examples("folder", str(tmp_path), train, test)
-        told = f"data.test_split={test!r} are among those of data.train_split={train!r}"
-        assert (told in caplog.text) == is_shared
+        warning = f"data.test_split={test!r} are among those of data.train_split={train!r}"
+        assert (warning in caplog.text) == is_shared
 
     def test_of_pairs_lie_among_the_images(self, tmp_path, caplog):
         lay_out(tmp_path, "images/training", "images/validation")
@@ -281,6 +283,6 @@ class TestSharedExamples:
             ("train[:500]", "train[:500]", True),
         ],
     )
-    def test_of_tfds_are_told_by_slices(self, train, test, is_shared, caplog):
+    def test_of_tfds_are_found_by_slices(self, train, test, is_shared, caplog):
         warn_of_shared_examples("tfds", "", train, test)
         assert bool(caplog.records) == is_shared

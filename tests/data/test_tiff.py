@@ -1,4 +1,4 @@
-"""TIFF files of every depth, against the values that were written."""
+"""TIFF files of every bit depth, compared with the values that were written."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from ddae_jax.data.array_images import ArrayImage
 from ddae_jax.data.images import CAUSES, CorruptImage, Decoding, EncodedImage
-from ddae_jax.data.stacks import StackedImage
 
 
 def tiff(values, photometric="rgb", **options):
@@ -71,8 +71,8 @@ def test_a_fourth_channel_is_opacity_if_the_file_says_so(write, kind):
     else:
         colours = values[..., :3] / (opacity if kind == "assocalpha" else 1)
         expected = np.round(255 + (scaled(colours.round(), 4095) - 255.0) * opacity)
-    found = decoded(write(values, extrasamples=[kind]), max_value=4095.0)
-    np.testing.assert_array_equal(found, expected)
+    pixels = decoded(write(values, extrasamples=[kind]), max_value=4095.0)
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -96,11 +96,11 @@ def test_unsigned_numbers_of_32_bits_do_not_wrap(compression, byteorder):
     values = np.array([[0, 2**31 - 1, 2**31 + 10, 2**32 - 1]], np.uint32)
     encoded = tiff(values, "minisblack", compression=compression, byteorder=byteorder)
     for max_value in (0.0, 2.0**32 - 1):
-        found = decoded(encoded, 1, max_value)[..., 0]
-        np.testing.assert_array_equal(found, scaled(values, 2**32 - 1))
+        pixels = decoded(encoded, 1, max_value)[..., 0]
+        np.testing.assert_array_equal(pixels, scaled(values, 2**32 - 1))
     colours = np.repeat(values[..., None], 3, axis=-1)
-    found = decoded(tiff(colours, compression=compression, byteorder=byteorder))
-    np.testing.assert_array_equal(found, scaled(colours, 2**32 - 1))
+    pixels = decoded(tiff(colours, compression=compression, byteorder=byteorder))
+    np.testing.assert_array_equal(pixels, scaled(colours, 2**32 - 1))
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -122,8 +122,8 @@ def test_the_header_of_12_bits_says_what_is_white(max_value, white):
     for tag, kind, now, then in ((256, 4, 6, 4), (258, 3, 8, 12)):
         at = encoded.index(struct.pack("<HHIH", tag, kind, 1, now)) + 8
         encoded[at : at + 2] = struct.pack("<H", then)
-    found = decoded(bytes(encoded), 1, max_value)[0, :, 0]
-    np.testing.assert_array_equal(found, scaled(values, white))
+    pixels = decoded(bytes(encoded), 1, max_value)[0, :, 0]
+    np.testing.assert_array_equal(pixels, scaled(values, white))
 
 
 def test_grey_and_opacity_of_16_bits_are_read():
@@ -135,7 +135,7 @@ def test_grey_and_opacity_of_16_bits_are_read():
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_where_0_is_white_it_becomes_so(compression, dtype, byteorder):
+def test_0_becomes_white_where_the_file_says_so(compression, dtype, byteorder):
     values = np.array([[0, 1000, 4000]], dtype)
     encoded = tiff(values, "miniswhite", compression=compression, byteorder=byteorder)
     assert decoded(encoded, 1, 4000.0)[0, :, 0].tolist() == [255, 191, 0]
@@ -146,8 +146,8 @@ def test_inks_of_16_bits_are_scaled_too(write):
     values = np.empty((2, 2, 4), np.uint16)
     values[...] = (0, 4095, 2000, 0)
     inks = Image.new("CMYK", (2, 2), tuple(scaled(values, 4095)[0, 0].tolist()))
-    found = decoded(write(values, photometric="separated"), max_value=4095.0)
-    np.testing.assert_array_equal(found, np.asarray(inks.convert("RGB")))
+    pixels = decoded(write(values, photometric="separated"), max_value=4095.0)
+    np.testing.assert_array_equal(pixels, np.asarray(inks.convert("RGB")))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -157,7 +157,7 @@ def test_three_channels_that_are_called_grey_are_colours(dtype):
     np.testing.assert_array_equal(decoded(encoded), values)
 
 
-def test_what_gdal_says_to_be_no_value_is_black():
+def test_the_number_that_gdal_names_as_no_value_is_black():
     values = np.array([[0, 2000, 4095, 65535]], np.uint16)
     tags = [(42113, 2, 0, "65535", True)]
     grey = tiff(values, "minisblack", extratags=tags)
@@ -165,7 +165,7 @@ def test_what_gdal_says_to_be_no_value_is_black():
     colours = planar(np.repeat(values[..., None], 3, axis=-1), extratags=tags)
     assert decoded(colours)[0, :, 0].tolist() == [0, 125, 255, 0]
     bands = tiff(np.repeat(values[None], 5, axis=0), "minisblack", extratags=tags)
-    stack = StackedImage(lambda: bands, "an image", Decoding(5))
+    stack = ArrayImage(lambda: bands, "an image", Decoding(5))
     assert stack.pixels()[0, :, 0].tolist() == [0, 125, 255, 0]
 
 
@@ -179,7 +179,7 @@ def test_what_gdal_says_to_be_no_value_is_black():
     ],
 )
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_files_that_lie_otherwise_are_turned_upright_once(orientation, write):
+def test_files_with_an_orientation_are_turned_upright_once(orientation, write):
     upright = noise(4, 6, 3, most=256, dtype=np.uint8)
     stored = {
         1: upright,
@@ -209,16 +209,16 @@ def reason(encoded, kind, **options):
 
 class TestWhatCannotBeRead:
     @pytest.mark.parametrize(
-        ("encoded", "told"),
+        ("encoded", "message"),
         [
             (planar(noise(4, 4, 3)), "TIFF files of more than 8 bits in separate planes need"),
             (tiff(noise(4, 4, 3) / 4095), "TIFF files of a kind that Pillow does not know need"),
         ],
     )
-    def test_without_tifffile_what_to_install_is_told(self, encoded, told, monkeypatch):
+    def test_without_tifffile_the_error_says_what_to_install(self, encoded, message, monkeypatch):
         monkeypatch.setitem(sys.modules, "tifffile", None)
         assert reason(encoded, "of a kind that needs another package") == (
-            f"{told} a package that is not here: pip install tifffile"
+            f"{message} a package that is not here: pip install tifffile"
         )
 
     def test_without_tifffile_all_others_are_read(self, monkeypatch):
@@ -232,7 +232,7 @@ class TestWhatCannotBeRead:
     def test_other_kinds_are_named(self):
         kind = "of a kind that is not read"
         assert reason(tiff(np.zeros((4, 4), np.complex64), None), kind) == (
-            "it holds values of type complex64; numbers of an image are read"
+            "it holds values of type complex64; only numbers are read, of one image"
         )
         assert reason(tiff(noise(4, 4, 3), "ycbcr"), kind).startswith(
             "its colours are of the kind YCBCR with values of type uint16; grey, RGB and CMYK are"
@@ -242,19 +242,19 @@ class TestWhatCannotBeRead:
             "it has 5 channels; with data.channels=5 they are read as such"
         )
 
-    def test_a_compression_that_nothing_here_knows_is_named(self):
+    def test_an_unknown_compression_is_named(self):
         encoded = bytearray(tiff(noise(4, 4, 3)))
         tag = encoded.index(struct.pack("<HHIH", 259, 3, 1, 1))
         encoded[tag + 8 : tag + 10] = struct.pack("<H", 34712)
-        told = reason(bytes(encoded), "of a kind that needs another package")
-        assert "JPEG2000" in told
-        assert told.endswith("requires the 'imagecodecs' package: pip install imagecodecs")
+        message = reason(bytes(encoded), "of a kind that needs another package")
+        assert "JPEG2000" in message
+        assert message.endswith("requires the 'imagecodecs' package: pip install imagecodecs")
         encoded[tag + 8 : tag + 10] = struct.pack("<H", 50002)
-        told = reason(bytes(encoded), "of a kind that is not read")
-        assert told == "its compression JPEGXL is not read; deflate, LZW, ZSTD and JPEG are"
+        message = reason(bytes(encoded), "of a kind that is not read")
+        assert message == "its compression JPEGXL is not read; deflate, LZW, ZSTD and JPEG are"
 
     @pytest.mark.parametrize("content", [b"II*\0 none", tiff(noise(4, 4, 3))[:8]])
-    def test_damage_is_told(self, content):
+    def test_damaged_files_are_truncated_images(self, content):
         assert reason(content, "truncated") == (
             "it breaks off before its end: it begins as a TIFF file, but holds no image"
         )

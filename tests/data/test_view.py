@@ -1,4 +1,4 @@
-"""What evaluation shows of an image: the pixels that timm and transformers show."""
+"""The view of evaluation: the same pixels as those of timm and transformers."""
 
 import functools
 
@@ -48,10 +48,10 @@ def test_all_images_and_kernels_are_among_them():
 
 
 def test_a_processor_of_transformers_shows_the_same_or_begins_a_pixel_earlier():
-    """It rounds half a pixel down where torchvision rounds to the even one."""
-    found = {name: array for name, array in golden().items() if name.startswith("transformers/")}
+    """Transformers rounds half a pixel down, where torchvision rounds to the even one."""
+    arrays = {name: array for name, array in golden().items() if name.startswith("transformers/")}
     num_shifted = 0
-    for name, theirs in found.items():
+    for name, theirs in arrays.items():
         number, view = map(int, name.split("/")[1:])
         (height, width), share, *_ = VIEWS[view]
         resized = [int(height / share) * side // min(SIZES[number]) for side in SIZES[number]]
@@ -63,7 +63,7 @@ def test_a_processor_of_transformers_shows_the_same_or_begins_a_pixel_earlier():
             theirs[dy:, dx:], ours[: height - dy, : width - dx], err_msg=name
         )
         num_shifted += dx or dy
-    assert 0 < num_shifted < len(found)
+    assert 0 < num_shifted < len(arrays)
 
 
 def test_without_a_share_images_of_the_size_are_shown_whole_and_others_as_ever():
@@ -81,7 +81,7 @@ def test_256_to_224_is_the_middle_as_it_is():
     )
 
 
-def test_it_decodes_what_is_not_decoded():
+def test_lazy_images_are_decoded():
     image = noise(30, 50)
     np.testing.assert_array_equal(
         USUAL_VIEW.show(DecodedImage(image), (8, 8)),
@@ -104,14 +104,14 @@ def test_any_image_becomes_the_asked_shape_and_nothing_is_padded(size, given, sh
 
 
 def test_a_very_long_image_does_not_fill_the_memory():
-    """Resized as a whole it would have 16 TB."""
+    """Resized as a whole, it would take 16 TB."""
     rows = np.repeat(np.arange(256, dtype=np.uint8), 2**10)[:, None]
     pixels = View(0.875).show(Image.fromarray(rows), (224, 224))
     assert pixels.shape == (224, 224, 1)
     assert pixels.mean() == pytest.approx(127.5, abs=2)
 
 
-def test_that_way_the_pixels_are_the_same_but_for_rounding(monkeypatch):
+def test_in_one_pass_the_pixels_are_the_same_but_for_rounding(monkeypatch):
     image = Image.fromarray(noise(37, 90))
     whole = View(0.8, "bilinear").show(image, (24, 24)).astype(int)
     monkeypatch.setattr("ddae_jax.data.view._MOST_RESIZED_PIXELS", 0)
@@ -127,6 +127,6 @@ def test_that_way_the_pixels_are_the_same_but_for_rounding(monkeypatch):
         ({"mode": "border"}, "mode='border'; 'center' or 'squash'"),
     ],
 )
-def test_what_is_no_view_is_named(options, message):
+def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         View(**options)

@@ -1,4 +1,4 @@
-"""Processes that read live and end with the one that they read for, in real processes."""
+"""Worker processes, in real processes: signals, their end, and errors that say why."""
 
 import os
 import signal
@@ -12,20 +12,22 @@ import pytest
 import tiny
 from annotated import write_pairs
 from ddae_jax.data import workers
+from ddae_jax.data.augment import Augmentation
 from ddae_jax.data.joint_augment import JointAugmentation
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
 from ddae_jax.data.segmentation import make_pair_source
-from ddae_jax.data.workers import WorkerLost, check_shared_memory, explained
+from ddae_jax.data.train_loader import TrainLoader
+from ddae_jax.data.workers import WorkerLost, check_shared_memory, explain_worker_error
 
 PROGRAM = """
 import signal, sys
 import numpy as np
-from ddae_jax.data import waiting
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
+from ddae_jax.data import background_iterator
+from ddae_jax.data.augment import Augmentation
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.data.sources import make_source
 
 if __name__ == "__main__":
-    waiting._CLOSE_S = 2.0  # where users may wait longer
+    background_iterator._CLOSE_S = 2.0  # shorter than for users
     signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
     signal.signal(signal.SIGINT, lambda *_: print("asked", flush=True))
     source = make_source("digits", channels=1)
@@ -43,16 +45,16 @@ if __name__ == "__main__":
 
 
 def children(pid):
-    """Process IDs of living children."""
-    found = []
+    """Returns the process IDs of living children."""
+    pids = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(status.parent.name))
-    return found
+            pids.append(int(status.parent.name))
+    return pids
 
 
 def wait_until_gone(processes, timeout_s):
@@ -64,7 +66,7 @@ def wait_until_gone(processes, timeout_s):
 
 @pytest.fixture
 def reader(tmp_path):
-    """A process that reads with two workers, a batch for each line that it gets."""
+    """A process that reads with two workers: a batch for each line that it is sent."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     process = subprocess.Popen(
@@ -87,8 +89,8 @@ def ask(process, line="read"):
 
 
 def ask_until_it_fails(process):
-    """What a process says that could not read any more."""
-    for _ in range(30):  # more than had been read ahead
+    """Returns what the process prints when it cannot read any more."""
+    for _ in range(30):  # more than were read ahead
         process.stdin.write("read\n")
         process.stdin.flush()
         line = process.stdout.readline()
@@ -98,11 +100,11 @@ def ask_until_it_fails(process):
 
 
 def workers_of(process):
-    """The two that read; a third child keeps account of shared memory."""
+    """Returns the two workers; a third child keeps account of shared memory."""
     assert ask(process) == "read"
-    found = children(process.pid)
-    assert len(found) >= 2
-    return found
+    pids = children(process.pid)
+    assert len(pids) >= 2
+    return pids
 
 
 def test_a_signal_to_the_whole_group_is_left_to_the_parent(reader):
@@ -110,12 +112,12 @@ def test_a_signal_to_the_whole_group_is_left_to_the_parent(reader):
     for number in (signal.SIGTERM, signal.SIGINT):
         os.killpg(reader.pid, number)
         assert reader.stdout.readline() == "asked\n"
-        for _ in range(30):  # more than had been read ahead
+        for _ in range(30):  # more than were read ahead
             assert ask(reader) == "read"
         assert set(workers) <= set(children(reader.pid))
 
 
-def test_closing_ends_them(reader):
+def test_closing_ends_the_workers(reader):
     workers = workers_of(reader)
     started = time.monotonic()
     assert ask(reader, "close") == "closed"
@@ -123,7 +125,7 @@ def test_closing_ends_them(reader):
     assert len(children(reader.pid)) <= len(workers) - 2
 
 
-def test_where_the_parent_is_killed_they_end_too(reader):
+def test_workers_end_where_the_parent_is_killed(reader):
     workers = workers_of(reader)
     reader.kill()
     reader.wait()
@@ -131,7 +133,7 @@ def test_where_the_parent_is_killed_they_end_too(reader):
 
 
 def both_readers_of(process):
-    """Those that have started and read: one that is killed before is another matter."""
+    """Returns workers that have started and read, as killing one earlier has other effects."""
     assert [ask(process) for _ in range(4)] == ["read"] * 4
     return [
         pid
@@ -140,16 +142,18 @@ def both_readers_of(process):
     ]
 
 
-def test_one_that_is_killed_is_told_with_its_likely_cause(reader):
+def test_a_killed_worker_is_reported_with_its_likely_cause(reader):
     for pid in both_readers_of(reader):
         os.kill(pid, signal.SIGKILL)
-    told = ask_until_it_fails(reader)
-    assert told.startswith("WorkerLost: a process that reads images (data.num_workers=2) was kill")
+    message = ask_until_it_fails(reader)
+    assert message.startswith(
+        "WorkerLost: a process that reads images (data.num_workers=2) was kill"
+    )
     assert ask(reader, "close") == "closed"
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "told"),
+    ("exit_code", "reason"),
     [
         (-9, "(data.num_workers=2) was killed. Mostly the system does so where memory is short"),
         (-7, "was ended by SIGBUS: no shared memory was left (/dev/shm has"),
@@ -157,16 +161,16 @@ def test_one_that_is_killed_is_told_with_its_likely_cause(reader):
         (1, "ended with status 1; what it wrote stands above"),
     ],
 )
-def test_how_one_ended_is_told_with_what_to_do(exit_code, told):
+def test_the_end_of_a_worker_is_reported_with_what_to_do(exit_code, reason):
     error = RuntimeError(
         f"Worker process was terminated unexpectedly with exit code {exit_code}. Search the logs"
     )
-    found = explained(error, num_workers=2)
-    assert isinstance(found, WorkerLost)
-    assert f"a process that reads images {told}" in str(found)
+    explanation = explain_worker_error(error, num_workers=2)
+    assert isinstance(explanation, WorkerLost)
+    assert f"a process that reads images {reason}" in str(explanation)
 
 
-def test_one_that_hangs_does_not_keep_its_loader_open(reader):
+def test_a_worker_that_hangs_does_not_keep_its_loader_open(reader):
     for pid in both_readers_of(reader):
         os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
@@ -179,11 +183,11 @@ def sizes(monkeypatch, total_mib, free_mib):
     monkeypatch.setattr(workers, "_size_of", lambda folder: sizes)
 
 
-BATCH = 256 * 224 * 224 * 3  # bytes: 37 MiB, of which four lie ready for each worker
+BATCH = 256 * 224 * 224 * 3  # bytes: 37 MiB; four batches are ready for each worker
 
 
 def test_shared_memory_that_can_not_suffice_is_refused_with_what_to_do(monkeypatch):
-    sizes(monkeypatch, 64, 64)  # Docker's own
+    sizes(monkeypatch, 64, 64)  # MiB, Docker's default
     with pytest.raises(ValueError, match="data.num_workers=2 need 294 MiB") as raised:
         check_shared_memory(2, BATCH)
     assert str(raised.value) == (
@@ -198,9 +202,7 @@ def test_shared_memory_that_can_not_suffice_is_refused_with_what_to_do(monkeypat
     ("augmentation", "needed"),
     [(Augmentation((224, 224)), 294), (JointAugmentation((224, 224)), 392)],  # the annotations too
 )
-def test_a_loader_reckons_with_all_that_its_examples_hold(
-    monkeypatch, tmp_path, augmentation, needed
-):
+def test_a_loader_counts_all_arrays_of_its_examples(monkeypatch, tmp_path, augmentation, needed):
     sizes(monkeypatch, needed - 1, needed - 1)
     write_pairs(tmp_path, 2)
     source = make_pair_source("folder", data_dir=str(tmp_path), num_classes=5)
@@ -217,21 +219,21 @@ def test_shared_memory_that_others_take_is_warned_of(monkeypatch):
 
 
 @pytest.mark.parametrize("case", [(0, 64, 64), (2, 295, 295), (2, None, None)])
-def test_shared_memory_that_suffices_or_is_not_asked_for_is_no_matter(case, monkeypatch):
+def test_shared_memory_that_suffices_or_is_not_needed_is_no_error(case, monkeypatch):
     num_workers, total, free = case
     sizes(monkeypatch, total, free)
     assert check_shared_memory(num_workers, BATCH) is None
 
 
 def test_a_full_shared_memory_is_not_taken_for_a_full_disk():
-    full = explained(OSError(28, "No space left on device"), num_workers=2)
+    full = explain_worker_error(OSError(28, "No space left on device"), num_workers=2)
     assert isinstance(full, WorkerLost)
     assert "no shared memory was left (/dev/shm has" in str(full)
     assert "--shm-size" in str(full)
     alone = OSError(28, "No space left on device")
-    assert explained(alone, num_workers=0) is alone
+    assert explain_worker_error(alone, num_workers=0) is alone
 
 
 def test_other_errors_stay_what_they_are():
     for error in (ValueError("exit code -9"), RuntimeError("other"), OSError("other")):
-        assert explained(error, num_workers=2) is error
+        assert explain_worker_error(error, num_workers=2) is error

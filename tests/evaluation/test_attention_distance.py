@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from ddae_jax.data.array_source import ArraySource
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.pipeline import eval_batches
-from ddae_jax.data.sources import ArraySource
 from ddae_jax.evaluation.attention_distance import (
     Locality,
     attention_distance,

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from ddae_jax.data.array_source import ArraySource
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.pipeline import eval_batches
-from ddae_jax.data.sources import ArraySource
 from ddae_jax.evaluation import features
 from ddae_jax.evaluation.features import (
     cached,

@@ -64,7 +64,7 @@ def test_a_disk_that_fails_within_a_file_does_not_damage_it(suffix, times, tmp_p
         np.savez(path, **ARRAYS)
     else:
         save_file(ARRAYS, path)
-    left, read_once = [times], disks._PatientFile._read_once
+    left, read_once = [times], disks._RetryingFile._read_once
 
     def failing(file, buffer):
         if file._at + len(buffer) > 400_000 and file._at < 500_000 and left[0]:
@@ -72,7 +72,7 @@ def test_a_disk_that_fails_within_a_file_does_not_damage_it(suffix, times, tmp_p
             raise OSError(5, "Input/output error")
         return read_once(file, buffer)
 
-    monkeypatch.setattr(disks._PatientFile, "_read_once", failing)
+    monkeypatch.setattr(disks._RetryingFile, "_read_once", failing)
     if times == 99:
         with pytest.raises(ReadFailed, match=rf"a\{suffix} {FAILS}"):
             read_weights(path)

@@ -26,8 +26,8 @@ from ddae_jax.data.annotations import BadAnnotation
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.labels import BadLabel
-from ddae_jax.data.pipeline import TooManyCorruptImages
-from ddae_jax.data.sizes import OddSize
+from ddae_jax.data.train_loader import TooManyCorruptImages
+from ddae_jax.data.uniform_size import OddSize
 from ddae_jax.data.workers import WorkerLost
 from ddae_jax.jobs import cli, devices
 from ddae_jax.jobs.exits import CommandEnded, explain_bad_input, explain_run_ends

@@ -1,4 +1,4 @@
-"""Batches: the same for any number of processes, workers and threads, and after any restart."""
+"""Batches are the same for any number of processes, workers and threads, and after a restart."""
 
 import json
 import logging
@@ -12,35 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import pipeline
-from ddae_jax.data.images import CorruptImage
-from ddae_jax.data.pipeline import (
-    Augmentation,
-    DataChanged,
-    TooManyCorruptImages,
-    TrainLoader,
-    batches_per_epoch,
-    eval_batches,
-    log_corrupt,
-)
-from ddae_jax.data.sizes import OddSize
-from ddae_jax.data.sources import ArraySource, make_source
-from ddae_jax.data.view import USUAL_VIEW
+from ddae_jax.data import augment
+from ddae_jax.data.array_source import ArraySource
+from ddae_jax.data.augment import Augmentation
+from ddae_jax.data.batches import batches_per_epoch, log_corrupt
+from ddae_jax.data.sources import make_source
+from ddae_jax.data.train_loader import DataChanged, TooManyCorruptImages, TrainLoader
+from ddae_jax.data.uniform_size import OddSize
+from numbered import assert_same, numbered_source
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CROP = Augmentation((8, 8))
 AS_IS = Augmentation((8, 8), augment_in="device")
-
-
-def numbered_source(count: int, corrupt: tuple[int, ...] = ()) -> ArraySource:
-    """Example i has label i, and an image in which no two crops are alike."""
-    images = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), np.uint8)
-    errors = {
-        index: CorruptImage(f"numbers[{index}] cannot be decoded: made so", "truncated")
-        for index in corrupt
-    }
-    labels = np.arange(count, dtype=np.int32)
-    return ArraySource(images, labels, title="numbers", corrupt=errors)
 
 
 def take(loader: TrainLoader, count: int) -> list[dict[str, np.ndarray]]:
@@ -52,14 +35,6 @@ def batches_of(source, count: int, *, augmentation=CROP, start: int = 0, **optio
     with TrainLoader(source, augmentation, **options) as loader:
         loader.set_state({"step": start, "corrupt": []})
         return take(loader, count)
-
-
-def assert_same(batches: list[dict], others: list[dict]) -> None:
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], other[key])
 
 
 def labels_of(batches: list[dict]) -> list[int]:
@@ -76,7 +51,7 @@ class TestBatches:
         assert batch["label"].shape == (8,)
         assert batch["label"].dtype == np.int32
 
-    def test_place_device_hands_out_the_sources_images(self):
+    def test_images_are_handed_out_whole_where_the_device_crops(self):
         source = numbered_source(20)
         (batch,) = batches_of(source, 1, augmentation=AS_IS)
         for image, label in zip(batch["image"], batch["label"], strict=True):
@@ -158,7 +133,9 @@ class TestSameBatchesWhoeverReads:
 
     def test_changed_data_is_refused_unless_that_is_allowed(self, caplog):
         with TrainLoader(numbered_source(20, (7,)), CROP, batch_size=8, seed=3) as loader:
-            loader.set_state({"step": 2, "corrupt": [7]})  # of a time before states told
+            loader.set_state(
+                {"step": 2, "corrupt": [7]}
+            )  # of an older version, without a fingerprint
             state = loader.get_state()
         with TrainLoader(numbered_source(21), CROP, batch_size=8, seed=3) as loader:
             with pytest.raises(
@@ -204,7 +181,8 @@ class TestSameBatchesWhoeverReads:
     def test_workers_from_a_module_run_as_a_script(self, expected, tmp_path):
         program = """
 import pickle, sys
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
+from ddae_jax.data.augment import Augmentation
+from ddae_jax.data.train_loader import TrainLoader
 
 if __name__ == "__main__":
     source = pickle.load(open(sys.argv[1], "rb"))
@@ -229,7 +207,7 @@ if __name__ == "__main__":
 
 class TestCorruptImages:
     def test_replaced_by_the_next_readable_counted_and_named_once(self, caplog):
-        """7 and 8 are corrupt: wherever they would be, 9 stands instead."""
+        """Images 7 and 8 are corrupt: 9 takes their places."""
         caplog.set_level(logging.WARNING)
         log_corrupt.cache_clear()
         whole = labels_of(batches_of(numbered_source(20), 6))
@@ -284,7 +262,7 @@ class TestCorruptImages:
     @pytest.mark.parametrize("num_workers", [0, 1])
     def test_nothing_readable_is_an_error_whatever_is_allowed(self, num_workers):
         source = numbered_source(4, corrupt=(0, 1, 2, 3))
-        with pytest.raises(TooManyCorruptImages, match=r"no image in a row of 4.*made so"):
+        with pytest.raises(TooManyCorruptImages, match=r"none of 4 images in a row.*made so"):
             batches_of(source, 1, max_corrupt_share=1.0, num_workers=num_workers)
 
 
@@ -304,20 +282,6 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             TrainLoader(numbered_source(20), CROP, **({"batch_size": 8, "seed": 0} | options))
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"image_size": (0, 8)}, "image_size"),
-            ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
-            ({"crop_scale": (0.2, 1.1)}, "crop_scale"),
-            ({"crop_ratio": (0, 1)}, "crop_ratio"),
-            ({"augment_in": "moon"}, "augment_in='moon'"),
-        ],
-    )
-    def test_augmentation(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            Augmentation(**({"image_size": (8, 8)} | options))
-
     def test_empty_source(self):
         with pytest.raises(ValueError, match="source is empty"):
             TrainLoader(numbered_source(0), CROP, batch_size=8, seed=0)
@@ -329,22 +293,15 @@ class TestBadInput:
         with pytest.raises(OddSize, match=r"5\.png is 4 x 5 pixels .* others are 4 x 4"):
             TrainLoader(source, AS_IS, batch_size=2, seed=0)
 
-    def test_image_of_another_size_that_nobody_has_seen_is_named(self, tmp_path, monkeypatch):
+    def test_an_image_of_another_size_is_named_when_training_reads_it(self, tmp_path, monkeypatch):
         for name, side in (("a", 4), ("b", 5)):
             Image.new("RGB", (side, 4)).save(tmp_path / f"{name}.png")
         source = make_source("folder", data_dir=str(tmp_path))
-        monkeypatch.setattr(pipeline, "one_size", lambda source: (4, 4))
+        monkeypatch.setattr(augment, "one_size", lambda source: (4, 4))
         expected = r"b\.png is 4 x 5 pixels .* others are 4 x 4.*workers"
         with pytest.raises(OddSize, match=expected) as raised:
             batches_of(source, 1, augmentation=AS_IS)
         assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
-
-    @pytest.mark.parametrize(
-        ("batch_size", "limit", "message"), [(3, None, "batch_size=3"), (4, 0, "limit=0")]
-    )
-    def test_eval(self, batch_size, limit, message):
-        with pytest.raises(ValueError, match=message):
-            eval_batches(numbered_source(4), (8, 8), batch_size, process_count=2, limit=limit)
 
 
 class TestClosing:
@@ -364,58 +321,6 @@ class TestClosing:
             assert not thread.is_alive(), thread.name
 
 
-class TestEvalBatches:
-    def test_every_example_once_in_order_and_the_rest_is_padding(self):
-        source = numbered_source(20)
-        batches = list(eval_batches(source, (8, 8), 8))
-        assert [batch["image"].shape for batch in batches] == [(8, 8, 8, 3)] * 3
-        together = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-        np.testing.assert_array_equal(together["index"], [*range(20), *[-1] * 4])
-        np.testing.assert_array_equal(together["label"], [*range(20), *[-1] * 4])
-        np.testing.assert_array_equal(together["valid"], [True] * 20 + [False] * 4)
-        image = Image.fromarray(source[13]["image"])
-        expected = USUAL_VIEW.show(image, (8, 8))
-        np.testing.assert_array_equal(together["image"][13], expected)
-
-    @pytest.mark.parametrize("count", [1, 20, 24])
-    def test_processes_together_see_the_same(self, count):
-        source = numbered_source(count)
-        parts = [
-            list(eval_batches(source, (8, 8), 8, process_index=index, process_count=2))
-            for index in range(2)
-        ]
-        together = [
-            {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-            for step in zip(*parts, strict=True)
-        ]
-        assert_same(together, list(eval_batches(source, (8, 8), 8)))
-
-    def test_limit_spreads_evenly(self):
-        (batch,) = eval_batches(numbered_source(20), (8, 8), 8, limit=4)
-        assert batch["index"][:4].tolist() == [0, 5, 10, 15]
-        assert batch["valid"].sum() == 4
-        assert len(list(eval_batches(numbered_source(20), (8, 8), 8, limit=100))) == 3
-
-    def test_corrupt_image_is_invalid_but_has_its_index(self):
-        (batch,) = eval_batches(numbered_source(8, corrupt=(5,)), (8, 8), 8)
-        assert batch["index"].tolist() == list(range(8))
-        assert np.flatnonzero(~batch["valid"]).tolist() == [5]
-        assert not batch["image"][5].any()
-
-    def test_index_does_not_overflow_on_a_large_source(self):
-        class Large(ArraySource):
-            def __len__(self):
-                return 1_300_000
-
-            def open(self, indices):
-                return super().open([0 for _ in indices])
-
-        numbers = numbered_source(1)
-        source = Large(numbers._images, numbers._labels)
-        *_, last = eval_batches(source, (8, 8), 500, limit=50_000)
-        assert last["index"][-1] == 1_299_974
-
-
 @pytest.mark.parametrize(("batch_size", "count"), [(8, 2), (20, 1), (64, 1)])
 def test_batches_per_epoch_are_whole_and_at_least_one(batch_size, count):
     assert batches_per_epoch(20, batch_size) == count
@@ -427,7 +332,7 @@ def test_batches_per_epoch_of_no_batch_is_refused():
 
 
 def test_mixed_folder_with_a_broken_file_trains(tmp_path):
-    """What a user's folder looks like, through the loader as a whole."""
+    """A folder as users have them, read by the whole loader."""
     for number, mode in enumerate(("RGB", "L", "RGBA", "P", "LA", "1")):
         Image.new(mode, (30 + number, 20)).save(tmp_path / f"{number}.png")
     Image.new("CMYK", (40, 30)).save(tmp_path / "cmyk.jpg")

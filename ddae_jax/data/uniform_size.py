@@ -1,56 +1,54 @@
-"""Images of one size, as a batch that is augmented on the device is made of."""
+"""Checking that all images of a source have one size, which augmentation on the device needs."""
 
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from ddae_jax.data.folder_source import FolderSource
 from ddae_jax.data.images import CorruptImage, LazyImage
-from ddae_jax.data.sources import (
-    ExampleSource,
-    FolderSource,
-    all_cancelled_after,
-    reading_threads,
-)
+from ddae_jax.data.source_base import ExampleSource
+from ddae_jax.data.threads import cancel_rest_at_exit, reading_threads
 
 _log = logging.getLogger(__name__)
 
-# Headers of so many images are read at once, and of all for at most so long.
-_CHUNK = 256
-_BUDGET_S = 10.0
+_CHUNK = 256  # images whose headers a thread reads at once
+_BUDGET_S = 10.0  # for how long headers are read
 
 
 class OddSize(ValueError):
-    """An image that has not the size of the others. The message names it and both sizes."""
+    """An image of another size than the others. The message names it and both sizes."""
 
 
 def one_size(source: ExampleSource, budget_s: float = _BUDGET_S) -> tuple[int, int]:
-    """Finds the (height, width) that all images share; those of a folder are looked at, one by one.
+    """Returns the (height, width) that all images share, by the headers of a folder's files.
 
-    **Arguments:**
+    Args:
+        source: the images.
+        budget_s: for how long headers are read, seconds. Images that are not reached by then are
+            checked when they are read in training.
 
-    - `budget_s`: for how long, seconds; what is not seen by then is met in training.
-
-    Raises `OddSize` if one has another size.
+    Raises:
+        OddSize: if an image has another size than the others, or none can be read.
     """
     expected = source.image_size
     is_known = expected is not None and not isinstance(source, FolderSource)
     if is_known:
         return expected
-    seen, began = 0, time.monotonic()
+    num_checked, began = 0, time.monotonic()
     chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
-    with all_cancelled_after(ThreadPoolExecutor(reading_threads(source))) as pool:
+    with cancel_rest_at_exit(ThreadPoolExecutor(reading_threads(source))) as pool:
         for sizes in pool.map(lambda chunk: _sizes(source, chunk), chunks):
-            for index, size in enumerate(sizes, start=seen):
+            for index, size in enumerate(sizes, start=num_checked):
                 expected = expected or size
                 if size is not None:
                     check_size(size, expected, source, index)
-            seen += len(sizes)
+            num_checked += len(sizes)
             if time.monotonic() - began > budget_s:
                 break
-    if seen < len(source):
+    if num_checked < len(source):
         _log.info(
             "looked at the sizes of %s of %s images; if one differs further on, the run ends there",
-            f"{seen:,}",
+            f"{num_checked:,}",
             f"{len(source):,}",
         )
     if expected is None:
@@ -61,7 +59,7 @@ def one_size(source: ExampleSource, budget_s: float = _BUDGET_S) -> tuple[int, i
 def check_size(
     size: tuple[int, int], expected: tuple[int, int], source: ExampleSource, index: int
 ) -> None:
-    """Raises `OddSize`, naming the image, if its size is not what is expected of all."""
+    """Raises ``OddSize``, naming the image, if its (height, width) is not the expected one."""
     if size != expected:
         raise OddSize(
             f"{source.name(index)} is {size[0]} x {size[1]} pixels (height x width), and others "
@@ -71,11 +69,12 @@ def check_size(
 
 
 def _sizes(source: ExampleSource, indices: range) -> list[tuple[int, int] | None]:
-    """(height, width) of some images; None of those that cannot be decoded."""
+    """Returns the (height, width) of some images; None for those that cannot be decoded."""
     return [_size(image) for image, _ in source.open(indices)]
 
 
 def _size(image: LazyImage) -> tuple[int, int] | None:
+    """Returns the (height, width) of an image; None if it cannot be decoded."""
     try:
         width, height = image.size
     except CorruptImage:

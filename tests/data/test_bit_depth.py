@@ -1,17 +1,17 @@
-"""Values of more than 8 bits become those of 8: by which range, and what is said of it."""
+"""Scaling of more than 8 bits to 8: the range of the values, and the warnings about it."""
 
 import numpy as np
 import pytest
 
-from ddae_jax.data import once
-from ddae_jax.data.depth import DeepImage, scaled_to_eight_bits
+from ddae_jax.data import warn_once
+from ddae_jax.data.bit_depth import DeepImage, scaled_to_eight_bits
 
 RAMP = np.linspace(0, 1, 4097)
 
 
 @pytest.fixture(autouse=True)
-def untold(monkeypatch):
-    monkeypatch.setattr(once, "_told", set())
+def nothing_warned_of(monkeypatch):
+    monkeypatch.setattr(warn_once, "_given", set())
 
 
 def scaled(values, max_value=0.0, **header):
@@ -28,9 +28,9 @@ class TestRangeOfFloats:
     @pytest.mark.parametrize(("least", "largest"), [(0, 1), (0, 1.02), (-0.05, 1.05), (0, 2)])
     def test_some_overshoot_changes_nothing_between_0_and_1(self, dtype, least, largest):
         values = (least + RAMP * (largest - least)).astype(dtype)
-        found = scaled(values)
-        np.testing.assert_array_equal(found, expected(values, 0, 1))
-        assert len(np.unique(found)) == 256
+        levels = scaled(values)
+        np.testing.assert_array_equal(levels, expected(values, 0, 1))
+        assert len(np.unique(levels)) == 256
 
     @pytest.mark.parametrize(
         ("least", "largest", "range_"),
@@ -44,7 +44,7 @@ class TestRangeOfFloats:
             (-20, 40, (-20, 40)),
         ],
     )
-    def test_others_lie_from_0_to_255_or_to_their_largest_or_in_their_own_range(
+    def test_larger_floats_lie_from_0_to_255_or_to_their_largest_or_in_their_own_range(
         self, least, largest, range_
     ):
         values = least + RAMP * (largest - least)
@@ -63,7 +63,7 @@ class TestRangeOfFloats:
             (np.inf, 255),
         ],
     )
-    def test_what_is_no_value_changes_no_other(self, no_value, becomes, largest, caplog):
+    def test_numbers_that_are_no_values_change_no_other(self, no_value, becomes, largest, caplog):
         values = (RAMP * largest).astype(np.float32)
         values[7] = no_value
         want = expected(np.where(np.isfinite(values), values, 0), 0, 1 if largest == 1 else 255)
@@ -72,14 +72,14 @@ class TestRangeOfFloats:
         assert "an image has numbers that stand where nothing was measured" in caplog.text
 
     @pytest.mark.parametrize("no_value", [np.nan, np.inf, -9999.0])
-    def test_where_a_range_is_given_it_is_no_other_either(self, no_value):
+    def test_numbers_that_are_no_values_change_no_other_in_a_given_range(self, no_value):
         values = np.array([no_value, 0.5, 1.0], np.float32)
         assert scaled(values, max_value=2.0).tolist()[1:] == [64, 128]
 
-    def test_nothing_but_no_values_is_black(self):
+    def test_an_image_without_any_value_is_black(self):
         assert scaled(np.full((2, 2), np.nan, np.float32)).tolist() == [[0, 0], [0, 0]]
 
-    def test_what_floats_are_taken_for_is_told_where_it_may_be_wrong(self, caplog):
+    def test_a_range_of_floats_that_may_be_wrong_is_warned_of(self, caplog):
         scaled(RAMP * 1.5)
         assert "an image has floats of up to 1.5: they are taken for values from 0 to 1" in (
             caplog.text
@@ -88,16 +88,16 @@ class TestRangeOfFloats:
         assert "floats of up to 10: they are taken for values from 0 to 255, and nearly" in (
             caplog.text
         )
-        told = len(caplog.records)
+        num_warnings = len(caplog.records)
         scaled(RAMP * 1.25)
         scaled(RAMP * 200)
         scaled(RAMP * 10, max_value=10.0)
-        assert len(caplog.records) == told
+        assert len(caplog.records) == num_warnings
 
 
 class TestRangeOfWholeNumbers:
     @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.uint32, np.uint64])
-    def test_all_that_the_bits_of_the_largest_hold(self, dtype):
+    def test_is_all_that_the_bits_of_the_largest_hold(self, dtype):
         values = np.arange(3000).astype(dtype)
         np.testing.assert_array_equal(scaled(values), expected(values, 0, 4095))
 
@@ -106,31 +106,31 @@ class TestRangeOfWholeNumbers:
         np.testing.assert_array_equal(scaled(values), expected(values, 0, 4095))
 
     @pytest.mark.parametrize("no_value", [-9999, -32768])
-    def test_what_is_no_value_changes_no_other(self, no_value):
+    def test_numbers_that_are_no_values_change_no_other(self, no_value):
         values = np.arange(3000).astype(np.int16)
         values[0] = no_value
         np.testing.assert_array_equal(scaled(values), expected(values, 0, 4095))
 
-    def test_what_the_file_says_to_be_no_value_is_black(self):
+    def test_the_number_that_the_file_names_as_no_value_is_black(self):
         values = np.array([0, 2000, 4095, 65535], np.uint16)
         assert scaled(values, no_value=65535.0).tolist() == [0, 125, 255, 0]
         assert scaled(values, 4095.0, no_value=65535.0).tolist() == [0, 125, 255, 0]
 
-    def test_what_the_header_says_to_be_white_is(self):
+    def test_the_value_that_the_header_names_as_white_becomes_white(self):
         values = np.array([0, 500, 1000], np.uint16)
         assert scaled(values, white=1000.0).tolist() == [0, 128, 255]
         assert scaled(values, 2000.0, white=1000.0).tolist() == [0, 64, 128]
-        # Which is what was done before there was a key, and what older runs have.
+        # Runs from before the key existed have 65535: then the header counted.
         assert scaled(values, 65535.0, white=1000.0).tolist() == [0, 128, 255]
 
     @pytest.mark.parametrize("max_value", [0.0, 4095.0, 65535.0])
-    def test_those_of_8_bits_and_truths_keep_theirs(self, max_value):
+    def test_values_of_8_bits_and_booleans_keep_their_range(self, max_value):
         values = np.arange(256, dtype=np.uint8)
         np.testing.assert_array_equal(scaled(values, max_value), values)
         assert scaled([True, False], max_value).tolist() == [255, 0]
 
 
-def test_what_was_multiplied_by_its_opacity_is_divided_before_it_is_scaled():
+def test_premultiplied_colours_are_divided_before_they_are_scaled():
     colours, alpha = np.array([1000, 2000, 3000]), 32768
     image = DeepImage(
         np.array([[[*colours, alpha]]], np.uint16), "RGBA", is_premultiplied=True

@@ -1,4 +1,4 @@
-"""Waiting for what is read, which a stop may end: a disk or a mount may never answer."""
+"""Waiting for items that are read in another thread: a stop ends the wait, even if a disk hangs."""
 
 import contextlib
 import logging
@@ -14,22 +14,21 @@ from ddae_jax.data import workers
 _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.1
-_LONG_WAIT_S = 60.0
-# How long what reads may take to end in good order; and after it was killed.
+_LONG_WAIT_S = 60.0  # after which the log tells of a wait
+# How long the iterator may take to close; and again, after its processes were killed.
 _CLOSE_S, _KILLED_S = 20.0, 3.0
 
 _Item = TypeVar("_Item")
 
 
-class InBackground(Generic[_Item]):
-    """An iterator that is read in a thread of its own, so that one may give up waiting for it.
+class BackgroundIterator(Generic[_Item]):
+    """An iterator that is read in a thread of its own, so that a wait for it can be given up.
 
-    Nothing is read before it is asked for, and signals are left to the other threads.
+    Items are read only when they are asked for. The thread leaves signals to the other threads.
 
-    **Arguments:**
-
-    - `make`: makes the iterator, in that thread.
-    - `close`: ends the iterator.
+    Args:
+        make: makes the iterator, in that thread.
+        close: ends the iterator.
     """
 
     def __init__(
@@ -46,19 +45,19 @@ class InBackground(Generic[_Item]):
         self._asked: futures.Future[_Item] | None = None
 
     def next_unless(self, is_over: Callable[[], bool]) -> _Item | None:
-        """Waits for the next item; None where `is_over()` before it is there.
+        """Waits for the next item; returns None if ``is_over()`` becomes true before it is there.
 
-        What has begun to be read then is what the next call gets. Raises what reading raises. The
-        log tells where it takes long.
+        The item is then what the next call returns. A long wait is logged. Raises what reading
+        raises.
         """
         self._asked = self._asked or self._thread.submit(self._read)
-        began, tell_after_s = time.monotonic(), _LONG_WAIT_S
+        began, warn_after_s = time.monotonic(), _LONG_WAIT_S
         while not futures.wait([self._asked], _LOOK_EVERY_S).done:
             if is_over():
                 return None
             waited_s = time.monotonic() - began
-            if waited_s > tell_after_s:
-                tell_after_s = 2 * waited_s
+            if waited_s > warn_after_s:
+                warn_after_s = 2 * waited_s
                 _log.warning(
                     "no batch has come for %.0f s; the disk or the network that the images lie on "
                     "may be gone. A stop (Ctrl-C, SIGTERM) ends this wait too",
@@ -68,10 +67,10 @@ class InBackground(Generic[_Item]):
         return asked.result()
 
     def close(self) -> None:
-        """Ends the iterator. Processes that read are killed if they hang."""
+        """Ends the iterator. Worker processes are killed if they hang."""
         hangs = self._asked is not None and not self._asked.done()
         self._thread.shutdown(wait=False, cancel_futures=True)
-        # Not in this thread: it would wait for ever for a process that hangs.
+        # In another thread, as this one would wait for ever for a process that hangs.
         closing = threading.Thread(target=self._close_quietly, daemon=True)
         closing.start()
         closing.join(0 if hangs else _CLOSE_S)
@@ -86,5 +85,5 @@ class InBackground(Generic[_Item]):
 
     def _close_quietly(self) -> None:
         if self._iterator is not None:
-            with contextlib.suppress(Exception):  # of what was killed meanwhile
+            with contextlib.suppress(Exception):  # processes may have been killed meanwhile
                 self._close(self._iterator)

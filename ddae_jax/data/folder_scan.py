@@ -1,4 +1,4 @@
-"""What lies in a folder of image files: its classes and, in words, what is left out."""
+"""Scanning a folder for image files and their classes, and describing what lies in a folder."""
 
 import array
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from ddae_jax.data.disks import ReadFailed, patiently
+from ddae_jax.data.disks import ReadFailed, with_retries
 from ddae_jax.data.images import NO_LABEL
 from ddae_jax.data.opening import PILLOW_FORMATS
 
@@ -32,19 +32,19 @@ SYSTEM_FOLDERS = frozenset(
         "lost+found",
     }
 )
-"""Folders that file servers and archivers leave, lower case; what is in them are no examples."""
+"""Folders that file servers and archivers leave, in lower case. Images in them are no examples."""
 
 # Hidden folders whose images are copies, thumbnails, or thrown away; lower case.
 _HIDDEN_COPIES = frozenset(
     {".cache", ".git", ".svn", ".hg", ".dvc", ".datalad", ".thumbnails", ".ipynb_checkpoints"}
     | {".snapshot", ".snapshots", ".zfs", ".appledouble", ".trash", ".trashes", ".venv"}
 )
-_APPLE_DOUBLE = "._"  # begins the name of what macOS keeps beside a file
+_APPLE_DOUBLE = "._"  # begins the names of files in which macOS keeps metadata of others
 
-# Two of these show the folder of a run of this package.
+# A folder that has two of these is that of a run of this package.
 _OF_A_RUN = frozenset({"config.json", "metrics.jsonl", "checkpoints", "report.html", "lock"})
 
-# Files that lie beside images and that nobody takes for some, by their suffix.
+# Suffixes of files that commonly lie beside images, and that nobody takes for images.
 _NO_IMAGES = frozenset(
     {"", ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".xml", ".html"}
     | {".ini", ".db", ".log", ".lst", ".py", ".sh", ".mat", ".pkl", ".npy", ".npz", ".pdf"}
@@ -54,16 +54,25 @@ _NO_IMAGES = frozenset(
 
 def image_suffixes() -> tuple[str, ...]:
     """Lists the suffixes of files that are read as images, in lower case."""
-    formats = {*PILLOW_FORMATS, "MPO"}  # as some cameras call a JPEG with a preview
-    found = Image.registered_extensions().items()
-    return tuple(sorted(suffix for suffix, format in found if format in formats))
+    formats = {*PILLOW_FORMATS, "MPO"}  # MPO: a JPEG with a preview, as some cameras write it
+    extensions = Image.registered_extensions().items()
+    return tuple(sorted(suffix for suffix, format in extensions if format in formats))
 
 
 @dataclasses.dataclass
-class _LeftOut:
-    """What a scan does not take, by the reason for that; `wanted` are suffixes that it takes."""
+class _Skipped:
+    """The files and folders that a scan leaves out, by the reason.
 
-    wanted: frozenset[str]
+    Attributes:
+        suffixes: the number of files of each suffix that is not one of images.
+        num_hidden: hidden images.
+        dangling: links that lead nowhere.
+        unreadable: folders that may not be read.
+        circles: links to folders that they lie in.
+        runs: folders of runs.
+        twice: other names of images that are taken already.
+    """
+
     suffixes: Counter = dataclasses.field(default_factory=Counter)
     num_hidden: int = 0
     dangling: list[str] = dataclasses.field(default_factory=list)
@@ -72,8 +81,8 @@ class _LeftOut:
     runs: list[str] = dataclasses.field(default_factory=list)
     twice: list[str] = dataclasses.field(default_factory=list)
 
-    def tell(self, root: Path, num_images: int) -> None:
-        """Logs it; as a warning where something may be missed."""
+    def log(self, root: Path, num_images: int) -> None:
+        """Logs what is left out; as a warning where it may be images that somebody misses."""
         counts = [
             f"{count:,} {suffix or 'without a suffix'}"
             for suffix, count in self.suffixes.most_common(8)
@@ -84,7 +93,7 @@ class _LeftOut:
             is_harmless = self.suffixes.keys() <= _NO_IMAGES and total <= num_images
             _log.log(
                 logging.INFO if is_harmless else logging.WARNING,
-                "%s: %s files are left out beside %s images, as they are called otherwise than "
+                "%s: %s files are left out beside %s images, as their names are not those of "
                 "images: %s",
                 root,
                 f"{total:,}",
@@ -105,21 +114,26 @@ class _LeftOut:
 def scan(
     root: Path, suffixes: Collection[str] | None = None, keeps_links: bool = False
 ) -> tuple[list[bytes], Int32[np.ndarray, " example"], tuple[str, ...] | None]:
-    """Image paths relative to `root`, labels, and the class names (None for a flat folder).
+    """Finds the image files in a folder and in all folders below it.
 
-    The label is the index of the sub-folder of the first level, in sorted order; images beside
-    these have -1. Linked folders are followed, but for those that a link lies in. Left out are
-    hidden files, folders of the system (`SYSTEM_FOLDERS`) and of runs of this package, and what
-    cannot be read; the log counts and names what may be missed.
+    An image's label is the index of the sub-folder of the first level that it lies in, in sorted
+    order; images beside these folders have -1. Linked folders are followed, except those that the
+    link itself lies in. Left out are hidden files, folders of the system (``SYSTEM_FOLDERS``) and
+    of runs of this package, and what cannot be read. The log counts and names what may be missed.
 
-    **Arguments:**
+    Args:
+        root: the folder.
+        suffixes: of files that count as images, in lower case; by default ``image_suffixes()``.
+        keeps_links: whether a file that has several names, because of links, counts once for each
+            name. Otherwise it counts once.
 
-    - `root`: the folder.
-    - `suffixes`: of files that count as images, in lower case; by default `image_suffixes`.
-    - `keeps_links`: whether a file that has several names, by links, counts as often. Otherwise it
-      counts once.
+    Returns:
+        Image paths relative to ``root``, sorted; their labels; and the names of the classes, None
+        for a folder without sub-folders of images.
 
-    Raises `ValueError` if the folder is that of a run.
+    Raises:
+        ValueError: if the folder is that of a run.
+        ReadFailed: if the disk or the network fails.
     """
     entries = _entries(root)
     if _are_of_a_run(entries):
@@ -129,20 +143,25 @@ def scan(
         )
     search = _Search(_SUFFIXES if suffixes is None else frozenset(suffixes))
     search.add(entries, "", b"", _identity(root)[0], _identities_above(root), is_linked=False)
-    found, left_out = search.found, search.left_out
-    kept = range(len(found.paths)) if keeps_links else found.once(root)
-    left_out.twice = [os.fsdecode(found.paths[i]) for i in found.all_but(kept)]
-    tops = [found.tops[index] for index in kept]
+    images, skipped = search.images, search.skipped
+    chosen = range(len(images.paths)) if keeps_links else images.without_copies(root)
+    skipped.twice = [os.fsdecode(images.paths[i]) for i in images.all_but(chosen)]
+    tops = [images.tops[index] for index in chosen]
     class_names = tuple(sorted(set(tops) - {""}))
     number = {name: index for index, name in enumerate(class_names)}
     labels = np.array([number.get(top, NO_LABEL) for top in tops], np.int32)
-    if len(kept):
-        left_out.tell(root, len(kept))
-    return [found.paths[index] for index in kept], labels, class_names or None
+    if len(chosen):
+        skipped.log(root, len(chosen))
+    return [images.paths[index] for index in chosen], labels, class_names or None
 
 
-class _Found:
-    """The images of a scan: path, folder of the first level, and which file it is."""
+class _FoundImages:
+    """The images of a scan, as lists of the same length.
+
+    Attributes:
+        paths: relative to the root of the scan.
+        tops: the folder of the first level that the image lies in, "" beside these folders.
+    """
 
     def __init__(self):
         self.paths: list[bytes] = []
@@ -151,7 +170,15 @@ class _Found:
         self._is_linked = bytearray()
 
     def add(self, path: bytes, top: str, entry: os.DirEntry, is_linked: bool, device: int) -> None:
-        """Adds an image. `device` is that of its folder; `top` is "" beside the first level."""
+        """Adds an image.
+
+        Args:
+            path: relative to the root of the scan.
+            top: its folder of the first level, or "".
+            entry: the directory entry.
+            is_linked: whether it, or a folder that it lies in, is a link.
+            device: the device of its folder.
+        """
         inode = entry.inode()
         if entry.is_symlink():
             device, inode = _identity(entry)
@@ -160,8 +187,8 @@ class _Found:
         self._files.extend((device, inode))
         self._is_linked.append(is_linked)
 
-    def once(self, root: Path) -> Sequence[int]:
-        """Indices of one name of each file: its own one, where it is met by links too."""
+    def without_copies(self, root: Path) -> Sequence[int]:
+        """Returns the indices of one name for each file: its own one if others are links."""
         if len(self.paths) < 2:
             return range(len(self.paths))
         files = np.frombuffer(self._files, np.uint64).reshape(-1, 2)
@@ -170,20 +197,23 @@ class _Found:
         is_same = (files[order[1:]] == files[order[:-1]]).all(axis=1)
         if not is_same.any():
             return range(len(self.paths))
-        is_kept = np.ones(len(self.paths), bool)
+        is_chosen = np.ones(len(self.paths), bool)
         groups = np.split(order, np.flatnonzero(~is_same) + 1)
         for first, *others in (group for group in groups if len(group) > 1):
             has_hard_links = self._has_hard_links(root, first)
             for index in others:
-                is_kept[index] = not (is_linked[index] or has_hard_links)
-        return np.flatnonzero(is_kept)
+                is_chosen[index] = not (is_linked[index] or has_hard_links)
+        return np.flatnonzero(is_chosen)
 
-    def all_but(self, kept: Sequence[int]) -> list[int]:
-        """The other indices, in order."""
-        return np.setdiff1d(np.arange(len(self.paths)), kept, assume_unique=True).tolist()
+    def all_but(self, chosen: Sequence[int]) -> list[int]:
+        """Returns the indices that are not among the given ones, in order."""
+        return np.setdiff1d(np.arange(len(self.paths)), chosen, assume_unique=True).tolist()
 
     def _has_hard_links(self, root: Path, index: int) -> bool:
-        """Whether a file has other names. Some network disks list one number for all files."""
+        """Tells whether a file has other names.
+
+        The inode alone does not tell: some network disks list the same number for all files.
+        """
         try:
             status = os.stat(os.path.join(os.fsencode(root), self.paths[index]))
         except OSError:
@@ -193,11 +223,16 @@ class _Found:
 
 
 class _Search:
-    """Walks through folders for what is `found` and what is `left_out`."""
+    """A walk through folders, which collects images and what is left out.
 
-    def __init__(self, wanted: frozenset[str]):
-        self.found = _Found()
-        self.left_out = _LeftOut(wanted)
+    Args:
+        suffixes: of files that count as images, in lower case.
+    """
+
+    def __init__(self, suffixes: frozenset[str]):
+        self._suffixes = suffixes
+        self.images = _FoundImages()
+        self.skipped = _Skipped()
 
     def add(
         self,
@@ -210,14 +245,20 @@ class _Search:
     ) -> None:
         """Adds the images among the entries of a folder, and those below it, in sorted order.
 
-        `prefix` is the way to the folder, `device` its own; `above` are it and what it lies in.
+        Args:
+            entries: of the folder.
+            top: the folder of the first level that it lies in or is; "" for the root.
+            prefix: the path of the folder relative to the root, with a slash at its end.
+            device: the device of the folder.
+            above: the identities of the folder and of all that it lies in.
+            is_linked: whether the folder, or one that it lies in, is a link.
         """
         for entry in entries:
             is_link = is_linked or entry.is_symlink()
             if entry.name.startswith("."):
-                self.left_out.num_hidden += self._count_hidden(entry)
+                self.skipped.num_hidden += self._count_hidden(entry)
             elif self._is_image(entry):
-                self.found.add(prefix + os.fsencode(entry.name), top, entry, is_link, device)
+                self.images.add(prefix + os.fsencode(entry.name), top, entry, is_link, device)
             elif _is_folder(entry):
                 self._add_folder(entry, top or entry.name, prefix, above, is_link)
 
@@ -229,66 +270,71 @@ class _Search:
         above: frozenset[tuple[int, int]],
         is_linked: bool,
     ) -> None:
+        """Adds the images of a folder and of those below it, unless it is to be left out.
+
+        For the arguments see ``add``; ``prefix`` and ``above`` are those of the folder above.
+        """
         if folder.name.lower() in SYSTEM_FOLDERS:
             return
         try:
-            identity = patiently(folder.path, lambda: _identity(folder))
+            identity = with_retries(folder.path, lambda: _identity(folder))
             if identity in above:  # following it would never end, or bring in other splits
-                self.left_out.circles.append(folder.path)
+                self.skipped.circles.append(folder.path)
                 return
             entries = _entries(folder)
         except ReadFailed:
             raise
         except OSError:
-            self.left_out.unreadable.append(folder.path)
+            self.skipped.unreadable.append(folder.path)
             return
         if _are_of_a_run(entries):
-            self.left_out.runs.append(folder.path)
+            self.skipped.runs.append(folder.path)
             return
         prefix += os.fsencode(folder.name) + b"/"
         self.add(entries, top, prefix, identity[0], above | {identity}, is_linked)
 
     def _is_image(self, entry: os.DirEntry) -> bool:
-        """Whether an entry is an image by its name; tallies what else it is, if it is a file."""
+        """Tells whether an entry is an image by its name, and counts other files by suffix."""
         try:
-            if not patiently(entry.path, entry.is_file):
-                if entry.is_symlink() and not patiently(entry.path, entry.is_dir):
-                    self.left_out.dangling.append(entry.path)
+            if not with_retries(entry.path, entry.is_file):
+                if entry.is_symlink() and not with_retries(entry.path, entry.is_dir):
+                    self.skipped.dangling.append(entry.path)
                 return False
         except ReadFailed:
             raise
         except OSError:  # a link to itself
-            self.left_out.dangling.append(entry.path)
+            self.skipped.dangling.append(entry.path)
             return False
         suffix = _suffix(entry.name)
-        if suffix in self.left_out.wanted:
+        if suffix in self._suffixes:
             return True
-        self.left_out.suffixes[suffix] += 1
+        self.skipped.suffixes[suffix] += 1
         return False
 
     def _count_hidden(self, entry: os.DirEntry) -> int:
-        """How many images a hidden file or folder is, or holds, by their names."""
+        """Returns how many images a hidden file or folder is, or holds, by their names."""
         if not _is_folder(entry):
-            is_file = _suffix(entry.name) in self.left_out.wanted
-            return int(is_file and not entry.name.startswith(_APPLE_DOUBLE))
+            is_image = _suffix(entry.name) in self._suffixes
+            return int(is_image and not entry.name.startswith(_APPLE_DOUBLE))
         if entry.name.lower() in _HIDDEN_COPIES or entry.is_symlink():
             return 0
         names = (name for _, _, names in os.walk(entry.path) for name in names)
-        return sum(_suffix(name) in self.left_out.wanted for name in names)
+        return sum(_suffix(name) in self._suffixes for name in names)
 
 
 def _suffix(name: str) -> str:
+    """Returns the suffix of a file's name in lower case, with its dot; "" if there is none."""
     return os.path.splitext(name)[1].lower()
 
 
 def _entries(folder: Path | os.DirEntry) -> list[os.DirEntry]:
-    """All that a folder holds, sorted by name."""
+    """Lists all that a folder holds, sorted by name."""
 
     def listed() -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return list(entries)
 
-    return sorted(patiently(os.fspath(folder), listed), key=lambda entry: entry.name)
+    return sorted(with_retries(os.fspath(folder), listed), key=lambda entry: entry.name)
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -302,12 +348,14 @@ def is_run(folder: Path) -> bool:
 
 
 def _are_of_a_run(entries: Sequence[os.DirEntry]) -> bool:
+    """Tells whether a folder with these entries is that of a run."""
     return len(_OF_A_RUN.intersection(entry.name for entry in entries)) > 1
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
+    """Tells whether an entry is a folder, or a link to one."""
     try:
-        return patiently(entry.path, entry.is_dir)
+        return with_retries(entry.path, entry.is_dir)
     except ReadFailed:
         raise
     except OSError:  # a link to itself
@@ -315,21 +363,22 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _identity(folder: Path | os.DirEntry) -> tuple[int, int]:
+    """Returns device and inode of a file or folder, which are the same for all its names."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
 def _identities_above(root: Path) -> frozenset[tuple[int, int]]:
-    """Those of a folder and all that it lies in, by its name and by where links lead."""
+    """Returns those of a folder and of all that it lies in, by its name and by where links lead."""
     folders = {root, *root.absolute().parents, *root.resolve().parents}
     return frozenset(map(_identity, folders))
 
 
 def contents(folder: Path) -> str:
-    """What a folder holds, in words: "2 folders (a, b) and 3 files (.txt, .csv)"."""
-    listed = _entries(folder)
-    hidden = [entry.name for entry in listed if entry.name.startswith(".")]
-    entries = [entry for entry in listed if not entry.name.startswith(".")]
+    """Says what a folder holds: "2 folders (a, b) and 3 other files (.txt, .csv)"."""
+    all_entries = _entries(folder)
+    hidden = [entry.name for entry in all_entries if entry.name.startswith(".")]
+    entries = [entry for entry in all_entries if not entry.name.startswith(".")]
     folders = [entry.name for entry in entries if _is_folder(entry)]
     suffixes = Counter(Path(e.name).suffix or e.name for e in entries if not _is_folder(e))
     parts = []
@@ -343,7 +392,7 @@ def contents(folder: Path) -> str:
 
 
 def some_of(names: Sequence[str], most: int = 5) -> str:
-    """Lists the first few names, and says by dots that there are more."""
+    """Joins the first few names by commas, with dots if there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 

@@ -1,4 +1,4 @@
-"""What a scan of a folder leaves out, and that it says so."""
+"""Scanning a folder: what is left out, and that the log says so."""
 
 import logging
 import os
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data import folder as folder_module
-from ddae_jax.data import once
-from ddae_jax.data.folder import scan
+from ddae_jax.data import folder_scan, warn_once
+from ddae_jax.data.folder_scan import scan
 from ddae_jax.data.sources import make_source
 
 
@@ -25,7 +24,7 @@ def names(root: Path, **options) -> list[str]:
 
 
 @pytest.fixture
-def told(caplog):
+def log_of(caplog):
     caplog.set_level(logging.INFO)
 
     def of(root: Path) -> list[tuple[str, str]]:
@@ -37,21 +36,21 @@ def told(caplog):
 
 
 class TestNames:
-    def test_hidden_images_are_counted_with_what_is_left_out(self, tmp_path, told):
+    def test_hidden_images_are_counted_with_what_is_left_out(self, tmp_path, log_of):
         for name in ("a.png", "b.png", "c.png", ".pics/x.png", ".pics/deep/y.png", ".z.JPG"):
             save(tmp_path / name)
-        ((level, message),) = told(tmp_path)
+        ((level, message),) = log_of(tmp_path)
         assert level == "INFO"
         assert "3 files are left out beside 3 images" in message
         assert message.endswith(": 3 hidden images")
         save(tmp_path / "more" / ".w.png")
-        ((level, message),) = told(tmp_path)
+        ((level, message),) = log_of(tmp_path)
         assert (level, "4 hidden images" in message) == ("WARNING", True)
 
-    def test_hidden_copies_of_images_are_none(self, tmp_path, told):
+    def test_hidden_copies_of_images_are_none(self, tmp_path, log_of):
         for name in ("a.png", "._a.png", ".thumbnails/a.png", ".git/annex/a.png", ".cache/a.png"):
             save(tmp_path / name)
-        assert told(tmp_path) == []
+        assert log_of(tmp_path) == []
 
     def test_a_folder_of_hidden_images_alone_says_so(self, tmp_path):
         save(tmp_path / ".pics" / "x.png")
@@ -59,25 +58,25 @@ class TestNames:
             make_source("folder", data_dir=str(tmp_path))
 
     @pytest.mark.parametrize(("suffix", "what"), [(".npy", ".npy"), ("", "without a suffix")])
-    def test_what_outnumbers_the_images_is_warned_of(self, tmp_path, told, suffix, what):
+    def test_files_that_outnumber_the_images_are_warned_of(self, tmp_path, log_of, suffix, what):
         save(tmp_path / "a.png")
         (tmp_path / f"b0{suffix}").write_bytes(b"")
-        assert told(tmp_path)[0][0] == "INFO"
+        assert log_of(tmp_path)[0][0] == "INFO"
         for number in range(1, 20):
             (tmp_path / f"b{number}{suffix}").write_bytes(b"")
-        ((level, message),) = told(tmp_path)
+        ((level, message),) = log_of(tmp_path)
         assert level == "WARNING"
         assert "20 files are left out beside 1 images" in message
         assert message.endswith(f": 20 {what}")
 
 
 class TestLinks:
-    def test_hard_links_count_once_and_are_named(self, tmp_path, told):
+    def test_hard_links_count_once_and_are_named(self, tmp_path, log_of):
         save(tmp_path / "a" / "x.png")
         save(tmp_path / "b" / "y.png")
         (tmp_path / "b" / "x.png").hardlink_to(tmp_path / "a" / "x.png")
         (tmp_path / "a" / "z.png").symlink_to(tmp_path / "b" / "y.png")
-        ((level, message),) = told(tmp_path)
+        ((level, message),) = log_of(tmp_path)
         assert names(tmp_path) == ["a/x.png", "b/y.png"]
         assert level == "WARNING"
         assert message.endswith("2 links to images that are there already: a/z.png, b/x.png")
@@ -93,7 +92,7 @@ class TestLinks:
     ):
         for name in ("a.png", "b.png", "c.png"):
             save(tmp_path / name)
-        add = folder_module._Found.add
+        add = folder_scan._FoundImages.add
 
         class Listed:
             def __init__(self, entry):
@@ -105,24 +104,24 @@ class TestLinks:
             def is_symlink(self):
                 return False
 
-        def added(found, path, top, entry, *rest):
-            add(found, path, top, Listed(entry), *rest)
+        def added(images, path, top, entry, *rest):
+            add(images, path, top, Listed(entry), *rest)
 
-        monkeypatch.setattr(folder_module._Found, "add", added)
+        monkeypatch.setattr(folder_scan._FoundImages, "add", added)
         assert len(names(tmp_path)) == 3
 
-    def test_a_link_to_what_the_split_lies_in_brings_no_other_split_in(self, tmp_path, told):
+    def test_a_link_to_what_the_split_lies_in_brings_no_other_split_in(self, tmp_path, log_of):
         save(tmp_path / "set" / "train" / "a" / "x.png")
         save(tmp_path / "set" / "val" / "a" / "y.png")
         for number, target in enumerate((tmp_path, tmp_path / "set", tmp_path / "set" / "train")):
             (tmp_path / "set" / "train" / f"loop{number}").symlink_to(target)
         root = tmp_path / "set" / "train"
-        ((level, message),) = told(root)
+        ((level, message),) = log_of(root)
         assert names(root) == ["a/x.png"]
         assert level == "WARNING"
         assert "left out 3 links to folders that they lie in" in message
 
-    def test_so_too_where_the_split_itself_is_a_link(self, tmp_path):
+    def test_nor_does_it_where_the_split_itself_is_a_link(self, tmp_path):
         save(tmp_path / "disk" / "train" / "a" / "x.png")
         save(tmp_path / "disk" / "val" / "a" / "y.png")
         (tmp_path / "disk" / "train" / "loop").symlink_to(tmp_path / "disk")
@@ -142,11 +141,11 @@ class TestRuns:
         save(tmp_path / "data" / "a.png")
         return run
 
-    def test_one_that_was_copied_without_its_lock_is_left_out(self, run, told):
+    def test_a_run_that_was_copied_without_its_lock_is_left_out(self, run, log_of):
         assert names(run.parent) == ["a.png"]
-        assert f"folders of runs, whose pictures are no examples: {run}" in told(run.parent)[0][1]
+        assert f"folders of runs, whose pictures are no examples: {run}" in log_of(run.parent)[0][1]
 
-    def test_one_that_is_the_folder_itself_is_refused(self, run):
+    def test_a_run_as_the_folder_itself_is_refused(self, run):
         with pytest.raises(ValueError, match=f"{run} is the folder of a run, whose pictures are"):
             make_source("folder", data_dir=str(run))
 
@@ -159,15 +158,15 @@ class TestRuns:
 
 class TestPages:
     @pytest.fixture(autouse=True)
-    def nothing_told(self, monkeypatch):
-        monkeypatch.setattr(once, "_told", set())
+    def nothing_warned_of(self, monkeypatch):
+        monkeypatch.setattr(warn_once, "_given", set())
 
     def pages(self, path: Path, count: int = 3, **options) -> None:
         first, *others = (Image.fromarray(np.full((8, 8), 99 * n, np.uint8)) for n in range(count))
         first.save(path, save_all=True, append_images=others, **options)
 
     @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png"])
-    def test_further_ones_are_told_once_when_the_first_is_read(self, tmp_path, caplog, name):
+    def test_further_pages_are_warned_of_once_when_the_first_is_read(self, tmp_path, caplog, name):
         for other in ("", "b"):
             self.pages(tmp_path / f"{other}{name}")
         source = make_source("folder", data_dir=str(tmp_path), channels=1)
@@ -179,13 +178,13 @@ class TestPages:
         assert f"the first one alone is read, such as of {tmp_path}/{name};" in record.getMessage()
 
     @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png", "a.jpg"])
-    def test_a_single_image_is_not(self, tmp_path, caplog, name):
+    def test_a_single_image_is_not_warned_of(self, tmp_path, caplog, name):
         save(tmp_path / name)
         make_source("folder", data_dir=str(tmp_path))[0]
         assert not caplog.records
 
     @pytest.mark.parametrize("shapes", [[(5, 8, 8)], [(5, 8, 8), (5, 4, 4)]])
-    def test_so_too_of_stacks(self, tmp_path, caplog, shapes):
+    def test_further_stacks_are_warned_of_too(self, tmp_path, caplog, shapes):
         tifffile = pytest.importorskip("tifffile")
         with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
             for shape in shapes:
@@ -202,7 +201,7 @@ class TestPages:
         assert make_source("folder", data_dir=str(tmp_path))[0]["image"].shape == (16, 16, 3)
         assert not caplog.records
 
-    def test_a_second_page_that_is_damaged_does_not_cost_the_first(self, tmp_path):
+    def test_a_damaged_second_page_does_not_cost_the_first(self, tmp_path):
         self.pages(tmp_path / "a.gif", 2)
         whole = (tmp_path / "a.gif").read_bytes()
         (tmp_path / "a.gif").write_bytes(whole[: len(whole) - 12])

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddae_jax.data.arrays import START_OF_NPY, START_OF_ZIP, ArrayFile
+from ddae_jax.data.bit_depth import scaled_to_eight_bits
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.deep_colour import deep_file
-from ddae_jax.data.depth import scaled_to_eight_bits
 from ddae_jax.data.files import NOT_READ, Refused
 from ddae_jax.data.images import (
     MORE_PIXELS,
@@ -19,8 +18,10 @@ from ddae_jax.data.images import (
     Decoding,
     Pixels,
     naming_corruption,
-    tell_of_more_images,
+    to_image,
+    warn_of_more_images,
 )
+from ddae_jax.data.numpy_files import START_OF_NPY, START_OF_ZIP, ArrayFile
 from ddae_jax.data.opening import open_by_pillow
 from ddae_jax.data.tiff import (
     STARTS_OF_TIFF,
@@ -38,9 +39,12 @@ _OTHER_SHAPE = "of other channels than data.channels"
 
 
 class _Array(NamedTuple):
-    """The shape of an array, by the header alone, and what loads its values.
+    """An array whose header was read.
 
-    For `white` and `no_value`, see `ddae_jax.data.depth.DeepImage`.
+    Attributes:
+        shape: of the array.
+        load: reads its values.
+        white, no_value: see ``ddae_jax.data.bit_depth.DeepImage``.
     """
 
     shape: tuple[int, ...]
@@ -49,18 +53,18 @@ class _Array(NamedTuple):
     no_value: float | None = None
 
 
-class StackedImage:
-    """A file whose array has a height, a width and `decoding.channels` channels, first or last.
+class ArrayImage:
+    """A file of one array with ``decoding.channels`` channels, decoded on demand.
 
-    A shape in which both could be the channels is taken to have them last. Values of 8 bits are
-    taken as they are; others are scaled to 8 bits, all channels alike, see `Decoding.max_value`.
-    TIFF needs the package tifffile; what else is no file of NumPy is left to Pillow.
+    The array's shape is (height, width, channels) or (channels, height, width); where it could be
+    either, it is taken to be the first. Values of 8 bits are taken as they are; others are scaled
+    to 8 bits, all channels alike, see ``Decoding``. TIFF files need the package tifffile. Files
+    that are neither TIFF nor NumPy's are read by Pillow.
 
-    **Arguments:**
-
-    - `read`: the content of the file.
-    - `name`: of the file, for messages.
-    - `decoding`: how it becomes pixels.
+    Args:
+        read: returns the file's bytes.
+        name: the file's name, for messages.
+        decoding: how it becomes pixels.
     """
 
     is_turned = False
@@ -78,24 +82,22 @@ class StackedImage:
             return width, height
 
     def decode(self, reduction: int = 1) -> Image.Image | Channels:
-        del reduction  # no part of an array is cheaper
-        pixels = self.pixels()
-        return Image.fromarray(pixels[..., 0]) if pixels.shape[-1] == 1 else _image_of(pixels)
+        del reduction  # a smaller version of an array would not be cheaper
+        return to_image(self.pixels())
 
     def pixels(self) -> Pixels:
         with naming_corruption(self._name, self._read):
             opened = self._opened
-            del self._opened  # else the content of the file would be kept beside the pixels
-            is_first = self._is_first(opened.shape)
+            del self._opened  # which holds the content of the file
             values = opened.load().reshape(opened.shape)
-            values = np.moveaxis(values, 0, -1) if is_first else values
+            values = np.moveaxis(values, 0, -1) if self._is_first(opened.shape) else values
             return scaled_to_eight_bits(
                 values, self._decoding.max_value, self._name, opened.white, opened.no_value
             )
 
     @functools.cached_property
     def _opened(self) -> _Array:
-        """The shape by the header alone, with a channel at least, and what loads the values."""
+        """The file's array of three axes, its header read and checked."""
         content = self._read()
         if content.startswith((START_OF_NPY, START_OF_ZIP)):
             array = ArrayFile(content)
@@ -110,6 +112,7 @@ class StackedImage:
         return opened
 
     def _check(self, shape: tuple[int, ...]) -> None:
+        """Raises ``Refused`` for a shape of other channels, or of too many pixels."""
         channels = self._decoding.channels
         if len(shape) != 3 or channels not in (shape[0], shape[-1]) or 0 in shape:
             raise Refused(
@@ -125,18 +128,15 @@ class StackedImage:
             )
 
     def _is_first(self, shape: tuple[int, ...]) -> bool:
+        """Tells whether the first axis is that of the channels."""
         return shape[-1] != self._decoding.channels
 
 
-def _image_of(pixels: Pixels) -> Image.Image | Channels:
-    return Image.fromarray(pixels) if pixels.shape[-1] == 3 else Channels.from_pixels(pixels)
-
-
 def _open_tiff(content: bytes, name: str) -> _Array:
-    """Of the first series of a TIFF file: its bands, or its pages."""
+    """Opens the first series of a TIFF file: bands of a page, or pages that are alike."""
     first, *others = open_all_series(content)
     page = first.keyframe
-    tell_of_more_images(lambda: bool(others), name)
+    warn_of_more_images(lambda: bool(others), name)
     if page.dtype is None or page.dtype.kind not in "buif":
         raise Refused(f"its values are of type {page.dtype}; expected are numbers", NOT_READ)
 
@@ -147,7 +147,7 @@ def _open_tiff(content: bytes, name: str) -> _Array:
 
 
 def _open_bands(content: bytes) -> _Array:
-    """Of another image, such as an RGBA one, whose bands are the channels."""
+    """Opens a file by Pillow, such as an RGBA image, whose bands are the channels."""
     image = open_by_pillow(content)
     deep = deep_file(image, content, lambda: open_by_pillow(content))
     if deep is not None:

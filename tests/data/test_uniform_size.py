@@ -1,4 +1,4 @@
-"""Images of one size: who has another one is found by the headers, and named."""
+"""Sources of images of one size: an image of another size is found by its header, and named."""
 
 import logging
 
@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddae_jax.data.sizes import OddSize, one_size
-from ddae_jax.data.sources import ArraySource, FolderSource, make_source
+from ddae_jax.data.array_source import ArraySource
+from ddae_jax.data.folder_source import FolderSource
+from ddae_jax.data.sources import make_source
+from ddae_jax.data.uniform_size import OddSize, one_size
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """So many images that the one which differs is not among those looked at first."""
+    """A folder of so many images that the one of another size is not in the first sample."""
     for number in range(1100):
         (tmp_path / f"{number:04}.bmp").write_bytes(b"")
     small = Image.new("L", (6, 5))
@@ -23,14 +25,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def seen_first(source):
-    """Indices that tell which size images have."""
+def sample_of(source):
+    """Returns the indices of the sample by which a folder tells its image size."""
     return set(np.linspace(0, len(source) - 1, 1000).astype(int).tolist())
 
 
 def odd_one_out(folder):
     source = make_source("folder", data_dir=str(folder))
-    index = min(set(range(len(source))) - seen_first(source))
+    index = min(set(range(len(source))) - sample_of(source))
     Image.new("L", (6, 7)).save(source.name(index))
     return source, source.name(index)
 
@@ -40,7 +42,7 @@ def test_all_of_one_size_have_it(folder):
     assert one_size(make_source("folder", data_dir=str(folder))) == (5, 6)
 
 
-def test_the_odd_one_is_found_though_the_sample_did_not_have_it(folder):
+def test_an_image_of_another_size_is_found_outside_the_sample_too(folder):
     source, name = odd_one_out(folder)
     assert source.image_size == (5, 6)
     with pytest.raises(OddSize) as raised:
@@ -52,7 +54,7 @@ def test_the_odd_one_is_found_though_the_sample_did_not_have_it(folder):
     )
 
 
-def test_where_time_is_up_what_was_not_seen_is_told(folder, caplog):
+def test_where_time_is_up_the_number_of_unchecked_images_is_logged(folder, caplog):
     caplog.set_level(logging.INFO)
     for path in sorted(folder.iterdir())[300:]:
         path.unlink()
@@ -61,7 +63,7 @@ def test_where_time_is_up_what_was_not_seen_is_told(folder, caplog):
     assert "looked at the sizes of 256 of 300 images" in caplog.text
 
 
-def test_images_in_memory_are_not_looked_at():
+def test_images_in_memory_are_not_opened():
     source = ArraySource(np.zeros((3, 4, 5, 1), np.uint8), np.zeros(3, np.int32))
     source.open = None
     assert one_size(source) == (4, 5)

@@ -9,13 +9,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddae_jax.data import once
-from ddae_jax.data.augment import crop_and_resize, random_resized_crop
+from ddae_jax.data import warn_once
+from ddae_jax.data.augment import Augmentation, crop_and_resize, random_resized_crop
 from ddae_jax.data.channels import Channels
 from ddae_jax.data.images import CAUSES, CorruptImage
-from ddae_jax.data.pipeline import Augmentation, TrainLoader
+from ddae_jax.data.pixel_statistics import pixel_statistics
 from ddae_jax.data.sources import make_source
-from ddae_jax.data.statistics import pixel_statistics
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.data.view import USUAL_VIEW
 
 
@@ -47,18 +47,20 @@ class TestReading:
         assert source.image_size == (6, 7)
 
     def test_more_bits_are_scaled_alike_in_all_channels(self, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr(once, "_told", set())
+        monkeypatch.setattr(warn_once, "_given", set())
         values = noise(4, 4, 5, dtype=np.uint16, most=10_001)
         values[0, 0, 2] = 10_000
         np.save(tmp_path / "a.npy", values)
         given = source_of(tmp_path, max_value=10_000.0)[0]["image"]
         np.testing.assert_array_equal(given, np.round(values / 10_000 * 255).astype(np.uint8))
-        by_itself = source_of(tmp_path)[0]["image"]  # 14 bits hold the largest value
+        by_itself = source_of(tmp_path)[0][
+            "image"
+        ]  # scaled by 14 bits, which hold the largest value
         np.testing.assert_array_equal(by_itself, np.round(values / 16_383 * 255).astype(np.uint8))
         assert "data.max_value sets what becomes white" in caplog.text
 
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    def test_what_is_no_number_is_black(self, tmp_path, dtype):
+    def test_values_that_are_no_numbers_are_black(self, tmp_path, dtype):
         values = np.full((2, 2, 5), 0.5, dtype)
         values[0, 0, 0] = np.nan
         np.save(tmp_path / "a.npy", values)
@@ -92,7 +94,7 @@ class TestReading:
         rgb = source_of(tmp_path, channels=3)
         assert (len(rgb), rgb.name(0)) == (1, str(tmp_path / "preview.png"))
 
-    def test_nothing_there_says_what_is_looked_for(self, tmp_path):
+    def test_an_empty_folder_says_what_is_looked_for(self, tmp_path):
         (tmp_path / "notes.txt").touch()
         with pytest.raises(
             ValueError, match=r"no image in .*looked for \.npy, \.npz, \.tif, \.tif"
@@ -108,7 +110,7 @@ def reason(folder, **options):
 
 
 class TestWhatCannotBeRead:
-    def test_another_shape_is_told_with_what_is_needed(self, tmp_path):
+    def test_another_shape_is_refused_with_what_is_needed(self, tmp_path):
         np.save(tmp_path / "a.npy", noise(4, 64, 64))
         assert reason(tmp_path).endswith(
             "a.npy cannot be decoded: its array has the shape (4, 64, 64); data.channels=5 needs "
@@ -137,7 +139,7 @@ class TestWhatCannotBeRead:
     @pytest.mark.parametrize(
         "content", [b"", b"\x93NUMPY\x01", b"PK\x03\x04 no zip", b"II*\0 none"]
     )
-    def test_damage_is_told(self, tmp_path, content):
+    def test_damaged_files_are_named(self, tmp_path, content):
         (tmp_path / "a.npy").write_bytes(content)
         assert "a.npy cannot be decoded: " in reason(tmp_path)
 
@@ -152,11 +154,11 @@ class TestTraining:
     def test_each_channel_is_cropped_and_resized_as_pillow_does(self):
         pixels = noise(20, 30, 5)
         bounds, size = (3.5, 2.0, 25.0, 18.0), (8, 10)
-        found = crop_and_resize(Channels.from_pixels(pixels), bounds, size)
+        resized = crop_and_resize(Channels.from_pixels(pixels), bounds, size)
         for channel in range(5):
             grey = Image.fromarray(np.ascontiguousarray(pixels[..., channel]))
             np.testing.assert_array_equal(
-                found[..., channel], crop_and_resize(grey, bounds, size)[..., 0]
+                resized[..., channel], crop_and_resize(grey, bounds, size)[..., 0]
             )
 
     def test_a_random_crop_and_the_view_of_evaluation_are_those_of_each_channel(self):
@@ -185,23 +187,23 @@ class TestStatistics:
         values = noise(6, 9, 7, 5)
         for number, image in enumerate(values):
             np.save(tmp_path / f"{number}.npy", image)
-        found = pixel_statistics(source_of(tmp_path))
-        np.testing.assert_allclose(found.mean, values.mean((0, 1, 2)) / 255)
-        np.testing.assert_allclose(found.std, values.std((0, 1, 2)) / 255)
-        assert found.num_images == 6
+        statistics = pixel_statistics(source_of(tmp_path))
+        np.testing.assert_allclose(statistics.mean, values.mean((0, 1, 2)) / 255)
+        np.testing.assert_allclose(statistics.std, values.std((0, 1, 2)) / 255)
+        assert statistics.num_images == 6
         some = pixel_statistics(source_of(tmp_path), limit=2)
         np.testing.assert_allclose(some.mean, values[[0, 3]].mean((0, 1, 2)) / 255)
 
-    def test_what_cannot_be_read_is_left_out_and_told(self, tmp_path, caplog):
+    def test_images_that_cannot_be_decoded_are_left_out_and_logged(self, tmp_path, caplog):
         caplog.set_level(logging.WARNING)
         np.save(tmp_path / "0.npy", np.full((2, 2, 5), 51, np.uint8))
         (tmp_path / "1.npy").write_bytes(b"")
-        found = pixel_statistics(source_of(tmp_path))
-        assert found.num_images == 1
-        np.testing.assert_allclose(found.mean, 0.2)
+        statistics = pixel_statistics(source_of(tmp_path))
+        assert statistics.num_images == 1
+        np.testing.assert_allclose(statistics.mean, 0.2)
         assert "1 of 2 images cannot be decoded, and are left out" in caplog.text
 
-    def test_nothing_readable_is_an_error(self, tmp_path):
+    def test_images_of_which_none_can_be_decoded_are_an_error(self, tmp_path):
         (tmp_path / "1.npy").write_bytes(b"")
         with pytest.raises(ValueError, match="none of 1 images can be decoded"):
             pixel_statistics(source_of(tmp_path))

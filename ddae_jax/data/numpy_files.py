@@ -1,4 +1,4 @@
-"""Files of NumPy's arrays of numbers, of which the header is checked before any value is read."""
+"""NumPy's files of arrays (.npy, .npz), whose header is checked before any value is read."""
 
 import io
 import math
@@ -16,14 +16,14 @@ _READ_HEADER = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-_LONGEST_HEADER = 10_000  # bytes, of which NumPy reads no more either
+_LONGEST_HEADER = 10_000  # bytes; NumPy reads no longer one either
 _LONGEST_START = 12 + _LONGEST_HEADER
-_LONGEST_VALUE = 1024  # bytes, of what may be meant as a value, such as a text
+_LONGEST_VALUE = 1024  # bytes; a larger value, even a text, is a sign of damage
 _STEP = 2**20  # bytes that are unpacked at once
 
 
 class _Header(NamedTuple):
-    """What an array is, and at which byte its values begin."""
+    """The header of an array, and the byte at which its values begin."""
 
     shape: tuple[int, ...]
     is_fortran_order: bool
@@ -32,13 +32,17 @@ class _Header(NamedTuple):
 
 
 class ArrayFile:
-    """An .npy file, or an .npz file of one array; nothing that is pickled is read.
+    """An .npy file, or an .npz file of one array. Pickled objects are never loaded.
 
-    Raises `ValueError`, of which `Refused` names the kind, for what holds no numbers.
+    Args:
+        content: all bytes of the file.
 
-    **Arguments:**
+    Attributes:
+        shape: the array's shape, from the header.
 
-    - `content`: of the file.
+    Raises:
+        ValueError: if the file holds no array of numbers; where it is ``Refused``, its ``kind``
+            says why.
     """
 
     def __init__(self, content: bytes):
@@ -53,7 +57,11 @@ class ArrayFile:
         self.shape = self._header.shape
 
     def read(self) -> Num[np.ndarray, "*shape"]:
-        """Reads the values, of which the caller has checked that there are not too many."""
+        """Reads the values. The caller has to check ``shape`` first: it may be of any size.
+
+        Raises:
+            Refused: if the file breaks off.
+        """
         shape, is_fortran_order, dtype, offset = self._header
         size = math.prod(shape) * dtype.itemsize
         if self._archive is None:
@@ -67,13 +75,14 @@ class ArrayFile:
         return values.reshape(shape, order="F" if is_fortran_order else "C")
 
     def _member(self) -> BinaryIO:
-        """Opens what an archive holds, if that is one array."""
+        """Opens the only array of an archive. Raises ``ValueError`` if it does not hold one."""
         members = self._archive.infolist()
         if len(members) != 1:
             names = ", ".join(member.filename[:80] for member in members[:5])
             raise ValueError(f"it holds {len(members)} arrays ({names}); expected one")
         method = members[0].compress_type
-        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others know no limits
+        # The readers of other compressions cannot be told to stop at a number of bytes.
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise Refused(
                 f"its array is compressed by method {method} of ZIP; expected is what "
                 "numpy.savez_compressed writes",
@@ -83,7 +92,11 @@ class ArrayFile:
 
 
 def _header_of(start: bytes) -> _Header:
-    """Reads the header that an array begins with."""
+    """Reads an array's header from the first bytes of its file.
+
+    Raises:
+        ValueError: if it is not a header of an array of numbers; mostly ``Refused``.
+    """
     stream = io.BytesIO(start)
     if len(start) < 8:
         raise Refused("it breaks off in its header", TRUNCATED)
@@ -101,10 +114,11 @@ def _header_of(start: bytes) -> _Header:
         raise Refused("it breaks off in its header", TRUNCATED)
     try:
         shape, is_fortran_order, dtype = _READ_HEADER[version](stream)
-    except Exception as error:  # of any kind, as it is read like a program's text
-        is_nested = isinstance(error, MemoryError | RecursionError)  # there is no more of it
-        told = "it is nested too deeply" if is_nested else _shortened(error)
-        raise Refused(f"its header describes no array: {told}", DAMAGED) from error
+    except Exception as error:  # of any kind, as Python's parser reads the header
+        # The parser raises these for deep nesting: memory cannot be short, as the header is.
+        is_nested = isinstance(error, MemoryError | RecursionError)
+        reason = "it is nested too deeply" if is_nested else _shortened(error)
+        raise Refused(f"its header describes no array: {reason}", DAMAGED) from error
     if dtype.kind not in "buif":
         raise Refused(
             f"its values are of type {str(dtype)[:80]}; expected are numbers",
@@ -115,16 +129,17 @@ def _header_of(start: bytes) -> _Header:
     return _Header(shape, is_fortran_order, dtype, stream.tell())
 
 
-def _check_length(found: int, expected: int) -> None:
-    if found < expected:
+def _check_length(size: int, expected: int) -> None:
+    """Raises ``Refused`` if fewer bytes are there than expected."""
+    if size < expected:
         raise Refused(
-            f"it breaks off: {max(found, 0):,} of {expected:,} bytes of its array are there",
+            f"it breaks off: {max(size, 0):,} of {expected:,} bytes of its array are there",
             TRUNCATED,
         )
 
 
 def _read_exactly(member: BinaryIO, size: int) -> bytearray:
-    """Unpacks in steps, as the whole at once would be held twice."""
+    """Unpacks so many bytes, in steps: all at once would be in memory twice."""
     unpacked = bytearray(size)
     view, done = memoryview(unpacked), 0
     while done < size:
@@ -136,5 +151,6 @@ def _read_exactly(member: BinaryIO, size: int) -> bytearray:
 
 
 def _shortened(error: Exception) -> str:
+    """Returns the message of an error on one line, of about 200 characters at most."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
