@@ -37,7 +37,7 @@ from ddae_jax.builders.initialization import (
 )
 from ddae_jax.builders.pretrained import Pretrained
 from ddae_jax.data.labels import labelled_subset, with_classes
-from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.hooks.classification import ClassificationReport, ClassificationScores
 from ddae_jax.jobs import exits, runner
 from ddae_jax.jobs.job import DataSpec, Job, Sources, image_batch

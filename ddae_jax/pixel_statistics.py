@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from ddae_jax.builders.data import build_source
 from ddae_jax.config.checks import check_config
-from ddae_jax.data.statistics import pixel_statistics
+from ddae_jax.data.pixel_statistics import pixel_statistics
 from ddae_jax.jobs import cli, exits
 
 _MIN_STD = 0.001  # the least that data.std may be: a constant channel would have 0

@@ -33,7 +33,7 @@ from ddae_jax.builders.pretrained import Pretrained
 from ddae_jax.config.pretraining import check_images_of_statistics
 from ddae_jax.config.recipes import recipe_differences
 from ddae_jax.config.schema import flatten
-from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.hooks.codebook import CodebookWarning
 from ddae_jax.hooks.collapse import FeatureCollapseWarning, FeatureStatistics
 from ddae_jax.hooks.knn import KnnHook

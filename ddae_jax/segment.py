@@ -33,8 +33,8 @@ from ddae_jax.builders.segmentation import (
     build_segmentation_preprocess,
     build_segmentation_task,
 )
-from ddae_jax.data.eval_pairs import check_pairs
-from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.pair_checks import check_pairs
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.hooks.segmentation import SegmentationReport, SegmentationScores
 from ddae_jax.jobs import exits, runner
 from ddae_jax.jobs.job import DataSpec, Job, Sources, image_batch

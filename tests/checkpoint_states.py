@@ -6,8 +6,8 @@ import numpy as np
 import optax
 
 from ddae_jax.training.checkpoint import Checkpoints
-from ddae_jax.training.sharding import abstract, make_mesh, state_sharding
 from ddae_jax.training.program import TrainState
+from ddae_jax.training.sharding import abstract, make_mesh, state_sharding
 
 
 def make_state(seed=0, width=16):

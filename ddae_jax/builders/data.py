@@ -10,12 +10,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ddae_jax.builders.networks import build_normalize
-from ddae_jax.data.augment import augment_on_device
+from ddae_jax.data.array_source import in_memory
+from ddae_jax.data.augment import Augmentation, Transform, augment_on_device
+from ddae_jax.data.batches import Batch
+from ddae_jax.data.eval_batches import eval_batches
 from ddae_jax.data.labels import validated, with_classes
-from ddae_jax.data.pipeline import Augmentation, Batch, TrainLoader, Transform, eval_batches
 from ddae_jax.data.readable import check_any_is_readable
-from ddae_jax.data.sources import Source, in_memory, make_source
+from ddae_jax.data.sources import Source, make_source
 from ddae_jax.data.splits import warn_of_shared_examples
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.data.view import USUAL_SHARE, View
 from ddae_jax.training.multihost import union
 from ddae_jax.training.program import Preprocess

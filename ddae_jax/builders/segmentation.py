@@ -14,9 +14,9 @@ from ddae_jax.builders.networks import build_encoder, build_normalize
 from ddae_jax.data.annotations import IGNORED
 from ddae_jax.data.eval_pairs import eval_pairs
 from ddae_jax.data.joint_augment import Distortion, JointAugmentation
-from ddae_jax.data.pipeline import TrainLoader
 from ddae_jax.data.readable import NothingReadable
 from ddae_jax.data.segmentation import PairSource, make_pair_source
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.evaluation.segmentation import Confusion, WholeImageSegmenter, confusion_matrix
 from ddae_jax.methods.supervised import LabelledTask, resized_logits, segmentation_error
 from ddae_jax.models.upernet import Segmenter

@@ -98,7 +98,7 @@ def score(
     Args:
         count: function from :func:`make_count`.
         params: parameters of the classifier.
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`).
         mesh: mesh that ``count`` was made for.
 
     Raises:

@@ -78,7 +78,7 @@ def encode_dataset(
     Args:
         encode: function from :func:`make_encode`.
         params: parameters of the encoder.
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`).
         mesh: mesh that ``encode`` was made for.
     """
     return _collect(lambda images: encode(params, images), batches, mesh)
@@ -91,7 +91,7 @@ def raw_pixels(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Examp
     at 224 x 224, the pixels of ImageNet would fill 700 GiB.
 
     Args:
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`).
         mesh: images are split over all its devices.
     """
 
@@ -121,7 +121,7 @@ def encoded_batches(
 
     Args:
         encode: ``uint8 images -> features``, replicated over the devices.
-        batches: this process's share (see :func:`ddae_jax.data.pipeline.eval_batches`).
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`).
         mesh: images are split over all its devices.
     """
     share = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

@@ -21,7 +21,7 @@ class LabelledImages:
 
     Attributes:
         train_batches, test_batches: start a new pass over a set; see
-            :func:`ddae_jax.data.pipeline.eval_batches`.
+            :func:`ddae_jax.data.eval_batches.eval_batches`.
         num_classes: number of classes.
         mesh: images are split over all its devices.
         fingerprint: identifies the examples of both sets.

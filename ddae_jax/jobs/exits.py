@@ -16,9 +16,9 @@ from ddae_jax.data.annotations import BadAnnotation
 from ddae_jax.data.disks import ReadFailed
 from ddae_jax.data.files import NoMemoryLeft
 from ddae_jax.data.labels import BadLabel
-from ddae_jax.data.pipeline import DataChanged, TooManyCorruptImages
 from ddae_jax.data.readable import NothingReadable
-from ddae_jax.data.sizes import OddSize
+from ddae_jax.data.train_loader import DataChanged, TooManyCorruptImages
+from ddae_jax.data.uniform_size import OddSize
 from ddae_jax.data.workers import WorkerLost
 from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.training.checkpoint import CheckpointError

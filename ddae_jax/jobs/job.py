@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from ddae_jax.data.pipeline import TrainLoader, batches_per_epoch
+from ddae_jax.data.batches import batches_per_epoch
 from ddae_jax.data.sources import Source
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.training.hooks import Hook
 from ddae_jax.training.program import TrainProgram, TrainState
 from ddae_jax.training.schedules import MAX_STEPS, Schedule, steps_of

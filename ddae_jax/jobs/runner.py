@@ -18,7 +18,7 @@ from ddae_jax.config.checks import check_config
 from ddae_jax.config.keys import FOLDERS
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import is_free
-from ddae_jax.data.pipeline import TrainLoader
+from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.jobs import cli, devices, exits
 from ddae_jax.jobs.job import DataSpec, Job, Sources
 from ddae_jax.jobs.start_checks import (

@@ -25,7 +25,7 @@ class ReadingHangs(RuntimeError):
 
 
 class Batches(Protocol):
-    """Interface of a data loader for the loop; see :class:`ddae_jax.data.pipeline.TrainLoader`.
+    """Interface of a data loader for the loop; see :class:`ddae_jax.data.train_loader.TrainLoader`.
 
     Attributes:
         corrupt_count: number of images that could not be decoded.
