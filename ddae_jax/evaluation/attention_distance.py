@@ -120,8 +120,9 @@ def measure_locality(
         encoder: vision transformer; it sees the images whole.
         params: its parameters.
         normalize: turns pixel values into the encoder's input.
-        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`). One block's
-            weights, ``batch * heads * tokens**2`` float32 values, must fit the devices together.
+        batches: this process's share (see :func:`ddae_jax.data.eval_batches.eval_batches`). One
+            block's weights, ``batch * heads * tokens**2`` float32 values, must fit the devices
+            together.
         mesh: images are split over all its devices.
         radii: radii of the shares of attention, patches.
 
