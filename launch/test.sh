@@ -32,4 +32,5 @@ jax=$(.venv/bin/python -c 'import jax; print(jax.__version__)')
 install_compiler gpu "500 MB" "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax"
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
+.venv/bin/lint-imports --no-logo --cache-dir=.cache/import_linter
 exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup --basetemp=.cache/pytest "$@"

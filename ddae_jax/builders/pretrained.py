@@ -149,6 +149,7 @@ def _describe(module: ViT, place: pathlib.Path) -> dict[str, Any]:
 
 
 def log_notes(found: Backbone) -> None:
+    """Warns of what was assumed about weights as they were read."""
     for note in found.notes:
         _log.warning("%s", note)
 

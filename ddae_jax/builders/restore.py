@@ -57,6 +57,16 @@ def is_imported(workdir: Workdir, config: ConfigDict) -> bool:
 
 
 def read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
+    """Reads the config of a pretraining run.
+
+    Args:
+        folder: of the run.
+        key: the config key that names it, for messages.
+
+    Raises:
+        FileNotFoundError: if there is no run.
+        ValueError: if it is another job's, or its config is not valid.
+    """
     workdir = Workdir(folder)
     stored = workdir.read_config()
     if stored is None:
@@ -82,6 +92,7 @@ def encoder_part(config: ConfigDict) -> PyTree:
 
 
 def encoder_of(part: PyTree) -> PyTree:
+    """Returns the encoder's parameters of a part that :func:`encoder_part` describes."""
     return part["teacher"] if "teacher" in part else part["params"]["encoder"]
 
 

@@ -16,7 +16,7 @@ from ddae_jax.config.shared_checks import (
 from ddae_jax.masking import num_masked_patches
 from ddae_jax.methods import METHODS
 from ddae_jax.methods.ddae import check_feature_places
-from ddae_jax.methods.method import num_sampled_patches
+from ddae_jax.methods.make_method import num_sampled_patches
 from ddae_jax.methods.supervision import supervised_depths
 from ddae_jax.models.sizes import SIZES
 from ddae_jax.patches import patch_grid

@@ -2,7 +2,8 @@
 
 from jaxtyping import Array
 
-from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.make_method import make_method
+from ddae_jax.methods.method import Method
 from ddae_jax.methods.objectives import Objective
 from ddae_jax.methods.spec import DECAYED_BY_BEIT, RELATIVE_POSITIONS, Keys, MethodSpec
 from ddae_jax.methods.targets import cross_entropy
@@ -27,7 +28,8 @@ def beit(
         encoder: the vision transformer.
         decoder: None for ``full`` input.
         tokenizer: of the same images and patches.
-        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
+        options: masking and supervision, see
+            :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
         ValueError: if the tokenizer is for other images or patches.

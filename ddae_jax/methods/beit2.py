@@ -32,7 +32,8 @@ def beit2(
         aggregation_blocks: of the head.
         aggregated_patches_from: the block whose patches it takes; 0 for that at 3/4 of the
             encoder's depth (the 9th of 12).
-        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
+        options: masking and supervision, see
+            :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
         ValueError: as :func:`beit` does, and if there is a decoder, no class token, or no such

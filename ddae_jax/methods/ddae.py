@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ddae_jax.methods.features import FeatureNormalization, FeatureStatistics, FeatureTargets
-from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.make_method import make_method
+from ddae_jax.methods.method import Method
 from ddae_jax.methods.objectives import Alignment, Objective
 from ddae_jax.methods.pixels import pixel_objective
 from ddae_jax.methods.spec import MethodSpec
@@ -63,7 +64,8 @@ def ddae(
             that are predicted (of a micro-batch, where there are such); see
             :meth:`ddae_jax.methods.features.FeatureTargets.error`.
         normalize_pixels: whether pixel targets are normalised patch by patch.
-        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
+        options: masking and supervision, see
+            :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
         ValueError: if both weights are 0, or one is negative; or if nothing but visible features is

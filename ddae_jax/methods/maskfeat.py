@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from ddae_jax.methods.hog import HogForm, check_form, directions
-from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.make_method import make_method
+from ddae_jax.methods.method import Method
 from ddae_jax.methods.objectives import Objective
 from ddae_jax.methods.spec import MethodSpec
 from ddae_jax.methods.targets import check_cells, hog_targets, squared_error
@@ -34,7 +35,8 @@ def maskfeat(
         channels: of the images, each of which has its own histograms.
         hog_cell: side of a cell, pixels; divides the patch's.
         hog_form: ``sobel``, the authors', or ``differences``; see :func:`ddae_jax.methods.hog.hog`.
-        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
+        options: masking and supervision, see
+            :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
         ValueError: if a patch is not made of whole cells, or there is no such form.

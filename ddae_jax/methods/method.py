@@ -1,6 +1,7 @@
-"""A method is a student that predicts, targets to predict, and a supervision of its errors.
+"""A method: a student that predicts, targets to predict, and a supervision of its errors.
 
-A method's own file says which objectives it has, and builds a :class:`Method` from the parts here.
+A method's own file says which objectives it has; :func:`ddae_jax.methods.make_method.make_method`
+builds the rest around them.
 """
 
 import dataclasses
@@ -15,11 +16,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ddae_jax.distance import distance_map
 from ddae_jax.masking import hidden_indices, sample_hidden, spread_hidden, visible_indices
-from ddae_jax.methods.masked_image_model import Aggregation, MaskedImageModel, Outputs
+from ddae_jax.methods.masked_image_model import MaskedImageModel, Outputs
 from ddae_jax.methods.objectives import Alignment, Objective, weight_at
 from ddae_jax.methods.supervision import BetaGradient, DeepDynamicSupervision, SupervisionOutput
 from ddae_jax.methods.task import Images, Mask, Predictions
-from ddae_jax.models.decoder import Decoder
 from ddae_jax.models.gather import at_patches
 from ddae_jax.models.vit import ViT
 
@@ -356,104 +356,3 @@ class Method:
 
     def _supervise(self, params: PyTree, *args, **kwargs):
         return self.supervision.apply({"params": params.get("supervision", {})}, *args, **kwargs)
-
-
-def make_method(
-    encoder: ViT,
-    decoder: Decoder | None,
-    objectives: Mapping[str, Objective],
-    targets: Callable[..., Predictions],
-    *,
-    sample_mask: Callable[[PRNGKeyArray, int], Mask],
-    num_masked: int,
-    depths: tuple[int, ...],
-    intermediate_share: float = 1.0,
-    has_decoder_per_depth: bool = False,
-    normalizes_intermediate: bool = True,
-    alignment: Alignment | None = None,
-    target_statistics: Callable[[PyTree, Images], PyTree] | None = None,
-    watched_features: Callable[[PyTree, Images], Array] | None = None,
-    aggregation: Aggregation | None = None,
-    has_momentum_encoder: bool = False,
-    frozen: PyTree | None = None,
-    visualize_predictions: (
-        Callable[[Predictions, Predictions, PyTree, Images], dict[str, Array]] | None
-    ) = None,
-    depth_weights: tuple[float, ...] | None = None,
-    beta_gradient: BetaGradient = "relative",
-    **supervision,
-) -> Method:
-    """A method of these objectives and targets, under deep dynamic supervision.
-
-    Args:
-        encoder, decoder, objectives, has_decoder_per_depth, normalizes_intermediate: of the
-            :class:`MaskedImageModel`.
-        targets, sample_mask, num_masked, alignment, target_statistics, watched_features,
-            has_momentum_encoder, frozen, beta_gradient, visualize_predictions: of the
-            :class:`Method`.
-        depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
-        intermediate_share: share of an image's hidden patches that depths before the last one
-            predict, with a decoder; see :func:`num_sampled_patches`.
-        aggregation: see :class:`Aggregation`; its readout is supervised too, with weight 1, as
-            that of depth ``encoder.depth + aggregation.num_blocks``.
-        depth_weights: ``alpha`` of each of ``depths``; 1 each by default.
-        supervision: further arguments of :class:`DeepDynamicSupervision`, such as its ``mode``.
-    """
-    if aggregation is not None:
-        depths = (*depths, encoder.depth + aggregation.num_blocks)
-        depth_weights = None if depth_weights is None else (*depth_weights, 1.0)
-    decodes_several = decoder is not None and len(depths) > 1
-    num_sampled = None
-    if decodes_several:
-        num_sampled = num_sampled_patches(num_masked, intermediate_share)
-        num_sampled = num_sampled if num_sampled < num_masked else None
-    student = MaskedImageModel(
-        encoder=encoder,
-        decoder=decoder,
-        output_widths={name: o.width for name, o in objectives.items()},
-        depths=depths,
-        aggregation=aggregation,
-        has_decoder_per_depth=has_decoder_per_depth and decodes_several,
-        normalizes_intermediate=normalizes_intermediate,
-    )
-    return Method(
-        student=student,
-        supervision=DeepDynamicSupervision(
-            objectives=tuple(objectives),
-            depths=depths,
-            objective_weights=tuple(o.weight for o in objectives.values()),
-            depth_weights=depth_weights,
-            **supervision,
-        ),
-        objectives=objectives,
-        targets=targets,
-        sample_mask=sample_mask,
-        num_masked=num_masked,
-        num_sampled=num_sampled,
-        alignment=alignment,
-        target_statistics=target_statistics,
-        watched_features=watched_features,
-        has_momentum_encoder=has_momentum_encoder,
-        frozen=frozen or {},
-        beta_gradient=beta_gradient,
-        visualize_predictions=visualize_predictions,
-    )
-
-
-def num_sampled_patches(num_masked: int, intermediate_share: float) -> int:
-    """How many of an image's hidden patches the depths before the last one predict.
-
-    Raises ``ValueError`` if the share lies outside (0, 1] or leaves no patch.
-    """
-    if not 0 < intermediate_share <= 1:
-        raise ValueError(
-            f"intermediate_share={intermediate_share}; it is the share of hidden patches that "
-            "intermediate depths decode and lies in (0, 1]"
-        )
-    num_sampled = round(intermediate_share * num_masked)
-    if not num_sampled:
-        raise ValueError(
-            f"intermediate_share={intermediate_share} leaves none of the {num_masked} hidden "
-            f"patches of an image to intermediate depths; {1 / num_masked:.3f} leaves one"
-        )
-    return num_sampled

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from jaxtyping import Array
 
-from ddae_jax.methods.method import Method, make_method
+from ddae_jax.methods.make_method import make_method
+from ddae_jax.methods.method import Method
 from ddae_jax.methods.objectives import Objective, WeightSchedule
 from ddae_jax.methods.targets import pixel_targets, visualize_pixels
 from ddae_jax.models.decoder import Decoder
@@ -38,7 +39,8 @@ def predict_pixels(
         error: ``(predictions, targets) -> error of each patch``.
         channels: of the images.
         normalize_pixels: whether targets are normalised patch by patch.
-        options: masking and supervision, see :func:`ddae_jax.methods.method.make_method`.
+        options: masking and supervision, see
+            :func:`ddae_jax.methods.make_method.make_method`.
     """
 
     def targets(teacher, images):

@@ -40,7 +40,7 @@ class MethodSpec:
             :class:`ddae_jax.methods.task.TrainTask`. Its keyword-only parameters
             are the method's own options: each is given the config's value of that name (see
             :mod:`ddae_jax.builders.methods`). A method that hides patches passes ``options``,
-            masking and supervision, on to :func:`ddae_jax.methods.method.make_method`.
+            masking and supervision, on to :func:`ddae_jax.methods.make_method.make_method`.
         papers: whom to cite, as Markdown.
         recipe: config keys that make the method the published one, beside the defaults.
         kind: ``masked`` for a method that predicts hidden patches under a supervision,

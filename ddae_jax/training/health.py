@@ -53,6 +53,7 @@ class Health:
         self._latest: tuple[int, Mapping[str, Any]] = (0, {})
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Keeps the metrics of a step, which stay on the device."""
         self._unchecked.append((step, tuple(metrics[name] for name in self._WATCHED)))
         self._latest = (step, metrics)
 
