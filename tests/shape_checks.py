@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import jax
 import jaxtyping
-import numpy as np
 from beartype import beartype
 
 ROOMS = tuple(
@@ -54,7 +53,7 @@ def check_arrays(function: Callable) -> Callable:
 
 
 def _for_arrays_only(init: Callable) -> Callable:
-    """Skips the check where JAX rebuilds a tree around shapes or other stand-ins for arrays."""
+    """Skips the check where JAX rebuilds a tree around shapes, NumPy arrays or other stand-ins."""
     signature = inspect.signature(init)
     names = [name for name, hint in init.__annotations__.items() if hint is not Any]
 
@@ -62,7 +61,7 @@ def _for_arrays_only(init: Callable) -> Callable:
     def checked(*args, **kwargs):
         values = signature.bind(*args, **kwargs).arguments
         leaves = jax.tree.leaves([values.get(name) for name in names])
-        if leaves and all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
+        if leaves and all(isinstance(leaf, jax.Array) for leaf in leaves):
             return init(*args, **kwargs)
 
     return checked

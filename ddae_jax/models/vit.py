@@ -38,14 +38,14 @@ class Features:
     @property
     def patches(self) -> Float[Array, "depths batch patches features"]:
         """Returns the features of the patches, without the class token."""
-        return self.tokens[:, :, int(self.has_class_token) :]
+        return jnp.asarray(self.tokens)[:, :, int(self.has_class_token) :]
 
     @property
     def class_token(self) -> Float[Array, "depths batch features"]:
         """Returns the class token's features; raises ``ValueError`` if there is none."""
         if not self.has_class_token:
             raise ValueError("this encoder has no class token; use the mean of its patches")
-        return self.tokens[:, :, 0]
+        return jnp.asarray(self.tokens)[:, :, 0]
 
 
 class ViT(nn.Module):
@@ -219,7 +219,7 @@ class ViT(nn.Module):
     def _positions(self) -> Float[Array, "patches features"]:
         if self.positions == "learned":
             shape = (self.grid[0] * self.grid[1], self.width)
-            return self.param("positions", nn.initializers.normal(0.02), shape)
+            return jnp.asarray(self.param("positions", nn.initializers.normal(0.02), shape))
         if self.positions == "sincos":
             return jnp.asarray(sincos_positions(self.grid, self.width))
         raise ValueError(f"positions={self.positions!r}; known: 'sincos', 'learned', 'none'")
