@@ -3,12 +3,15 @@
 The plug-in and its mathematics, for code of your own::
 
     from ddae_jax import DeepDynamicSupervision, distance_map, dynamic_loss, random_mask
+
+These names are loaded when they are first asked for: JAX and Flax take a second to import, which
+``--help`` and the messages about a command line need not wait for.
 """
 
 import importlib
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddae_jax.distance import distance_map
@@ -26,40 +29,36 @@ __all__ = [
     "supervised_depths",
 ]
 
-_MODULES = {
-    "DeepDynamicSupervision": "methods.supervision",
-    "block_mask": "masking",
-    "distance_map": "distance",
-    "dynamic_loss": "dynamic_loss",
-    "dynamic_weights": "dynamic_loss",
-    "random_mask": "masking",
-    "supervised_depths": "methods.supervision",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a name when it is asked for: JAX takes long to import, and not all need it."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
 
 class _Package(types.ModuleType):
-    """The package, whose function ``dynamic_loss`` is not replaced by the module of that name.
+    """This package as a module whose public names are properties.
 
-    When a submodule is imported, Python binds it to its name in the package.
+    A module's ``__getattr__`` would not do: ``dynamic_loss`` is also the name of a submodule, which
+    the import system sets as an attribute of the package. The properties ignore that.
     """
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _MODULES and isinstance(value, types.ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+    def __getattr__(self, name):
+        if name in ("distance", "masking", "methods"):
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__(self):
+        return sorted({*super().__dir__(), *__all__})
 
 
+def _loaded_from(module: str, name: str) -> property:
+    return property(
+        lambda package: getattr(importlib.import_module(f"{__name__}.{module}"), name),
+        lambda package, submodule: None,
+    )
+
+
+for _module, _names in {
+    "distance": ("distance_map",),
+    "dynamic_loss": ("dynamic_loss", "dynamic_weights"),
+    "masking": ("block_mask", "random_mask"),
+    "methods.supervision": ("DeepDynamicSupervision", "supervised_depths"),
+}.items():
+    for _name in _names:
+        setattr(_Package, _name, _loaded_from(_module, _name))
 sys.modules[__name__].__class__ = _Package

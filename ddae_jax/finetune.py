@@ -46,12 +46,14 @@ from ddae_jax.training.hooks import Hook
 from ddae_jax.training.program import TrainProgram
 from ddae_jax.training.schedules import Schedule
 
+_USAGE = __doc__
+
 
 class FinetuneJob(Job):
     """The job that fine-tunes a classifier."""
 
     name = "finetune"
-    usage = __doc__
+    usage = _USAGE
 
     @classmethod
     def resolve_config(

@@ -47,17 +47,19 @@ from ddae_jax.training.hooks import Hook
 from ddae_jax.training.program import TrainProgram, TrainState
 from ddae_jax.training.schedules import Schedule
 
+_USAGE = __doc__
+
 
 class PretrainJob(Job):
     """The job that pretrains an encoder, or a tokenizer for others."""
 
     name = "pretrain"
-    usage = __doc__
+    usage = _USAGE
 
     @classmethod
     def help(cls) -> str:
         """Returns what the command does, and what each method predicts."""
-        lines = (f"    {name:10}  {summary}" for name, summary in summaries().items())
+        lines = (f"    {name:9} {summary}" for name, summary in summaries().items())
         return f"{cls.usage}\nMethods (--config.method):\n\n" + "\n".join(lines) + "\n"
 
     @classmethod

@@ -46,11 +46,14 @@ NUM_DECODED = 1000
 """Training pairs that are decoded before a run begins, spread evenly; of test pairs, all are."""
 
 
+_USAGE = __doc__
+
+
 class SegmentJob(Job):
     """The job that fine-tunes a segmenter."""
 
     name = "segment"
-    usage = __doc__
+    usage = _USAGE
 
     @classmethod
     def resolve_config(

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Formatter, linter, and the whole test suite, or the tests that the arguments name.
+# Formatter, linter, contracts of imports, and the tests: bash launch/test.sh [--all] [PYTEST ARGUMENT...]
+# Without --all, tests that are marked slow are left out: about five minutes on two idle cores, and no
+# download beyond the requirements. With it, compilers of TPU and GPU programs are installed, once.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 # install_compiler NAME SIZE REQUIREMENT...: into .cache/NAME_compiler, once. It stays out of .venv,
@@ -26,11 +28,17 @@ install_compiler() {
   fi
 }
 
-mapfile -t requirements < <(grep -v '^#' launch/requirements-tpu.txt)
-install_compiler tpu "650 MB" "${requirements[@]}"
-jax=$(.venv/bin/python -c 'import jax; print(jax.__version__)')
-install_compiler gpu "500 MB" "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax"
+tier=(-m "not slow")
+if [ "${1:-}" = --all ]; then
+  shift
+  tier=()
+  mapfile -t requirements < <(grep -v '^#' launch/requirements-tpu.txt)
+  install_compiler tpu "650 MB" "${requirements[@]}"
+  jax=$(.venv/bin/python -c 'import jax; print(jax.__version__)')
+  install_compiler gpu "500 MB" "jax-cuda12-plugin==$jax" "jax-cuda12-pjrt==$jax"
+fi
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/lint-imports --no-logo --cache-dir=.cache/import_linter
-exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup --basetemp=.cache/pytest "$@"
+exec .venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup --basetemp=.cache/pytest \
+  "${tier[@]}" "$@"

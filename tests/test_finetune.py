@@ -23,6 +23,7 @@ import tiny
 from ddae_jax import evaluate, finetune
 from ddae_jax.builders import data as builders_data
 from ddae_jax.builders import networks
+from ddae_jax.builders.classification import build_classification_task
 from ddae_jax.builders.initialization import inherit_to_finetune
 from ddae_jax.config import from_plain, to_plain
 from ddae_jax.config.schema import flatten
@@ -132,7 +133,7 @@ def test_scores_are_those_of_the_average_of_the_weights(runs, tmp_path, capsys):
     """By scikit-learn, of the logits of the average's parameters, and not of the others."""
     stored = json.loads((runs / "finetuned" / "config.json").read_text())
     stored["head"]["init_deviation"] = 1.0  # so that two draws differ
-    task = finetune.build_task(from_plain(stored), num_classes=10)
+    task = build_classification_task(from_plain(stored), num_classes=10)
     init = jax.jit(lambda key: task.init(key, 1))
     params, average = map(init, jax.random.split(jax.random.key(0)))
     write_checkpoint(tmp_path, stored, task, params, average)
@@ -322,10 +323,10 @@ def test_a_continued_run_has_the_channels_of_its_beginning(runs):
     config = cli.load_config(str(runs / "finetune.py"), "finetune")
     config.init_from = "gone"
     config.data.channels, config.data.mean, config.data.std = 3, (0.5,) * 3, (0.5,) * 3
-    finetune.complete(config, stored)
+    inherit_to_finetune(config, stored)
     assert (config.data.channels, config.data.mean) == (1, (0.5,))
     config.model.size = "L"
-    finetune.complete(config, stored, given=["model.size"])
+    inherit_to_finetune(config, stored, given=["model.size"])
     assert "model.size: 'micro' in the workdir, 'L' given" in contradictions(
         stored, to_plain(config)
     )

@@ -88,7 +88,7 @@ def test_help_describes_it(example, capsys):
         pretrain.main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert re.search(r"absolute_pixels +raw pixels of hidden patches, by absolute error", shown)
+    assert re.search(r"absolute_pixels\s+raw pixels of hidden patches, by absolute error", shown)
     for spec in METHODS.values():
         assert spec.summary in " ".join(shown.split())
 

@@ -9,7 +9,7 @@ from ddae_jax.models.sizes import SIZES
 _ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 
 EVERY_JOB = {
-    "job": Key("pretrain", "the command that the config belongs to: python -m ddae_jax.JOB"),
+    "job": Key("pretrain", "the command that the config belongs to: pretrain, finetune or segment"),
     "defaults_version": Key(
         DEFAULTS_VERSION,
         "version of the defaults that the run began with; stored with it, and not to be set",

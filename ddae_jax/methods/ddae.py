@@ -9,7 +9,7 @@ from jaxtyping import Array
 from ddae_jax.methods.features import FeatureNormalization, FeatureStatistics, FeatureTargets
 from ddae_jax.methods.make_method import make_method
 from ddae_jax.methods.method import Method
-from ddae_jax.methods.objectives import Alignment, Objective
+from ddae_jax.methods.objectives import Alignment, Objective, WeightSchedule
 from ddae_jax.methods.pixels import pixel_objective
 from ddae_jax.methods.spec import MethodSpec
 from ddae_jax.methods.supervision import PAPER
@@ -37,59 +37,42 @@ def ddae(
     normalize_pixels: bool = True,
     **options,
 ) -> Method:
-    """Every supervised depth predicts two things of each hidden patch, through one head:
+    """Builds DDAE, which predicts two things of each hidden patch at every supervised depth:
 
     1. *pixels*: its raw pixels, normalised patch by patch;
-    2. *features*: what the momentum encoder, which sees the whole image, makes of it at the SAME
-       depth, normalised.
+    2. *features*: those of the momentum encoder, which sees the whole image, at the SAME depth,
+       normalised.
 
-    Both errors are mean squared ones. An objective of weight 0 is left out. A teacher that has
-    learned nothing has nothing to teach: the features' weight may set in later, rise, and take the
-    place of the pixels'.
+    Both errors are mean squared ones. An objective of weight 0 is left out.
 
     Args:
-        encoder: the vision transformer.
-        decoder: a light decoder for ``visible`` input; None for ``full`` input.
+        encoder, decoder: a vision transformer, and a light decoder for ``visible`` input or None.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
         channels: of the images.
         pixel_weight, feature_weight: ``lambda`` of the two objectives.
-        pixel_fade: share of the pixels' weight that is gone once the features' has risen.
-        feature_start: share of the run in which features have no weight.
-        feature_warmup: share of the run over which their weight then rises, linearly.
+        pixel_fade, feature_start, feature_warmup: see :func:`weight_schedules`.
         feature_normalization: see :data:`ddae_jax.methods.features.NORMALIZED_AXES`.
-        feature_places: which patches' features are learned: of ``hidden`` ones, through the
-            decoder and weighed by distance; of ``visible`` ones, the encoder's own features,
-            normalised likewise, weighed alike; or ``both``.
-        normalize_predictions: whether predictions are normalised as targets are, over the places
-            that are predicted (of a micro-batch, where there are such); see
+        feature_places: patches whose features are learned: ``hidden`` ones, through the decoder and
+            weighed by distance; ``visible`` ones, by the encoder's own, all alike; or ``both``.
+        normalize_predictions: whether predicted features are normalised as targets are, see
             :meth:`ddae_jax.methods.features.FeatureTargets.error`.
         normalize_pixels: whether pixel targets are normalised patch by patch.
-        options: masking and supervision, see
-            :func:`ddae_jax.methods.make_method.make_method`.
+        options: masking and supervision, see :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
-        ValueError: if both weights are 0, or one is negative; or if nothing but visible features is
-            learned, or they are with ``full`` input.
+        ValueError: as :func:`check_weights` and :func:`check_feature_places` do.
 
-    Source: Chen et al., DDAE: Deep Dynamic AutoEncoder for vision BERT pretraining; the weights
-    over a run: Dong et al. 2022, "Bootstrapped Masked Autoencoders".
+    Source: Chen et al. 2024, DDAE; the weights over a run: Dong et al. 2022, "Bootstrapped Masked
+    Autoencoders".
     """
-    if min(pixel_weight, feature_weight) < 0 or not (pixel_weight or feature_weight):
-        raise ValueError(
-            f"pixel_weight={pixel_weight}, feature_weight={feature_weight}; "
-            "weights are not negative, and one of them is positive"
-        )
+    check_weights(pixel_weight, feature_weight)
     learns_features = feature_weight > 0
     if learns_features:
         check_feature_places(feature_places, pixel_weight, decoder is not None)
-    rise = fade = None
-    if learns_features and pixel_weight and (feature_start or feature_warmup):
-        rise = functools.partial(ramp, start=feature_start, length=feature_warmup)
-    if learns_features and pixel_fade:
-
-        def fade(progress):
-            return 1 - pixel_fade * (rise(progress) if rise else 1.0)
-
+    has_both = learns_features and pixel_weight > 0
+    fade, rise = (
+        weight_schedules(pixel_fade, feature_start, feature_warmup) if has_both else _ALWAYS
+    )
     features = FeatureTargets(encoder, depths, feature_normalization)
     objectives, alignment = {}, None
     if pixel_weight:
@@ -102,14 +85,13 @@ def ddae(
         alignment = Alignment("features", error, feature_weight, rise)
 
     def targets(teacher, images, of_parts: FeatureStatistics | None = None):
-        found = {}
+        values = {}
         if pixel_weight:
-            found["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
+            values["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
         if learns_features:
-            found["features"] = features(teacher, images, of_parts)
-        return found
+            values["features"] = features(teacher, images, of_parts)
+        return values
 
-    needs_whole_batch = learns_features and features.need_whole_batch
     return make_method(
         encoder,
         decoder,
@@ -117,19 +99,50 @@ def ddae(
         targets,
         depths=depths,
         alignment=alignment,
-        target_statistics=features.statistics if needs_whole_batch else None,
-        watched_features=features.watched if learns_features else None,
-        has_momentum_encoder=learns_features,
+        **(features.options() if learns_features else {}),
         visualize_predictions=visualize_pixels(encoder, normalize_pixels) if pixel_weight else None,
         **options,
     )
 
 
+_ALWAYS = (None, None)
+
+
+def weight_schedules(
+    pixel_fade: float, feature_start: float, feature_warmup: float
+) -> tuple[WeightSchedule | None, WeightSchedule | None]:
+    """Returns the factors of the pixels' and the features' weight over a run; None for 1.
+
+    A teacher that has learned nothing has nothing to teach: the features' weight sets in later,
+    rises, and takes the place of the pixels'.
+
+    Args:
+        pixel_fade: share of the pixels' weight that is gone once the features' has risen.
+        feature_start: share of the run in which features have no weight.
+        feature_warmup: share of the run over which their weight then rises, linearly.
+    """
+    rise = None
+    if feature_start or feature_warmup:
+        rise = functools.partial(ramp, start=feature_start, length=feature_warmup)
+    if not pixel_fade:
+        return None, rise
+    return (lambda progress: 1 - pixel_fade * (rise(progress) if rise else 1.0)), rise
+
+
 def ramp(progress: Array | float, start: float, length: float) -> Array | float:
-    """0 until ``start``, then rising linearly to 1 over ``length``; all of them shares of a run."""
+    """Returns 0 until ``start``, then rises linearly to 1 over ``length``; all shares of a run."""
     if not length:
         return jnp.where(progress >= start, 1.0, 0.0)
     return jnp.clip((progress - start) / length, 0.0, 1.0)
+
+
+def check_weights(pixel_weight: float, feature_weight: float) -> None:
+    """Raises ``ValueError`` if a weight is negative, or both are 0."""
+    if min(pixel_weight, feature_weight) < 0 or not (pixel_weight or feature_weight):
+        raise ValueError(
+            f"pixel_weight={pixel_weight}, feature_weight={feature_weight}; "
+            "weights are not negative, and one of them is positive"
+        )
 
 
 def check_feature_places(

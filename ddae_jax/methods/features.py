@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -127,6 +127,14 @@ class FeatureTargets:
     def need_whole_batch(self) -> bool:
         """Whether an image's targets depend on the other images."""
         return self.normalization in ("batch", "position")
+
+    def options(self) -> dict[str, Any]:
+        """Returns the attributes that a :class:`ddae_jax.methods.method.Method` of them has."""
+        return {
+            "target_statistics": self.statistics if self.need_whole_batch else None,
+            "watched_features": self.watched,
+            "has_momentum_encoder": True,
+        }
 
     def statistics(self, teacher: PyTree, images: Images) -> FeatureStatistics:
         """What targets depend on beyond their own image."""

@@ -123,7 +123,7 @@ def batch() -> str:
         place(0, 0, BLUE, "file", "data/sources.py"),
         place(1, 0, BLUE, "decode", "data/images.py"),
         place(2, 0, BLUE, "augment", "data/augment.py"),
-        place(3, 0, BLUE, "batch", "data/pipeline.py"),
+        place(3, 0, BLUE, "batch", "data/train_loader.py"),
         place(4, 0, BLUE, "to devices", "training/sharding.py"),
         *(across(0, first) for first in range(4)),
         arrow(
