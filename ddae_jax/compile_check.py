@@ -9,6 +9,11 @@ needed. docs/scaling.md explains the report. ``--search`` finds the largest batc
 ``--topology`` the step is compiled for the devices of this machine.
 """
 
+from ddae_jax.jobs.commands import answer_help, define_compile_check, usage
+
+if __name__ == "__main__":
+    answer_help("compile_check", __doc__)  # before the imports below, which take seconds
+
 import dataclasses
 import json
 import logging
@@ -119,8 +124,9 @@ def parse_request(argv: Sequence[str] | None) -> tuple[CompileRequest, absl_flag
     Raises:
         ValueError, OSError: for bad input.
     """
-    usage = f"ddae_jax.compile_check {__doc__}"
-    flags, given = cli.read_config_flags(argv, usage, _define_flags, None)
+    flags, given = cli.read_config_flags(
+        argv, usage("compile_check", __doc__), define_compile_check, None
+    )
     config = flags.config
     check_config(config)
     if flags.topology:
@@ -277,23 +283,6 @@ def _speed_results(step: CompiledStep, request: CompileRequest) -> dict[str, Any
             for share in sorted({1.0, request.share}, reverse=True)
         },
     }
-
-
-def _define_flags(flags: absl_flags.FlagValues) -> None:
-    def define(kind: str, name: str, default, text: str, **options) -> None:
-        getattr(absl_flags, f"DEFINE_{kind}")(name, default, text, flag_values=flags, **options)
-
-    topology_help = "Such as v5e:16x16 or h100:8; the devices of this machine if empty."
-    define("string", "topology", "", topology_help)
-    define("string", "out", "", "JSON file to write all results to.")
-    define("bool", "search", False, "Also find the largest batch that fits (compiles often).")
-    share_help = "Share of the highest possible speed that a run is expected to reach."
-    define("float", "share", 0.5, share_help, lower_bound=0.01)
-    images_help = "Number of images of an epoch; ImageNet's by default."
-    define("integer", "num_images", 1_281_167, images_help, lower_bound=1)
-    define("integer", "num_classes", 1000, "Number of classes, for fine-tuning.", lower_bound=2)
-    size_help = "HEIGHT,WIDTH of stored images, if they are augmented on the device."
-    define("list", "stored_image_size", [], size_help)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ that encode visible patches and predict pixels to transformers with their decode
 printed is one JSON object.
 """
 
+from ddae_jax.jobs.commands import answer_help, define_export, usage
+
+if __name__ == "__main__":
+    answer_help("export", __doc__)  # before the imports below, which take seconds
+
 import contextlib
 import dataclasses
 import hashlib
@@ -29,7 +34,6 @@ from ddae_jax.builders.networks import build_encoder
 from ddae_jax.builders.restore import is_imported, restore_encoder, restore_params
 from ddae_jax.config import from_plain
 from ddae_jax.config.checks import check_config
-from ddae_jax.config.keys import ALL_KEYS
 from ddae_jax.config.pretraining import has_momentum_encoder, predicts_pixels
 from ddae_jax.data.view import USUAL_SHARE
 from ddae_jax.interop.backbones import Backbone
@@ -50,13 +54,11 @@ from ddae_jax.models.vit import ViT
 from ddae_jax.training.sharding import make_mesh
 from ddae_jax.training.workdir import Workdir
 
-FORMATS = ("timm", "transformers")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with exits.explain_bad_input():
-        flags = cli.parse_flags(argv, "ddae_jax.export " + __doc__, _define_flags)
+        flags = cli.parse_flags(argv, usage("export", __doc__), define_export)
         devices.start_devices(is_distributed=False)
         out = _free_folder(flags.out)
         workdir, config = _read_run(flags)
@@ -233,25 +235,6 @@ def _result(exported: ExportedFolder, subject: Subject, out: pathlib.Path) -> di
         "parameters": sum(array.size for array in exported.weights.values()),
         "out": str(out),
     }
-
-
-def _define_flags(flags: absl_flags.FlagValues) -> None:
-    def define(kind: str, name: str, *arguments) -> None:
-        getattr(absl_flags, f"DEFINE_{kind}")(name, None, *arguments, flag_values=flags)
-
-    define("string", "workdir", "Folder of the run.")
-    define("enum", "format", FORMATS, "The library that is to load it.")
-    define("string", "out", "Folder to write; a new or an empty one.")
-    cli.require("workdir", "FOLDER", flags)
-    cli.require("format", "|".join(FORMATS), flags)
-    cli.require("out", "FOLDER", flags)
-    of_the_run = "(default: evaluation.{} of the run)"
-    whose = f"Which one {of_the_run.format('encoder')}."
-    define("enum", "encoder", ("student", "teacher"), whose)
-    what = f"How the card pools, and timm's network {of_the_run.format('pool')}."
-    define("enum", "pool", ALL_KEYS["evaluation.pool"].words, what)
-    define("bool", "decoder", "Export MAE's decoder and head too, as ViTMAEForPreTraining.")
-    define("integer", "step", "Of the checkpoint; the latest by default.")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ says on which images. To pretrain further, give the weights as ``--config.init_f
 ddae_jax.pretrain instead.
 """
 
+from ddae_jax.jobs.commands import answer_help, define_import_weights, usage
+
+if __name__ == "__main__":
+    answer_help("import_weights", __doc__)  # before the imports below, which take seconds
+
 import logging
 from collections.abc import Sequence
 
 import jax
-from absl import flags as absl_flags
 
 from ddae_jax.builders.initialization import inherit_all, initial_params
 from ddae_jax.builders.networks import untrained_encoder_params
@@ -35,8 +39,8 @@ _log = logging.getLogger("ddae_jax.import_weights")  # by python -m, __name__ is
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with exits.explain_bad_input():
-        usage = f"ddae_jax.import_weights {__doc__}"
-        flags, given = cli.read_config_flags(argv, usage, _define_flags)
+        text = usage("import_weights", __doc__)
+        flags, given = cli.read_config_flags(argv, text, define_import_weights)
         config = flags.config
         check_config(config)
         devices.start_devices(is_distributed=False)
@@ -68,11 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     num_values = sum(leaf.size for leaf in jax.tree.leaves(imported))
     _log.info("%s: an encoder of %s parameters", workdir.path, f"{num_values:,}")
     return 0
-
-
-def _define_flags(flags: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_string("workdir", None, "Folder that is made.", flag_values=flags)
-    cli.require("workdir", "FOLDER", flags)
 
 
 if __name__ == "__main__":

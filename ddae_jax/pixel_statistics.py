@@ -8,10 +8,13 @@ is meant for images that do not have three channels or do not look like photogra
 is one JSON object.
 """
 
+from ddae_jax.jobs.commands import answer_help, define_pixel_statistics, usage
+
+if __name__ == "__main__":
+    answer_help("pixel_statistics", __doc__)  # before the imports below, which take seconds
+
 import json
 from collections.abc import Sequence
-
-from absl import flags as absl_flags
 
 from ddae_jax.builders.data import build_source
 from ddae_jax.config.checks import check_config
@@ -24,8 +27,8 @@ _MIN_STD = 0.001  # the least that data.std may be: a constant channel would hav
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     with exits.explain_bad_input():
-        usage = f"ddae_jax.pixel_statistics {__doc__}"
-        flags, _ = cli.read_config_flags(argv, usage, _define_flags, None)
+        text = usage("pixel_statistics", __doc__)
+        flags, _ = cli.read_config_flags(argv, text, define_pixel_statistics, None)
         config = flags.config
         if config.job == "segment":
             raise ValueError(
@@ -51,12 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _joined(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
-
-
-def _define_flags(flags: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_integer(
-        "limit", 10_000, "At most so many images, spread evenly.", flag_values=flags
-    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,11 @@ the config; with ``--config.init_from`` the encoder goes on from another run, or
 weights. docs/method.md says what is learned; the README, what lies in the workdir afterwards.
 """
 
+from ddae_jax.jobs.commands import answer_help
+
+if __name__ == "__main__":
+    answer_help("pretrain", __doc__)  # before the imports below, which take seconds
+
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +45,7 @@ from ddae_jax.hooks.knn import KnnHook
 from ddae_jax.hooks.pretraining import PretrainingReport
 from ddae_jax.jobs import exits, runner
 from ddae_jax.jobs.job import DataSpec, Job, Sources, image_batch
-from ddae_jax.methods import METHODS, summaries
+from ddae_jax.methods import METHODS
 from ddae_jax.methods.method import Method
 from ddae_jax.training.checkpoint import CheckpointError
 from ddae_jax.training.hooks import Hook
@@ -55,12 +60,6 @@ class PretrainJob(Job):
 
     name = "pretrain"
     usage = _USAGE
-
-    @classmethod
-    def help(cls) -> str:
-        """Returns what the command does, and what each method predicts."""
-        lines = (f"    {name:9} {summary}" for name, summary in summaries().items())
-        return f"{cls.usage}\nMethods (--config.method):\n\n" + "\n".join(lines) + "\n"
 
     @classmethod
     def resolve_config(

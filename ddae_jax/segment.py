@@ -9,6 +9,11 @@ continues a run that was stopped or killed. docs/segmentation.md has the recipes
 reach.
 """
 
+from ddae_jax.jobs.commands import answer_help
+
+if __name__ == "__main__":
+    answer_help("segment", __doc__)  # before the imports below, which take seconds
+
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 

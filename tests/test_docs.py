@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 
 import tiny
 from ddae_jax.config.checks import check_config
-from ddae_jax.jobs import cli, runner
+from ddae_jax.jobs import cli
+from ddae_jax.jobs.commands import COMMANDS
 
 PAGES = [
     *(tiny.ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
@@ -110,11 +111,10 @@ def test_every_option_and_key_is_known(line, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     name, *arguments = shlex.split(line)[2:]
     name = name.removeprefix("ddae_jax.")
-    module = importlib.import_module(f"ddae_jax.{name}")
     if name in ("evaluate", "export"):
-        cli.parse_flags(arguments, name, module._define_flags)
+        cli.parse_flags(arguments, name, COMMANDS[name][0])
         return
-    define = runner._define_flags if name in OF_JOBS else module._define_flags
+    define, _ = COMMANDS[name]
     stands_for_any = re.search(r"--config=[A-Z]+(?= |$)", line)
     arguments = [a for a in arguments if not stands_for_any or a != stands_for_any[0]]
     arguments += ["--config=configs/digits.py"] if stands_for_any else []

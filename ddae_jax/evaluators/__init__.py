@@ -7,59 +7,41 @@
 A task takes the flags of the command; it returns a text for people, and a dict for the JSON line.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from absl import flags as absl_flags
 
-from ddae_jax.evaluators.attention_distance import attention_distance
-from ddae_jax.evaluators.classification import classification
-from ddae_jax.evaluators.embed import embed
-from ddae_jax.evaluators.frozen_features import classify, depths, few_shot
-from ddae_jax.evaluators.segmentation import segmentation
+from ddae_jax.jobs.commands import TASK_OPTIONS
 
-TASKS: Mapping[str, Callable[[absl_flags.FlagValues], tuple[str, dict]]] = MappingProxyType(
+TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "knn": functools.partial(classify, "knn"),
-        "linear": functools.partial(classify, "linear"),
-        "few_shot": few_shot,
-        "depths": depths,
-        "attention_distance": attention_distance,
-        "embed": embed,
-        "classification": classification,
-        "segmentation": segmentation,
+        "knn": ("frozen_features", "classify", "knn"),
+        "linear": ("frozen_features", "classify", "linear"),
+        "few_shot": ("frozen_features", "few_shot"),
+        "depths": ("frozen_features", "depths"),
+        "attention_distance": ("attention_distance", "attention_distance"),
+        "embed": ("embed", "embed"),
+        "classification": ("classification", "classification"),
+        "segmentation": ("segmentation", "segmentation"),
     }
 )
-"""Tasks by name: functions that take the flags, and return a text and the result for JSON."""
+"""Module and function of each task, and what the function is given before the flags."""
 
-_COMMON_OPTIONS = {"workdir", "task", "step", "batch_size", "dtype", "limit", "data_dir"}
-_COMMON_OPTIONS |= {"distributed"}
-_FEATURE_OPTIONS = {"encoder", "pool"}
+_ALL_OPTIONS = frozenset.union(*TASK_OPTIONS.values())
 
-OPTIONS: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        task: frozenset(_COMMON_OPTIONS | own)
-        for task, own in {
-            "knn": _FEATURE_OPTIONS | {"depth", "k", "temperature"},
-            "linear": _FEATURE_OPTIONS | {"depth"},
-            "few_shot": _FEATURE_OPTIONS | {"depth"},
-            "depths": _FEATURE_OPTIONS | {"k", "temperature"},
-            "attention_distance": {"encoder", "compare"},
-            "embed": _FEATURE_OPTIONS | {"depth", "out", "images", "split"},
-            "classification": {"split"},
-            "segmentation": {"split", "scales", "flip"},
-        }.items()
-    }
-)
-"""Options of the command that each task uses."""
 
-_ALL_OPTIONS = frozenset.union(*OPTIONS.values())
+def run_task(flags: absl_flags.FlagValues) -> tuple[str, dict]:
+    """Runs the task that the flags name; returns its text and its result for JSON."""
+    module, function, *arguments = TASKS[flags.task]
+    task = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    return task(*arguments, flags)
 
 
 def check_options(flags: absl_flags.FlagValues) -> None:
     """Raises ``ValueError`` for an option on the command line that the task would ignore."""
     for name in flags:
-        if flags[name].present and name in _ALL_OPTIONS and name not in OPTIONS[flags.task]:
-            tasks = ", ".join(task for task, own in OPTIONS.items() if name in own)
+        if flags[name].present and name in _ALL_OPTIONS and name not in TASK_OPTIONS[flags.task]:
+            tasks = ", ".join(task for task, own in TASK_OPTIONS.items() if name in own)
             raise ValueError(f"--{name} is for --task={tasks}; --task={flags.task} ignores it")

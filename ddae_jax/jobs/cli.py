@@ -31,6 +31,11 @@ def require(name: str, value: str, flags: absl_flags.FlagValues) -> None:
     )
 
 
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Tells whether a command line asks for help."""
+    return not {"--help", "-h", "-help"}.isdisjoint(argv)
+
+
 def parse_flags(
     argv: Sequence[str] | None,
     usage: str,
@@ -51,7 +56,7 @@ def parse_flags(
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = absl_flags.FlagValues()
     define(flags)
-    if {"--help", "-h", "-help"} & set(argv):
+    if asks_for_help(argv):
         more = f"\n\n{describe_more()}" if describe_more else ""
         print(f"{_to_width(usage)}\n\nFlags:\n{_describe(flags)}{more}")
         raise CommandEnded(0)

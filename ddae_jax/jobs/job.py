@@ -70,11 +70,6 @@ class Job(abc.ABC):
         self.initial = initial
 
     @classmethod
-    def help(cls) -> str:
-        """Returns what ``--help`` says of the command."""
-        return cls.usage
-
-    @classmethod
     @abc.abstractmethod
     def resolve_config(
         cls, config: ConfigDict, stored: Mapping[str, Any] | None, given: Container[str]

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import flags as absl_flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -20,6 +19,7 @@ from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import is_free
 from ddae_jax.data.train_loader import TrainLoader
 from ddae_jax.jobs import cli, devices, exits
+from ddae_jax.jobs.commands import define_job, usage
 from ddae_jax.jobs.job import DataSpec, Job, Sources
 from ddae_jax.jobs.start_checks import (
     absolute,
@@ -102,8 +102,8 @@ def open_run(
     process of the run does.
     """
     with stop.at_once():
-        usage = f"ddae_jax.{job_class.name} {job_class.help()}"
-        flags, given = cli.read_config_flags(argv, usage, _define_flags, job_class.name)
+        text = usage(job_class.name, job_class.usage)
+        flags, given = cli.read_config_flags(argv, text, define_job, job_class.name)
         config, workdir = flags.config, Workdir(flags.workdir)
         kept = keep_as_stored(config, workdir, given, flags.allow_config_changes)
         check_config(config)
@@ -298,28 +298,3 @@ def noticing_repetition(run: Run, sources: Sources) -> Iterator[None]:
 def may_stop_at_once(stop: StopRequest) -> contextlib.AbstractContextManager:
     """Leaves the body at a stop, if there is one process; several stop together, at a step."""
     return stop.at_once() if jax.process_count() == 1 else stop.together()
-
-
-def _define_flags(flags: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_string(
-        "workdir", None, "Folder of the run; it is made, or continued.", flag_values=flags
-    )
-    cli.require("workdir", "FOLDER", flags)
-    absl_flags.DEFINE_bool(
-        "allow_config_changes",
-        False,
-        "Continue a run although its config, or its data, differs.",
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_bool(
-        "distributed",
-        False,
-        "One of several processes, as on a TPU pod or under SLURM: join the others first.",
-        flag_values=flags,
-    )
-    for name, kind, text in (
-        ("coordinator", "string", "HOST:PORT of the first process, where no scheduler tells it."),
-        ("num_processes", "integer", "Processes of the run, with --coordinator."),
-        ("process_id", "integer", "Which of them this is, from 0, with --coordinator."),
-    ):
-        getattr(absl_flags, f"DEFINE_{kind}")(name, None, text, flag_values=flags)

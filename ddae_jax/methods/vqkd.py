@@ -285,7 +285,7 @@ def _check(keys: Keys) -> None:
 
 SPEC = MethodSpec(
     name="vqkd",
-    summary="a tokenizer for beit and beit2, from the features of a given teacher",
+    summary="a tokenizer for beit and beit2, from features of a given teacher",
     build=vqkd,
     papers=(
         "Peng, Dong, Bao, Ye, Wei 2022. *BEiT v2: Masked Image Modeling with Vector-Quantized "
