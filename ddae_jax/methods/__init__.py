@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import pathlib
 import pkgutil
+import types
 from collections.abc import Iterator, Mapping
 
 from ddae_jax.methods.spec import MethodSpec
@@ -37,6 +38,14 @@ class _Methods(Mapping[str, MethodSpec]):
 
 METHODS: Mapping[str, MethodSpec] = _Methods()
 """Every method by name, in alphabetical order."""
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    """Imports a module of this folder when it is asked for by name."""
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from error
 
 
 def register_method(spec: MethodSpec) -> None:

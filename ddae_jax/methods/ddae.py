@@ -54,62 +54,45 @@ def ddae(
         feature_normalization: see :data:`ddae_jax.methods.features.NORMALIZED_AXES`.
         feature_places: patches whose features are learned: ``hidden`` ones, through the decoder and
             weighed by distance; ``visible`` ones, by the encoder's own, all alike; or ``both``.
-        normalize_predictions: whether predicted features are normalised as targets are, see
-            :meth:`ddae_jax.methods.features.FeatureTargets.error`.
+        normalize_predictions: see :meth:`ddae_jax.methods.features.FeatureTargets.error`.
         normalize_pixels: whether pixel targets are normalised patch by patch.
         options: masking and supervision, see :func:`ddae_jax.methods.make_method.make_method`.
 
-    Raises:
-        ValueError: as :func:`check_weights` and :func:`check_feature_places` do.
+    Raises ``ValueError`` as :func:`check_weights` and :func:`check_feature_places` do.
 
-    Source: Chen et al. 2024, DDAE; the weights over a run: Dong et al. 2022, "Bootstrapped Masked
-    Autoencoders".
+    Source: Chen et al. 2024, DDAE; weights over a run: Dong et al. 2022, BootMAE.
     """
     check_weights(pixel_weight, feature_weight)
-    learns_features = feature_weight > 0
-    if learns_features:
-        check_feature_places(feature_places, pixel_weight, decoder is not None)
-    has_both = learns_features and pixel_weight > 0
-    fade, rise = (
-        weight_schedules(pixel_fade, feature_start, feature_warmup) if has_both else _ALWAYS
-    )
-    features = FeatureTargets(encoder, depths, feature_normalization)
-    objectives, alignment = {}, None
+    objectives, parts = {}, {}
+    has_both = pixel_weight > 0 and feature_weight > 0
+    fade, rise = weight_schedules(pixel_fade, feature_start, feature_warmup, has_both)
     if pixel_weight:
         objectives["pixels"] = pixel_objective(encoder, channels, squared_error, pixel_weight, fade)
-    if learns_features and feature_places != "visible":
-        error = features.error(normalize_predictions)
-        objectives["features"] = Objective(encoder.width, error, feature_weight, rise)
-    if learns_features and feature_places != "hidden":
-        error = features.error(normalizes_predictions=True)
-        alignment = Alignment("features", error, feature_weight, rise)
+        parts["visualize_predictions"] = visualize_pixels(encoder, normalize_pixels)
+    features = FeatureTargets(encoder, depths, feature_normalization)
+    if feature_weight:
+        check_feature_places(feature_places, pixel_weight, decoder is not None)
+        parts |= features.options()
+        if feature_places != "visible":
+            error = features.error(normalize_predictions)
+            objectives["features"] = Objective(encoder.width, error, feature_weight, rise)
+        if feature_places != "hidden":
+            error = features.error(normalizes_predictions=True)
+            parts["alignment"] = Alignment("features", error, feature_weight, rise)
 
     def targets(teacher, images, of_parts: FeatureStatistics | None = None):
         values = {}
         if pixel_weight:
             values["pixels"] = pixel_targets(images, encoder.patch_size, normalize_pixels)[None]
-        if learns_features:
+        if feature_weight:
             values["features"] = features(teacher, images, of_parts)
         return values
 
-    return make_method(
-        encoder,
-        decoder,
-        objectives,
-        targets,
-        depths=depths,
-        alignment=alignment,
-        **(features.options() if learns_features else {}),
-        visualize_predictions=visualize_pixels(encoder, normalize_pixels) if pixel_weight else None,
-        **options,
-    )
-
-
-_ALWAYS = (None, None)
+    return make_method(encoder, decoder, objectives, targets, depths=depths, **parts, **options)
 
 
 def weight_schedules(
-    pixel_fade: float, feature_start: float, feature_warmup: float
+    pixel_fade: float, feature_start: float, feature_warmup: float, has_both: bool = True
 ) -> tuple[WeightSchedule | None, WeightSchedule | None]:
     """Returns the factors of the pixels' and the features' weight over a run; None for 1.
 
@@ -120,7 +103,10 @@ def weight_schedules(
         pixel_fade: share of the pixels' weight that is gone once the features' has risen.
         feature_start: share of the run in which features have no weight.
         feature_warmup: share of the run over which their weight then rises, linearly.
+        has_both: whether both are learned; one alone keeps its weight throughout.
     """
+    if not has_both:
+        return None, None
     rise = None
     if feature_start or feature_warmup:
         rise = functools.partial(ramp, start=feature_start, length=feature_warmup)
