@@ -10,10 +10,10 @@ import tiny
 
 
 def needs_compiler(name):
-    """Skips a test where the compiler of ``tpu`` or ``gpu`` programs is not there."""
-    return pytest.mark.skipif(
-        not (_folder(name) / "installed").exists(), reason=f"launch/test.sh installs the {name}'s"
-    )
+    """Mark a test as slow, and skip it where the compiler of ``tpu`` or ``gpu`` programs is not."""
+    is_there = (_folder(name) / "installed").exists()
+    skip = pytest.mark.skipif(not is_there, reason=f"launch/test.sh --all installs the {name}'s")
+    return lambda test: pytest.mark.slow(skip(test))
 
 
 def compile_check(name, tmp_path, topology, *changes, before=""):

@@ -45,14 +45,18 @@ from ddae_jax.models import vit
 # Tracing leaves much that the garbage collector walks through again and again, and hardly a cycle.
 gc.set_threshold(50_000, 20, 50)
 
-settings.register_profile("suite", deadline=None, max_examples=50, derandomize=True)
-settings.load_profile("suite")
-
 _SIZES = dict(vit.SIZES)
 
 
+def pytest_configure(config):
+    """Draw fewer examples of each property where slow tests are left out."""
+    examples = 20 if "not slow" in config.option.markexpr else 50
+    settings.register_profile("suite", deadline=None, max_examples=examples, derandomize=True)
+    settings.load_profile("suite")
+
+
 def pytest_collection_finish():
-    """What was imported is there to stay: the garbage collector need not look at it."""
+    """Tell the garbage collector that what was imported is there to stay."""
     gc.freeze()
 
 

@@ -30,6 +30,7 @@ def status(*arguments):
         return ended.code
 
 
+@pytest.mark.slow
 def test_what_is_found_is_told_and_stored(tmp_path, capsys):
     out = tmp_path / "found.json"
     arguments = (f"--config={tiny.write_config(tmp_path)}", "--config.mesh.fsdp=4", f"--out={out}")
@@ -56,6 +57,7 @@ def test_what_is_found_is_told_and_stored(tmp_path, capsys):
         assert words in text
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_compiled_too(tmp_path, capsys):
     out = tmp_path / "found.json"
     config = tiny.ROOT / "configs" / "cifar10_finetune.py"
@@ -65,6 +67,7 @@ def test_fine_tuning_is_compiled_too(tmp_path, capsys):
     assert json.loads(out.read_text())["config"]["job"] == "finetune"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "missing"),
     [

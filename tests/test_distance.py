@@ -104,6 +104,7 @@ def test_a_grid_of_another_size_than_the_mask_is_an_error(grid):
     assert f"{grid[0]}x{grid[1]}" in str(error.value)
 
 
+@pytest.mark.slow
 def test_distance_costs_under_one_percent_of_a_vit_b16_train_steps_flops():
     batch, grid, num_masked = 2, (14, 14), 147
     method = ddae(

@@ -16,6 +16,8 @@ from ddae_jax.builders.data import build_loader, build_source
 from ddae_jax.config import from_plain
 from ddae_jax.jobs import exits
 
+pytestmark = pytest.mark.slow  # each test starts processes that wait for each other
+
 PROGRAM = """
 import sys
 import jax

@@ -49,6 +49,7 @@ def test_last_line_is_json_with_both_baselines(task, workdir, capsys):
         assert 0.1 < result[name] <= 1
 
 
+@pytest.mark.slow
 def test_any_encoder_depth_pool_and_step_can_be_asked_for(workdir, capsys):
     accuracies = set()
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
@@ -101,6 +102,7 @@ def test_the_type_of_the_computation_can_be_chosen(workdir, tmp_path):
     assert 1e-5 < difference < 0.2
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_reads_the_features_from_the_cache(workdir, capsys, monkeypatch):
     arguments = [f"--workdir={workdir}", "--task=knn", "--depth=2"]
     assert evaluate.main(arguments) == 0
@@ -188,6 +190,7 @@ def test_locality_of_a_run_is_measured_drawn_and_told(workdir, capsys):
     assert picture(workdir / "figures" / "attention_distance.png").size
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_the_images_of_the_first(workdir, tmp_path, capsys):
     nowhere = {"source": "folder", "data_dir": "/nowhere"}
     same = a_like_run(workdir, tmp_path / "a" / "digits", data=nowhere)
@@ -260,6 +263,7 @@ def test_what_cannot_be_compared_is_named(arguments, reason, workdir, tmp_path, 
 # ---- few labels, depths, embeddings
 
 
+@pytest.mark.slow
 def test_few_images_of_each_class_of_several_draws(workdir, capsys):
     assert evaluate.main([f"--workdir={workdir}", "--task=few_shot", "--limit=200"]) == 0
     result = last_line(capsys)
@@ -269,6 +273,7 @@ def test_few_images_of_each_class_of_several_draws(workdir, capsys):
     assert 0 < one["accuracy"]["std"] < 0.3
 
 
+@pytest.mark.slow
 def test_every_depth_is_read_by_both_classifiers_and_drawn(workdir, capsys):
     assert evaluate.main([f"--workdir={workdir}", "--task=depths", "--limit=150"]) == 0
     result = last_line(capsys)

@@ -125,6 +125,7 @@ def test_teacher_and_step_can_be_asked_for(runs, tmp_path, capsys):
     assert json.loads((out / "config.json").read_text())["global_pool"] == "token"
 
 
+@pytest.mark.slow
 def test_mae_is_exported_as_a_plain_encoder_and_on_request_with_its_decoder(runs, tmp_path):
     out = run(runs / "mae", tmp_path / "plain", "--format=transformers")
     config = json.loads((out / "config.json").read_text())

@@ -164,6 +164,7 @@ def test_it_has_the_architecture_and_the_pixels_of_the_run_it_is_from(runs):
     assert config["model"]["positions"] == "learned"  # which began as sine-cosine
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_ends_bit_identical_without_what_it_is_from(runs, tmp_path):
     (tmp_path / "finetune.py").write_text(CONFIG)
     source = shutil.copytree(runs / "pretrained", tmp_path / "pretrained")
@@ -254,6 +255,7 @@ def test_the_teacher_of_a_run_is_a_beginning_too(runs):
     np.testing.assert_array_equal(found["block_02"]["mlp_in"]["kernel"], expected)
 
 
+@pytest.mark.slow
 def test_a_linear_probe_moves_the_head_alone(runs, tmp_path):
     (tmp_path / "finetune.py").write_text(CONFIG)
     options = (
@@ -399,6 +401,7 @@ def mislabelled(monkeypatch):
     return mislabel
 
 
+@pytest.mark.slow
 def test_images_have_the_size_that_the_encoder_was_trained_on(runs, tmp_path, capsys):
     text = CONFIG.replace("    config.model.image_size = (16, 16)\n", "")
     (tmp_path / "finetune.py").write_text(text)
@@ -443,6 +446,7 @@ def evaluate_again(workdir, capsys):
     return status, json.loads(told.out.splitlines()[-1]) if status == 0 else told.err
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_their_names(photos, tmp_path, capsys, caplog):
     options = ("--config.augment.mixup=0", "--config.augment.cutmix=0", "--config.from_scratch")
     assert run(tmp_path, "run", *options) == 0

@@ -64,6 +64,7 @@ def status(main, *arguments):
         return ended.code
 
 
+@pytest.mark.slow
 def test_it_is_exported_as_it_was(imported, tmp_path):
     out = tmp_path / "out"
     assert export.main([f"--workdir={imported}", "--format=timm", f"--out={out}"]) == 0
@@ -78,6 +79,7 @@ def test_it_is_exported_as_it_was(imported, tmp_path):
         assert claim not in card
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_compared(imported, capsys):
     common = (f"--workdir={imported}", "--limit=64")
     assert evaluate.main([*common, "--task=knn"]) == 0
@@ -88,6 +90,7 @@ def test_it_is_evaluated_and_compared(imported, capsys):
     assert found
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_it(size, tmp_path):
     workdir = tmp_path / "run"
     height, width = size.options["image_size"]

@@ -89,6 +89,7 @@ compiled_block_mask = jax.jit(block_mask, static_argnums=(1, 2, 3))  # a second 
 few_blocks = [((4, 5), 0), ((4, 5), 20), ((1, 9), 5), ((9, 7), 40)]
 
 
+@pytest.mark.slow
 @given(case=st.sampled_from(few_blocks), seed=seeds)
 def test_block_mask_hides_exactly_the_asked_number_in_every_row(case, seed):
     check_count(compiled_block_mask(key(seed), 64, *case), *case)
@@ -117,6 +118,7 @@ def test_random_mask_hides_every_patch_equally_often():
     assert np.abs(mask.mean(axis=0) - share).max() < 4.5 * deviation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_masked", [78, 118])
 def test_block_masks_are_as_near_and_far_as_beits(num_masked):
     rng = np.random.default_rng(0)

@@ -35,6 +35,7 @@ def test_patches_are_counted_row_by_row_and_their_values_row_column_channel():
                 np.testing.assert_array_equal(patches[image, row * 2 + column], cut.ravel())
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(h=small, w=small, patch_size=small, channels=small, batch=small)
 def test_unpatchify_is_the_inverse_of_patchify(h, w, patch_size, channels, batch):

@@ -22,6 +22,7 @@ def bands(tmp_path):
     return folder, values
 
 
+@pytest.mark.slow
 def test_what_it_prints_is_what_a_run_of_many_channels_asks_for(bands, tmp_path, capsys):
     folder, values = bands
     arguments = [f"--config={tiny.write_config(tmp_path, depth=1)}", *tiny.SIMPLEST]

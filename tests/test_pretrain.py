@@ -143,6 +143,7 @@ def test_a_run_leaves_what_the_readme_promises(finished):
     assert list((finished / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("undisturbed run")
 def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, finished, tmp_path):
     seed = random.SystemRandom().randrange(2**32)
@@ -169,6 +170,7 @@ def test_killed_at_random_moments_and_restarted_it_ends_bit_identical(config, fi
     assert [r.get("loss") for r in numbers] == [r.get("loss") for r in undisturbed]
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("undisturbed run")
 def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, finished, tmp_path):
     workdir = tmp_path / "stopped"
@@ -193,6 +195,7 @@ def test_sigterm_saves_the_running_step_and_the_same_command_continues(config, f
     assert_bit_identical(stored_state(workdir, 44), stored_state(finished, 44))
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_is_no_error_of_the_workers(config, tmp_path):
     workdir = tmp_path / "stopped"
     options = [f"--config={config}", f"--workdir={workdir}", "--config.data.num_workers=2"]
@@ -211,6 +214,7 @@ def test_a_signal_to_the_whole_group_is_no_error_of_the_workers(config, tmp_path
     assert checkpoint_steps(workdir)[-1] == tiny.records(workdir)[-1]["step"]
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_is_skipped_and_named_and_other_data_is_refused_unless_asked_for(
     config, photos, tmp_path, capsys
 ):
@@ -266,6 +270,7 @@ def test_a_stop_while_the_untrained_network_is_measured_ends_at_once(config, tmp
     assert not list((workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_baselines_are_computed_once_recorded_and_computed_anew_where_they_would_differ(
     config, tmp_path
 ):
@@ -293,6 +298,7 @@ def test_baselines_are_computed_once_recorded_and_computed_anew_where_they_would
     assert again[-1][1] not in (0.123, untrained)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("undisturbed run")
 def test_started_again_a_complete_run_says_so_and_changes_nothing(
     config, finished, monkeypatch, capsys
@@ -304,6 +310,7 @@ def test_started_again_a_complete_run_says_so_and_changes_nothing(
     assert (finished / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_workdir_the_second_is_refused(config, tmp_path, capsys):
     workdir = tmp_path / "shared"
     first = start(config, workdir, *tiny.SIMPLEST, "--config.epochs=1000")
@@ -337,6 +344,7 @@ def test_a_run_that_came_and_went_while_this_one_prepared_is_noticed(
     assert "seed: 7 in the workdir, 0 given" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_over_with_any_config(config, tmp_path):
     workdir = tmp_path / "run"
     arguments = [f"--config={config}", f"--workdir={workdir}", "--config.epochs=0.36"]
@@ -356,6 +364,7 @@ def test_data_is_found_from_elsewhere_later(monkeypatch, tmp_path):
     assert absolute("") == ""
 
 
+@pytest.mark.slow
 def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
     number = random.SystemRandom().choice([signal.SIGTERM, signal.SIGINT])
     moment = random.SystemRandom().uniform(0, 4)
@@ -383,6 +392,7 @@ def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finis
     assert json.loads((finished / "config.json").read_text())["mask"]["ratio"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_last_checkpoint_and_its_record_loses_nothing(tmp_path, capsys):
     """Neither the loss nor the k-NN accuracy of that step, in the records and in the report."""
     config, workdir = tiny.write_config(tmp_path, depth=2), tmp_path / "run"
@@ -409,6 +419,7 @@ def test_a_kill_between_the_last_checkpoint_and_its_record_loses_nothing(tmp_pat
         assert f"{shown:.1%}" in (workdir / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_batch_size_and_is_told_how_it_goes_on(tmp_path, capsys):
     workdir = tiny.copy_of_short_run(tmp_path / "run")  # 0.36 epochs of 22 steps of 64
     config = tiny.write_config(tmp_path)
@@ -448,6 +459,7 @@ def test_another_model_is_refused_and_leaves_the_workdir_as_it_was(config, finis
     assert (finished / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 6])
 def test_a_run_that_was_stored_by_earlier_code_goes_on_as_it_did_then(version, tmp_path):
     """Betas, losses and norms of its steps 5 to 8, which the code of then has taken too."""
@@ -486,6 +498,7 @@ def store_as_before(workdir):
     (workdir / "config.json").write_text(json.dumps(of_before))
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_other_defaults_is_continued_by_the_same_command(tmp_path, capsys):
     file = tiny.write_config(tmp_path, depth=2)
     today = file.read_text()
@@ -703,6 +716,7 @@ def test_too_many_corrupt_images_stop_the_run(config, photos, tmp_path, capsys):
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_stop_while_reading_hangs_and_a_disk_that_fails_lose_no_finished_step(
     config, tmp_path, monkeypatch, capsys
 ):
@@ -742,6 +756,7 @@ def test_a_stop_while_reading_hangs_and_a_disk_that_fails_lose_no_finished_step(
     assert checkpoint_steps(workdir) == [10, 13]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (tiny.SHARED_DATA / "tfds" / "cifar10").is_dir(), reason="../shared/data/tfds is not here"
 )

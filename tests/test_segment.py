@@ -120,6 +120,7 @@ def test_it_learns_and_leaves_what_people_look_at(folder):
     assert "Mean IoU" in (workdir / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_scores_are_scikit_learns_of_the_same_predictions(folder):
     config = from_plain(json.loads((folder / "run" / "config.json").read_text()))
     task = build_segmentation_task(config)
@@ -139,6 +140,7 @@ def test_scores_are_scikit_learns_of_the_same_predictions(folder):
     assert scores["miou"] == pytest.approx(metrics.jaccard_score(true, found, average="macro"))
 
 
+@pytest.mark.slow
 def test_evaluated_again_it_reaches_the_same_and_other_views_are_averaged(folder, capsys):
     arguments = [f"--workdir={folder / 'run'}", "--task=segmentation"]
     assert evaluate.main(arguments) == 0
@@ -151,6 +153,7 @@ def test_evaluated_again_it_reaches_the_same_and_other_views_are_averaged(folder
     assert other["confusion"] != result["confusion"]
 
 
+@pytest.mark.slow
 def test_a_linear_head_continued_ends_bit_identical(folder, tmp_path):
     options = ("--config.head.kind=linear", "--config.epochs=1", "--config.average.decay=0.5")
     shutil.copy(folder / "segment.py", tmp_path)
@@ -166,6 +169,7 @@ def test_a_linear_head_continued_ends_bit_identical(folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_images_of_five_channels_are_segmented_and_evaluated(folder, tmp_path, capsys):
     shutil.copy(folder / "segment.py", tmp_path)
     for split in ("training", "validation"):

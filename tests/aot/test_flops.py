@@ -61,6 +61,7 @@ def test_a_teacher_counts_once_and_hidden_patches_alone_meet_the_head():
     assert found == 3 * ((3 + 1) * blocks + (2 + 1) * embedding + 3 * head)
 
 
+@pytest.mark.slow
 def test_deep_dynamic_supervision_of_vit_b_costs_no_more_than_it_may():
     """Returns the operations of a step; a compiler's own count is a little higher."""
 

@@ -16,6 +16,7 @@ def test_every_pair_of_factors_is_balanced():
     assert len(screening.FACTORS) == screening.DESIGN.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", screening.PARTS)
 def test_every_run_is_a_sound_config_and_differs_from_the_others(part):
     found = []

@@ -59,6 +59,7 @@ def config_of_mae():
     return config
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_told_and_stored(tmp_path, capsys):
     out = tmp_path / "found.json"
     config = tiny.write_config(tmp_path)
@@ -78,6 +79,7 @@ def test_what_is_measured_is_told_and_stored(tmp_path, capsys):
     assert "ddae_jax" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_peer_takes_turns_and_is_compared(tmp_path, capsys):
     python, out = tmp_path / "python", tmp_path / "found.json"
     python.write_text(STAND_IN.format(python=sys.executable))

@@ -278,6 +278,7 @@ def test_the_teachers_pace_is_the_configs_in_epochs():
     assert [float(copied(step)) for step in range(8)] == [1, 1, 1, 0, 1, 1, 1, 0]
 
 
+@pytest.mark.slow
 def test_what_changes_over_a_run_follows_its_progress():
     """The step hands the share of the run that is done to the loss."""
     ramp = {"targets__feature_start": 0.25, "targets__feature_warmup": 0.5}

@@ -68,6 +68,7 @@ def config_of(folder, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_an_mae_goes_on_with_its_decoder_as_it_was(mae):
     folder, arrays = mae
     config = config_of(folder)

@@ -21,7 +21,10 @@ from ddae_jax.jobs.cli import CommandEnded
 from ddae_jax.models import vit
 from undrawn import pictures_left_out
 
-pytestmark = pytest.mark.xdist_group("tokenizer and what predicts it")  # its runs are made once
+pytestmark = [  # three runs, each of which needs the one before, are made once
+    pytest.mark.slow,
+    pytest.mark.xdist_group("tokenizer and what predicts it"),
+]
 
 OPTIONS = ("--config.epochs=0.36", "--config.evaluation.knn_every_epochs=0")  # 8 steps
 BEIT2 = ("--config.method=beit2", "--config.mask.kind=block", "--config.mask.ratio=0.4")

@@ -32,6 +32,7 @@ def test_smooth_labels_by_hand(smoothing):
     np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_labels_sum_to_one_and_pixels_have_the_shares_of_labels(mixup, cutmix):
     images, targets = mixed(mixup_alpha=mixup, cutmix_alpha=cutmix)
@@ -62,6 +63,7 @@ def test_the_shares_are_drawn_from_the_beta_distribution():
     assert share.max() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_cutmix_is_chosen_as_often_as_asked(share):
     images, _ = mixed(mixup_alpha=0.8, cutmix_alpha=1.0, cutmix_share=share)
@@ -90,6 +92,7 @@ def test_the_middle_of_an_odd_batch_is_its_own_partner():
     np.testing.assert_allclose(targets[2], TARGETS[2], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mix", "erase"])
 def test_mixing_on_eight_devices_gives_what_it_gives_on_one(name):
     images = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))

@@ -41,6 +41,7 @@ def stored(tmp_path_factory):
     return json.loads(name.with_suffix(".json").read_text())
 
 
+@pytest.mark.slow
 def test_compares_every_side_with_every_other(stored):
     assert set(stored["one_core"]) == set(SIDES)
     for name, row in stored["one_core"].items():

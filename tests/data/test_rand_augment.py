@@ -106,6 +106,7 @@ def test_operations_are_drawn_alike_and_done_half_of_the_time(monkeypatch):
     assert max(abs(count - 200) for count in counts.values()) < 5 * np.sqrt(200)
 
 
+@pytest.mark.slow
 def test_strengths_are_drawn_around_the_magnitude_and_go_both_ways(monkeypatch):
     done = drawn(monkeypatch, magnitude=8.0, deviation=0.5, probability=1.0)
     strengths = np.array([strength for _, strength in done])

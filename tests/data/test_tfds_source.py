@@ -173,6 +173,7 @@ class TestTfds:
         assert source.class_names[:2] == ("airplane", "automobile")
 
 
+@pytest.mark.slow
 def test_nothing_here_imports_tensorflow(tmp_path):
     """In a fresh interpreter, for every source and the loader."""
     write_tfds(

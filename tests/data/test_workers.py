@@ -107,6 +107,7 @@ def workers_of(process):
     return pids
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_is_left_to_the_parent(reader):
     workers = workers_of(reader)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,6 +118,7 @@ def test_a_signal_to_the_whole_group_is_left_to_the_parent(reader):
         assert set(workers) <= set(children(reader.pid))
 
 
+@pytest.mark.slow
 def test_closing_ends_the_workers(reader):
     workers = workers_of(reader)
     started = time.monotonic()
@@ -125,6 +127,7 @@ def test_closing_ends_the_workers(reader):
     assert len(children(reader.pid)) <= len(workers) - 2
 
 
+@pytest.mark.slow
 def test_workers_end_where_the_parent_is_killed(reader):
     workers = workers_of(reader)
     reader.kill()
@@ -142,6 +145,7 @@ def both_readers_of(process):
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported_with_its_likely_cause(reader):
     for pid in both_readers_of(reader):
         os.kill(pid, signal.SIGKILL)
@@ -170,6 +174,7 @@ def test_the_end_of_a_worker_is_reported_with_what_to_do(exit_code, reason):
     assert f"a process that reads images {reason}" in str(explanation)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_does_not_keep_its_loader_open(reader):
     for pid in both_readers_of(reader):
         os.kill(pid, signal.SIGSTOP)

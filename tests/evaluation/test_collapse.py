@@ -134,6 +134,7 @@ NORMALIZED = {"layer": -1, "batch": (0, 1), "position": (0, 1), "instance": 1}
 """Axes of (batch, patches, width) over which the watched features are standardised."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("normalization", "axes"), NORMALIZED.items())
 def test_features_are_looked_at_as_predictions_are_compared_with_them_but_by_place(
     normalization, axes, teacher, images

@@ -177,6 +177,7 @@ def test_every_record_of_a_run_tells_how_features_stand_and_they_are_drawn(tmp_p
     assert (run / "figures" / "collapse.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_says_so_and_what_it_was_before(tmp_path, capfd):
     """Features alone, of a teacher that follows at once: what all images share is easy to learn."""
     config, workdir = tiny.write_config(tmp_path), tmp_path / "run"

@@ -61,6 +61,7 @@ def test_the_files_are_those_that_the_libraries_were_given(name, tmp_path):
     assert digest(write(exported, tmp_path)) == str(golden()[f"{name}/digest"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_library_computes_our_features(name):
     encoder, params, _ = exported_encoders.export(name)
@@ -87,6 +88,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_code_in_the_card_gives_the_features_of_evaluation(name, photos):
     """Compares features of photographs by the code in the model card, and by evaluation."""
@@ -187,6 +189,7 @@ def preprocessing_effect(backbone):
     return preprocessing[1:], preprocessing.resized(backbone.options["image_size"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_what_is_exported_comes_back_as_it_was(library, tmp_path_factory):
     @settings(max_examples=30)

@@ -446,6 +446,7 @@ def build_all(config):
     json.dumps(to_plain(config), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ALL_KEYS)
 def test_whatever_the_command_line_gives_is_taken_or_refused_by_name(file, key):
     num_refused = 0

@@ -212,6 +212,7 @@ def test_watch_deletes_nothing_when_the_cloud_cannot_be_reached(cloud):
     assert deeds(cloud) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["tpu-vm scp", "install", "mount-bucket", "start"])
 def test_watch_tries_again_what_did_not_succeed_and_does_nothing_that_builds_on_it(broken, cloud):
     (cloud.folder / "queue").write_text("ACTIVE\n")

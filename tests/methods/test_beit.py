@@ -168,6 +168,7 @@ def test_what_people_see_are_tokens_true_and_predicted():
     assert seen["codes"].shape == (NUM_CODES, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative", ["per_block", "shared", "none"])
 def test_beit2_reads_out_the_last_class_token_beside_earlier_patches(relative):
     images, mask = images_and_mask()

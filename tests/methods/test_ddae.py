@@ -287,6 +287,7 @@ def test_stochastic_depth_is_the_students_in_training_only():
     assert list(losses(is_training=False)) == [pytest.approx(float(expected), 1e-6)]
 
 
+@pytest.mark.slow
 @both_inputs
 def test_bfloat16_keeps_parameters_gradients_and_losses_in_float32(inputs):
     example, plain = example_of(inputs, dtype=jnp.bfloat16), example_of(inputs)

@@ -82,6 +82,7 @@ def at_hidden(values):
     return np.stack([values[:, image, MASK[image]] for image in range(len(MASK))], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", AXES)
 @pytest.mark.parametrize("normalize_predictions", [False, True])
 def test_targets_and_predictions_are_standardised_over_the_axes_of_their_name(
@@ -106,6 +107,7 @@ def test_position_normalisation_leaves_nothing_that_the_place_alone_tells():
     np.testing.assert_allclose(targets.mean(axis=1), 0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", ["visible", "both"])
 @pytest.mark.parametrize("normalization", ["layer", "batch"])
 def test_visible_patches_are_aligned_with_the_teachers_at_their_places_and_depths(
@@ -139,6 +141,7 @@ def test_visible_features_need_an_encoder_that_sees_visible_patches_alone():
         method_of(feature_places="visible", pixel_weight=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("progress", "pixels", "features"),
     [(0.0, 2.0, 0.0), (0.2, 2.0, 0.0), (0.3, 1.25, 0.25), (0.4, 0.5, 0.5), (1.0, 0.5, 0.5)],
@@ -171,6 +174,7 @@ def test_before_features_set_in_no_gradient_comes_from_them():
     assert not np.asarray(before["head"]["kernel"][:, PATCH * PATCH * 3 :]).any()
 
 
+@pytest.mark.slow
 def test_weights_that_change_over_a_run_ask_how_far_it_is():
     method = method_of(feature_start=0.2)
     params, teacher = variables_of(method)
@@ -201,6 +205,7 @@ def test_a_ramp_without_a_length_is_a_step():
     assert found == [0.0, 0.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_intermediate_depths_may_predict_a_share_of_hidden_patches(kind):
     """What they predict counts for as many more patches, and the last depth predicts all."""
@@ -234,6 +239,7 @@ def test_intermediate_depths_may_predict_a_share_of_hidden_patches(kind):
         np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_gradient_of_what_is_sampled_is_on_average_that_of_the_whole(dtype):
     encoder = ViT(SIZE, PATCH, width=WIDTH, depth=2, num_heads=2, dtype=jnp.dtype(dtype))
@@ -266,6 +272,7 @@ def test_the_gradient_of_what_is_sampled_is_on_average_that_of_the_whole(dtype):
     assert optax.global_norm(difference) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_figures_show_what_depths_that_predict_a_share_make_of_all_hidden_patches(kind):
     """In rounds: what ``self`` predicts depends on how many mask tokens there are."""
@@ -348,6 +355,7 @@ def test_each_depth_may_have_a_decoder_of_its_own():
     assert (np.abs(np.asarray(changed - expected))[:, 0] > 1e-3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", ["full", "visible"])
 def test_intermediate_depths_may_go_without_the_final_norm(inputs):
     decoder = None if inputs == "full" else Decoder(GRID, width=12, depth=1, num_heads=2)

@@ -87,6 +87,7 @@ def test_the_loss_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_the_gradient_passes_the_codes_as_if_they_were_the_vectors():
     method, params, _ = example(commitment=0.0)
     teacher, images = started(method, params), images_of()

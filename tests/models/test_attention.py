@@ -152,6 +152,7 @@ def test_every_form_has_the_same_gradients(form, bias):
     )
 
 
+@pytest.mark.slow
 def test_a_token_more_for_cudnn_changes_nothing():
     heads = normal(0, 3, 2, 7, HEADS, 8)  # queries, keys and values
 

@@ -192,6 +192,7 @@ def test_a_grid_that_is_no_square_is_scored_finer_or_as_it_is(head, shape):
     )
 
 
+@pytest.mark.slow
 def test_over_eight_devices_it_learns_what_it_learns_on_one():
     """Gradients, and the statistics of batch norms, are of the whole batch."""
     states = []

@@ -252,6 +252,7 @@ TIMM_PARAMETERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "patch_size"), TIMM_PARAMETERS)
 def test_sizes_have_the_published_numbers_of_parameters(size, patch_size):
     model = ViT((224, 224), patch_size, *SIZES[size], positions="learned")
@@ -296,6 +297,7 @@ def test_all_attention_forms_agree():
         np.testing.assert_allclose(found, first, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_rematerialization_gives_the_same_loss_and_gradients():
     two_blocks = {**SMALL, "depth": 2}
 

@@ -48,6 +48,7 @@ def test_state_and_data_position_come_back_bit_for_bit(tmp_path):
     assert data_state == DATA_STATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [None, 20, 10])
 def test_any_checkpoint_can_be_restored_the_latest_by_default(saved, step):
     with Checkpoints(saved, read_only=True) as checkpoints:
@@ -320,6 +321,7 @@ def kill_while_saving(process, folder):
     assert half_written_in(folder)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_leaves_only_whole_checkpoints(tmp_path):
     rng = random.Random(0)
     folders = [tmp_path / name for name in ("while_saving", "sometime", "sometime_else")]
@@ -379,6 +381,7 @@ def fill_the_disk(folder, has_earlier):
     print(json.dumps(heard))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_earlier", [True, False])
 def test_a_full_disk_leaves_the_earlier_checkpoints_usable_and_says_so(tmp_path, has_earlier):
     process = child(fill_the_disk, tmp_path, has_earlier)

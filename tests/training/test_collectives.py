@@ -15,6 +15,7 @@ from ddae_jax.training.program import TrainProgram
 from ddae_jax.training.sharding import make_mesh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_decoder", [False, True])
 def test_no_device_gathers_the_activations_of_others(has_decoder):
     encoder = ViT((16, 16), 4, width=16, depth=2, num_heads=2)

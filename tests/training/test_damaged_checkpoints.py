@@ -41,6 +41,7 @@ def flip(path, bit):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_no_random_fault_is_continued_in_silence(saved, tmp_path, caplog):
     """With each of 100 faults, the saved arrays are restored, or earlier ones with a warning."""
     rng = random.Random(0)

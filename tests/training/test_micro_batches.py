@@ -79,12 +79,14 @@ def whole():
     return after_two_steps(1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("micro_batches", "num_devices"), [(4, 1), (2, 8)])
 def test_parts_of_a_batch_learn_what_the_whole_does(micro_batches, num_devices, whole):
     found = after_two_steps(micro_batches, num_devices)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, whole)
 
 
+@pytest.mark.slow
 def test_parts_of_a_pretraining_batch_learn_what_the_whole_does_with_the_same_masks():
     images = lambda key, batch: batch["image"]  # noqa: E731
     whole = after_two_steps(1, 1, METHOD, images)
@@ -92,6 +94,7 @@ def test_parts_of_a_pretraining_batch_learn_what_the_whole_does_with_the_same_ma
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["batch", "position"])
 def test_parts_on_several_devices_have_the_statistics_of_the_whole_batch(normalization):
     method = of_the_whole_batch(normalization)

@@ -159,6 +159,7 @@ def test_only_kernels_decay(model_params):
     assert spared == {"bias", "scale", "beta", *branches, *DECAYED_ON_DEMAND.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("also", "names"),
     [

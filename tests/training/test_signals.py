@@ -84,6 +84,7 @@ def lost_in_a_weak_reference(body):
     assert reference() is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "where", [lost_in_the_garbage_collector, LostWhereItGoes, lost_in_a_weak_reference]
@@ -141,6 +142,7 @@ with StopRequest(lambda stop: 75) as stop:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "seconds", "status"),
     [(["at_once", "never"], 1, 75), (["together", "never"], 2, 1), (["together", "slow"], 2, 1)],
