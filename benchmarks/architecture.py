@@ -10,6 +10,7 @@ benchmarks/results/architecture.json.
 """
 
 import ast
+import inspect
 import itertools
 import pathlib
 import re
@@ -96,7 +97,7 @@ def circles() -> list[list[str]]:
 
 def way_to_the_loss() -> dict[str, list[str]]:
     """Returns the files on the call stack at the loss, and all that were called on the way."""
-    from ddae_jax import dynamic_loss, pretrain
+    from ddae_jax import pretrain
     from ddae_jax.methods import supervision
 
     called: set[str] = set()
@@ -107,10 +108,10 @@ def way_to_the_loss() -> dict[str, list[str]]:
         raise _AtTheLoss
 
     def note(frame, event, _):
-        if event == "call":
+        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # not a module's body
             called.add(frame.f_code.co_filename)
 
-    weights, supervision.dynamic_weights = dynamic_loss.dynamic_weights, stop
+    weights, supervision.dynamic_weights = supervision.dynamic_weights, stop
     with tempfile.TemporaryDirectory() as folder:
         sys.setprofile(note)
         try:
