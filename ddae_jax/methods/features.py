@@ -89,7 +89,10 @@ def normalize_features(
     axes: int | tuple[int, ...] = -1,
     epsilon: float = 1e-6,
 ) -> Float[Array, "*batch features"]:
-    """Scales features to zero mean and unit variance over ``axes``, in float32."""
+    """Scales features to zero mean and unit variance over ``axes``, in float32.
+
+    The default is layer normalisation without affine parameters.
+    """
     features = features.astype(jnp.float32)
     mean = features.mean(axis=axes, keepdims=True)
     variance = features.var(axis=axes, keepdims=True)

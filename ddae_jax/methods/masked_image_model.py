@@ -56,8 +56,8 @@ class Outputs:
 class MaskedImageModel(nn.Module):
     """The trained network: an encoder, a decoder for ``visible`` input, and ONE head.
 
-    The same decoder and head are applied at every depth, and the head predicts all objectives: deep
-    supervision adds no parameters to the network.
+    By default, the same decoder and head are applied at every depth, and the head predicts all
+    objectives: deep supervision adds no parameters to the network.
 
     Attributes:
         encoder: the vision transformer.

@@ -175,8 +175,8 @@ class Method:
                 default, those of these images.
 
         Raises:
-            ValueError: if weights change over a run and ``progress`` is missing; or if only one of
-                ``mask`` and ``sampled`` is given where both are needed.
+            ValueError: if weights change over a run and ``progress`` is missing; or if ``mask`` and
+                ``sampled`` are not both given, as :meth:`sample_masks` returns them.
         """
         if mask is None:
             masks = self.sample_masks(key, len(images))
