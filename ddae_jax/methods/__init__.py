@@ -1,8 +1,8 @@
-"""Methods: what each predicts, against what, and how its errors are supervised.
+"""The pretraining methods, and their registry.
 
-A file of this folder that has a ``SPEC`` is a method; docs/adding_a_method.md shows how to write
-one. Packages add methods of their own by an entry point ``ddae_jax.methods`` that names a
-:class:`ddae_jax.methods.spec.MethodSpec`, and scripts by :func:`register_method`.
+Each module of this folder that defines a ``SPEC`` is a method; docs/adding_a_method.md shows how to
+write one. Other packages add methods by entry points of the group ``ddae_jax.methods``, each naming
+a :class:`ddae_jax.methods.spec.MethodSpec`; scripts call :func:`register_method`.
 """
 
 import ast
@@ -21,7 +21,7 @@ _registered: dict[str, MethodSpec] = {}
 
 
 class _Methods(Mapping[str, MethodSpec]):
-    """All methods by name. They are imported when the first one is asked for, which takes JAX."""
+    """Mapping of names to methods. Its first use imports all methods, and with them JAX."""
 
     def __getitem__(self, name: str) -> MethodSpec:
         _discover()
@@ -41,7 +41,7 @@ METHODS: Mapping[str, MethodSpec] = _Methods()
 
 
 def __getattr__(name: str) -> types.ModuleType:
-    """Imports a module of this folder when it is asked for by name."""
+    """Imports a module of this folder on first access, as in ``ddae_jax.methods.mae``."""
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
@@ -49,10 +49,10 @@ def __getattr__(name: str) -> types.ModuleType:
 
 
 def register_method(spec: MethodSpec) -> None:
-    """Makes a method known by its name, to configs, commands and model cards.
+    """Registers a method under its name, for configs, commands and model cards.
 
     Raises:
-        ValueError: if another method has that name.
+        ValueError: if another method already has this name.
     """
     if _registered.get(spec.name, spec) != spec:
         raise ValueError(f"there is a method {spec.name!r} already; call this one otherwise")
@@ -60,7 +60,11 @@ def register_method(spec: MethodSpec) -> None:
 
 
 def find_method(name: str) -> MethodSpec:
-    """Returns the method of that name. Raises ``ValueError`` naming the known ones."""
+    """Returns the method called ``name``.
+
+    Raises:
+        ValueError: if there is none; the message lists the known names.
+    """
     if name not in METHODS:
         known = ", ".join(METHODS)
         raise ValueError(f"method={name!r}; known: {known}{did_you_mean(name, METHODS)}")
@@ -68,9 +72,10 @@ def find_method(name: str) -> MethodSpec:
 
 
 def summaries() -> dict[str, str]:
-    """Returns one line on each method, by its name, without importing those of this package.
+    """Returns a one-line summary of each method by name, without importing this package's methods.
 
-    Their names and summaries are read from the files: ``--help`` does not wait for JAX.
+    Names and summaries are parsed from their source files, so that ``--help`` does not wait for
+    JAX.
     """
     _load_entry_points()
     lines = {name: spec.summary for name, spec in _registered.items()}
@@ -80,7 +85,7 @@ def summaries() -> dict[str, str]:
 
 
 def _summary_in(source: str) -> dict[str, str]:
-    """Returns name and summary of the ``SPEC`` in a method's file; {} for other files."""
+    """Returns ``{name: summary}`` of the ``SPEC`` in a module's source; {} if it has none."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SPEC":
             values = {keyword.arg: keyword.value for keyword in node.value.keywords}
@@ -90,6 +95,7 @@ def _summary_in(source: str) -> dict[str, str]:
 
 @functools.cache
 def _discover() -> None:
+    """Registers the methods of this folder and of entry points, once."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         spec = getattr(importlib.import_module(module.name), "SPEC", None)
         if spec is not None:
@@ -99,5 +105,6 @@ def _discover() -> None:
 
 @functools.cache
 def _load_entry_points() -> None:
+    """Registers the methods of other packages, once."""
     for entry in importlib.metadata.entry_points(group="ddae_jax.methods"):
         register_method(entry.load())

@@ -1,4 +1,4 @@
-"""BEiT: the visual tokens of hidden patches, which a given tokenizer tells."""
+"""BEiT: predicts the visual tokens that a trained tokenizer assigns to hidden patches."""
 
 from jaxtyping import Array
 
@@ -19,20 +19,20 @@ def beit(
     tokenizer: TrainedTokenizer,
     **options,
 ) -> Method:
-    """Every supervised depth classifies hidden patches among the tokenizer's codes.
+    """Builds BEiT: every supervised depth classifies hidden patches among the tokenizer's codes.
 
     With ``full`` input, block-wise masks of 40 %, relative positions, layer scale, keys without
-    bias and the mode ``last`` this is the published BEiT, but for the tokenizer.
+    bias and the mode ``last``, this is the published BEiT, except for the tokenizer.
 
     Args:
         encoder: the vision transformer.
-        decoder: None for ``full`` input.
-        tokenizer: of the same images and patches.
+        decoder: a light decoder for ``visible`` input; None for ``full`` input.
+        tokenizer: a trained tokenizer for images and patches of the encoder's size.
         options: masking and supervision, see
             :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
-        ValueError: if the tokenizer is for other images or patches.
+        ValueError: if the tokenizer's image size or patch size differs from the encoder's.
 
     Source: Bao et al. 2021, "BEiT: BERT Pre-Training of Image Transformers".
     """
@@ -61,18 +61,18 @@ def beit(
 
 
 def _check_same_patches(tokenizer: ViT, encoder: ViT) -> None:
-    for what in ("image_size", "patch_size"):
-        theirs, ours = getattr(tokenizer, what), getattr(encoder, what)
-        if theirs != ours:
+    for name in ("image_size", "patch_size"):
+        tokenizer_size, size = getattr(tokenizer, name), getattr(encoder, name)
+        if tokenizer_size != size:
             raise ValueError(
-                f"the tokenizer has {what}={theirs} and so a grid of {tokenizer.grid} patches, the "
-                f"model {what}={ours} and {encoder.grid}: each patch needs one token. Train a "
-                "tokenizer for this model, or change the model's"
+                f"the tokenizer has {name}={tokenizer_size} and so a grid of {tokenizer.grid} "
+                f"patches, the model {name}={size} and {encoder.grid}: each patch needs one token. "
+                "Train a tokenizer for this model, or change the model's"
             )
 
 
 def check_tokenizer(keys: Keys) -> None:
-    """Raises ``ValueError`` if a method that predicts tokens is given no tokenizer."""
+    """Raises ``ValueError`` if ``targets.tokenizer`` is empty, for methods that predict tokens."""
     if not keys["targets.tokenizer"]:
         raise ValueError(
             f"method={keys['method']!r} predicts the tokens of a trained tokenizer: give the "

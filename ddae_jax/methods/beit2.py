@@ -20,24 +20,25 @@ def beit2(
     aggregated_patches_from: int = 0,
     **options,
 ) -> Method:
-    """:func:`beit`, with a patch-aggregation head that classifies through the same head too.
+    """Builds BEiT v2: :func:`beit` with additional patch-aggregation blocks.
 
-    Its readout, of the last class token beside the patches of an earlier block, is one more depth
-    to the supervision: ``aggregation_blocks`` beyond the encoder's.
+    These blocks read the last block's class token and the patches of an earlier block. Their
+    output is classified by the same head and is supervised as one more depth,
+    ``encoder.depth + aggregation_blocks``.
 
     Args:
         encoder: the vision transformer; has a class token.
-        decoder: None; only ``full`` input can be aggregated.
-        tokenizer: of the same images and patches.
-        aggregation_blocks: of the head.
-        aggregated_patches_from: the block whose patches it takes; 0 for that at 3/4 of the
-            encoder's depth (the 9th of 12).
+        decoder: None, since aggregation needs ``full`` input.
+        tokenizer: a trained tokenizer for images and patches of the encoder's size.
+        aggregation_blocks: number of patch-aggregation blocks.
+        aggregated_patches_from: encoder block whose patches they read, from 1; 0 for the block at
+            3/4 of the encoder's depth (the 9th of 12).
         options: masking and supervision, see
             :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
-        ValueError: as :func:`beit` does, and if there is a decoder, no class token, or no such
-            block before the last one.
+        ValueError: for the reasons given in :func:`beit`; if there is a decoder or no class token;
+            or if ``aggregated_patches_from`` is not a block before the last one.
 
     Source: Peng et al. 2022, "BEiT v2: Masked Image Modeling with Vector-Quantized Visual
     Tokenizers", section 3.2.

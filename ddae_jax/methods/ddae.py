@@ -1,4 +1,4 @@
-"""DDAE: pixels and momentum features of hidden patches, under deep dynamic supervision."""
+"""DDAE: predicts pixels and momentum features of hidden patches, at several depths."""
 
 import functools
 from typing import Literal
@@ -37,30 +37,31 @@ def ddae(
     normalize_pixels: bool = True,
     **options,
 ) -> Method:
-    """Builds DDAE, which predicts two things of each hidden patch at every supervised depth:
+    """Builds DDAE, which predicts two things for each hidden patch at every supervised depth:
 
     1. *pixels*: its raw pixels, normalised patch by patch;
-    2. *features*: those of the momentum encoder, which sees the whole image, at the SAME depth,
-       normalised.
+    2. *features*: the momentum encoder's features of the whole image at the SAME depth, normalised.
 
-    Both errors are mean squared ones. An objective of weight 0 is left out.
+    Both errors are mean squared errors. An objective of weight 0 is left out.
 
     Args:
         encoder, decoder: a vision transformer, and a light decoder for ``visible`` input or None.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
-        channels: of the images.
-        pixel_weight, feature_weight: ``lambda`` of the two objectives.
+        channels: number of image channels.
+        pixel_weight, feature_weight: the weights ``lambda`` of the two objectives.
         pixel_fade, feature_start, feature_warmup: see :func:`weight_schedules`.
         feature_normalization: see :data:`ddae_jax.methods.features.NORMALIZED_AXES`.
-        feature_places: patches whose features are learned: ``hidden`` ones, through the decoder and
-            weighed by distance; ``visible`` ones, by the encoder's own, all alike; or ``both``.
+        feature_places: which patches' features are learned. ``hidden``: predicted through the
+            decoder, weighted by distance. ``visible``: compared with the encoder's own features,
+            weighted equally. ``both``.
         normalize_predictions: see :meth:`ddae_jax.methods.features.FeatureTargets.error`.
         normalize_pixels: whether pixel targets are normalised patch by patch.
         options: masking and supervision, see :func:`ddae_jax.methods.make_method.make_method`.
 
-    Raises ``ValueError`` as :func:`check_weights` and :func:`check_feature_places` do.
+    Raises:
+        ValueError: see :func:`check_weights` and :func:`check_feature_places`.
 
-    Source: Chen et al. 2024, DDAE; weights over a run: Dong et al. 2022, BootMAE.
+    Source: Chen et al. 2024, DDAE; weight schedules: Dong et al. 2022, BootMAE.
     """
     check_weights(pixel_weight, feature_weight)
     objectives, parts = {}, {}
@@ -94,16 +95,20 @@ def ddae(
 def weight_schedules(
     pixel_fade: float, feature_start: float, feature_warmup: float, has_both: bool = True
 ) -> tuple[WeightSchedule | None, WeightSchedule | None]:
-    """Returns the factors of the pixels' and the features' weight over a run; None for 1.
+    """Returns the schedules of the pixels' and the features' weight.
 
-    A teacher that has learned nothing has nothing to teach: the features' weight sets in later,
-    rises, and takes the place of the pixels'.
+    Early in a run the teacher's features are not yet worth learning. The features' weight can
+    therefore start late and rise, while the pixels' weight falls.
 
     Args:
-        pixel_fade: share of the pixels' weight that is gone once the features' has risen.
-        feature_start: share of the run in which features have no weight.
-        feature_warmup: share of the run over which their weight then rises, linearly.
-        has_both: whether both are learned; one alone keeps its weight throughout.
+        pixel_fade: share of the pixels' weight that is gone once the features' weight has risen.
+        feature_start: share of the run during which features have weight 0.
+        feature_warmup: share of the run over which their weight then rises linearly.
+        has_both: whether both objectives are learned; a single one keeps its weight throughout.
+
+    Returns:
+        A factor of the pixels' weight and one of the features' weight, each a function of the share
+        of the run that is done, or None where the factor is always 1.
     """
     if not has_both:
         return None, None
@@ -116,14 +121,14 @@ def weight_schedules(
 
 
 def ramp(progress: Array | float, start: float, length: float) -> Array | float:
-    """Returns 0 until ``start``, then rises linearly to 1 over ``length``; all shares of a run."""
+    """Rises linearly from 0 at ``start`` to 1 at ``start + length``. All are shares of a run."""
     if not length:
         return jnp.where(progress >= start, 1.0, 0.0)
     return jnp.clip((progress - start) / length, 0.0, 1.0)
 
 
 def check_weights(pixel_weight: float, feature_weight: float) -> None:
-    """Raises ``ValueError`` if a weight is negative, or both are 0."""
+    """Raises ``ValueError`` if a weight is negative or both are 0."""
     if min(pixel_weight, feature_weight) < 0 or not (pixel_weight or feature_weight):
         raise ValueError(
             f"pixel_weight={pixel_weight}, feature_weight={feature_weight}; "
@@ -134,7 +139,13 @@ def check_weights(pixel_weight: float, feature_weight: float) -> None:
 def check_feature_places(
     feature_places: FeaturePlaces, pixel_weight: float, encodes_visible: bool
 ) -> None:
-    """Raises ``ValueError`` if features of visible patches cannot be learned."""
+    """Raises ``ValueError`` if features of visible patches are asked for but cannot be learned.
+
+    Args:
+        feature_places: see :func:`ddae`.
+        pixel_weight: weight of the pixels; positive if only visible patches' features are learned.
+        encodes_visible: whether the encoder is given visible patches only.
+    """
     if feature_places == "hidden":
         return
     if not encodes_visible:

@@ -1,4 +1,4 @@
-"""Features of a momentum encoder as targets: how they are read, normalised and compared."""
+"""Features of a momentum encoder as targets: reading, normalising and comparing them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,13 +20,14 @@ NORMALIZED_AXES: Mapping[FeatureNormalization, tuple[int, ...]] = MappingProxyTy
 )
 """The axes of ``(depths, batch, patches, width)`` over which features are standardised.
 
-``layer``: over a patch's values. The others standardise each dimension: over all patches of the
-whole batch, over the batch at each place, or over the patches of an image.
+``layer`` standardises each patch over its own values. The others standardise each dimension:
+``batch`` over all patches of the batch, ``position`` over the batch at each place, ``instance``
+over the patches of each image.
 """
 
 
 class FeatureStatistics(NamedTuple):
-    """Means and variances of a batch's features, of size 1 along what they are taken over."""
+    """Means and variances of a batch's features, with size 1 along the axes they are taken over."""
 
     mean: Float[Array, "*parts depths #batch #patches features"]
     variance: Float[Array, "*parts depths #batch #patches features"]
@@ -35,7 +36,7 @@ class FeatureStatistics(NamedTuple):
 def feature_statistics(
     features: Float[ArrayLike, "depths batch patches features"], normalization: FeatureNormalization
 ) -> FeatureStatistics:
-    """Takes the mean and the variance that a normalisation needs, in float32."""
+    """Computes the mean and variance that a normalisation needs, in float32."""
     features = features.astype(jnp.float32)
     axes = NORMALIZED_AXES[normalization]
     return FeatureStatistics(
@@ -44,10 +45,11 @@ def feature_statistics(
 
 
 def merge_statistics(parts: FeatureStatistics) -> FeatureStatistics:
-    """Makes the statistics of a batch from those of its equal parts, along the first axis.
+    """Computes the statistics of a batch from those of its equal parts, along the first axis.
 
-    The variance is that within parts and that of their means: nothing is lost where means are
-    large beside deviations, as it would be from means of squares.
+    The variance is the mean variance within parts plus the variance of their means. Unlike a mean
+    of squares minus a squared mean, this stays accurate where means are much larger than
+    deviations.
     """
     variance = parts.variance.mean(axis=0) + parts.mean.var(axis=0)
     return FeatureStatistics(parts.mean.mean(axis=0), variance)
@@ -58,10 +60,10 @@ def standardize(
     statistics: FeatureStatistics,
     epsilon: float = 1e-6,
 ) -> Float[Array, "depths batch patches features"]:
-    """Scales features to zero mean and unit variance, by given statistics; in their own dtype.
+    """Scales features to zero mean and unit variance by given statistics, in their own dtype.
 
-    What varies by less than the features' dtype resolves beside its mean becomes nearly 0, and not
-    the noise of rounding at unit variance.
+    Variation too small for the features' dtype to resolve around their mean becomes nearly 0,
+    instead of rounding noise that is scaled up to unit variance.
     """
     resolved = jnp.finfo(features.dtype).eps * statistics.mean
     deviation = jnp.sqrt(statistics.variance + jnp.square(resolved) + epsilon)
@@ -72,9 +74,10 @@ def standardize(
 def feature_error(
     predictions: Float[ArrayLike, "*batch features"], features: Float[ArrayLike, "*batch features"]
 ) -> Float[Array, "*batch"]:
-    """Mean squared error of each patch against features, layer-normalised without affine.
+    """Returns the mean squared error of each patch against layer-normalised features.
 
-    They are normalised here, and not among the targets, so that only those of hidden patches are.
+    The normalisation has no affine parameters. It is done here, not when targets are made, so that
+    only the features of hidden patches are normalised.
 
     Source: Chen et al., DDAE; Baevski et al. 2022, data2vec, section 3.3.
     """
@@ -86,7 +89,10 @@ def normalize_features(
     axes: int | tuple[int, ...] = -1,
     epsilon: float = 1e-6,
 ) -> Float[Array, "*batch features"]:
-    """Zero mean and unit variance over some axes, in float32; layer normalisation by default."""
+    """Scales features to zero mean and unit variance over ``axes``, in float32.
+
+    The default is layer normalisation without affine parameters.
+    """
     features = features.astype(jnp.float32)
     mean = features.mean(axis=axes, keepdims=True)
     variance = features.var(axis=axes, keepdims=True)
@@ -95,11 +101,11 @@ def normalize_features(
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTargets:
-    """What a momentum encoder, which sees the whole image, makes of it at some depths.
+    """Targets: a momentum encoder's features of the whole image, at several depths.
 
     Attributes:
-        encoder: its module.
-        depths: the blocks that are read, before the encoder's final norm.
+        encoder: the momentum encoder's module.
+        depths: the blocks whose output is read, before the encoder's final norm.
         normalization: a key of :data:`NORMALIZED_AXES`.
     """
 
@@ -110,11 +116,15 @@ class FeatureTargets:
     def __call__(
         self, teacher: PyTree, images: Images, of_parts: FeatureStatistics | None = None
     ) -> Float[Array, "depths batch patches features"]:
-        """The targets of a batch, for :meth:`error`.
+        """Returns the targets of a batch, for :meth:`error`.
 
-        Of ``layer`` they come as they are: the error normalises those of fewer patches.
-        ``of_parts`` are the statistics of a whole batch, of which these images are a part; those
-        of these images by default.
+        Under ``layer`` they are not normalised yet: the error does so, for hidden patches only.
+
+        Args:
+            teacher: parameters of the momentum encoder.
+            images: normalised pixels.
+            of_parts: if these images are a part of a batch, the :meth:`statistics` of all its
+                parts, along a new first axis; by default, those of these images are used.
         """
         features = self._read(teacher, images)
         if self.normalization == "layer":
@@ -129,7 +139,7 @@ class FeatureTargets:
         return self.normalization in ("batch", "position")
 
     def options(self) -> dict[str, Any]:
-        """Returns the attributes that a :class:`ddae_jax.methods.method.Method` of them has."""
+        """Returns arguments of :class:`ddae_jax.methods.method.Method` that these targets need."""
         return {
             "target_statistics": self.statistics if self.need_whole_batch else None,
             "watched_features": self.watched,
@@ -137,35 +147,37 @@ class FeatureTargets:
         }
 
     def statistics(self, teacher: PyTree, images: Images) -> FeatureStatistics:
-        """What targets depend on beyond their own image."""
+        """Returns the statistics by which the features of these images are normalised."""
         return feature_statistics(self._read(teacher, images), self.normalization)
 
     def watched(
         self, teacher: PyTree, images: Images
     ) -> Float[Array, "depths batch patches features"]:
-        """Features for those who look at what images have in common.
+        """Returns features for monitoring how similar those of different images are.
 
-        They are normalised as the targets are; but ``position`` would take out just what is looked
-        for, so that they are then normalised over the ``batch``.
+        They are normalised like the targets, except under ``position``. That would remove the very
+        thing to be measured, what all images have in common at a place, so ``batch`` is used.
         """
         features = self._read(teacher, images)
         normalization = "batch" if self.normalization == "position" else self.normalization
         return standardize(features, feature_statistics(features, normalization))
 
     def error(self, normalizes_predictions: bool) -> Callable[[Array, Array], Array]:
-        """The error of each predicted patch against these targets.
+        """Returns the function ``(predictions, targets) -> error of each patch``.
 
-        Predictions are normalised by their own statistics, of the places that are predicted; then
-        targets are too, over the same places, so that a perfect prediction has no error. Places
-        differ from image to image: ``position`` has no batch at one of them and takes them all.
+        Args:
+            normalizes_predictions: whether predictions are normalised, by their own statistics over
+                the predicted places. Targets are then normalised over the same places, so that a
+                perfect prediction has error 0. These places differ from image to image, so that
+                none has a value in every image: ``position`` then normalises as ``batch`` does.
         """
         if not normalizes_predictions:
             return feature_error if self.normalization == "layer" else squared_error
         axes = NORMALIZED_AXES["batch" if self.normalization == "position" else self.normalization]
 
         def error(predictions, features):
-            wanted = normalize_features(features, axes)
-            return squared_error(normalize_features(predictions, axes), wanted)
+            targets = normalize_features(features, axes)
+            return squared_error(normalize_features(predictions, axes), targets)
 
         return error
 

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients (HOG), of images on the device. Pure functions on arrays."""
+"""Histograms of oriented gradients (HOG), computed by JAX. Pure functions on arrays."""
 
 import math
 from typing import Literal, get_args
@@ -10,17 +10,23 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 HogForm = Literal["differences", "sobel"]
-"""How gradients are taken, and where the parts of the half circle begin: see :func:`hog`."""
+"""How gradients are computed and how the half circle is divided: see :func:`hog`."""
 
 FORMS = get_args(HogForm)
 
 _FLAT = 1e-5
-"""Mean gradient below which a block is flat: above what resizing in float32 leaves, and below what
-one pixel that differs by a 255th does to a cell of 8 x 8."""
+"""Mean gradient below which a block counts as flat.
+
+It is larger than the gradients that resizing in float32 leaves in a flat area, and smaller than the
+mean gradient of an 8 x 8 cell in which a single pixel differs by 1/255.
+"""
 
 _STEEPEST = 1e-4
-"""Of a gradient, share of its way to the right below which it points straight down: above what
-pixels in float32 are off by, and below what a 255th does to the steepest gradient of Sobel's."""
+"""Ratio ``|right| / |down|`` below which a gradient counts as pointing straight down or up.
+
+It is larger than the rounding errors of float32 pixels, and smaller than what a difference of 1/255
+does to the steepest gradient of Sobel's filters.
+"""
 
 
 def hog(
@@ -30,37 +36,38 @@ def hog(
     cells_per_block: int = 1,
     form: HogForm = "differences",
 ) -> Float[Array, "batch cell_rows cell_columns channels orientations"]:
-    """How strongly each cell's pixels rise in each direction, channel by channel.
+    """Returns the histogram of gradient directions in each cell, channel by channel.
 
-    1. Each pixel has a gradient, down and to the right. It votes, with its length, for one of
-       ``num_orientations`` equal parts of the half circle: an edge and its negative are the same.
-    2. A cell has the mean votes of its pixels.
-    3. The votes of a block are divided by their Euclidean length. Blocks do not overlap: each cell
-       belongs to one.
+    1. The half circle of directions is divided into ``num_orientations`` equal parts. Each pixel's
+       gradient (down, right) votes for the part it lies in, by its length. Opposite directions are
+       one, so that an edge and its negative have the same votes.
+    2. The histogram of a cell is the mean of its pixels' votes.
+    3. The histograms of a block of cells are divided by their joint Euclidean length. Blocks do not
+       overlap.
 
     Form ``differences`` is scikit-image's:
 
-    - the gradient is ``(p[r+1] - p[r-1], p[c+1] - p[c-1])``, and 0 across a border of the image;
+    - the gradient is ``(p[r+1] - p[r-1], p[c+1] - p[c-1])``; its component across a border of the
+      image is 0;
     - part k of the half circle covers ``[k, k + 1) * 180 / num_orientations`` degrees;
     - the votes ``v`` of a block are divided by ``sqrt(|v|^2 + 1e-10)``.
 
-    Form ``sobel`` is that of MaskFeat's authors:
+    Form ``sobel`` is the one of MaskFeat's authors:
 
-    - the gradient is that of Sobel's filters, of an image that is reflected at its borders;
+    - the gradient is computed by Sobel's filters, on an image that is reflected at its borders;
     - part k covers ``(k - 1/2, k + 1/2] * 180 / num_orientations`` degrees, so that an upright edge
       votes for the middle of part 0;
     - votes are divided by ``max(|v|, 1e-5)``.
 
     Args:
-        images: of any scale and offset: the result does not change with them, up to these small
-            numbers.
+        images: of any scale and offset; only the constants above make the result depend on them.
         cell_size: side of a cell, pixels.
         num_orientations: parts of the half circle.
         cells_per_block: side of the squares of cells that are normalised together, in each channel.
-        form: see above.
+        form: ``differences`` or ``sobel``, see above.
 
     Raises:
-        ValueError: if the image is not made of whole cells and blocks, or there is no such form.
+        ValueError: if images do not divide into whole blocks, or the form is unknown.
 
     Source: Dalal & Triggs 2005; as a target, Wei et al. 2022, "Masked Feature Prediction for
     Self-Supervised Visual Pre-Training" (MaskFeat), section 3.
@@ -97,9 +104,9 @@ def hog(
 def directions(
     num_orientations: int = 9, form: HogForm = "differences"
 ) -> Float[np.ndarray, " orientations"]:
-    """The middle of each part of the half circle, radians from the right, turning downwards.
+    """Returns the middle of each part of the half circle: radians from the right, clockwise.
 
-    Raises ``ValueError`` if there is no such form.
+    Raises ``ValueError`` if the form is unknown.
     """
     check_form(form)
     first = 0.5 if form == "differences" else 0.0
@@ -107,22 +114,22 @@ def directions(
 
 
 def check_form(form: str) -> None:
-    """Raises ``ValueError`` for what is no form of :func:`hog`."""
+    """Raises ``ValueError`` if ``form`` is not a form of :func:`hog`."""
     if form not in FORMS:
         raise ValueError(f"hog_form={form!r}; known: {', '.join(map(repr, FORMS))}")
 
 
 def _part(down: Array, right: Array, num_orientations: int) -> Array:
-    """The index of the part ``[k, k + 1)`` that each gradient lies in."""
+    """Returns the index k of the part ``[k, k + 1)`` that each gradient lies in."""
     angle = jnp.mod(jnp.arctan2(down, right), jnp.pi)
     return jnp.floor(angle / (jnp.pi / num_orientations)).astype(jnp.int32) % num_orientations
 
 
 def _centred_part(down: Array, right: Array, num_orientations: int) -> Array:
-    """The index of the part ``(k - 1/2, k + 1/2]`` that each gradient lies in.
+    """Returns the index k of the part ``(k - 1/2, k + 1/2]`` that each gradient lies in.
 
-    Angles are taken from below. Many gradients point straight down, where 9 parts have the end of
-    one: rounding errors must not tear these apart.
+    Angles are measured from straight down, where many gradients point. Of 9 parts, two meet there,
+    and rounding errors must not distribute these gradients over both.
     """
     right = jnp.where(jnp.abs(right) < _STEEPEST * jnp.abs(down), 0.0, right)
     right, down = jnp.where(down < 0, -right, right), jnp.abs(down)
@@ -136,15 +143,15 @@ def _differences(images: Float[Array, "batch height width channels"]) -> tuple[A
 
 
 def _sobel(images: Float[Array, "batch height width channels"]) -> tuple[Array, Array]:
-    """Gradients down and to the right, each smoothed by 1, 2, 1 across its own direction."""
-    around = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
-    of_columns = around[:, :, :-2] + 2 * around[:, :, 1:-1] + around[:, :, 2:]
-    of_rows = around[:, :-2] + 2 * around[:, 1:-1] + around[:, 2:]
-    return of_columns[:, 2:] - of_columns[:, :-2], of_rows[:, :, 2:] - of_rows[:, :, :-2]
+    """Returns gradients down and to the right, each smoothed by 1, 2, 1 across its direction."""
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    sideways = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
+    upright = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
+    return sideways[:, 2:] - sideways[:, :-2], upright[:, :, 2:] - upright[:, :, :-2]
 
 
 def _slope(images: Float[Array, "batch height width channels"], axis: int) -> Array:
-    """The difference of each pixel's two neighbours along an axis; 0 at both ends."""
+    """Returns the difference of each pixel's two neighbours along an axis; 0 at both ends."""
     size = images.shape[axis]
     padding = [(1, 1) if a == axis else (0, 0) for a in range(images.ndim)]
     if size < 3:

@@ -1,4 +1,4 @@
-"""MAE: the pixels of hidden patches, from visible ones, by squared error."""
+"""MAE: predicts the pixels of hidden patches from visible ones, by squared error."""
 
 from ddae_jax.methods.method import Method
 from ddae_jax.methods.pixels import predict_pixels
@@ -16,10 +16,10 @@ def mae(
     normalize_pixels: bool = True,
     **options,
 ) -> Method:
-    """Every supervised depth predicts the pixels of hidden patches, by their mean squared error.
+    """Builds MAE: every supervised depth predicts hidden patches' pixels, by mean squared error.
 
-    With ``visible`` input, random masks of 75 %, per-patch normalisation and the mode ``last`` this
-    is the published MAE. Intermediate depths go through the SAME final norm, decoder and head.
+    With ``visible`` input, random masks of 75 %, per-patch normalisation and the mode ``last``,
+    this is the published MAE. Intermediate depths use the SAME final norm, decoder and head.
 
     Args:
         encoder: the vision transformer.
@@ -27,8 +27,8 @@ def mae(
         channels, normalize_pixels, options: see :func:`predict_pixels`.
 
     Raises:
-        ValueError: in use, if the images are of another size than the encoder's, or a patch has one
-            value and is to be normalised.
+        ValueError: when the method is used, if the images' size is not the encoder's, or if
+            patches of a single value are to be normalised.
 
     Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners".
     """

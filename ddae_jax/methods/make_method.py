@@ -1,4 +1,4 @@
-"""The builder of methods: what all of them share, around their objectives and targets."""
+"""The builder that methods share: adds a student and a supervision to objectives and targets."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def make_method(
     aggregation: Aggregation | None = None,
     **options: Any,
 ) -> Method:
-    """Makes a method of these objectives and targets, under deep dynamic supervision.
+    """Builds a method from objectives and targets, under deep dynamic supervision.
 
     Args:
         encoder, decoder, has_decoder_per_depth, normalizes_intermediate: see
@@ -41,11 +41,11 @@ def make_method(
         objectives, targets, sample_mask, num_masked: see :class:`Method`.
         depths: supervised depths (see :func:`ddae_jax.methods.supervision.supervised_depths`).
         mode, weighting, beta_init: see :class:`DeepDynamicSupervision`.
-        depth_weights: ``alpha`` of each of ``depths``; 1 each by default.
-        intermediate_share: share of an image's hidden patches that depths before the last one
-            predict, with a decoder; see :func:`num_sampled_patches`.
-        aggregation: see :class:`Aggregation`; its readout is supervised too, with weight 1, as
-            that of depth ``encoder.depth + aggregation.num_blocks``.
+        depth_weights: the weight ``alpha`` of each of ``depths``; 1 each by default.
+        intermediate_share: if there is a decoder, the share of an image's hidden patches that
+            depths before the last one predict; see :func:`num_sampled_patches`.
+        aggregation: see :class:`Aggregation`; its readout is supervised with weight 1, as one more
+            depth, ``encoder.depth + aggregation.num_blocks``.
         options: further attributes of the :class:`Method`, such as ``has_momentum_encoder``.
     """
     if aggregation is not None:
@@ -80,7 +80,7 @@ def make_method(
 
 
 def num_sampled_patches(num_masked: int, intermediate_share: float) -> int:
-    """Returns how many of an image's hidden patches the depths before the last one predict.
+    """Returns how many hidden patches of an image are predicted by depths before the last one.
 
     Raises ``ValueError`` if the share lies outside (0, 1] or leaves no patch.
     """

@@ -1,4 +1,4 @@
-"""The masked image model: encoder, decoder, and one head for all that is predicted."""
+"""The network that is trained: encoder, optional decoder, and one head for all predictions."""
 
 import dataclasses
 import itertools
@@ -22,14 +22,14 @@ from ddae_jax.models.vit import Features, ViT
 
 @dataclasses.dataclass(frozen=True)
 class Aggregation:
-    """A patch-aggregation head: the last class token beside an earlier block's patches.
+    """Patch-aggregation blocks, which read the last class token and an earlier block's patches.
 
-    To predict hidden patches from features that are not yet complete, its blocks have to put what
-    the image is into the class token.
+    The earlier patches alone are not enough to predict hidden ones well, so that the class token
+    has to carry information about the whole image.
 
     Attributes:
-        num_blocks: its blocks.
-        patches_from: the block of the encoder whose patches it takes.
+        num_blocks: number of aggregation blocks.
+        patches_from: the encoder's block whose patches they read, from 1.
 
     Source: Peng et al. 2022, BEiT v2, section 3.2.
     """
@@ -40,13 +40,13 @@ class Aggregation:
 
 @flax.struct.dataclass
 class Outputs:
-    """What a student makes of a batch.
+    """Outputs of the student for a batch.
 
     Attributes:
-        predictions: by objective, for the patches that were asked for: of all depths; or, of the
-            depths before the last one and of the last one.
+        predictions: predictions by objective, for the requested patches. One item for all depths;
+            or two, the depths before the last one and the last one.
         visible: with ``visible`` input, the features of visible patches at each depth, before the
-            encoder's final norm, as the momentum encoder's are read.
+            encoder's final norm, like the features that a momentum encoder gives as targets.
     """
 
     predictions: tuple[Predictions, ...]
@@ -54,21 +54,21 @@ class Outputs:
 
 
 class MaskedImageModel(nn.Module):
-    """The trained network: encoder, decoder if only visible patches are encoded, and ONE head.
+    """The trained network: an encoder, a decoder for ``visible`` input, and ONE head.
 
-    The same head (and decoder) reads every depth of ``depths`` and serves every
-    objective, so that deep supervision adds no structure to a method.
+    By default, the same decoder and head are applied at every depth, and the head predicts all
+    objectives: deep supervision adds no parameters to the network.
 
     Attributes:
         encoder: the vision transformer.
-        decoder: None, if hidden patches enter the encoder as mask tokens.
-        output_widths: values to predict for a patch, by objective.
-        depths: blocks after which predictions are read out, ascending; beyond the encoder's for
-            the aggregation.
-        aggregation: None, or the blocks of a patch-aggregation head, which makes one more readout:
-            as many blocks deeper than the encoder.
-        has_decoder_per_depth: for comparison, whether each depth has a decoder of its own.
-        normalizes_intermediate: whether depths before the encoder's last one pass its final norm.
+        decoder: None if hidden patches enter the encoder as mask tokens.
+        output_widths: number of values to predict for a patch, by objective.
+        depths: blocks after which predictions are read out, ascending. With ``aggregation``, the
+            last one is ``encoder.depth + aggregation.num_blocks``.
+        aggregation: the patch-aggregation blocks, whose output is one more readout; None for none.
+        has_decoder_per_depth: whether each depth has a decoder of its own, for comparison.
+        normalizes_intermediate: whether the encoder's final norm is also applied to the depths
+            before its last one.
     """
 
     encoder: ViT
@@ -87,7 +87,7 @@ class MaskedImageModel(nn.Module):
             block(**self.encoder.block_options, drop_path_rate=self.encoder.drop_path_rate)
             for _ in range(num_blocks)
         ]
-        # Each has positions of its own where each block of the encoder has.
+        # With "per_block" positions, aggregation blocks have their own, as encoder blocks do.
         self.aggregation_positions = [
             RelativePositionBias(**self.encoder.position_options)
             for _ in range(num_blocks * (self.encoder.relative_positions == "per_block"))
@@ -103,19 +103,19 @@ class MaskedImageModel(nn.Module):
         places: Sequence[Int[ArrayLike, "batch _"] | None],
         is_training: bool = False,
     ) -> Outputs:
-        """Predictions at each supervised depth.
+        """Predicts patches at each supervised depth.
 
         Args:
             images: normalised pixels.
             mask: True where hidden.
-            num_visible: visible patches of each image.
-            places: the patches to predict at all depths, None for all of them; or those of the
-                depths before the last one, and those of the last one.
+            num_visible: number of visible patches in each image.
+            places: indices of the patches to predict, or None for all patches. One item for all
+                depths; or two, for the depths before the last one and for the last one.
             is_training: whether stochastic depth is on.
         """
         visible = None
         if self.decoder is None:
-            (at,) = places  # one or all: there is nothing to be saved by leaving some out
+            (at,) = places  # without a decoder, fewer places at some depths would save nothing
             patches = (self._encode_all(images, mask, at, is_training),)
         else:
             features = self.encoder(
@@ -131,11 +131,11 @@ class MaskedImageModel(nn.Module):
         return Outputs(tuple(map(self._predict, patches)), visible)
 
     def predict(self, images: Images, mask: Mask, num_visible: int) -> Predictions:
-        """Predictions at each supervised depth, for all patches."""
+        """Predicts all patches at each supervised depth."""
         return self(images, mask, num_visible, (None,)).predictions[0]
 
     def _predict(self, patches: Float[Array, "depths batch chosen features"]) -> Predictions:
-        # The batch comes first where axes are flattened, so that it stays split over devices.
+        # With the batch first, it stays sharded over devices where leading axes are flattened.
         outputs = jnp.moveaxis(self.head(jnp.moveaxis(patches, 0, 1)), 1, 0)
         ends = list(itertools.accumulate(self.output_widths.values()))[:-1]
         return dict(zip(self.output_widths, jnp.split(outputs, ends, axis=-1), strict=True))
@@ -146,7 +146,7 @@ class MaskedImageModel(nn.Module):
         mask: Mask,
         places: Sequence[Int[ArrayLike, "batch _"] | None],
     ) -> list[Float[Array, "depths batch chosen features"]]:
-        """What the head sees of the patches asked for, a part for each of ``places``."""
+        """Returns decoded features of the requested patches, one array for each of ``places``."""
 
         def decode(decoder, depths, at, holds_last):
             chosen = features.replace(tokens=features.tokens[depths])
@@ -173,27 +173,27 @@ class MaskedImageModel(nn.Module):
         at: Int[ArrayLike, "batch chosen"] | None,
         is_training: bool,
     ) -> Float[Array, "depths batch chosen features"]:
-        """Features of patches, where hidden ones enter the encoder as mask tokens."""
+        """Returns features of the patches ``at``, with mask tokens in place of hidden patches."""
         choose = (lambda patches: patches) if at is None else (lambda p: at_patches(p, at))
         depths = tuple(d for d in self.depths if d <= self.encoder.depth)
         earlier = () if self.aggregation is None else (self.aggregation.patches_from,)
-        read = tuple(sorted({*depths, *earlier}))
+        read_depths = tuple(sorted({*depths, *earlier}))
         features = self.encoder(
-            images, mask=mask, depths=read, normalize=False, is_training=is_training
+            images, mask=mask, depths=read_depths, normalize=False, is_training=is_training
         )
         if self.aggregation is None:
             patches = features.patches
         else:
-            found = dict(zip(read, features.tokens, strict=True))
-            aggregated = self._aggregate(found[depths[-1]], found[earlier[0]], is_training)
-            patches = jnp.stack([*(found[d] for d in depths), aggregated])[:, :, 1:]
-        # Normalised after the choice: what is not predicted needs no norm.
+            tokens = dict(zip(read_depths, features.tokens, strict=True))
+            aggregated = self._aggregate(tokens[depths[-1]], tokens[earlier[0]], is_training)
+            patches = jnp.stack([*(tokens[d] for d in depths), aggregated])[:, :, 1:]
+        # Patches are selected before the norm, so that it is computed only for predicted ones.
         return self._normalize(choose(patches))
 
     def _normalize(
         self, features: Float[Array, "depths batch tokens features"]
     ) -> Float[Array, "depths batch tokens features"]:
-        """The encoder's final norm of all depths, or of the encoder's last one and what follows."""
+        """Applies the encoder's final norm to all depths, or from the encoder's last one on."""
         if self.normalizes_intermediate:
             return self.encoder.norm(features)
         count = sum(depth < self.encoder.depth for depth in self.depths)
@@ -205,7 +205,7 @@ class MaskedImageModel(nn.Module):
         earlier: Float[Array, "batch tokens features"],
         is_training: bool,
     ) -> Float[Array, "batch tokens features"]:
-        """What :class:`Aggregation` makes of the last class token and earlier patches."""
+        """Applies the aggregation blocks to the last class token and earlier patches."""
         tokens = jnp.concatenate([last[:, :1], earlier[:, 1:]], axis=1)
         shared = self.encoder.attention_bias()
         own = [bias() for bias in self.aggregation_positions] or itertools.repeat(shared)

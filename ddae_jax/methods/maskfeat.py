@@ -1,4 +1,4 @@
-"""MaskFeat: the histograms of oriented gradients of hidden patches."""
+"""MaskFeat: predicts the histograms of oriented gradients (HOG) of hidden patches."""
 
 import jax.numpy as jnp
 
@@ -23,23 +23,24 @@ def maskfeat(
     hog_form: HogForm = "sobel",
     **options,
 ) -> Method:
-    """Every supervised depth predicts the HOG of hidden patches, by its mean squared error.
+    """Builds MaskFeat: every supervised depth predicts hidden patches' HOG, by mean squared error.
 
     With ``full`` input, block-wise masks of 40 %, learned positions, gradients by Sobel's filters
-    and the mode ``last`` this is MaskFeat for images. Histograms are normalised cell by cell, and
-    each channel by itself.
+    and the mode ``last``, this is MaskFeat for images. Each cell's histogram is normalised
+    separately in each channel.
 
     Args:
         encoder: the vision transformer.
-        decoder: None for ``full`` input.
-        channels: of the images, each of which has its own histograms.
-        hog_cell: side of a cell, pixels; divides the patch's.
-        hog_form: ``sobel``, the authors', or ``differences``; see :func:`ddae_jax.methods.hog.hog`.
+        decoder: a light decoder for ``visible`` input; None for ``full`` input.
+        channels: number of image channels; each has its own histograms.
+        hog_cell: side of a cell in pixels; divides the patch size.
+        hog_form: ``sobel`` (the authors') or ``differences``; see
+            :func:`ddae_jax.methods.hog.hog`.
         options: masking and supervision, see
             :func:`ddae_jax.methods.make_method.make_method`.
 
     Raises:
-        ValueError: if a patch is not made of whole cells, or there is no such form.
+        ValueError: if patches do not divide into whole cells, or the form is unknown.
 
     Source: Wei et al. 2022, "Masked Feature Prediction for Self-Supervised Visual Pre-Training".
     """
@@ -50,7 +51,7 @@ def maskfeat(
     def visualize(predictions, targets, teacher, images):
         on_grid = (*encoder.grid, cells, cells, channels, _NUM_ORIENTATIONS)
 
-        def histograms(values):  # mean over channels, on the grid of cells
+        def histograms(values):  # mean over channels, laid out on the grid of cells
             values = values.astype(jnp.float32).reshape(*values.shape[:2], *on_grid).mean(axis=-2)
             values = jnp.moveaxis(values, 4, 3)
             h, w = encoder.grid

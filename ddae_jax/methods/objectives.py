@@ -1,4 +1,4 @@
-"""Objectives: what is predicted or aligned, by which error, at which weight over a run."""
+"""Objectives: a prediction or an alignment, its error, and its weight over a run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 WeightSchedule = Callable[[Array | float], Array | float]
-"""From the share of the run that is done to a factor of a weight."""
+"""Function from the share of the run that is done to the factor of a weight."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Something to predict for each hidden patch.
+    """One thing to predict for each hidden patch, such as its pixels.
 
     Attributes:
-        width: values predicted for a patch.
+        width: number of values predicted for a patch.
         error: ``(predictions, targets) -> error of each patch``, over the last axis.
-        weight: ``lambda``, its share in the loss.
-        schedule: a factor of ``weight``, by the share of the run that is done; None for 1.
+        weight: ``lambda``, the weight of its error in the loss.
+        schedule: the factor of ``weight`` over a run; None for 1 throughout.
     """
 
     width: int
@@ -29,14 +29,15 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """The encoder's own features of visible patches, against targets at their places and depths.
+    """Comparison of the encoder's features of visible patches with targets of the same depths.
 
-    They pass no decoder and no head, and all count alike: visible patches are at distance 0.
+    The features pass through neither decoder nor head. They are weighted equally, since visible
+    patches are all at distance 0.
 
     Attributes:
-        name: of the targets.
+        name: name of the targets, as in ``Method.targets``.
         error: ``(features, targets) -> error of each patch``, over the last axis.
-        weight, schedule: as of an :class:`Objective`.
+        weight, schedule: as in :class:`Objective`.
     """
 
     name: str
@@ -46,9 +47,10 @@ class Alignment:
 
 
 def weight_at(item: Objective | Alignment, progress: Array | float | None) -> Float[Array, ""]:
-    """Returns what an error counts for at this share of a run.
+    """Returns the weight of an error when the share ``progress`` of a run is done.
 
-    Raises ``ValueError`` if the weight changes over a run and the share is missing.
+    Raises:
+        ValueError: if the weight changes over a run and ``progress`` is None.
     """
     if item.schedule is None:
         return jnp.float32(item.weight)

@@ -1,4 +1,4 @@
-"""Pixels of hidden patches, as several methods predict them."""
+"""Prediction of hidden patches' pixels, which several methods share."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def pixel_objective(
     weight: float = 1.0,
     schedule: WeightSchedule | None = None,
 ) -> Objective:
-    """The pixels of a patch: ``patch_size**2 * channels`` values, by an error of each patch."""
+    """Returns the objective of a patch's ``patch_size**2 * channels`` pixel values."""
     return Objective(encoder.patch_size**2 * channels, error, weight, schedule)
 
 
@@ -31,13 +31,13 @@ def predict_pixels(
     normalize_pixels: bool,
     **options,
 ) -> Method:
-    """A method whose one objective is the pixels of hidden patches.
+    """Builds a method whose only objective is the pixels of hidden patches.
 
     Args:
         encoder: the vision transformer.
         decoder: a light decoder for ``visible`` input; None for ``full`` input.
         error: ``(predictions, targets) -> error of each patch``.
-        channels: of the images.
+        channels: number of image channels.
         normalize_pixels: whether targets are normalised patch by patch.
         options: masking and supervision, see
             :func:`ddae_jax.methods.make_method.make_method`.

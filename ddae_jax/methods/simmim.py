@@ -1,4 +1,4 @@
-"""SimMIM: the pixels of hidden patches, by absolute error."""
+"""SimMIM: predicts the pixels of hidden patches, by absolute error."""
 
 from ddae_jax.methods.method import Method
 from ddae_jax.methods.pixels import predict_pixels
@@ -16,19 +16,20 @@ def simmim(
     normalize_pixels: bool = True,
     **options,
 ) -> Method:
-    """Every supervised depth predicts the pixels of hidden patches, by their mean absolute error.
+    """Builds SimMIM: every supervised depth predicts hidden patches' pixels, by absolute error.
 
-    With ``full`` input, random masks of 60 % in units of 32 pixels, pixels as they are, shared
-    relative positions, layer scale and the mode ``last`` this is the published SimMIM.
+    With ``full`` input, random masks of 60 % in units of 32 pixels, pixels that are not normalised
+    by patch, shared relative positions, layer scale and the mode ``last``, this is the published
+    SimMIM.
 
     Args:
         encoder: the vision transformer.
-        decoder: None for ``full`` input.
+        decoder: a light decoder for ``visible`` input; None for ``full`` input.
         channels, normalize_pixels, options: see :func:`predict_pixels`.
 
     Raises:
-        ValueError: in use, if the images are of another size than the encoder's, or a patch has one
-            value and is to be normalised.
+        ValueError: when the method is used, if the images' size is not the encoder's, or if
+            patches of a single value are to be normalised.
 
     Source: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling".
     """

@@ -1,4 +1,4 @@
-"""The specification of a method: all that the rest of the package knows of it."""
+"""The specification of a method: all that the rest of the package knows about it."""
 
 import dataclasses
 import inspect
@@ -20,10 +20,11 @@ RELATIVE_POSITIONS: Keys = MappingProxyType(
 """The architecture that BEiT and SimMIM share, as part of their recipes."""
 
 DECAYED_BY_BEIT = "mask_token,relative_positions"
-"""What the authors' code of BEiT, BEiT v2 and SimMIM decays beside kernels.
+"""Parameters, besides kernels, to which the authors' code of BEiT, BEiT v2 and SimMIM applies
+weight decay.
 
-All of these decay whatever is learned and has more than one axis, as their tokens have, but for
-class token and positions.
+All three decay parameters of more than one axis, such as mask tokens, except the class token and
+positions.
 """
 
 _TRAINED_NETWORKS = {"tokenizer": "targets.tokenizer", "teacher": "tokenizer.teacher"}
@@ -31,23 +32,23 @@ _TRAINED_NETWORKS = {"tokenizer": "targets.tokenizer", "teacher": "tokenizer.tea
 
 @dataclasses.dataclass(frozen=True)
 class MethodSpec:
-    """A method under its name, with its builder, its published form and its needs.
+    """A named method, with its builder, its published settings and its requirements.
 
     Attributes:
         name: the value of ``config.method``.
-        summary: one line for ``--help``: what is predicted, from what.
+        summary: one line for ``--help``, naming what is predicted, and from what.
         build: ``(encoder, decoder, *, OPTION..., **options)`` to a
             :class:`ddae_jax.methods.task.TrainTask`. Its keyword-only parameters
             are the method's own options: each is given the config's value of that name (see
             :mod:`ddae_jax.builders.methods`). A method that hides patches passes ``options``,
             masking and supervision, on to :func:`ddae_jax.methods.make_method.make_method`.
-        papers: whom to cite, as Markdown.
-        recipe: config keys that make the method the published one, beside the defaults.
+        papers: the papers to cite, as Markdown.
+        recipe: values of config keys, beyond the defaults, that make it the published method.
         kind: ``masked`` for a method that predicts hidden patches under a supervision,
             ``tokenizer`` for one that trains a tokenizer for others.
-        encoder_input: the only ``model.encoder_input`` that it can have; None for any.
-        needs_class_token: whether the encoder must have one.
-        check: raises ``ValueError`` for config keys that contradict each other in this method.
+        encoder_input: the only ``model.encoder_input`` that it supports; None for any.
+        needs_class_token: whether the encoder must have a class token.
+        check: raises ``ValueError`` for config values that this method cannot have.
     """
 
     name: str
@@ -68,16 +69,16 @@ class MethodSpec:
 
     @property
     def trained_network_key(self) -> str | None:
-        """The config key of the trained network that the method is given; None if it needs none."""
+        """The config key of the trained network that the method needs; None if it needs none."""
         keys = (key for option, key in _TRAINED_NETWORKS.items() if option in self.options)
         return next(keys, None)
 
     def check_needs(self, keys: Keys) -> None:
-        """Raises ``ValueError`` for config keys that do not go with this method."""
+        """Raises ``ValueError`` for config values that do not go with this method."""
         if self.encoder_input not in (None, keys["model.encoder_input"]):
-            what = "all patches" if self.encoder_input == "full" else "visible patches alone"
+            patches = "all patches" if self.encoder_input == "full" else "visible patches alone"
             raise ValueError(
-                f"method={self.name!r} encodes {what}; set model.encoder_input="
+                f"method={self.name!r} encodes {patches}; set model.encoder_input="
                 f"{self.encoder_input!r}"
             )
         if self.needs_class_token and not keys["model.use_class_token"]:

@@ -1,4 +1,4 @@
-"""Networks that learn from labels: what fine-tuning and segmentation have in common."""
+"""Supervised training of a network on labels, for fine-tuning and segmentation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,16 +19,16 @@ Metrics = Mapping[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class LabelledTask:
-    """A network and an error of its outputs: a :class:`ddae_jax.methods.task.TrainTask`.
+    """A network and the error of its outputs (a :class:`ddae_jax.methods.task.TrainTask`).
 
-    Its teacher holds what no gradient moves: ``statistics``, the running ones of batch norms, and
-    ``average``, the moving average of the parameters, where that is kept.
+    Its "teacher" holds the state that is not updated by gradients: ``statistics``, the running
+    statistics of batch norms, and ``average``, the moving average of the parameters if it is kept.
 
     Attributes:
         network: ``(images, is_training=...) -> outputs``; has an ``encoder``.
         error: ``(outputs, targets) -> (loss, metrics)``, means over the batch.
-        keeps_average: whether the average of the parameters is kept.
-        description: one line on what is trained.
+        keeps_average: whether a moving average of the parameters is kept.
+        description: a one-line description of what is trained.
     """
 
     network: nn.Module
@@ -43,15 +43,15 @@ class LabelledTask:
 
     @property
     def encoder(self) -> ViT:
-        """The network's."""
+        """The network's encoder."""
         return self.network.encoder
 
     def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
-        """Fresh parameters, float32."""
+        """Returns newly initialised float32 parameters of the network."""
         return self._variables(key, channels)["params"]
 
     def init_teacher(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
-        """Statistics as they are before any batch, and the average, which begins with these."""
+        """Returns initial statistics (mean 0, variance 1) and ``params`` as the initial average."""
         del frozen
         channels = self._channels(params)
         shapes = jax.eval_shape(lambda: self._variables(jax.random.key(0), channels))
@@ -63,7 +63,7 @@ class LabelledTask:
         return {"statistics": statistics, "average": average}
 
     def frozen_part(self, teacher: PyTree) -> PyTree:
-        """Nothing."""
+        """Returns {}: nothing is frozen."""
         return {}
 
     def loss(
@@ -75,10 +75,10 @@ class LabelledTask:
         is_training: bool = True,
         progress: Float[ArrayLike, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], PyTree]:
-        """Loss of a batch of normalised images and their targets; new statistics and metrics."""
+        """Returns the loss of normalised images and their targets, new statistics and metrics."""
         images, targets = inputs
         drop_path_key, dropout_key = jax.random.split(key)
-        outputs, changed = self.network.apply(
+        outputs, variables = self.network.apply(
             {"params": params, "batch_stats": teacher["statistics"]},
             images,
             is_training=is_training,
@@ -86,64 +86,69 @@ class LabelledTask:
             mutable=["batch_stats"],
         )
         loss, metrics = self.error(outputs, targets)
-        return loss, {"statistics": changed.get("batch_stats", {}), "metrics": dict(metrics)}
+        return loss, {"statistics": variables.get("batch_stats", {}), "metrics": dict(metrics)}
 
     def sample_masks(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
-        """Nothing."""
+        """Returns {}: nothing is masked."""
         return {}
 
     def statistics(self, teacher: PyTree, inputs: PyTree) -> dict[str, Array]:
-        """Nothing."""
+        """Returns {}: the targets of an image do not depend on the rest of the batch."""
         return {}
 
     def descent(self, gradient: PyTree, output: PyTree) -> PyTree:
-        """The gradient."""
+        """Returns the gradient as it is."""
         return gradient
 
     def update_teacher(
         self, teacher: PyTree, params: PyTree, output: PyTree, momentum: Float[ArrayLike, ""]
     ) -> PyTree:
-        """The new statistics, and the average moved a little towards the parameters."""
+        """Returns the new statistics, and the average moved towards the new parameters."""
         average = teacher["average"]
         if self.keeps_average:
             average = optax.incremental_update(params, average, 1 - momentum)
         return {"statistics": output["statistics"], "average": average}
 
     def metrics(self, output: PyTree) -> dict[str, Float[Array, ""]]:
-        """Those of the error."""
+        """Returns the metrics of ``error``."""
         return output["metrics"]
 
     def visualize(
         self, params: PyTree, teacher: PyTree, images: ArrayLike, key: PRNGKeyArray
     ) -> dict[str, Array]:
-        """Nothing: what people look at here is made by evaluation."""
+        """Returns {}: evaluation draws the figures of such runs."""
         return {}
 
     def predict(self, params: PyTree, teacher: PyTree, images: ArrayLike) -> PyTree:
-        """The network's outputs, by the average of the parameters where that is kept."""
+        """Returns the network's outputs, using the average of the parameters if it is kept."""
         params = teacher["average"] if self.keeps_average else params
         variables = {"params": params, "batch_stats": teacher["statistics"]}
         return self.network.apply(variables, images)
 
     def _variables(self, key: PRNGKeyArray, channels: int) -> PyTree:
+        """Returns newly initialised parameters and batch statistics."""
         images = jnp.zeros((1, *self.encoder.image_size, channels))
         return self.network.init(key, images)
 
     def _channels(self, params: PyTree) -> int:
-        values = params["encoder"]["patch_embedding"]["kernel"].shape[0]
-        return values // self.encoder.patch_size**2
+        """Returns the number of image channels, from the shape of the patch embedding."""
+        values_per_patch = params["encoder"]["patch_embedding"]["kernel"].shape[0]
+        return values_per_patch // self.encoder.patch_size**2
 
 
 def classification_error(
     logits: Float[ArrayLike, "batch classes"], targets: Float[ArrayLike, "batch classes"]
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Cross-entropy against the shares of each class, and how often the largest one is met.
+    """Returns the mean cross-entropy against class probabilities, and ``train_accuracy``.
 
-    Source: Szegedy et al. 2016, section 7; Zhang et al. 2018, mixup (shares of two classes).
+    The accuracy is the share of images whose largest logit is at the most probable class.
+
+    Source: Szegedy et al. 2016, section 7 (label smoothing); Zhang et al. 2018, mixup (targets of
+    two classes).
     """
     loss = optax.softmax_cross_entropy(logits, targets).mean()
-    is_met = logits.argmax(axis=-1) == targets.argmax(axis=-1)
-    return loss, {"train_accuracy": is_met.mean()}
+    is_correct = logits.argmax(axis=-1) == targets.argmax(axis=-1)
+    return loss, {"train_accuracy": is_correct.mean()}
 
 
 def segmentation_error(
@@ -152,26 +157,32 @@ def segmentation_error(
     auxiliary_weight: float = 0.4,
     ignored: int = 255,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Cross-entropy of each pixel that has a class, and that of the auxiliary scores beside it.
+    """Returns the mean cross-entropy of labelled pixels, plus that of auxiliary scores.
 
     Args:
-        outputs: scores and, if there are any, auxiliary ones, of the places of a coarser grid.
+        outputs: scores (batch, rows, columns, classes) on a grid coarser than pixels, and auxiliary
+            scores of the same kind, or None.
         labels: the class of each pixel.
-        auxiliary_weight: of the auxiliary scores' loss.
+        auxiliary_weight: weight of the auxiliary scores' loss.
         ignored: the label of pixels that do not count.
+
+    Returns:
+        The loss, and the metrics ``train_accuracy`` and, if auxiliary scores count, ``loss/pixels``
+        and ``loss/auxiliary``.
 
     Source: Xiao et al. 2018, UperNet; the auxiliary loss: Zhao et al. 2017, PSPNet, section 3.3.
     """
     scores, auxiliary = outputs
-    counts = labels != ignored
-    num_pixels = jnp.maximum(counts.sum(), 1)
+    is_labelled = labels != ignored
+    num_pixels = jnp.maximum(is_labelled.sum(), 1)
 
     def error(scores: ArrayLike) -> tuple[Array, Array]:
         logits = resized_logits(scores, labels.shape[1:])
-        classes = jnp.where(counts, labels, 0)
+        classes = jnp.where(is_labelled, labels, 0)
         errors = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
-        is_met = (logits.argmax(axis=-1) == labels) & counts
-        return jnp.where(counts, errors, 0).sum() / num_pixels, is_met.sum() / num_pixels
+        is_correct = (logits.argmax(axis=-1) == labels) & is_labelled
+        loss = jnp.where(is_labelled, errors, 0).sum() / num_pixels
+        return loss, is_correct.sum() / num_pixels
 
     loss, accuracy = error(scores)
     metrics = {"train_accuracy": accuracy}
@@ -185,5 +196,5 @@ def segmentation_error(
 def resized_logits(
     scores: Float[ArrayLike, "batch rows columns classes"], size: tuple[int, int]
 ) -> Float[Array, "batch height width classes"]:
-    """Scores of every pixel, interpolated linearly."""
+    """Returns float32 scores of every pixel, interpolated bilinearly to ``size``."""
     return resize_bilinear(scores.astype(jnp.float32), tuple(size))

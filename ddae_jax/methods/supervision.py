@@ -1,4 +1,4 @@
-"""Deep dynamic supervision (DDS): the plug-in. It knows errors, masks and depths, and no method."""
+"""Deep dynamic supervision (DDS): a loss of errors at several depths, usable with any method."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -28,20 +28,21 @@ PAPER = (
     "Chen, Kong, Zhang, Zhao, Huang 2024. *DDAE: Towards Deep Dynamic Vision BERT Pretraining*. "
     "AAAI. doi:10.1609/aaai.v38i2.27864"
 )
-"""Whom to cite, as Markdown."""
+"""The paper to cite, as Markdown."""
 
 
 @flax.struct.dataclass
 class SupervisionOutput:
-    """What supervision makes of a batch's errors.
+    """The loss of a batch, and its components by objective ``o`` and depth ``s``.
 
     Attributes:
-        loss: ``sum_o lambda_o sum_s alpha_s L_os``, what is minimised.
-        plain_loss: the same sum at ``beta = 0`` and with the module's ``lambda_o``: comparable over
-            time and between runs, as it moves neither with beta nor with a schedule of weights.
-        losses: ``L_os``.
-        plain_losses: the masked means of the same errors, ``L_os`` at ``beta = 0``.
-        beta: the exponents in force.
+        loss: ``sum_o lambda_o sum_s alpha_s L_os``, which is minimised.
+        plain_loss: the same sum at ``beta = 0`` and with the module's ``lambda_o``. It depends
+            neither on beta nor on a schedule of weights, and so is comparable over a run and
+            between runs.
+        losses: ``L_os``, the mean error of hidden patches, weighted by distance.
+        plain_losses: ``L_os`` at ``beta = 0``, the plain mean error of hidden patches.
+        beta: the exponents used.
     """
 
     loss: Float[Array, ""]
@@ -52,12 +53,12 @@ class SupervisionOutput:
 
 
 class DeepDynamicSupervision(nn.Module):
-    """Weighs the errors of hidden patches by distance ** beta, at every depth and objective.
+    """Loss that weights errors of hidden patches by distance ** beta, per objective and depth.
 
-    ``last`` and ``deep`` keep ``beta`` at 0 and own no parameter; ``deep_dynamic`` learns
-    ``beta[objective, depth]``. Which depths a mode reads out is :func:`supervised_depths`.
+    The mode ``deep_dynamic`` learns ``beta[objective, depth]``. The modes ``last`` and ``deep`` fix
+    it at 0 and have no parameters. :func:`supervised_depths` returns the depths of each mode.
 
-    To use it in code of your own, collect the errors of your model at some depths and::
+    To use it in your own code, collect the errors of your model at several depths, then::
 
         supervision = DeepDynamicSupervision(objectives=("pixels",), depths=(6, 8, 10, 12))
         variables = supervision.init(key, errors, mask, grid)   # beta, for your optimizer
@@ -67,12 +68,12 @@ class DeepDynamicSupervision(nn.Module):
         objectives: names of the objectives, in the order of the errors' first axis.
         depths: supervised depths, in the order of the errors' second axis.
         mode: ``last``, ``deep`` or ``deep_dynamic``.
-        weighting: of ``deep_dynamic``: by beta, as in
-            :func:`ddae_jax.dynamic_loss.dynamic_weights`; or ``neighbourhood``, for comparison, by
-            :func:`ddae_jax.dynamic_loss.neighbourhood_weights`, where no beta is learned.
+        weighting: how ``deep_dynamic`` weights patches: a form of
+            :func:`ddae_jax.dynamic_loss.dynamic_weights`; or ``neighbourhood``, for comparison:
+            :func:`ddae_jax.dynamic_loss.neighbourhood_weights`, with no beta to learn.
         objective_weights: ``lambda_o``; 1 each by default.
         depth_weights: ``alpha_s``; 1 each by default.
-        beta_init: where each beta starts.
+        beta_init: initial value of each beta.
 
     Source: Chen et al., DDAE, deep dynamic supervision; docs/method.md.
     """
@@ -99,18 +100,18 @@ class DeepDynamicSupervision(nn.Module):
         grid: Grid,
         objective_weights: Float[ArrayLike, "objectives"] | None = None,
     ) -> SupervisionOutput:
-        """The loss of a batch.
+        """Returns the loss of a batch and its components.
 
         Args:
             errors: error of each patch; those of visible patches are ignored.
             mask: True where hidden.
-            grid: ``(h, w)``.
-            objective_weights: ``lambda_o`` of this step, where they change over a run; the
-                attribute by default.
+            grid: ``(h, w)``, the number of rows and columns of patches.
+            objective_weights: ``lambda_o`` in this step, if they change over a run; the attribute
+                by default.
 
         Raises:
-            ValueError: if the errors have other objectives or depths than this module, or the
-                weights another number.
+            ValueError: if the number of objectives or depths in the errors, or of weights in the
+                attributes, is not this module's.
         """
         shape = (len(self.objectives), len(self.depths))
         if errors.shape[:2] != shape:
@@ -121,13 +122,13 @@ class DeepDynamicSupervision(nn.Module):
         beta = self.exponents
         losses = masked_mean(errors, self.weights(mask, grid), mask)
         plain_losses = masked_mean(errors, mask, mask)
-        whole = _weights(self.objective_weights, self.objectives, "objective_weights")
+        full_weights = _weights(self.objective_weights, self.objectives, "objective_weights")
         if objective_weights is None:
-            objective_weights = whole
+            objective_weights = full_weights
         depth_weights = _weights(self.depth_weights, self.depths, "depth_weights")
         return SupervisionOutput(
             loss=(jnp.outer(objective_weights, depth_weights) * losses).sum(),
-            plain_loss=(jnp.outer(whole, depth_weights) * plain_losses).sum(),
+            plain_loss=(jnp.outer(full_weights, depth_weights) * plain_losses).sum(),
             losses=losses,
             plain_losses=plain_losses,
             beta=beta,
@@ -138,33 +139,36 @@ class DeepDynamicSupervision(nn.Module):
         gradient: Float[ArrayLike, "objectives depths"],
         losses: Float[ArrayLike, "objectives depths"],
     ) -> Float[Array, "objectives depths"]:
-        """Divides beta's gradient by what each loss contributes at its whole weight.
+        """Divides beta's gradient by each loss's contribution ``lambda_o alpha_s L_os``.
 
-        ``d log L_os / d beta_os``, which is the mean of ``log dn`` over hidden patches, weighed by
-        what they contribute to the loss: it depends on where the error lies and not on how large
-        it is, so that betas of all objectives nearly keep step. Where an objective's weight changes
-        over a run, it is multiplied by the share that is in force; 0 for losses of 0.
+        The result is ``d log L_os / d beta_os``: the mean of ``log dn`` over hidden patches,
+        weighted by their contributions to the loss. It depends on where errors are large, not on
+        their scale, so that the betas of all objectives move at nearly the same pace. Where an
+        objective's weight changes over a run, the result is multiplied by its current weight as a
+        share of ``lambda_o``.
 
         Args:
-            gradient: of the whole loss, by beta.
+            gradient: of the total loss with respect to beta.
             losses: ``L_os`` of the same batch.
+
+        Returns:
+            The relative gradient, which is 0 where ``L_os`` is 0.
         """
-        whole = _weights(self.objective_weights, self.objectives, "objective_weights")
-        contributions = (
-            jnp.outer(whole, _weights(self.depth_weights, self.depths, "depth_weights")) * losses
-        )
+        full_weights = _weights(self.objective_weights, self.objectives, "objective_weights")
+        depth_weights = _weights(self.depth_weights, self.depths, "depth_weights")
+        contributions = jnp.outer(full_weights, depth_weights) * losses
         is_positive = contributions > 0
         return jnp.where(is_positive, gradient / jnp.where(is_positive, contributions, 1.0), 0.0)
 
     @property
     def learns_beta(self) -> bool:
-        """Whether there are exponents to learn."""
+        """Whether beta is a learned parameter."""
         return self.mode == "deep_dynamic" and self.weighting != "neighbourhood"
 
     def weights(
         self, mask: Bool[ArrayLike, "batch patches"], grid: Grid
     ) -> Float[Array, "objectives depths batch patches"]:
-        """What each patch's error is multiplied by; 0 on visible patches."""
+        """Returns the factor of each patch's error; 0 for visible patches."""
         if self.mode == "deep_dynamic" and self.weighting == "neighbourhood":
             shape = (len(self.objectives), len(self.depths), *mask.shape)
             return jnp.broadcast_to(neighbourhood_weights(mask, grid), shape)
@@ -172,18 +176,19 @@ class DeepDynamicSupervision(nn.Module):
         return dynamic_weights(distance_map(mask, grid), mask, self.exponents, weighting)
 
     def beta(self) -> Float[Array, "objectives depths"]:
-        """The exponents: a parameter under ``deep_dynamic``, 0 otherwise."""
+        """Returns the exponents: parameters if :attr:`learns_beta`, 0 otherwise."""
         return self.exponents
 
 
 def supervised_depths(mode: Mode, depth: int, depths: Sequence[int] = ()) -> tuple[int, ...]:
-    """The blocks to read out of a model of ``depth`` blocks.
+    """Returns the supervised blocks of an encoder with ``depth`` blocks, counted from 1.
 
-    ``last``: the last one. ``deep`` and ``deep_dynamic``: ``depths``, by default
-    ``L/2, 2L/3, 5L/6, L`` (6, 8, 10, 12 for ViT-B).
+    The mode ``last`` supervises the last one. ``deep`` and ``deep_dynamic`` supervise ``depths``,
+    by default ``L/2, 2L/3, 5L/6, L`` (6, 8, 10, 12 for ViT-B).
 
-    Raises ``ValueError`` if a depth lies outside [1, depth], they do not ascend, or the mode is
-    unknown.
+    Raises:
+        ValueError: if a depth lies outside [1, depth], if depths do not ascend, or if the mode is
+            unknown.
     """
     if check_mode(mode) == "last":
         return (depth,)
@@ -193,7 +198,7 @@ def supervised_depths(mode: Mode, depth: int, depths: Sequence[int] = ()) -> tup
 
 
 def check_mode(mode: str) -> Mode:
-    """``mode`` itself. Raises ``ValueError`` if it is none of :data:`MODES`."""
+    """Returns ``mode``. Raises ``ValueError`` if it is not one of :data:`MODES`."""
     if mode not in MODES:
         raise ValueError(
             f"supervision={mode!r}; known: {', '.join(MODES)}{did_you_mean(mode, MODES)}"
@@ -201,7 +206,8 @@ def check_mode(mode: str) -> Mode:
     return mode
 
 
-def _weights(weights: Sequence[float] | None, items: Sequence, what: str) -> Float[Array, "items"]:
+def _weights(weights: Sequence[float] | None, items: Sequence, name: str) -> Float[Array, "items"]:
+    """Returns the weights of ``items`` as an array, 1 each by default; checks their number."""
     if weights is not None and len(weights) != len(items):
-        raise ValueError(f"{what}={tuple(weights)}; one for each of {tuple(items)} is needed")
+        raise ValueError(f"{name}={tuple(weights)}; one for each of {tuple(items)} is needed")
     return jnp.ones(len(items)) if weights is None else jnp.asarray(weights, jnp.float32)

@@ -1,4 +1,4 @@
-"""What masked patches are predicted against, and how far a prediction is off."""
+"""Targets of hidden patches, and errors of predictions."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from ddae_jax.patches import normalize_patches, patch_statistics, patchify, unpa
 def pixel_targets(
     images: Float[ArrayLike, "batch height width channels"], patch_size: int, normalize: bool
 ) -> Float[Array, "batch patches values"]:
-    """The pixels of each patch, float32; each patch normalised by its own statistics if asked.
+    """Returns the float32 pixels of each patch, normalised by its own statistics if asked.
 
     Source: He et al. 2022, section 4.1 ("Reconstruction target").
     """
@@ -24,11 +24,11 @@ def pixel_targets(
 
 
 def visualize_pixels(encoder: ViT, is_normalized: bool) -> Callable[..., dict[str, Array]]:
-    """Makes ``Method.visualize_predictions`` of an objective ``pixels``.
+    """Returns a ``Method.visualize_predictions`` for an objective called ``pixels``.
 
-    It returns ``reconstructions`` at each depth: images in the units of those given, of shape
-    (depths, batch, height, width, channels); normalised predictions get the true patches' mean and
-    deviation back.
+    It returns ``reconstructions``, images of shape (depths, batch, height, width, channels) in the
+    units of the given ones. If predictions are normalised, they are scaled back by the mean and
+    deviation of the true patches.
     """
 
     def visualize(predictions, targets, teacher, images):
@@ -48,10 +48,13 @@ def hog_targets(
     cell_size: int,
     form: HogForm = "sobel",
 ) -> Float[Array, "batch patches values"]:
-    """The histograms of oriented gradients of each patch's cells, float32.
+    """Returns the histograms of oriented gradients of each patch's cells, float32.
 
-    Values of a patch: row of cells, column, channel, orientation. For ``form`` see
-    :func:`ddae_jax.methods.hog.hog`. Raises ``ValueError`` if a patch is not made of whole cells.
+    The values of a patch are ordered by row of cells, column of cells, channel and orientation. For
+    ``form`` see :func:`ddae_jax.methods.hog.hog`.
+
+    Raises:
+        ValueError: if patches do not divide into whole cells.
 
     Source: Wei et al. 2022, MaskFeat, section 3.
     """
@@ -61,7 +64,7 @@ def hog_targets(
 
 
 def check_cells(patch_size: int, hog_cell: int) -> None:
-    """Raises ``ValueError`` unless a patch is made of whole cells; sides in pixels."""
+    """Raises ``ValueError`` unless patches divide into whole cells. Sizes are in pixels."""
     if hog_cell < 1 or patch_size % hog_cell:
         raise ValueError(
             f"hog_cell={hog_cell} does not divide patch_size={patch_size}: a patch is made of "
@@ -72,7 +75,7 @@ def check_cells(patch_size: int, hog_cell: int) -> None:
 def cross_entropy(
     logits: Float[ArrayLike, "*batch codes"], tokens: Int[ArrayLike, "*#batch"]
 ) -> Float[Array, "*batch"]:
-    """``-log softmax(logits)[token]``, in float32; the tokens may have leading axes of size 1."""
+    """Returns ``-log softmax(logits)[token]``, float32; leading axes of tokens may be 1."""
     logits = logits.astype(jnp.float32)
     tokens = jnp.broadcast_to(tokens, logits.shape[:-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
@@ -81,13 +84,13 @@ def cross_entropy(
 def absolute_error(
     predictions: Float[ArrayLike, "*batch values"], targets: Float[ArrayLike, "*#batch values"]
 ) -> Float[Array, "*batch"]:
-    """Mean absolute error of each patch, in float32."""
+    """Returns the mean absolute error of each patch, in float32."""
     return jnp.abs(predictions.astype(jnp.float32) - targets.astype(jnp.float32)).mean(axis=-1)
 
 
 def squared_error(
     predictions: Float[ArrayLike, "*batch values"], targets: Float[ArrayLike, "*#batch values"]
 ) -> Float[Array, "*batch"]:
-    """Mean squared error of each patch, in float32."""
+    """Returns the mean squared error of each patch, in float32."""
     difference = predictions.astype(jnp.float32) - targets.astype(jnp.float32)
     return jnp.square(difference).mean(axis=-1)

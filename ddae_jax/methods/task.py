@@ -1,4 +1,4 @@
-"""What a run needs of whatever it trains."""
+"""The interface of everything that a training run can train."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
@@ -11,19 +11,23 @@ from ddae_jax.models.vit import ViT
 Images = Float[ArrayLike, "batch height width channels"]
 Mask = Bool[ArrayLike, "batch patches"]
 Predictions = Mapping[str, Num[Array, "_ batch _ ..."]]
-"""By objective, of shape ``(depths, batch, patches, *values)``; targets may have a single depth."""
+"""Arrays by objective, ``(depths, batch, patches, *values)``; targets may have a single depth."""
 
 
 class TrainTask(Protocol):
-    """What a run needs of whatever it trains: a method, or a tokenizer.
+    """Interface between a training run and what it trains, such as a method or a tokenizer.
+
+    A task's "teacher" is the state that is not updated by gradients: a momentum encoder, a frozen
+    network, a codebook, running statistics.
 
     Attributes:
-        encoder: that is trained; its parameters are ``params["encoder"]``.
-        frozen: parameters that targets are made with and no step changes; part of the teacher.
-        has_momentum_encoder: whether the teacher is one (parameters of ``encoder``).
-        description: one line on what is trained.
-        objectives: names of what is predicted at each of ``depths``, if that is supervised.
-        depths: supervised depths, if any.
+        encoder: the encoder that is trained; its parameters are ``params["encoder"]``.
+        frozen: the part of the teacher that no step changes; targets are computed with it.
+        has_momentum_encoder: whether the teacher is a momentum encoder, that is, has the parameters
+            of ``encoder``.
+        description: a one-line description of what is trained.
+        objectives: names of what is predicted at each of ``depths``; empty if nothing is.
+        depths: supervised depths; empty if there are none.
     """
 
     frozen: PyTree
@@ -42,16 +46,17 @@ class TrainTask(Protocol):
     def description(self) -> str: ...
 
     def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
-        """Fresh parameters, float32."""
+        """Returns newly initialised float32 parameters."""
 
     def init_teacher(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
-        """What no gradient moves, where the student starts with these parameters.
+        """Returns the teacher at the start of a run, for a student with these parameters.
 
-        ``frozen`` stands for the attribute, where that must not become a constant of a program.
+        ``frozen`` replaces the attribute of that name. Pass it as an argument of a jitted function,
+        so that the frozen parameters are not compiled into the program as constants.
         """
 
     def frozen_part(self, teacher: PyTree) -> PyTree:
-        """The part of a teacher that is as ``frozen``."""
+        """Returns the part of a teacher that no step changes, with the structure of ``frozen``."""
 
     def loss(
         self,
@@ -62,39 +67,39 @@ class TrainTask(Protocol):
         is_training: bool = True,
         progress: Float[Array, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], Any]:
-        """Loss of a batch of normalised images, and its output, for the two below.
+        """Returns the loss of a batch of normalised images, and an output.
 
-        ``progress`` is the share of the run that is done, which those need whose loss changes over
-        it. Further arguments are what :meth:`sample_masks`
-        and :meth:`statistics` give, by name.
+        The output is what :meth:`descent`, :meth:`update_teacher` and :meth:`metrics` are given.
+        ``progress`` is the share of the run that is done, for losses that change over a run. What
+        :meth:`sample_masks` and :meth:`statistics` return can be passed as keyword arguments.
         """
 
     def sample_masks(self, key: PRNGKeyArray, batch: int) -> Mapping[str, Array]:
-        """What ``loss`` draws for each image of a batch with this key, the first axis the batch.
+        """Samples the masks of a whole batch, as :meth:`loss` does with this key.
 
-        Given to ``loss``, it takes the place of what that would draw: so the parts of a batch can
-        have what the whole has. Stochastic depth is no part of it.
+        Passed to ``loss``, they replace its own: micro-batching thus keeps each image's mask. The
+        first axis of each array is the batch. Stochastic depth is not included.
         """
 
     def statistics(self, teacher: PyTree, inputs: PyTree) -> Mapping[str, Array]:
-        """What ``loss`` depends on beyond an image and its own part of the batch; else empty.
+        """Returns statistics of a batch on which the loss of each image depends; {} for none.
 
-        A loss that is given a part of a batch is given this of all its equal parts, along a new
-        first axis.
+        With micro-batching, they are computed for each equal part of the batch, and :meth:`loss` of
+        one part is given those of all parts, along a new first axis.
         """
 
     def descent(self, gradient: PyTree, output: Any) -> PyTree:
-        """What the optimizer is given of a step's gradient and output, those of all its parts."""
+        """Returns the gradient for the optimizer, from the loss's gradient and a step's output."""
 
     def update_teacher(
         self, teacher: PyTree, params: PyTree, output: Any, momentum: Float[ArrayLike, ""]
     ) -> PyTree:
-        """The teacher after a step that led to these parameters."""
+        """Returns the teacher after a step, given the student's new parameters."""
 
     def metrics(self, output: Any) -> dict[str, Float[Array, ""]]:
-        """What a step's output is made of, under readable names."""
+        """Returns the components of a step's output under readable names."""
 
     def visualize(
         self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
     ) -> dict[str, Array]:
-        """What people look at, for the figures."""
+        """Returns the arrays that figures show, by name."""

@@ -1,4 +1,4 @@
-"""VQ-KD: how the tokenizer of BEiT v2 is trained, and what is left of it to be used."""
+"""VQ-KD: training of BEiT v2's tokenizer, and the trained tokenizer as methods use it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from ddae_jax.models.vit import ViT
 
 @dataclasses.dataclass(frozen=True)
 class TrainedTokenizer:
-    """A tokenizer as methods use it.
+    """A trained tokenizer, as methods use it.
 
     Attributes:
         module: the network.
         frozen: its parameters ``params`` and its ``codes``.
-        adapt: images as the model has them to images as the tokenizer had them (other statistics).
+        adapt: converts images from the model's normalisation to the tokenizer's.
     """
 
     module: Tokenizer
@@ -40,23 +40,23 @@ class TrainedTokenizer:
 
     @property
     def num_codes(self) -> int:
-        """Codes to tell apart."""
+        """The number of codes."""
         return self.frozen["codes"].shape[0]
 
     def tokens(self, frozen: PyTree, images: Images) -> Int[Array, "batch patches"]:
-        """The index of each patch's code. ``frozen`` is as the attribute."""
-        of_tokenizer, codes = {"params": frozen["params"]}, frozen["codes"]
-        return self.module.apply(of_tokenizer, self.adapt(images), codes, method="tokens")
+        """Returns the index of each patch's code; ``frozen`` is used instead of the attribute."""
+        variables, codes = {"params": frozen["params"]}, frozen["codes"]
+        return self.module.apply(variables, self.adapt(images), codes, method="tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class DistilledTeacher:
-    """The encoder whose features a tokenizer learns to tell from its codes.
+    """The encoder whose features are predicted from a tokenizer's codes.
 
     Attributes:
         module: the network.
         params: its parameters.
-        adapt: images as the tokenizer has them to images as this encoder had them.
+        adapt: converts images from the tokenizer's normalisation to this encoder's.
     """
 
     module: ViT
@@ -66,11 +66,11 @@ class DistilledTeacher:
 
 @flax.struct.dataclass
 class VqKdOutput:
-    """What a step of :class:`VqKd` comes to.
+    """The outcome of a step of :class:`VqKd`.
 
     Attributes:
-        codebook: after the step.
-        share: of the batch's patches that each code is nearest to.
+        codebook: the codebook after the step.
+        share: for each code, the share of the batch's patches to which it is nearest.
         feature_loss: mean of 1 - cosine of predicted and true features.
         commitment_loss: mean squared difference of vectors and their codes.
     """
@@ -85,25 +85,25 @@ class VqKdOutput:
 class VqKd:
     """Vector-quantised knowledge distillation (a :class:`ddae_jax.methods.task.TrainTask`).
 
-    Each patch of an image is encoded as a unit vector and replaced by its nearest code; from the
-    codes a decoder predicts the features that the teacher has of the patches. The gradient passes
-    the replacement as if it were none (straight through), and the vectors are drawn to their codes.
-    The codes start by k-means of the first batch, follow by moving averages, and are revived where
-    they fall out of use.
+    Each patch of an image is encoded as a unit vector, which is replaced by the nearest code. From
+    the codes, a decoder predicts the teacher's features of the patches. The gradient of the vectors
+    is taken to be that of the codes (straight through), and a second loss draws vectors to their
+    codes. The codes are initialised by k-means of the first batch, follow the vectors by moving
+    averages, and are replaced if they fall out of use.
 
     Attributes:
         tokenizer: the trained network.
-        teacher: to be distilled; has the same grid of patches.
-        num_codes: of the codebook.
-        decay: of the codebook's moving averages.
+        teacher: the encoder to be distilled; has the same grid of patches.
+        num_codes: number of codes in the codebook.
+        decay: decay of the codebook's moving averages.
         commitment: weight of the loss that draws vectors to their codes.
         revive_below: see :func:`ddae_jax.models.codebook.update_codebook`.
 
     Raises:
-        ValueError: if the teacher sees other images or patches than the tokenizer.
+        ValueError: if the teacher's image size or grid of patches is not the tokenizer's.
 
-    Source: Peng et al. 2022, BEiT v2, section 3.1, equations 1 to 3; where the third sums squared
-    differences over a vector, here, as in the authors' code, is their mean.
+    Source: Peng et al. 2022, BEiT v2, section 3.1, equations 1 to 3. Equation 3 sums squared
+    differences over a vector; this class, like the authors' code, takes their mean.
     """
 
     tokenizer: Tokenizer
@@ -118,17 +118,18 @@ class VqKd:
     depths = ()
 
     def __post_init__(self):
-        ours, theirs = self.encoder, self.teacher.module
-        if ours.grid != theirs.grid or ours.image_size != theirs.image_size:
+        encoder, teacher = self.encoder, self.teacher.module
+        if encoder.grid != teacher.grid or encoder.image_size != teacher.image_size:
             raise ValueError(
-                f"the teacher sees images of {theirs.image_size} pixels as {theirs.grid} patches, "
-                f"the tokenizer {ours.image_size} as {ours.grid}: each patch needs one feature. "
-                "Set model.image_size and model.patch_size to the teacher's, or choose another one"
+                f"the teacher sees images of {teacher.image_size} pixels as {teacher.grid} "
+                f"patches, the tokenizer {encoder.image_size} as {encoder.grid}: each patch needs "
+                "one feature. Set model.image_size and model.patch_size to the teacher's, or "
+                "choose another one"
             )
 
     @property
     def encoder(self) -> ViT:
-        """The tokenizer's."""
+        """The tokenizer's encoder."""
         return self.tokenizer.encoder
 
     @property
@@ -138,7 +139,7 @@ class VqKd:
 
     @property
     def description(self) -> str:
-        """One line on what is trained."""
+        """A one-line description of what is trained."""
         h, w = self.encoder.grid
         return (
             f"a tokenizer of {h * w} patches ({h} x {w}) with {self.num_codes} codes of width "
@@ -146,30 +147,30 @@ class VqKd:
         )
 
     def init(self, key: PRNGKeyArray, channels: int) -> PyTree:
-        """Fresh parameters of the tokenizer, float32."""
+        """Returns newly initialised float32 parameters of the tokenizer."""
         return self.tokenizer.init(key, jnp.zeros((1, *self.encoder.image_size, channels)))[
             "params"
         ]
 
     def init_teacher(self, params: PyTree, frozen: PyTree | None = None) -> PyTree:
-        """A codebook that has not started, and the teacher's parameters."""
+        """Returns an uninitialised codebook and the distilled teacher's parameters."""
         return {
             "codebook": empty_codebook(self.num_codes, self.tokenizer.code_width),
             "encoder": self.frozen if frozen is None else frozen,
         }
 
     def frozen_part(self, teacher: PyTree) -> PyTree:
-        """The distilled teacher's parameters."""
+        """Returns the distilled teacher's parameters."""
         return teacher["encoder"]
 
     def descent(self, gradient: PyTree, output: VqKdOutput) -> PyTree:
-        """The gradient."""
+        """Returns the gradient as it is."""
         return gradient
 
     def update_teacher(
         self, teacher: PyTree, params: PyTree, output: VqKdOutput, momentum: Float[ArrayLike, ""]
     ) -> PyTree:
-        """The codebook after the step, and the teacher as it was."""
+        """Returns the codebook after the step, and the distilled teacher's unchanged parameters."""
         return teacher | {"codebook": output.codebook}
 
     def loss(
@@ -181,11 +182,11 @@ class VqKd:
         is_training: bool = True,
         progress: Float[Array, ""] | float | None = None,
     ) -> tuple[Float[Array, ""], VqKdOutput]:
-        """``mean(1 - cos(predicted, true)) + commitment * mean((vector - code)^2)``."""
+        """Returns ``mean(1 - cos(predicted, true)) + commitment * mean((vector - code)^2)``."""
         start_key, drop_path_key, revive_key = jax.random.split(key, 3)
-        apply, of_student = self.tokenizer.apply, {"params": params}
+        apply, variables = self.tokenizer.apply, {"params": params}
         vectors = apply(
-            of_student, images, is_training, method="encode", rngs={"drop_path": drop_path_key}
+            variables, images, is_training, method="encode", rngs={"drop_path": drop_path_key}
         )
         flat = jax.lax.stop_gradient(vectors.reshape(-1, vectors.shape[-1]))
         codebook = jax.lax.cond(
@@ -196,12 +197,12 @@ class VqKd:
         indices = nearest_codes(flat, codebook.codes)
         codes = jax.lax.stop_gradient(codebook.codes[indices].reshape(vectors.shape))
         straight_through = vectors + jax.lax.stop_gradient(codes - vectors)
-        predicted = unit_vectors(apply(of_student, straight_through, method="decode"))
+        predicted = unit_vectors(apply(variables, straight_through, method="decode"))
         features = self.teacher.module.apply(
             {"params": teacher["encoder"]}, self.teacher.adapt(images)
         )
-        wanted = jax.lax.stop_gradient(unit_vectors(features.patches[0]))
-        feature_loss = 1 - (predicted * wanted).sum(axis=-1).mean()
+        targets = jax.lax.stop_gradient(unit_vectors(features.patches[0]))
+        feature_loss = 1 - (predicted * targets).sum(axis=-1).mean()
         commitment_loss = jnp.square(vectors - codes).mean()
         updated = update_codebook(
             revive_key, codebook, flat, indices, self.decay, self.revive_below
@@ -211,18 +212,18 @@ class VqKd:
         return feature_loss + self.commitment * commitment_loss, output
 
     def sample_masks(self, key: PRNGKeyArray, batch: int) -> dict[str, Array]:
-        """Nothing that belongs to an image."""
+        """Returns {}: nothing is masked."""
         return {}
 
     def statistics(self, teacher: PyTree, inputs: PyTree) -> dict[str, Array]:
-        """Nothing."""
+        """Returns {}: nothing is needed beyond the batch, which has a single part."""
         return {}
 
     def metrics(self, output: VqKdOutput) -> dict[str, Float[Array, ""]]:
-        """Both losses, and how much of the codebook the batch used.
+        """Returns both losses, and how much of the codebook the batch uses.
 
-        ``codebook/used`` is the share of codes that some patch has, ``codebook/perplexity`` how
-        many equally used codes would be as varied.
+        ``codebook/used`` is the share of codes that some patch has. ``codebook/perplexity`` is the
+        number of equally used codes that would have the same entropy.
         """
         return {
             "loss/features": output.feature_loss,
@@ -234,7 +235,7 @@ class VqKd:
     def visualize(
         self, params: PyTree, teacher: PyTree, images: Images, key: PRNGKeyArray
     ) -> dict[str, Array]:
-        """``tokens`` (batch, patches), the ``codes``, and their ``usage``."""
+        """Returns ``tokens`` (batch, patches), the ``codes``, and their ``usage``."""
         codebook = teacher["codebook"]
         tokens = self.tokenizer.apply({"params": params}, images, codebook.codes, method="tokens")
         return {"tokens": tokens, "codes": codebook.codes, "usage": codebook.usage}
@@ -255,21 +256,22 @@ def vqkd(
     """Builds a tokenizer around an encoder, to be trained by VQ-KD.
 
     Args:
-        encoder: of the tokenizer; sees all patches.
-        decoder: None, as nothing is hidden.
-        teacher: whose features are told from the codes.
-        code_width: values of a code.
-        decoder_depth: blocks of the tokenizer's decoder.
+        encoder: the tokenizer's encoder, which sees all patches.
+        decoder: None, since nothing is hidden.
+        teacher: the encoder whose features are predicted from the codes.
+        code_width: number of values in a code.
+        decoder_depth: number of blocks in the tokenizer's decoder.
         num_codes, decay, commitment, revive_below: see :class:`VqKd`.
 
     Raises:
-        ValueError: as :class:`VqKd` does.
+        ValueError: see :class:`VqKd`.
     """
     tokenizer = make_tokenizer(encoder, decoder_depth, code_width, teacher.module.width)
     return VqKd(tokenizer, teacher, num_codes, decay, commitment, revive_below)
 
 
 def _check(keys: Keys) -> None:
+    """Raises ``ValueError`` if there is no teacher, or if batches are split into parts."""
     if not keys["tokenizer.teacher"]:
         raise ValueError(
             "method='vqkd' learns from a teacher: give the workdir of an earlier run, or a folder "

@@ -35,7 +35,7 @@ NUM_CODES = 40
 
 
 class ReadTokens(TrainedTokenizer):
-    """Gives the tokens that it is told."""
+    """A tokenizer that returns the tokens stored in its ``frozen``."""
 
     def tokens(self, frozen, images):
         return frozen["tokens"]
@@ -84,7 +84,7 @@ def test_logits_are_the_reference_s(golden):
 
 
 def test_positions_that_all_blocks_share_are_those_of_each_block_where_these_are_alike(golden):
-    """What the recipe trains, against what the reference was asked for."""
+    """The recipe shares positions between blocks; the golden arrays have them in each block."""
     arrays, params = golden
     encoder = dict(params["encoder"])
     shared = encoder.pop("relative_positions_01")
@@ -223,7 +223,7 @@ def test_the_aggregation_s_readout_moves_the_class_token_of_the_last_block():
         return ours.loss(params, ours.frozen, images, jax.random.key(0))[1].losses[0, 1]
 
     gradient = jax.jit(jax.grad(of_aggregation))(params)["encoder"]
-    # The last block's patches are not read; what reaches it does so through the class token.
+    # The last block's patches are not read: its gradient comes through the class token alone.
     assert float(jnp.abs(gradient["block_03"]["mlp_out"]["kernel"]).max()) > 0
 
 

@@ -1,4 +1,4 @@
-"""DDAE put together: its loss by hand, its teacher, its one head, and what people look at."""
+"""DDAE as a whole: its loss by hand, its teacher, its one head, and its figures' arrays."""
 
 import functools
 
@@ -37,7 +37,7 @@ def sampled_mask(key, batch):
 
 
 class Example:
-    """A method, parameters for it and a teacher that differs from them, and its loss, compiled."""
+    """A method with compiled functions, random parameters and a teacher that differs from them."""
 
     def __init__(self, method):
         self.method = method
@@ -53,7 +53,7 @@ class Example:
         )
         self.visualize = jax.jit(method.visualize)
         self.loss = jax.jit(method.loss, static_argnames="is_training")
-        # ((loss, supervised), (by the student's parameters, by the teacher's))
+        # ((loss, output), (gradient by the student's parameters, gradient by the teacher's))
         self.step = jax.jit(jax.value_and_grad(method.loss, argnums=(0, 1), has_aux=True))
 
 
@@ -88,7 +88,7 @@ def layer_normalised(features: np.ndarray) -> np.ndarray:
 
 
 def losses_by_hand(inputs, method, params, teacher, images):
-    """``L_os``, from the networks' features on: predictions, targets, errors, weights."""
+    """Computes ``L_os`` in NumPy from the networks' features."""
     encoder, decoder = method.student.encoder, method.student.decoder
 
     @jax.jit
@@ -159,7 +159,7 @@ def test_the_teacher_is_the_students_encoder_and_starts_as_it():
     teacher = example.method.init_teacher(params)
     jax.tree.map(np.testing.assert_array_equal, teacher, params["encoder"])
     assert "head" not in teacher
-    # Where nothing is hidden and both are the same network, both see the same.
+    # With nothing hidden and equal parameters, student and teacher compute the same features.
     targets = example.targets(teacher, images_of())["features"]
     encode = functools.partial(example.method.student.encoder.apply, depths=(1, 2), normalize=False)
     nothing_hidden = np.zeros((3, 6), bool)
@@ -228,7 +228,7 @@ def test_supervised_depths_add_no_parameter_but_their_betas(inputs):
     shallow, deep = example_of(inputs, depths=(2,)), example_of(inputs)
     assert count(deep.params) - count(shallow.params) == 2 * (2 - 1)
     assert count(deep.params) - count(example_of(inputs, mode="deep").params) == 2 * 2
-    # One head: from the width to the pixels of a patch and the width of the features.
+    # One head predicts both the pixels of a patch and its features.
     width = WIDTH if inputs == "full" else 12
     assert deep.params["head"]["kernel"].shape == (width, PATCH * PATCH * 3 + WIDTH)
 
@@ -273,7 +273,7 @@ def test_the_loss_is_a_function_of_its_key():
 
 
 def test_stochastic_depth_is_the_students_in_training_only():
-    example = example_of(drop_path_rate=0.5)  # always the same mask: the key moves nothing else
+    example = example_of(drop_path_rate=0.5)  # the mask is fixed: only this depends on the key
     params, teacher, images = example.params, example.teacher, images_of()
 
     def losses(is_training):

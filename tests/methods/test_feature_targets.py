@@ -1,4 +1,4 @@
-"""What DDAE's features are compared with, where, and when: by hand, in NumPy."""
+"""DDAE's feature targets, their places and their weight over a run, against NumPy."""
 
 import functools
 
@@ -28,7 +28,7 @@ from six_patches import (
 
 ENCODER = ViT(SIZE, PATCH, width=WIDTH, depth=2, num_heads=2)
 AXES = {"layer": -1, "batch": (1, 2), "position": 1, "instance": 2}
-"""Of features (depths, batch, patches, width), which are standardised over these."""
+"""Axes of features (depths, batch, patches, width) over which they are standardised."""
 
 
 @functools.cache
@@ -93,7 +93,7 @@ def test_targets_and_predictions_are_standardised_over_the_axes_of_their_name(
     )
     targets = at_hidden(standardised(taught(method), AXES[normalization]))
     predictions = predicted(method)["features"]
-    if normalize_predictions:  # both over the hidden places, which differ from image to image
+    if normalize_predictions:  # both over the hidden places, which differ between images
         axes = (1, 2) if normalization == "position" else AXES[normalization]
         predictions, targets = standardised(predictions, axes), standardised(targets, axes)
     expected = np.square(predictions - targets).mean(axis=(1, 2, 3))
@@ -180,7 +180,7 @@ def test_weights_that_change_over_a_run_ask_how_far_it_is():
     params, teacher = variables_of(method)
     with pytest.raises(ValueError, match="give progress, the share of it that is done"):
         method.loss(params, teacher, images_of(), key())
-    method_of().loss(params, teacher, images_of(), key())  # whose weights stay
+    method_of().loss(params, teacher, images_of(), key())  # with constant weights, no error
 
 
 def test_visible_features_are_named_and_their_weight_recorded_where_it_changes():
@@ -208,7 +208,7 @@ def test_a_ramp_without_a_length_is_a_step():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_intermediate_depths_may_predict_a_share_of_hidden_patches(kind):
-    """What they predict counts for as many more patches, and the last depth predicts all."""
+    """Their errors are scaled up by the share; the last depth still predicts all patches."""
     decoder = Decoder(GRID, width=12, depth=1, num_heads=2, kind=kind)
     options = {
         "sample_mask": always_the_same_mask,
@@ -226,7 +226,7 @@ def test_intermediate_depths_may_predict_a_share_of_hidden_patches(kind):
     loss = jax.jit(some.loss)
     expected = np.asarray(jax.jit(whole.loss)(params, teacher, images_of(), key())[1].losses)
     found = []
-    for first in range(NUM_MASKED):  # every choice of two of the four hidden patches of an image
+    for first in range(NUM_MASKED):  # all pairs of an image's four hidden patches
         for second in range(first):
             sampled = np.zeros_like(MASK)
             for image, row in enumerate(MASK):
@@ -235,7 +235,7 @@ def test_intermediate_depths_may_predict_a_share_of_hidden_patches(kind):
             found.append(np.asarray(outcome.losses))
     np.testing.assert_allclose(np.stack(found)[:, :, 1], np.tile(expected[:, 1], (6, 1)), rtol=1e-5)
     assert np.std(np.stack(found)[:, :, 0], axis=0).min() > 1e-3
-    if kind == "cross":  # each place is decoded by itself, so their mean is the whole
+    if kind == "cross":  # places are decoded independently, so that the estimate is unbiased
         np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=1e-5)
 
 
@@ -275,7 +275,7 @@ def test_the_gradient_of_what_is_sampled_is_on_average_that_of_the_whole(dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_figures_show_what_depths_that_predict_a_share_make_of_all_hidden_patches(kind):
-    """In rounds: what ``self`` predicts depends on how many mask tokens there are."""
+    """They predict in rounds, as ``self`` predictions depend on the number of mask tokens."""
     decoder = Decoder(GRID, width=12, depth=1, num_heads=2, kind=kind)
     method = method_of_decoder(decoder, intermediate_share=0.5)
     params, teacher = variables_of(method)
@@ -343,7 +343,7 @@ def test_each_depth_may_have_a_decoder_of_its_own():
     shared, own = method_of(), method_of(has_decoder_per_depth=True)
     params, teacher = variables_of(own)
     assert set(params) - set(variables_of(shared)[0]) == {"intermediate_decoders_0"}
-    # With the same parameters in both, it is as if there were one.
+    # Two decoders of equal parameters give the same losses as one.
     params["intermediate_decoders_0"] = params["decoder"]
     found = jax.jit(own.loss)(params, teacher, images_of(), key())[1].losses
     of_shared = {n: p for n, p in params.items() if n != "intermediate_decoders_0"}
@@ -393,7 +393,7 @@ def test_pixels_are_those_of_the_image_whatever_features_are():
 
 
 def test_options_without_an_effect_do_no_harm():
-    """They are named as ignored when a run starts; what they are ignored for still trains."""
+    """The start of a run names them as ignored; here, the methods that ignore them still train."""
     options = {"sample_mask": always_the_same_mask, "num_masked": NUM_MASKED}
     unused = {"has_decoder_per_depth": True, "intermediate_share": 0.01}
     of_last = method_of(depths=(2,), mode="last", **unused)

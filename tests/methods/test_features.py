@@ -60,7 +60,7 @@ def test_what_a_dtype_cannot_resolve_beside_its_mean_is_nearly_0_and_no_noise():
     """A bfloat16 of 1000 is a multiple of 4: deviations of 0.01 are lost, those of 30 are not."""
     drawn = np.random.default_rng(0).normal(0, 1, SHAPE)
     drawn[0] = 1000 + 0.01 * drawn[0]
-    drawn[0, 0, 0] = 1004  # a single one that is rounded to another number
+    drawn[0, 0, 0] = 1004  # the only value that rounds to another number
     drawn[1] = 1000 + 30 * drawn[1]
     features = jnp.asarray(drawn, jnp.bfloat16)
     found = standardize(features, feature_statistics(features, "batch"))
@@ -74,7 +74,7 @@ def test_what_a_dtype_cannot_resolve_beside_its_mean_is_nearly_0_and_no_noise():
 def test_a_prediction_that_is_right_up_to_scale_has_no_error_where_both_are_normalised(
     normalization,
 ):
-    """Also where less than all patches are predicted, other ones in each image."""
+    """Also if only some patches are predicted, different ones in each image."""
     targets = FeatureTargets(ViT((4, 4), 2, 8, 1, 2), (1, 2), normalization)
     features = features_of(3.0)
     wanted = features

@@ -1,8 +1,8 @@
-"""Histograms of oriented gradients: scikit-image where definitions meet, NumPy where they do not.
+"""Histograms of oriented gradients, against scikit-image where definitions agree, else NumPy.
 
-scikit-image knows one block layout (blocks overlap) and one colour rule (the strongest channel);
-so it is the oracle of each channel alone, and of blocks of one cell or of the whole image. Of the
-form of MaskFeat's authors, which it does not know, SciPy's filters and NumPy are.
+scikit-image's blocks overlap, and of all channels it uses the one with the strongest gradient. It
+is therefore the reference for single channels, with blocks of one cell or of the whole image. It
+does not have the form of MaskFeat's authors: the reference for that uses SciPy's filters and NumPy.
 """
 
 import functools
@@ -25,19 +25,19 @@ def images_of(shape=(2, 24, 40, 3), seed=0):
 
 
 def whole_pixels(shape=(2, 24, 40, 3)):
-    """Whole numbers, of which gradients are exact: noise, stripes both ways, and a flat corner."""
+    """Returns integer pixels, whose gradients are exact: noise, stripes and a flat corner."""
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
-    images[:, 8:16] = images[:, 8:16, :1]  # every row is of one value: only upright gradients
+    images[:, 8:16] = images[:, 8:16, :1]  # rows of a single value: vertical gradients only
     images[:, :, 16:24] = images[:, :1, 16:24]
     images[:, 4:, 28:] = 7
     return images
 
 
 def as_maskfeat_s_authors_define_it(image, cell=8, parts=9):
-    """One channel, in float64: SlowFast's HOG, of which theirs is the order of the parts.
+    """Returns the HOG of one channel in float64, with the order of parts of SlowFast's code.
 
-    Sobel's filters see the image reflected. Angles are taken from the vertical, with the sign of a
-    falling image, and the first part begins there; a cell has the sum of its pixels' votes.
+    Sobel's filters are applied to the reflected image, with the opposite sign. Angles are measured
+    from the vertical, where the first part begins. A cell has the sum of its pixels' votes.
     """
     image = image.astype(np.float64)
     left, up = (-ndimage.sobel(image, axis, mode="mirror") for axis in (1, 0))
@@ -49,7 +49,7 @@ def as_maskfeat_s_authors_define_it(image, cell=8, parts=9):
 
 
 def by_numpy(image, cell, orientations, block):
-    """One channel, pixel by pixel."""
+    """Returns the HOG of one channel, computed pixel by pixel."""
     height, width = image.shape
     votes = np.zeros((height // cell, width // cell, orientations))
     for row in range(height):
@@ -132,7 +132,7 @@ def test_neither_scale_nor_offset_nor_sign_of_an_image_matters(form):
 
 @pytest.mark.parametrize("cell", [4, 8])
 def test_sobel_s_form_is_that_of_maskfeat_s_authors(cell):
-    """The same numbers, though their parts are counted from the vertical, the other way round."""
+    """The authors count parts from the vertical, in the opposite direction; values are equal."""
     images = whole_pixels()
     found = np.asarray(jax.jit(functools.partial(hog, cell_size=cell, form="sobel"))(images))
     for image, ours in zip(images, found, strict=True):
@@ -143,7 +143,7 @@ def test_sobel_s_form_is_that_of_maskfeat_s_authors(cell):
 
 
 def test_rounding_tears_no_lying_edges_apart_and_makes_no_flat_cell_an_edge():
-    """Of normalised pixels, gradients that cancel are off by 1e-7; resized, flat cells are too."""
+    """Normalising or resizing leaves errors of 1e-7 where gradients should cancel to 0."""
     pixels = whole_pixels()
     expected = hog(pixels, form="sobel")
     normalised = (pixels / 255 - np.float32(0.45)) / np.float32(0.225)

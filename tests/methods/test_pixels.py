@@ -29,7 +29,7 @@ def golden():
     arrays, weights = golden_arrays.load("mae")
     params = transformers_mae(weights)
     positions = params["encoder"].pop("positions")
-    # Fixed ones: the reference's are those of this package.
+    # Positions are not learned: the reference's equal this package's.
     np.testing.assert_allclose(positions, sincos_positions((4, 4), 32), atol=1e-6)
     return arrays, params
 
@@ -45,7 +45,7 @@ def test_the_encoder_s_output_is_the_reference_s(golden):
     visible = visible_indices(arrays["mask"], 4)
     features = ENCODER.apply({"params": params["encoder"]}, arrays["images"], visible=visible)
     np.testing.assert_allclose(features.class_token[0], arrays["encoded"][:, 0], atol=1e-5)
-    # The reference keeps its random order, this encoder the image's.
+    # The reference has visible patches in random order, this encoder in the image's.
     order = np.argsort(arrays["kept"], axis=1)
     expected = np.take_along_axis(arrays["encoded"][:, 1:], order[..., None], axis=1)
     np.testing.assert_allclose(features.patches[0], expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The moving average of the weights: by hand after a step, and what predictions are made with."""
+"""The moving average of parameters: by hand after a step, and its use in predictions."""
 
 import jax
 import numpy as np
@@ -43,13 +43,13 @@ def program_of(trained):
 
 
 def test_a_step_leaves_a_state_of_the_types_that_it_took():
-    """Statistics of batches among it; otherwise the second step would be compiled anew."""
+    """This includes batch statistics. Other types would compile the second step again."""
     normed = LabelledTask(NETWORK.clone(normalization="batch"), classification_error)
     program = program_of(normed)
     before = program.state_shapes()
     after, _ = jax.eval_shape(program.train_step, before, (IMAGES, TARGETS))
     assert jax.tree.leaves(before.teacher["statistics"])
-    assert after == before  # shapes, dtypes, and whether they are weak
+    assert after == before  # shapes, dtypes and weak types
 
 
 def test_the_average_is_decay_of_the_old_and_the_rest_of_the_new(averaged):
@@ -57,7 +57,7 @@ def test_the_average_is_decay_of_the_old_and_the_rest_of_the_new(averaged):
     old, new, found = (
         jax.tree.leaves(tree) for tree in (before.params, after.params, after.teacher["average"])
     )
-    assert max(np.abs(a - b).max() for a, b in zip(old, new, strict=True)) > 1e-2  # it has learned
+    assert max(np.abs(a - b).max() for a, b in zip(old, new, strict=True)) > 1e-2  # they differ
     for a, b, average in zip(old, new, found, strict=True):
         np.testing.assert_allclose(average, DECAY * a + (1 - DECAY) * b, atol=1e-6)
 

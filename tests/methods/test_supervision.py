@@ -28,7 +28,7 @@ def supervise(errors, mask, beta=None, **options):
 
 
 def numpy_losses(errors, mask, beta):
-    """``L_os`` from brute-force distances."""
+    """Computes ``L_os`` from brute-force distances."""
     rows, columns = np.divmod(np.arange(8), 4)
     weights = np.zeros((*beta.shape, *mask.shape))
     for image, hidden in enumerate(mask):
@@ -140,7 +140,7 @@ def test_the_relative_gradient_is_that_of_the_logarithm_of_each_loss():
 
     np.testing.assert_allclose(found(1.0), expected, rtol=1e-5)
     np.testing.assert_allclose(found(1e-3), expected, rtol=1e-5)
-    half_way = jnp.asarray([2.0 * 0.5, 0.0])  # of a run in which one gives way to the other
+    half_way = jnp.asarray([2.0 * 0.5, 0.0])  # weights under schedules whose factors are 0.5 and 0
     np.testing.assert_allclose(found(1.0, half_way)[0], 0.5 * expected[0], rtol=1e-5)
     np.testing.assert_array_equal(found(1.0, half_way)[1], 0)
 

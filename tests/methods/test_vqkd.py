@@ -123,7 +123,7 @@ def test_the_codebook_starts_at_the_first_batch_and_follows_from_there():
     assert float(outcome.share.max()) < 1
     after = method.update_teacher(teacher, params, outcome, 0.5)
     np.testing.assert_allclose(np.linalg.norm(after["codebook"].codes, axis=1), 1, atol=1e-5)
-    # At k-means' centres, a batch's vectors are nearer to their codes than to others' codes.
+    # Codes from k-means are nearer to the vectors of their batch than random codes are.
     _, at_random = loss(params, started(method, params), images, jax.random.key(0))
     assert outcome.commitment_loss < at_random.commitment_loss
     _, second = loss(params, after, images[:, ::-1] + 1, jax.random.key(1))
