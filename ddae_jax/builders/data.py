@@ -92,6 +92,7 @@ def build_preprocess(config: ConfigDict) -> Preprocess:
 
 
 def _crops(config: ConfigDict) -> dict:
+    """Returns the options of random crops and flips."""
     data = config.data
     return {
         "crop_scale": tuple(data.crop_scale),

@@ -64,8 +64,7 @@ def inherit_architecture(
     else:
         values = flatten(stored)
         config.update_from_flattened_dict(
-            # Given keys stay: they are compared with the stored config later, and refused if they
-            # differ.
+            # Given keys keep their values; a later check refuses those that differ from the stored.
             {key: typed(key, values[key], config.job) for key in INHERITED_KEYS if key not in given}
         )
         if not any(config.model.image_size):

@@ -67,7 +67,7 @@ def untrained_encoder_params(config: ConfigDict) -> PyTree:
     mask = None
     if METHODS[config.method].kind == "masked" and config.model.encoder_input == "full":
         mask = jnp.ones((1, encoder.grid[0] * encoder.grid[1]), bool)  # creates the mask token
-    # Below another module, as in training: Flax samples parameters by their path.
+    # Inside another module, as in training: Flax derives random keys from the parameters' paths.
     init = jax.jit(lambda key: _Holder(encoder).init(key, images, mask=mask))
     return init(jax.random.key(config.seed))["params"]["encoder"]
 

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Pretrained(NamedTuple):
-    """A pretrained encoder, with what is known of its training.
+    """A pretrained encoder, with its pixel statistics and preprocessing.
 
     Attributes:
         model: its architecture, as keys of ``config.model``.

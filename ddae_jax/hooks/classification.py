@@ -19,7 +19,7 @@ from ddae_jax.training.program import TrainState
 
 
 class ClassificationScores(ScoresHook[Scores]):
-    """Top-1 and top-5 accuracy on the test split.
+    """Hook that measures top-1 and top-5 accuracy on the test split.
 
     Args:
         every_steps: see :class:`ScoresHook`.
@@ -68,7 +68,7 @@ class ClassificationScores(ScoresHook[Scores]):
 
 
 class ClassificationReport(ScoresReport[Scores]):
-    """The report of a fine-tuning run.
+    """Hook that writes the report of a fine-tuning run.
 
     Args:
         names: of the classes.

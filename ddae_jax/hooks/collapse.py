@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 
 _NUM_PROBED = (32, 256)  # fewest and most images whose features are measured
 
-# A sound network has these shares of the first record's rank, or of the largest possible rank, and
-# of the first record's deviation.
+# Shares below which features count as collapsed: of the first record's rank and of the largest
+# possible rank, both at once; or of the first record's deviation.
 _RANK_LEFT, _RANK_NEEDED, _DEVIATION_LEFT = 1 / 4, 1 / 10, 1 / 4
 _MOST_SHARE = 0.95  # largest share of the targets that their position may explain
 

@@ -62,7 +62,7 @@ class KnnHook(Hook):
         key = {name: to_plain(self._config[name]) for name in ("data", "model", "evaluation")}
         key |= {"seed": self._config.seed, "examples": self._images.fingerprint}
         stored = _stored_baselines(self._path, key)
-        # The first process decides: computing takes all of them.
+        # The first process decides, because computing takes all processes.
         if broadcast(stored is not None):
             return stored or {}
         untrained = self._accuracy(untrained_encoder_params(self._config))
@@ -85,6 +85,7 @@ class KnnHook(Hook):
         return {"knn/trained": accuracy}
 
     def _accuracy(self, encoder_params) -> float:
+        """Returns the accuracy, 0 to 1, of k-NN on the features of an encoder."""
         features = self._images.features(self._encode, encoder_params)
         return self._images.accuracy(self._predict, *features)
 

@@ -78,7 +78,7 @@ class ScoresHook(Hook, abc.ABC, Generic[Scores]):
 
 
 class ScoresReport(ReportHook[tuple[Scores, Any]]):
-    """Base class of the reports on runs with labels; it also writes ``scores.json``.
+    """Base class of the hooks that report on runs with labels, and write ``scores.json``.
 
     Args:
         config, workdir, total_steps: see :class:`ReportHook`.

@@ -32,7 +32,7 @@ Segment = Callable[[PyTree], Callable]
 
 
 class SegmentationScores(ScoresHook[Confusion]):
-    """Mean IoU and pixel accuracy on the test split.
+    """Hook that measures mean IoU and pixel accuracy on the test split.
 
     Args:
         every_steps: see :class:`ScoresHook`.
@@ -76,7 +76,7 @@ class SegmentationScores(ScoresHook[Confusion]):
 
 
 class SegmentationReport(ScoresReport[Confusion]):
-    """The report of a segmentation run.
+    """Hook that writes the report of a segmentation run.
 
     Args:
         segment: from :func:`ddae_jax.builders.segmentation.build_segment`.

@@ -64,7 +64,7 @@ def parse_flags(
     rest = flags([usage.split(None, 1)[0], *argv])
     if len(rest) > 1:
         raise absl_flags.Error(f"{rest[1]!r} is no flag; flags look like --workdir=FOLDER")
-    absl_flags.FLAGS.mark_as_parsed()  # libraries may look at the global ones
+    absl_flags.FLAGS.mark_as_parsed()  # libraries may read the global flags
     return flags
 
 

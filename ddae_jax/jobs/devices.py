@@ -131,7 +131,7 @@ def telling_of_a_long_wait(where: str, patience_s: float) -> Iterator[None]:
     """
     is_over = threading.Event()
 
-    def tell() -> None:
+    def print_and_exit() -> None:
         if is_over.wait(min(_WAIT_MESSAGE_AFTER_S, patience_s)):
             return
         print(
@@ -150,7 +150,7 @@ def telling_of_a_long_wait(where: str, patience_s: float) -> Iterator[None]:
         )
         os._exit(1)
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=print_and_exit, daemon=True).start()
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ class Sources(NamedTuple):
 
 
 class DataSpec(NamedTuple):
-    """The facts about the data that a program is built from; the data itself is not needed.
+    """The facts about the data that a program is built from, without the data itself.
 
     Attributes:
         num_classes: number of classes; None if there are no labels.
@@ -43,7 +43,7 @@ class DataSpec(NamedTuple):
 
     @classmethod
     def of(cls, sources: Sources) -> "DataSpec":
-        """Returns the facts about the training source."""
+        """Returns the spec of the training source."""
         return cls(sources.train.num_classes, sources.train.image_size)
 
 

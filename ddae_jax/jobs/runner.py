@@ -152,7 +152,7 @@ def train(job: Job, run: Run) -> bool:
                 state, beside = resume(job, run, program, schedule, loader, checkpoints)
             else:
                 state, beside = program.init_state(run.mesh, initial), {}
-            initial = None  # the state has a copy
+            initial = None  # frees memory: the state has a copy
             store_config(run, job.class_names(sources))
             start_step = int(state.step)
             description = job.description(program, data)

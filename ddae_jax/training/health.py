@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(RuntimeError):
-    """Error of a loss or gradient that is not finite; the run ends before saving it.
+    """Exception for a loss or gradient that is not finite; the step is not saved.
 
     ``step`` is the first such step; ``exit_status`` is that of the command.
     """
@@ -26,7 +26,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class RecurringNonFiniteLoss(NonFiniteLoss):
-    """Error of a loss that was not finite at the same step as last time, with nothing changed."""
+    """Exception for the same failure at the same step as last time, with nothing changed."""
 
     exit_status = 70  # the scripts in launch/ do not restart this one
 

@@ -21,7 +21,7 @@ from ddae_jax.training.signals import Interrupted, StopRequest
 
 _log = logging.getLogger(__name__)
 
-# Steps handed to the device before the loop waits for one: enough to hide the host's work.
+# Steps queued on the device before the loop waits for the oldest: enough to hide the host's work.
 _MAX_STEPS_IN_FLIGHT = 2
 
 
@@ -224,7 +224,7 @@ def _call(
     """Calls hooks; returns their metrics, and whether a stop interrupted them."""
     values = {}
     for hook in hooks:
-        if jax.process_count() > 1:  # leaving alone would block the others
+        if jax.process_count() > 1:  # one that left alone would block the others
             with stop.together():
                 values |= hook.on_steps(state, step)
             continue

@@ -50,7 +50,7 @@ TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-    """The training step of a run, with all that it is made of.
+    """The training step of a run, and the parts that it is built from.
 
     Attributes:
         task: defines targets, loss and teacher.

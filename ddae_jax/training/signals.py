@@ -57,7 +57,7 @@ class StopRequest:
         return self.received is not None
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        self._previous = {s: signal.signal(s, self._on_signal) for s in self.SIGNALS}
         # Handlers run in the main thread only, which may be in a call that lets none run. The
         # wakeup file descriptor tells another thread of the signal even then.
         receiver, self._notice = socket.socketpair()
@@ -135,8 +135,8 @@ class StopRequest:
         os.write(2, message.encode())
         os._exit(limit.exit_status(self))
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal: notes it, and raises :class:`Interrupted` if the body allows it."""
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal: stores it, and raises :class:`Interrupted` if the body allows it."""
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         is_first = self.received is None
