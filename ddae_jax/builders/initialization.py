@@ -42,10 +42,11 @@ def inherit_architecture(
 
     Args:
         config: of the run; is changed in place.
-        stored: the config of a run that is continued, else None.
+        stored: the stored config of a continued run; None for a new one.
         given: keys that the command line sets. Pixel statistics and the norms' epsilon among them
             override those of the encoder, with a warning.
-        learns_positions: whether sine-cosine positions become learned ones, initialised with them.
+        learns_positions: whether sine-cosine positions become learned ones that begin with the same
+            values.
 
     Returns:
         The encoder in ``init_from``; None if it is not set, and for a continued run.

@@ -31,7 +31,8 @@ def load_teacher(
     Args:
         path: a workdir, whose ``evaluation.encoder`` selects student or teacher; or a folder with
             ``model.safetensors`` (see :mod:`ddae_jax.interop.backbones`).
-        config: of the run that learns from it; its pixel statistics are converted to the teacher's.
+        config: of the run that learns from it. Images normalised by this config's statistics are
+            renormalised by the teacher's.
         stand_in_missing: see :func:`ddae_jax.builders.methods.build_method`.
 
     Raises:
@@ -76,8 +77,8 @@ def load_tokenizer(
     Args:
         path: a workdir; or a file, or a folder with ``model.safetensors`` (see
             :mod:`ddae_jax.interop.tokenizers`).
-        config: of the run that predicts its tokens; its pixel statistics are converted to the
-            tokenizer's.
+        config: of the run that predicts its tokens. Images normalised by this config's statistics
+            are renormalised by the tokenizer's.
         stand_in_missing: see :func:`ddae_jax.builders.methods.build_method`.
 
     Raises:

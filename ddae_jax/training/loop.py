@@ -145,7 +145,7 @@ class _Progress:
         self.step = self._saved_step = self._recorded_step = int(state.step)
 
     def count_step(self, metrics: Mapping[str, Any]) -> None:
-        """Counts a finished call of the step; its metrics stay on the device."""
+        """Counts a step, and notes its metrics, which stay on the device."""
         self.step += 1
         self.meter.count_step()
         self._health.note(self.step, metrics)
