@@ -1,1 +1,1 @@
-"""Objects that a config describes: networks, methods, data, optimizers, a run's beginning."""
+"""Builders: make the networks, methods, data and optimizers that a config describes."""

@@ -1,4 +1,4 @@
-"""Classification: the network, data and optimizer of fine-tuning, and what counts its scores."""
+"""Builders of image classification: network, preprocessing, optimizer and scoring function."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from ddae_jax.training.schedules import Schedule
 
 
 def build_classification_task(config: ConfigDict, num_classes: int) -> LabelledTask:
-    """Builds the classifier that the config describes, with its error."""
+    """Builds the task that trains the config's classifier to minimise its classification error."""
     classifier = Classifier(
         build_encoder(config),
         num_classes,
@@ -34,7 +34,7 @@ def build_classification_task(config: ConfigDict, num_classes: int) -> LabelledT
 
 
 def build_crop_transform(config: ConfigDict) -> Callable | None:
-    """Builds RandAugment, which is done to each crop; None if the config leaves it out."""
+    """Builds the RandAugment function applied to each crop; returns None if it is switched off."""
     augment = config.augment
     if not augment.rand_augment:
         return None
@@ -48,7 +48,7 @@ def build_crop_transform(config: ConfigDict) -> Callable | None:
 
 
 def build_classification_preprocess(config: ConfigDict, num_classes: int) -> Preprocess:
-    """Builds what the step does to a batch: normalisation, erasing, smooth labels and mixing."""
+    """Builds the step's preprocessing: normalisation, erasing, label smoothing and mixing."""
     normalize, augment = build_normalize(config), config.augment
     erase = functools.partial(random_erasing, probability=augment.erasing_probability)
     mix = functools.partial(
@@ -70,7 +70,7 @@ def build_classification_preprocess(config: ConfigDict, num_classes: int) -> Pre
 def build_labelled_program(
     config: ConfigDict, schedule: Schedule, task: LabelledTask, preprocess: Preprocess
 ) -> TrainProgram:
-    """Builds the program that trains a network with labels, whatever these are of."""
+    """Builds the program that trains on labels, of whole images or of pixels."""
     learning_rate = build_learning_rate(config, schedule)
     return TrainProgram(
         task=task,
@@ -88,9 +88,10 @@ def build_labelled_program(
 def build_count(
     config: ConfigDict, task: LabelledTask, num_classes: int, mesh: Mesh
 ) -> Callable[..., PyTree]:
-    """Builds what counts a batch for :func:`ddae_jax.evaluation.classification.score`.
+    """Builds the function that counts a batch's correct predictions on a mesh.
 
-    Its parameters are those of the task, and its teacher.
+    :func:`ddae_jax.evaluation.classification.score` calls it with ``(params, teacher)`` of the
+    task as its variables.
     """
     normalize = build_normalize(config)
 

@@ -1,4 +1,4 @@
-"""Data: sources, loaders and passes for evaluation, as the config asks for them."""
+"""Builders of data: sources, training loaders and evaluation batches, from a config."""
 
 import functools
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from ddae_jax.training.program import Preprocess
 
 
 def build_source(config: ConfigDict, split: str) -> Source:
-    """The images of a split."""
+    """Builds the source of a split's images."""
     data = config.data
     make = _decoded_source if data.in_memory else make_source
     return make(
@@ -34,20 +34,26 @@ def build_source(config: ConfigDict, split: str) -> Source:
 
 
 def decoding(config: ConfigDict) -> dict[str, Any]:
-    """How files become pixels, as arguments of the functions that make sources."""
+    """Returns the decoding options of the config, as arguments of functions that make sources."""
     return {name: config.data[name] for name in ("channels", "max_pixels", "max_value")}
 
 
 @functools.lru_cache(maxsize=2)
 def _decoded_source(*args, **kwargs) -> Source:
-    """Once in a process: training and evaluation share what takes long to decode."""
+    """Decodes a source into memory, once per process: training and evaluation share the result."""
     return in_memory(make_source(*args, **kwargs))
 
 
 def build_loader(
     config: ConfigDict, source: Source, transform: Transform | None = None
 ) -> TrainLoader:
-    """This process's share of the training batches; ``transform`` is done to each crop."""
+    """Builds the loader of this process's share of the training batches.
+
+    Args:
+        config: of the run.
+        source: images to train on.
+        transform: applied to each crop; None for nothing.
+    """
     return TrainLoader(
         source,
         Augmentation(
@@ -61,7 +67,7 @@ def build_loader(
 
 
 def reading_options(config: ConfigDict) -> dict[str, Any]:
-    """Arguments of a ``TrainLoader``: this process's share, and how it is read."""
+    """Returns the ``TrainLoader`` arguments that select and read this process's share."""
     return {
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -75,7 +81,7 @@ def reading_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def build_preprocess(config: ConfigDict) -> Preprocess:
-    """What the step does to a batch first: augmentation, if on the device, and normalisation."""
+    """Builds the step's preprocessing: augmentation, if done on the device, and normalisation."""
     normalize = build_normalize(config)
     if config.data.augment_in == "workers":
         return lambda key, batch: normalize(batch["image"])
@@ -86,6 +92,7 @@ def build_preprocess(config: ConfigDict) -> Preprocess:
 
 
 def _crops(config: ConfigDict) -> dict:
+    """Returns the options of random crops and flips."""
     data = config.data
     return {
         "crop_scale": tuple(data.crop_scale),
@@ -97,9 +104,13 @@ def _crops(config: ConfigDict) -> dict:
 def build_eval_batches(
     config: ConfigDict, source: Source, mesh: Mesh, limit: int | None = None
 ) -> Iterator[Batch]:
-    """A pass over images as evaluation sees them, in batches that the mesh divides.
+    """Yields all images once, preprocessed for evaluation.
 
-    Of at most ``limit`` images, spread evenly.
+    Args:
+        config: of the run.
+        source: images to read.
+        mesh: of devices; the batch size is rounded up to a multiple of its size.
+        limit: reads at most so many images, spread evenly; None for all.
     """
     return eval_batches(
         source,
@@ -114,15 +125,15 @@ def build_eval_batches(
 
 
 def build_view(config: ConfigDict) -> View:
-    """Builds what evaluation shows of an image."""
+    """Builds the view of an image that evaluation uses: how it is resized and cropped."""
     options = config.evaluation
     return View(options.crop_share, options.interpolation, options.crop_mode)
 
 
 def settle_crop_share(config: ConfigDict, source: Source) -> None:
-    """Sets the share of images that evaluation shows, where the config leaves it to the images.
+    """Sets ``evaluation.crop_share`` from the source's image size if the config leaves it at 0.
 
-    One share for all images is what other libraries can be told, too.
+    All images get the same share, because exported models can describe only one.
     """
     if not config.evaluation.crop_share:
         is_uncut = source.image_size == tuple(config.model.image_size)
@@ -130,16 +141,24 @@ def settle_crop_share(config: ConfigDict, source: Source) -> None:
 
 
 def warn_if_trained_on(config: ConfigDict, split: str, within: str = "") -> None:
-    """Warns where images that are tested on are trained on too; ``within`` is for a folder."""
+    """Warns if a split shares images with the training split.
+
+    Args:
+        config: of the run.
+        split: whose images are evaluated.
+        within: see :func:`ddae_jax.data.splits.warn_of_shared_examples`.
+    """
     data = config.data
     warn_of_shared_examples(data.source, data.data_dir, data.train_split, split, within)
 
 
 def checked_test(train: Source, test: Source, config: ConfigDict) -> Source:
-    """The test images, by the numbers of the training's classes, if any of them can be decoded.
+    """Returns the test images, with labels numbered as in training, after checking them.
 
-    Raises ``ValueError`` as :func:`with_classes_of` does, ``BadLabel`` as
-    :func:`ddae_jax.data.labels.checked` does, and ``NothingReadable``.
+    Raises:
+        ValueError: as :func:`with_classes_of` does.
+        BadLabel: as :func:`ddae_jax.data.labels.validated` does.
+        NothingReadable: if no image can be decoded.
     """
     test = validated(with_classes_of(train, test, config))
     check_any_is_readable(test, f"the {config.data.test_split!r} split")
@@ -147,17 +166,17 @@ def checked_test(train: Source, test: Source, config: ConfigDict) -> Source:
 
 
 def with_classes_of(train: Source, test: Source, config: ConfigDict) -> Source:
-    """The test images, with labels by the numbers that their classes have among the training's.
+    """Returns the test images, with their labels renumbered to the training's classes.
 
     Raises ``ValueError`` as :func:`ddae_jax.data.labels.with_classes` does.
     """
     data = config.data
     if train.num_classes is None or test.num_classes is None:
         counts = {data.train_split: train.num_classes, data.test_split: test.num_classes}
-        found = " and ".join(
+        class_counts = " and ".join(
             f"the {split!r} split has {count or 'no'} classes" for split, count in counts.items()
         )
-        raise ValueError(f"evaluation needs labelled images of the same classes: {found}")
+        raise ValueError(f"evaluation needs labelled images of the same classes: {class_counts}")
     return with_classes(
         test,
         train.class_names,
@@ -168,14 +187,15 @@ def with_classes_of(train: Source, test: Source, config: ConfigDict) -> Source:
 
 
 def class_names(source: Source, num_classes: int) -> tuple[str, ...]:
-    """Returns the names of a source's classes; their numbers, where they have none."""
+    """Returns the names of a source's classes, or their numbers as text if they have no names."""
     return source.class_names or tuple(map(str, range(num_classes)))
 
 
 def sample_images(source: Source, config: ConfigDict, count: int) -> np.ndarray:
-    """Reads at most so many images, spread evenly, as evaluation sees them.
+    """Reads at most ``count`` images, spread evenly, preprocessed for evaluation.
 
-    They are the same in all processes: ``uint8 [images, height, width, channels]``.
+    Returns:
+        ``uint8 [images, height, width, channels]``, the same in all processes.
     """
     size = tuple(config.model.image_size)
     batch = next(eval_batches(source, size, count, limit=count, view=build_view(config)))

@@ -1,4 +1,4 @@
-"""Evaluation of frozen features: images with labels, encoders and classifiers."""
+"""Builders for the evaluation of frozen features: labelled images, encoders and classifiers."""
 
 import functools
 
@@ -23,11 +23,18 @@ from ddae_jax.evaluation.linear_probe import linear_predict
 def build_labelled_images(
     config: ConfigDict, mesh: Mesh, limit: int | None = None
 ) -> LabelledImages:
-    """The labelled training and test images of the config, to evaluate frozen features on.
+    """Builds the labelled training and test images that frozen features are evaluated on.
 
-    Raises ``ValueError`` if the source has no labels, or the test images other classes, or if no
-    image of one of the two can be decoded; and :class:`ddae_jax.data.labels.BadLabel`, now or
-    where it is read, for a label of no class.
+    Args:
+        config: of the run.
+        mesh: of devices.
+        limit: at most so many images of each split, spread evenly; None for all.
+
+    Raises:
+        ValueError: if the source has no labels, if the test images have other classes than the
+            training images, or if no image of a split can be decoded.
+        ddae_jax.data.labels.BadLabel: for a label outside the classes; here, or later when the
+            image is read.
     """
     train, test = (
         build_source(config, split) for split in (config.data.train_split, config.data.test_split)
@@ -46,7 +53,14 @@ def build_labelled_images(
 
 
 def build_encode(config: ConfigDict, mesh: Mesh, *, depth: int, pool: str) -> Encode:
-    """From images to frozen features, read after block ``depth``, or the last one if it is 0."""
+    """Builds the function from images to frozen features.
+
+    Args:
+        config: of the run.
+        mesh: of devices.
+        depth: block after which features are read; 0 for the last.
+        pool: how tokens become one feature vector, a value of ``evaluation.pool``.
+    """
     encoder = build_encoder(config)
     return make_encode(
         encoder, build_normalize(config), mesh, depth=depth or encoder.depth, pool=pool
@@ -54,7 +68,7 @@ def build_encode(config: ConfigDict, mesh: Mesh, *, depth: int, pool: str) -> En
 
 
 def build_predict(config: ConfigDict, task: str) -> Predict:
-    """The classifier of a task, ``knn`` or ``linear``."""
+    """Builds the classifier of a task: ``knn`` or ``linear``."""
     if task == "linear":
         return linear_predict
     return functools.partial(

@@ -1,4 +1,4 @@
-"""Methods: the objects that ``config.method`` names, around the config's encoder and decoder."""
+"""Builder of methods: from ``config.method`` and the networks to what is trained."""
 
 import functools
 from typing import Any
@@ -17,12 +17,12 @@ from ddae_jax.patches import Grid
 
 
 def build_method(config: ConfigDict, *, stand_in_missing: bool = False) -> TrainTask:
-    """Builds what the config trains: a method that hides patches, or a tokenizer for one.
+    """Builds the task that the config trains: a method that hides patches, or a tokenizer.
 
     Args:
         config: of the run.
-        stand_in_missing: whether a tokenizer or teacher that is not there is stood in for by one of
-            the encoder's size whose parameters are ``ShapeDtypeStruct`` s: enough to compile with.
+        stand_in_missing: whether to replace a missing tokenizer or teacher by one of the encoder's
+            size whose parameters are ``ShapeDtypeStruct`` s, which is enough to compile with.
 
     Raises:
         ValueError: for a tokenizer or teacher that does not fit.
@@ -37,7 +37,7 @@ def build_method(config: ConfigDict, *, stand_in_missing: bool = False) -> Train
 
 
 def _own_options(spec: MethodSpec, config: ConfigDict, stand_in_missing: bool) -> dict[str, Any]:
-    """Returns the config's values of a method's own options, by the names of its parameters."""
+    """Returns the values of a method's own options, by the names of its parameters."""
     section = config.targets if spec.kind == "masked" else config.tokenizer
     options = {name: value for name, value in section.items() if name in spec.options}
     if "channels" in spec.options:
@@ -52,6 +52,7 @@ def _own_options(spec: MethodSpec, config: ConfigDict, stand_in_missing: bool) -
 
 
 def _masking(config: ConfigDict, grid: Grid) -> dict[str, Any]:
+    """Returns the mask sampler of the config, and the number of patches it hides."""
     num_masked = num_masked_patches(grid, config.mask.ratio, mask_unit(config))
     masks = {
         "random": functools.partial(random_mask, unit=config.mask.unit),
@@ -64,8 +65,9 @@ def _masking(config: ConfigDict, grid: Grid) -> dict[str, Any]:
 
 
 def _supervision(config: ConfigDict, depth: int) -> dict[str, Any]:
+    """Returns the options of supervision for an encoder of ``depth`` blocks."""
     options, decoder = config.supervision, config.decoder
-    # They are given for several depths, of which the mode `last` reads out one.
+    # The config's weights are for several depths; mode `last` supervises only one.
     depth_weights = None if options.mode == "last" else tuple(options.depth_weights) or None
     return {
         "depths": supervised_depths(options.mode, depth, tuple(options.depths)),

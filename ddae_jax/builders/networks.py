@@ -1,4 +1,4 @@
-"""From a config to the networks that it describes, and to the pixel values they are given."""
+"""Builders of networks, and of the normalisation of the pixel values they are given."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ from ddae_jax.models.vit import SIZES, ViT
 
 
 def build_encoder(config: ConfigDict) -> ViT:
-    """The encoder that the config describes."""
+    """Builds the encoder that the config describes."""
     model = config.model
     return ViT(
         image_size=tuple(model.image_size),
@@ -37,7 +37,7 @@ def build_encoder(config: ConfigDict) -> ViT:
 
 
 def build_decoder(config: ConfigDict) -> Decoder | None:
-    """What fills hidden patches in; None if they enter the encoder."""
+    """Builds the decoder, which fills in hidden patches; returns None if they enter the encoder."""
     if config.model.encoder_input == "full":
         return None
     options = config.decoder
@@ -53,7 +53,7 @@ def build_decoder(config: ConfigDict) -> Decoder | None:
 
 
 def build_tokenizer(config: ConfigDict, teacher_width: int) -> Tokenizer:
-    """The tokenizer around the config's encoder, which tells features of so many values."""
+    """Builds a tokenizer of the config's encoder that predicts ``teacher_width`` values a patch."""
     options = config.tokenizer
     return make_tokenizer(
         build_encoder(config), options.decoder_depth, options.code_width, teacher_width
@@ -61,13 +61,13 @@ def build_tokenizer(config: ConfigDict, teacher_width: int) -> Tokenizer:
 
 
 def untrained_encoder_params(config: ConfigDict) -> PyTree:
-    """What ``params["encoder"]`` of the run with this config starts as, whatever it predicts."""
+    """Returns ``params["encoder"]`` of a run with this config before its first step."""
     encoder = build_encoder(config)
     images = jnp.zeros((1, *encoder.image_size, config.data.channels))
     mask = None
     if METHODS[config.method].kind == "masked" and config.model.encoder_input == "full":
-        mask = jnp.ones((1, encoder.grid[0] * encoder.grid[1]), bool)  # so there is a mask token
-    # Below another module, as in training: flax draws parameters by their path.
+        mask = jnp.ones((1, encoder.grid[0] * encoder.grid[1]), bool)  # creates the mask token
+    # Inside another module, as in training: Flax derives random keys from the parameters' paths.
     init = jax.jit(lambda key: _Holder(encoder).init(key, images, mask=mask))
     return init(jax.random.key(config.seed))["params"]["encoder"]
 
@@ -75,7 +75,10 @@ def untrained_encoder_params(config: ConfigDict) -> PyTree:
 def build_normalize(
     config: ConfigDict,
 ) -> Callable[[UInt8[Array, "*b c"]], Float[Array, "*b c"]]:
-    """Pixel values 0..255 to zero mean and unit deviation, by the config's statistics; float32."""
+    """Builds the function from pixel values 0..255 to float32 of zero mean and unit deviation.
+
+    Mean and deviation of each channel are those of the config.
+    """
     mean, std = jnp.asarray(config.data.mean), jnp.asarray(config.data.std)
     return lambda images: (images.astype(jnp.float32) / 255 - mean) / std
 
@@ -86,13 +89,15 @@ def renormalize(
     new_mean: tuple[float, ...],
     new_std: tuple[float, ...],
 ) -> Callable[[Images], Images]:
-    """From images normalised by some statistics to images normalised by others."""
+    """Builds the function that converts normalised images to another mean and deviation."""
     scale = jnp.asarray(std) / jnp.asarray(new_std)
     shift = (jnp.asarray(mean) - jnp.asarray(new_mean)) / jnp.asarray(new_std)
     return lambda images: images * scale + shift
 
 
 class _Holder(nn.Module):
+    """A module that contains an encoder, for the path of its parameters."""
+
     encoder: ViT
 
     def __call__(self, *arguments, **options):
@@ -100,6 +105,7 @@ class _Holder(nn.Module):
 
 
 def _computation(config: ConfigDict) -> dict[str, Any]:
+    """Returns the options that change how a network is computed, but not its parameters."""
     return {
         "rematerialization": config.model.rematerialization,
         "attention_form": config.model.attention_form,

@@ -1,4 +1,4 @@
-"""Optimization: a run's learning rate, optimizer and teacher momentum."""
+"""Builders of a run's learning rate, optimizer and teacher momentum."""
 
 import optax
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from ddae_jax.training.schedules import (
 
 
 def build_learning_rate(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
-    """The learning rate by step."""
+    """Builds the schedule of the learning rate, by step."""
     options = config.optimizer
     return learning_rate_schedule(
         options.learning_rate,
@@ -45,7 +45,7 @@ def build_optimizer(
 
 
 def build_momentum(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
-    """The teacher's momentum by step."""
+    """Builds the schedule of the teacher's momentum, by step."""
     options, per_epoch = config.teacher, schedule.steps_per_epoch
     if options.copy_every_epochs:
         return copy_schedule(schedule.steps(options.copy_every_epochs))
@@ -66,7 +66,7 @@ def build_momentum(config: ConfigDict, schedule: Schedule) -> optax.Schedule:
 def build_finetuning_optimizer(
     config: ConfigDict, learning_rate: optax.Schedule, depth: int
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of a fine-tuned encoder of so many blocks, and of its head."""
+    """Builds the optimizer of a fine-tuned encoder, which has ``depth`` blocks, and of its head."""
     options = config.optimizer
     return make_finetuning_optimizer(
         learning_rate,

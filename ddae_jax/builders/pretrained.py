@@ -1,4 +1,4 @@
-"""Pretrained encoders: a run's, or published weights, to go on with."""
+"""Pretrained encoders: loaded from a run of this package, or from published weights."""
 
 import logging
 import pathlib
@@ -24,15 +24,15 @@ _log = logging.getLogger(__name__)
 
 
 class Pretrained(NamedTuple):
-    """An encoder to go on with.
+    """A pretrained encoder, with its pixel statistics and preprocessing.
 
     Attributes:
         model: its architecture, as keys of ``config.model``.
-        module: the encoder; its computation is not settled.
+        module: the encoder; its dtype and form of attention need not be the config's.
         params: its parameters.
-        mean, std: of the pixels that it was trained on, a value a channel; None if not known.
-        evaluation: how it is shown images and read, as keys of ``config.evaluation``; those that
-            are not known are left out.
+        mean, std: of the pixels that it was trained on, one value per channel; None if unknown.
+        evaluation: its preprocessing and pooling, as keys of ``config.evaluation``; unknown ones
+            are left out.
     """
 
     model: dict[str, Any]
@@ -44,18 +44,18 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(
-    path: str, encoder: str = "student", told: WeightHints | None = None
+    path: str, encoder: str = "student", hints: WeightHints | None = None
 ) -> Pretrained:
-    """The encoder in a workdir, or in somebody else's weights.
+    """Loads the encoder in a workdir, or in published weights.
 
     Args:
         path: a workdir, or what :func:`ddae_jax.interop.backbones.read_backbone` reads.
-        encoder: ``student`` or ``teacher``, of a workdir.
-        told: what somebody says of somebody else's weights.
+        encoder: which one of a workdir: ``student`` or ``teacher``.
+        hints: facts about published weights that their file does not contain.
 
     Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: if it is not known here, or no config can describe it.
+        FileNotFoundError: if there is nothing at ``path``.
+        ValueError: if the weights are of an unknown kind, or no config can describe the encoder.
     """
     if encoder not in ("student", "teacher"):
         raise ValueError(f"encoder={encoder!r}; it is 'student' or 'teacher'")
@@ -71,16 +71,17 @@ def load_pretrained(
                 f"init_encoder='teacher' is for runs, and {path} holds somebody's weights; of a "
                 "file with several networks, --config.init_part=teacher takes that one"
             )
-        found = read_backbone(place, told)
-        log_notes(found)
-        module = ViT(**found.options)
-        channels = found.params["patch_embedding"]["kernel"].shape[0] // module.patch_size**2
-        params = only_encoder(found.params, module, channels, place)
-        shown = found.preprocessing._asdict() if found.preprocessing else {}
-        pool = {"pool": found.pool} if found.pool else {}
-        described = _describe(module, place)
-        return Pretrained(described, module, params, found.mean, found.std, shown | pool)
-    if told and told != WeightHints():
+        backbone = read_backbone(place, hints)
+        log_notes(backbone)
+        module = ViT(**backbone.options)
+        channels = backbone.params["patch_embedding"]["kernel"].shape[0] // module.patch_size**2
+        params = only_encoder(backbone.params, module, channels, place)
+        evaluation = backbone.preprocessing._asdict() if backbone.preprocessing else {}
+        if backbone.pool:
+            evaluation["pool"] = backbone.pool
+        model = _describe(module, place)
+        return Pretrained(model, module, params, backbone.mean, backbone.std, evaluation)
+    if hints and hints != WeightHints():
         raise ValueError(
             f"init_heads, init_activation and init_part are for somebody's weights; {path} is a "
             "run, which tells all of it: leave them as they are by default"
@@ -91,23 +92,27 @@ def load_pretrained(
         raise ValueError(f"init_encoder='teacher': the run in {path} has no teacher")
     params = encoder_of(restore_part(workdir, encoder_part(theirs))[0])
     model = {name: theirs.model[name] for name in ARCHITECTURE}
-    shown = {name: theirs.evaluation[name] for name in ("pool", *Preprocessing._fields)}
+    evaluation = {name: theirs.evaluation[name] for name in ("pool", *Preprocessing._fields)}
     return Pretrained(
         model,
         build_encoder(theirs),
         params,
         tuple(theirs.data.mean),
         tuple(theirs.data.std),
-        shown,
+        evaluation,
     )
 
 
-def load_decoder(path: str, told: WeightHints) -> tuple[PyTree, int | None]:
-    """The decoder and head of somebody's MAE, and the decoder's heads if they are known.
+def load_decoder(path: str, hints: WeightHints) -> tuple[PyTree, int | None]:
+    """Loads the decoder and head of a published MAE.
 
     Args:
         path: of a file of MAE's authors, or of a folder of transformers.
-        told: what somebody says of it.
+        hints: facts about the weights that their file does not contain.
+
+    Returns:
+        Parameters of decoder and head; and the decoder's number of attention heads, None if it is
+        unknown.
 
     Raises ``ValueError`` for a run, and for weights without a decoder.
     """
@@ -117,25 +122,25 @@ def load_decoder(path: str, told: WeightHints) -> tuple[PyTree, int | None]:
             f"init_decoder=True is for an MAE that was published, and {path} is a run: to go on "
             "with all of it, give its own folder as --workdir"
         )
-    return read_mae_decoder(place, told.part)
+    return read_mae_decoder(place, hints.part)
 
 
 def check_fits(params: PyTree, module: ViT, channels: int, where: object) -> None:
-    """Raises ``ValueError``, naming the first arrays that an encoder and its parameters differ in.
+    """Raises ``ValueError``, naming the first differences, if parameters do not fit an encoder.
 
     Args:
-        params: of it, or of another one.
+        params: to be checked.
         module: the encoder.
-        channels: of the images.
-        where: the parameters are from, for the message.
+        channels: number of channels of the images.
+        where: origin of the parameters, for the message.
     """
-    told = differences(params, _wanted(module, channels), "there")
-    if told:
-        raise ValueError(f"the weights in {where} do not fit the encoder; {told}")
+    message = differences(params, _param_shapes(module, channels), "there")
+    if message:
+        raise ValueError(f"the weights in {where} do not fit the encoder; {message}")
 
 
 def _describe(module: ViT, place: pathlib.Path) -> dict[str, Any]:
-    """An encoder as keys of ``config.model``. Raises ``ValueError`` if there is no such size."""
+    """Returns an encoder as keys of ``config.model``; raises ``ValueError`` for an unknown size."""
     size = (module.width, module.depth, module.num_heads)
     names = [name for name, known in SIZES.items() if tuple(known) == size]
     if not names or module.mlp_ratio != 4:
@@ -144,24 +149,25 @@ def _describe(module: ViT, place: pathlib.Path) -> dict[str, Any]:
             f"{module.num_heads} heads and MLPs of {module.mlp_ratio:g} times the width; known "
             f"sizes, with MLPs of 4 times: {', '.join(f'{n} {tuple(s)}' for n, s in SIZES.items())}"
         )
-    told = {name: getattr(module, name) for name in ARCHITECTURE if name != "size"}
-    return told | {"size": names[0], "layer_scale": module.layer_scale or 0.0}
+    model = {name: getattr(module, name) for name in ARCHITECTURE if name != "size"}
+    return model | {"size": names[0], "layer_scale": module.layer_scale or 0.0}
 
 
-def log_notes(found: Backbone) -> None:
-    """Warns of what was assumed about weights as they were read."""
-    for note in found.notes:
+def log_notes(backbone: Backbone) -> None:
+    """Logs, as warnings, the assumptions made when the weights were read."""
+    for note in backbone.notes:
         _log.warning("%s", note)
 
 
 def only_encoder(params: PyTree, module: ViT, channels: int, folder: pathlib.Path) -> PyTree:
-    """The parameters that the encoder has. Raises ``ValueError`` if some are not as it has them."""
-    wanted = _wanted(module, channels)
-    params = {name: value for name, value in params.items() if name in wanted}
+    """Returns the parameters that the encoder has; raises ``ValueError`` if they do not fit it."""
+    shapes = _param_shapes(module, channels)
+    params = {name: value for name, value in params.items() if name in shapes}
     check_fits(params, module, channels, folder)
     return params
 
 
-def _wanted(module: ViT, channels: int) -> PyTree:
+def _param_shapes(module: ViT, channels: int) -> PyTree:
+    """Returns shapes and dtypes of an encoder's parameters."""
     images = jnp.zeros((1, *module.image_size, channels))
     return jax.eval_shape(module.init, jax.random.key(0), images)["params"]

@@ -1,4 +1,4 @@
-"""Restoring: a part of what a run has stored, such as its encoder's parameters."""
+"""Restoring of parts of a checkpoint, such as the encoder's parameters."""
 
 import pathlib
 
@@ -21,28 +21,37 @@ from ddae_jax.training.workdir import Workdir
 def restore_encoder(
     workdir: Workdir, config: ConfigDict, mesh: Mesh, step: int | None = None
 ) -> tuple[PyTree, int, int]:
-    """Parameters of the encoder that ``config.evaluation`` names, their step, and when saved.
+    """Restores the encoder that ``config.evaluation`` names.
 
-    The time, nanoseconds, tells a run from another one that was made in the same folder.
+    Args:
+        workdir: of the run.
+        config: of the run.
+        mesh: of devices that the parameters are laid out over.
+        step: of the checkpoint; the latest by default.
 
-    Raises ``ValueError`` for the teacher of a run that has none.
+    Returns:
+        The parameters; the checkpoint's step; and when it was saved, nanoseconds, which
+        distinguishes the run from another one made in the same folder.
+
+    Raises:
+        ValueError: for the teacher of a run that has none.
     """
     if config.evaluation.encoder == "teacher" and not has_momentum_encoder(config):
         raise ValueError("--encoder=teacher: this run has no teacher (targets.feature_weight=0)")
-    wanted = encoder_part(config)
-    sharding = state_sharding(mesh, wanted)
+    shapes = encoder_part(config)
+    sharding = state_sharding(mesh, shapes)
     with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        restored, step = checkpoints.restore_part(abstract(wanted, sharding), step)
+        restored, step = checkpoints.restore_part(abstract(shapes, sharding), step)
         saved_at = checkpoints.saved_at(step)
     return encoder_of(restored), step, saved_at
 
 
 def restore_params(workdir: Workdir, shapes: PyTree, step: int | None = None) -> tuple[PyTree, int]:
-    """Those of a student's parameters that are asked for, whole in this process, and their step.
+    """Restores part of the student's parameters, unsharded, and the checkpoint's step.
 
     Args:
         workdir: of the run.
-        shapes: of these parameters, a part of all.
+        shapes: of the parameters to restore.
         step: of the checkpoint; the latest by default.
 
     Raises as :meth:`ddae_jax.training.checkpoint.Checkpoints.restore_part` does.
@@ -52,7 +61,7 @@ def restore_params(workdir: Workdir, shapes: PyTree, step: int | None = None) ->
 
 
 def is_imported(workdir: Workdir, config: ConfigDict) -> bool:
-    """Whether a folder holds somebody's weights as they were: they have no records of training."""
+    """Returns whether a folder holds imported weights, which have no records of training."""
     return bool(config.init_from) and not workdir.metrics.exists()
 
 
@@ -61,11 +70,11 @@ def read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
 
     Args:
         folder: of the run.
-        key: the config key that names it, for messages.
+        key: the config key that names the folder, for messages.
 
     Raises:
         FileNotFoundError: if there is no run.
-        ValueError: if it is another job's, or its config is not valid.
+        ValueError: if the run is another job's, or its config is not valid.
     """
     workdir = Workdir(folder)
     stored = workdir.read_config()
@@ -85,20 +94,20 @@ def read_run(folder: pathlib.Path, key: str) -> tuple[Workdir, ConfigDict]:
 
 
 def encoder_part(config: ConfigDict) -> PyTree:
-    """The part of a state that has the encoder which ``config.evaluation`` names."""
+    """Returns shapes of the part of a state that holds the encoder of ``config.evaluation``."""
     shapes = jax.eval_shape(lambda: untrained_encoder_params(config))
     is_teacher = config.evaluation.encoder == "teacher"
     return {"teacher": shapes} if is_teacher else {"params": {"encoder": shapes}}
 
 
 def encoder_of(part: PyTree) -> PyTree:
-    """Returns the encoder's parameters of a part that :func:`encoder_part` describes."""
+    """Returns the encoder's parameters from a part that :func:`encoder_part` describes."""
     return part["teacher"] if "teacher" in part else part["params"]["encoder"]
 
 
-def restore_part(workdir: Workdir, wanted: PyTree, step: int | None = None) -> tuple[PyTree, int]:
-    """Arrays of a run's checkpoint, whole in this process's memory, and its step."""
-    sharding = jax.tree.map(lambda _: replicated(make_mesh()), wanted)
+def restore_part(workdir: Workdir, shapes: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+    """Restores arrays of a checkpoint, unsharded, in host memory; returns its step with them."""
+    sharding = jax.tree.map(lambda _: replicated(make_mesh()), shapes)
     with Checkpoints(workdir.checkpoints, read_only=True) as checkpoints:
-        restored, step = checkpoints.restore_part(abstract(wanted, sharding), step)
+        restored, step = checkpoints.restore_part(abstract(shapes, sharding), step)
     return jax.tree.map(np.asarray, restored), step

@@ -1,4 +1,4 @@
-"""Segmentation: the network and data of its training, and what segments whole images."""
+"""Builders of segmentation: network and data of its training, and segmenters of whole images."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ def build_pairs(config: ConfigDict, split: str) -> PairSource:
 
 
 def build_segmentation_task(config: ConfigDict) -> LabelledTask:
-    """Builds the segmenter that the config describes, with its error."""
+    """Builds the task that trains the config's segmenter to minimise its segmentation error."""
     encoder, head = build_encoder(config), config.head
     network = Segmenter(
         encoder,
@@ -54,9 +54,11 @@ def build_segmentation_task(config: ConfigDict) -> LabelledTask:
 
 
 def default_depths(depth: int) -> tuple[int, ...]:
-    """Returns four depths, a third to all of the blocks: 4, 6, 8, 12 for ViT-B, as in BEiT and MAE.
+    """Returns the default depths that a head reads: 4, 6, 8, 12 for ViT-B, as in BEiT and MAE.
 
-    Raises ``ValueError`` for an encoder with so few blocks that two of them would be the same.
+    In general they are 1/3, 1/2, 2/3 and all of the blocks.
+
+    Raises ``ValueError`` for an encoder with so few blocks that two depths would be the same.
     """
     depths = tuple(max(1, round(depth * k / 6)) for k in (2, 3, 4, 6))
     if len(set(depths)) < 4:
@@ -85,7 +87,7 @@ def build_pair_loader(config: ConfigDict, source: PairSource) -> TrainLoader:
 
 
 def build_segmentation_preprocess(config: ConfigDict) -> Preprocess:
-    """Builds what the step does to a batch first: normalisation."""
+    """Builds the step's preprocessing: normalisation."""
     normalize = build_normalize(config)
 
     def preprocess(key: PRNGKeyArray, batch: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -95,7 +97,12 @@ def build_segmentation_preprocess(config: ConfigDict) -> Preprocess:
 
 
 def build_segment(config: ConfigDict, task: LabelledTask) -> Callable[[PyTree], Callable]:
-    """Builds ``(params, teacher) -> uint8 image -> class of each pixel``."""
+    """Builds the segmenter of whole images.
+
+    Returns:
+        A function from ``(params, teacher)`` of the task to a function from a ``uint8`` image to
+        the class of each pixel.
+    """
     crop_size, evaluation = tuple(config.model.image_size), config.evaluation
     normalize = build_normalize(config)
 
@@ -130,17 +137,17 @@ def count_pixels(
     source: PairSource,
     limit: int | None = None,
 ) -> Confusion:
-    """Counts the confusion of all pixels of a source; each process segments its share of images.
+    """Counts the confusion matrix of all pixels; each process segments its share of the images.
 
     Args:
         config: of the run.
         segment: from :func:`build_segment`.
         variables: parameters and teacher of the task, on one device.
         source: images with annotations.
-        limit: at most so many images, spread evenly; None for all.
+        limit: segments at most so many images, spread evenly; None for all.
 
     Raises:
-        NothingReadable: if no pixel counts.
+        NothingReadable: if no image can be decoded, or no pixel has a class.
     """
     num_classes = config.data.num_classes
     confusion = np.zeros((num_classes, num_classes), np.int64)

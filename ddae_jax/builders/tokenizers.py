@@ -1,4 +1,4 @@
-"""Trained networks that a method is given: the tokenizer whose tokens it predicts, or a teacher."""
+"""Loaders of frozen networks that a method learns from: a tokenizer, or a tokenizer's teacher."""
 
 import logging
 import pathlib
@@ -26,17 +26,18 @@ _log = logging.getLogger(__name__)
 def load_teacher(
     path: str, config: ConfigDict, *, stand_in_missing: bool = False
 ) -> DistilledTeacher:
-    """The encoder in a folder: a run's latest, or somebody else's weights.
+    """Loads the encoder in a folder, from a run's latest checkpoint or published weights.
 
     Args:
-        path: a workdir, of whose run ``evaluation.encoder`` names student or teacher; or a folder
-            with ``model.safetensors`` (see :mod:`ddae_jax.interop.backbones`).
-        config: of the run that learns from it, for its pixel statistics.
+        path: a workdir, whose ``evaluation.encoder`` selects student or teacher; or a folder with
+            ``model.safetensors`` (see :mod:`ddae_jax.interop.backbones`).
+        config: of the run that learns from it. Images normalised by this config's statistics are
+            renormalised by the teacher's.
         stand_in_missing: see :func:`ddae_jax.builders.methods.build_method`.
 
     Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: if it is not known here, or for images of other channels.
+        FileNotFoundError: if there is nothing at ``path``.
+        ValueError: if the weights are of an unknown kind, or take other channels than the config's.
     """
     if stand_in_missing and _is_missing("tokenizer.teacher", path):
         module = build_encoder(_as_frozen(config, config)).clone(drop_path_rate=0.0)
@@ -51,14 +52,11 @@ def load_teacher(
         )
     folder = _folder(path, "tokenizer.teacher", "a workdir, or a folder with model.safetensors")
     if is_library_folder(folder):
-        found = read_backbone(folder)
-        log_notes(found)
-        module = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
-        params, mean, std = (
-            only_encoder(found.params, module, len(found.mean), folder),
-            found.mean,
-            found.std,
-        )
+        backbone = read_backbone(folder)
+        log_notes(backbone)
+        module = ViT(**backbone.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
+        mean, std = backbone.mean, backbone.std
+        params = only_encoder(backbone.params, module, len(mean), folder)
     else:
         workdir, theirs = read_run(folder, "tokenizer.teacher")
         if METHODS[theirs.method].kind == "tokenizer":
@@ -74,17 +72,18 @@ def load_teacher(
 def load_tokenizer(
     path: str, config: ConfigDict, *, stand_in_missing: bool = False
 ) -> TrainedTokenizer:
-    """The tokenizer in a folder: what a run has trained, or the authors of BEiT v2.
+    """Loads a tokenizer, trained by a run or published by the authors of BEiT v2.
 
     Args:
         path: a workdir; or a file, or a folder with ``model.safetensors`` (see
             :mod:`ddae_jax.interop.tokenizers`).
-        config: of the run that predicts its tokens, for its pixel statistics.
+        config: of the run that predicts its tokens. Images normalised by this config's statistics
+            are renormalised by the tokenizer's.
         stand_in_missing: see :func:`ddae_jax.builders.methods.build_method`.
 
     Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: if it is no tokenizer, or for images of other channels.
+        FileNotFoundError: if there is nothing at ``path``.
+        ValueError: if it is no tokenizer, or takes other channels than the config's.
     """
     if stand_in_missing and _is_missing("targets.tokenizer", path):
         return TrainedTokenizer(*_untrained_tokenizer(_as_frozen(config, config)))
@@ -96,13 +95,13 @@ def load_tokenizer(
     if not (path and folder.is_file()):
         folder = _folder(path, "targets.tokenizer", what)
     if folder.is_file() or find_weights(folder).is_file():
-        found = read_tokenizer(folder)
-        encoder = ViT(**found.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
-        params = dict(found.params)
-        params["encoder"] = only_encoder(params["encoder"], encoder, len(found.mean), folder)
-        module = make_tokenizer(encoder, config.tokenizer.decoder_depth, found.codes.shape[1])
-        frozen = {"params": params, "codes": found.codes}
-        mean, std = found.mean, found.std
+        stored = read_tokenizer(folder)
+        encoder = ViT(**stored.options, dtype=jnp.dtype(_as_frozen(config, config).model.dtype))
+        params = dict(stored.params)
+        params["encoder"] = only_encoder(params["encoder"], encoder, len(stored.mean), folder)
+        module = make_tokenizer(encoder, config.tokenizer.decoder_depth, stored.codes.shape[1])
+        frozen = {"params": params, "codes": stored.codes}
+        mean, std = stored.mean, stored.std
     else:
         module, frozen, theirs = _restore_tokenizer(folder, path, config)
         mean, std = theirs.data.mean, theirs.data.std
@@ -113,6 +112,7 @@ def load_tokenizer(
 
 
 def _is_missing(key: str, path: str) -> bool:
+    """Returns whether nothing is at a path, with a warning that a stand-in replaces it."""
     if path and pathlib.Path(path).expanduser().exists():
         return False
     _log.warning("%s=%r is not there: one as large as the encoder stands in for it", key, path)
@@ -120,9 +120,9 @@ def _is_missing(key: str, path: str) -> bool:
 
 
 def _as_frozen(theirs: ConfigDict, config: ConfigDict) -> ConfigDict:
-    """The config of a tokenizer or teacher, with the dtype in which this run lets it compute.
+    """Returns the config of a tokenizer or teacher with this run's ``model.frozen_dtype``.
 
-    Where the student computes in bfloat16, rounding would change what it is to predict.
+    Its dtype is independent of the student's: rounding to bfloat16 would change the targets.
     """
     dtype = config.model.frozen_dtype
     if dtype in ("as_trained", theirs.model.dtype):
@@ -130,12 +130,12 @@ def _as_frozen(theirs: ConfigDict, config: ConfigDict) -> ConfigDict:
     theirs = theirs.copy_and_resolve_references()
     theirs.model.dtype = dtype
     if theirs.model.attention_form == "cudnn" and dtype == "float32":
-        theirs.model.attention_form = "auto"  # cuDNN's computes in 16 bits
+        theirs.model.attention_form = "auto"  # cuDNN's attention needs 16 bits
     return theirs
 
 
 def _shapes_of(module: ViT | Tokenizer, config: ConfigDict) -> PyTree:
-    """Of the parameters of a network for the config's images."""
+    """Returns shapes and dtypes of a network's parameters, for the config's images."""
     size = module.image_size if isinstance(module, ViT) else module.encoder.image_size
     images = jnp.zeros((1, *size, config.data.channels))
     return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
@@ -144,6 +144,7 @@ def _shapes_of(module: ViT | Tokenizer, config: ConfigDict) -> PyTree:
 def _restore_tokenizer(
     folder: pathlib.Path, path: str, config: ConfigDict
 ) -> tuple[Tokenizer, PyTree, ConfigDict]:
+    """Restores the tokenizer of a run: the network, its parameters and codes, and the config."""
     workdir, theirs = read_run(folder, "targets.tokenizer")
     if METHODS[theirs.method].kind != "tokenizer":
         raise ValueError(
@@ -160,8 +161,8 @@ def _restore_tokenizer(
 
 
 def _untrained_tokenizer(config: ConfigDict) -> tuple[Tokenizer, PyTree]:
-    """The config's tokenizer, and the shapes of what its tokens are made with."""
-    module = build_tokenizer(config, teacher_width=1)  # of which nothing but tokens is asked
+    """Builds the config's tokenizer, and the shapes of the parameters and codes for its tokens."""
+    module = build_tokenizer(config, teacher_width=1)  # any width: only tokens are computed
     shapes = _shapes_of(module, config)
     codes = (config.tokenizer.num_codes, config.tokenizer.code_width)
     return module, {
@@ -171,6 +172,7 @@ def _untrained_tokenizer(config: ConfigDict) -> tuple[Tokenizer, PyTree]:
 
 
 def _check_channels(key: str, path: str, mean: Sequence[float], config: ConfigDict) -> None:
+    """Raises ``ValueError`` unless ``mean`` has one value for each of the config's channels."""
     if len(mean) != config.data.channels:
         raise ValueError(
             f"{key}={path!r} is for images of {len(mean)} channels, but "
@@ -179,6 +181,17 @@ def _check_channels(key: str, path: str, mean: Sequence[float], config: ConfigDi
 
 
 def _folder(path: str, key: str, what: str) -> pathlib.Path:
+    """Returns the path of an existing folder.
+
+    Args:
+        path: as the config gives it.
+        key: the config key that names it, for messages.
+        what: the folder has to be, for messages.
+
+    Raises:
+        ValueError: if ``path`` is empty.
+        FileNotFoundError: if it is no folder.
+    """
     if not path:
         raise ValueError(f"{key} is empty; this method needs {what}")
     folder = pathlib.Path(path).expanduser()

@@ -25,8 +25,8 @@ ARCHITECTURE = (
 )
 """Keys of ``model`` whose values are those of the encoder in ``init_from``, where it is given."""
 
-TOLD_BY_INIT_FROM = frozenset(f"model.{name}" for name in ARCHITECTURE)
-TOLD_BY_INIT_FROM |= {"data.channels", "data.mean", "data.std"}
+INHERITED_KEYS = frozenset(f"model.{name}" for name in ARCHITECTURE)
+INHERITED_KEYS |= {"data.channels", "data.mean", "data.std"}
 """All keys whose values are those of the encoder in ``init_from``."""
 
 OF_INIT_FROM = ("init_heads", "init_activation", "init_part")

@@ -1,1 +1,1 @@
-"""Hooks: what happens beside training, such as scores, warnings and the report."""
+"""Hooks: called by the training loop to measure scores, give warnings and write the report."""

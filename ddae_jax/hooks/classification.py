@@ -19,13 +19,13 @@ from ddae_jax.training.program import TrainState
 
 
 class ClassificationScores(ScoresHook[Scores]):
-    """Top-1 and top-5 accuracy on the test split.
+    """Hook that measures top-1 and top-5 accuracy on the test split.
 
     Args:
         every_steps: see :class:`ScoresHook`.
         config: of the run.
         count: from :func:`ddae_jax.builders.classification.build_count`.
-        test: images that are never trained on.
+        test: the test images.
         names: of the classes.
         mesh: of devices.
     """
@@ -58,21 +58,21 @@ class ClassificationScores(ScoresHook[Scores]):
         return {"test/top1": scores.top1, "test/top5": scores.top5, "test/loss": scores.loss}
 
     def format(self, scores: Scores) -> str:
-        """Formats top-1 and top-5."""
-        shown = f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}"
-        return f"{shown} of {scores.num_images:,} test images"
+        """Formats top-1 and top-5 accuracy."""
+        accuracies = f"top-1 {scores.top1:.2%}, top-5 {scores.top5:.2%}"
+        return f"{accuracies} of {scores.num_images:,} test images"
 
     def to_json(self, scores: Scores) -> dict[str, Any]:
-        """Returns all scores, and the confusion."""
+        """Returns all scores, and the confusion matrix."""
         return scores_to_json(scores, self._names)
 
 
 class ClassificationReport(ScoresReport[Scores]):
-    """The report of a fine-tuning run.
+    """Hook that writes the report of a fine-tuning run.
 
     Args:
         names: of the classes.
-        arguments: see :class:`ScoresReport`.
+        arguments: those of :class:`ScoresReport`.
     """
 
     title = "Fine-tuning"
@@ -87,7 +87,7 @@ class ClassificationReport(ScoresReport[Scores]):
         self._names = names
 
     def summary(self, content: tuple[Scores, None], records: Sequence[Record]) -> list[Summary]:
-        """Returns top-1, top-5, and the class that is recognised least."""
+        """Returns top-1 and top-5 accuracy, and the class with the lowest accuracy."""
         scores, _ = content
         worst, accuracy = worst_classes(scores.per_class, self._names)[0]
         return [
@@ -99,11 +99,11 @@ class ClassificationReport(ScoresReport[Scores]):
     def results(
         self, content: tuple[Scores, None], records: Sequence[Record]
     ) -> Mapping[str, Mapping]:
-        """Returns the table of top-1 and top-5."""
+        """Returns the table of top-1 and top-5 accuracy."""
         scores, _ = content
         return {"accuracy": {"top-1": scores.top1, "top-5": scores.top5}}
 
     def draw_scores(self, scores: Scores, variables: None, records: Sequence[Record]) -> None:
-        """Draws accuracy over epochs, and the confusion."""
+        """Draws accuracy over epochs, and the confusion matrix."""
         accuracy_figure(self.figure("accuracy"), records)
         confusion_figure(self.figure("confusion"), scores.confusion, self._names)

@@ -1,4 +1,4 @@
-"""The codebook of a tokenizer that is trained: a warning if it collapses."""
+"""Hook that warns if the codebook of a tokenizer in training collapses."""
 
 import logging
 import math
@@ -10,11 +10,11 @@ _log = logging.getLogger(__name__)
 
 
 class CodebookWarning(Hook):
-    """A warning of a codebook that has collapsed: few of its codes are used, and it stays so.
+    """Hook that warns if few codes of the codebook are used, for several records in a row.
 
     Args:
-        least: perplexity below which it has; 0 for no warnings.
-        patience: records in a row.
+        least: perplexity below which the codebook counts as collapsed; 0 for no warnings.
+        patience: records in a row after which it warns.
     """
 
     def __init__(self, least: float, patience: int = 5):
@@ -23,9 +23,9 @@ class CodebookWarning(Hook):
         self._num_below = 0
 
     def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes a record; warns at every ``patience`` -th one in a row that is below."""
-        found = metrics.get("codebook/perplexity", math.inf)
-        self._num_below = self._num_below + 1 if found < self._least else 0
+        """Counts records below the threshold; warns at every ``patience``-th one in a row."""
+        perplexity = metrics.get("codebook/perplexity", math.inf)
+        self._num_below = self._num_below + 1 if perplexity < self._least else 0
         if self._num_below and self._num_below % self._patience == 0:
             _log.warning(
                 "step %d: the codebook has COLLAPSED: its perplexity is %.1f, below %g (its size "
@@ -34,7 +34,7 @@ class CodebookWarning(Hook):
                 "lower optimizer.learning_rate, a smaller tokenizer.code_width, a larger "
                 "batch_size or a higher tokenizer.revive_below usually helps",
                 step,
-                found,
+                perplexity,
                 self._least,
                 self._num_below,
             )

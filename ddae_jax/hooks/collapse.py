@@ -1,4 +1,4 @@
-"""Collapse of features, and of their targets: measured at each record, and warned of."""
+"""Hooks that measure the collapse of features and of their targets, and warn of it."""
 
 import collections
 import logging
@@ -20,11 +20,12 @@ from ddae_jax.training.program import TrainState
 
 _log = logging.getLogger(__name__)
 
-_NUM_PROBED = (32, 256)  # fewest and most images whose features are looked at
+_NUM_PROBED = (32, 256)  # fewest and most images whose features are measured
 
-# What of the first record's a network keeps that has not collapsed, and what it needs of the most.
+# Shares below which features count as collapsed: of the first record's rank and of the largest
+# possible rank, both at once; or of the first record's deviation.
 _RANK_LEFT, _RANK_NEEDED, _DEVIATION_LEFT = 1 / 4, 1 / 10, 1 / 4
-_MOST_SHARE = 0.95  # of targets that are told by their place
+_MOST_SHARE = 0.95  # largest share of the targets that their position may explain
 
 _SHARE = "position_share/depth_"
 
@@ -42,10 +43,11 @@ _OTHER_NORMALIZATION = "targets.feature_normalization='position', "
 
 
 class FeatureStatistics(Hook):
-    """Measures of how well the features of student and teacher tell images apart, at each record.
+    """Hook that measures, at each record, how much features differ between images.
 
-    They are always of the same images, as many as a step's (where it is taken in parts, a part's),
-    but from 32 to 256: so they need no more memory than training does, and hardly any time.
+    The features are those of student and teacher, always of the same images. There are as many
+    images as in a (micro-)batch, clipped to 32 to 256, so that measuring needs no more memory than
+    training, and hardly any time.
 
     Args:
         config: of the run.
@@ -65,11 +67,11 @@ class FeatureStatistics(Hook):
 
     @property
     def num_images(self) -> int:
-        """Images whose features are looked at."""
+        """Number of images whose features are measured."""
         return len(self._images)
 
     def on_start(self, state: TrainState) -> dict[str, float]:
-        """Returns the metrics before the first step, which later ones are compared with."""
+        """Returns the metrics before the first step, to compare later ones with."""
         return self.on_steps(state, 0)
 
     def on_steps(self, state: TrainState, step: int) -> dict[str, float]:
@@ -79,7 +81,7 @@ class FeatureStatistics(Hook):
 
 
 class FeatureCollapseWarning(Hook):
-    """A warning of features that no longer tell images apart, and of targets that never did.
+    """Hook that warns of features, and of targets, that are nearly the same in all images.
 
     It warns if one of these holds for ``patience`` records in a row:
 
@@ -87,7 +89,7 @@ class FeatureCollapseWarning(Hook):
        record, and below a tenth of the largest possible one; or the mean deviation is below a
        quarter of that in the first record.
     2. While features are learned, the mean at each place explains more than 0.95 of those at the
-       deepest depth: they can be predicted, but for a twentieth, without a look at the image.
+       deepest depth: all but a twentieth can be predicted without seeing the image.
 
     The thresholds come from runs of a ViT-nano on CIFAR-10. In sound ones the rank falls from 15
     (of 63) to between 7 and 11 in the first hundred steps, and MAE's then rises beyond 15; so half
@@ -98,11 +100,11 @@ class FeatureCollapseWarning(Hook):
     has many directions.
 
     Args:
-        records: the run's ``metrics.jsonl``. It has the first record of a run that is continued.
-        most_rank: the most that the effective rank can be.
+        records: the run's ``metrics.jsonl``, which has the first record of a continued run.
+        most_rank: the largest possible effective rank.
         learned_from: the share of the run from which features have weight.
         normalization: of the targets, a value of ``targets.feature_normalization``.
-        patience: records in a row.
+        patience: records in a row after which it warns.
     """
 
     def __init__(
@@ -126,19 +128,20 @@ class FeatureCollapseWarning(Hook):
         self._num_bad: collections.Counter[str] = collections.Counter()
 
     def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes a record; warns at every ``patience`` -th one in a row that is bad."""
+        """Checks a record; warns at every ``patience``-th bad one in a row."""
         has_begun = metrics.get("progress", 1.0) >= self._learned_from
         advice = self._advice_on_targets if has_begun and "rank/teacher" in metrics else _ADVICE
         for name in ("teacher", "student"):
             if f"rank/{name}" in metrics:
-                self._look_at_features(step, metrics, name, advice)
+                self._check_features(step, metrics, name, advice)
         depths = [int(key.rpartition("_")[2]) for key in metrics if key.startswith(_SHARE)]
         if has_begun and depths:
-            self._look_at_targets(step, metrics, max(depths))
+            self._check_targets(step, metrics, max(depths))
 
-    def _look_at_features(
+    def _check_features(
         self, step: int, metrics: Mapping[str, float], name: str, advice: str
     ) -> None:
+        """Checks rank and deviation of student or teacher against the first record."""
         keys = f"rank/{name}", f"deviation/{name}"
         first = self._first_with(keys, step, metrics)
         (rank, deviation), (first_rank, first_deviation) = (
@@ -165,7 +168,8 @@ class FeatureCollapseWarning(Hook):
                 advice,
             )
 
-    def _look_at_targets(self, step: int, metrics: Mapping[str, float], depth: int) -> None:
+    def _check_targets(self, step: int, metrics: Mapping[str, float], depth: int) -> None:
+        """Checks how much of the targets at a depth their position explains."""
         share = metrics[f"{_SHARE}{depth}"]
         if self._has_lasted("targets", share > _MOST_SHARE):
             _log.warning(
@@ -187,7 +191,7 @@ class FeatureCollapseWarning(Hook):
     def _first_with(
         self, keys: tuple[str, ...], step: int, metrics: Mapping[str, float]
     ) -> Mapping[str, float]:
-        """The run's first record that has numbers of these names."""
+        """Returns the run's first record that has a number for each key."""
         if keys[0] not in self._first:
             records = [*read_metrics(self._records), {"step": step, **metrics}]
             self._first[keys[0]] = next(
@@ -196,5 +200,6 @@ class FeatureCollapseWarning(Hook):
         return self._first[keys[0]]
 
     def _has_lasted(self, what: str, is_bad: bool) -> bool:
+        """Counts bad records in a row; returns whether a warning is due."""
         self._num_bad[what] = self._num_bad[what] + 1 if is_bad else 0
         return is_bad and self._num_bad[what] % self._patience == 0

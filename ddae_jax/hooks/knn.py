@@ -1,4 +1,4 @@
-"""k-NN accuracy on frozen features, while an encoder is pretrained."""
+"""Hook that measures k-NN accuracy on frozen features during pretraining."""
 
 import logging
 import pathlib
@@ -23,17 +23,17 @@ _log = logging.getLogger(__name__)
 
 
 class KnnHook(Hook):
-    """k-NN accuracy of the student or teacher while it is trained.
+    """Hook that measures k-NN accuracy of the student or teacher.
 
     Args:
         config: of the run.
-        workdir: where the baselines are kept.
+        workdir: of the run; it stores the baselines.
         every_steps: steps between measurements.
         mesh: of devices.
 
     Raises:
-        ValueError: if there are no labels.
-        FileNotFoundError: if there is no such data.
+        ValueError: as :func:`ddae_jax.builders.evaluation.build_labelled_images` does.
+        FileNotFoundError: if the data does not exist.
     """
 
     metric = "knn/trained"
@@ -47,25 +47,24 @@ class KnnHook(Hook):
                 config, mesh, limit=config.evaluation.max_examples or None
             )
         except (ValueError, FileNotFoundError) as error:
-            without = "set evaluation.knn_every_epochs=0 to pretrain without k-NN"
-            raise type(error)(f"{error}; {without}") from error
+            advice = "set evaluation.knn_every_epochs=0 to pretrain without k-NN"
+            raise type(error)(f"{error}; {advice}") from error
         self._encode: Encode = build_encode(
             config, mesh, depth=config.evaluation.depth, pool=config.evaluation.pool
         )
         self._predict = build_predict(config, "knn")
 
     def baselines(self) -> dict[str, float]:
-        """Returns ``knn/untrained`` and ``knn/raw_pixels``: what k-NN reaches without training.
+        """Returns ``knn/untrained`` and ``knn/raw_pixels``: k-NN accuracy without training.
 
-        They are kept in the workdir with all that they depend on, and computed anew where that
-        differs.
+        They are stored in the workdir, and computed again if anything that they depend on changes.
         """
         key = {name: to_plain(self._config[name]) for name in ("data", "model", "evaluation")}
         key |= {"seed": self._config.seed, "examples": self._images.fingerprint}
-        kept = _kept(self._path, key)
-        # The first process decides: computing takes all of them.
-        if broadcast(kept is not None):
-            return kept or {}
+        stored = _stored_baselines(self._path, key)
+        # The first process decides, because computing takes all processes.
+        if broadcast(stored is not None):
+            return stored or {}
         untrained = self._accuracy(untrained_encoder_params(self._config))
         raw_pixels = self._images.accuracy(self._predict, *self._images.pixels())
         _log.info("k-NN accuracy: untrained %.3f, raw pixels %.3f", untrained, raw_pixels)
@@ -78,7 +77,7 @@ class KnnHook(Hook):
         return values
 
     def on_steps(self, state: TrainState, step: int) -> dict[str, float]:
-        """Returns ``knn/trained``, of the encoder that the config names."""
+        """Returns ``knn/trained``, the accuracy of the encoder that the config names."""
         is_teacher = self._config.evaluation.encoder == "teacher"
         params = state.teacher if is_teacher else state.params["encoder"]
         accuracy = self._accuracy(params)
@@ -86,13 +85,15 @@ class KnnHook(Hook):
         return {"knn/trained": accuracy}
 
     def _accuracy(self, encoder_params) -> float:
+        """Returns the accuracy, 0 to 1, of k-NN on the features of an encoder."""
         features = self._images.features(self._encode, encoder_params)
         return self._images.accuracy(self._predict, *features)
 
 
-def _kept(path: pathlib.Path, key: Mapping[str, Any]) -> dict[str, float] | None:
+def _stored_baselines(path: pathlib.Path, key: Mapping[str, Any]) -> dict[str, float] | None:
+    """Returns the baselines in a file if they were computed with ``key``; else None."""
     try:
-        kept = read_json(path)
+        stored = read_json(path)
     except (OSError, ValueError):
         return None
-    return kept.get("values") if kept.get("of") == key else None
+    return stored.get("values") if stored.get("of") == key else None

@@ -1,4 +1,4 @@
-"""The report of a pretraining run: what it predicts, what it attends to, and how it went."""
+"""Hook that writes the report of a pretraining run: its predictions, weights and metrics."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,10 @@ from ddae_jax.training.workdir import Workdir
 _log = logging.getLogger(__name__)
 
 _NUM_SHOWN = 4  # images in the figures
-_NUM_WEIGHED = 2  # of which weights are shown too
+_NUM_WITH_WEIGHTS = 2  # images whose supervision weights are shown
 
-Seen = Mapping[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
+"""The arrays that a method's ``visualize`` returns, by name."""
 
 _CAPTIONS = {**prediction_figures.CAPTIONS, **metric_figures.CAPTIONS}
 _SECTIONS = {
@@ -37,8 +38,8 @@ _SECTIONS = {
 }
 
 
-class PretrainingReport(ReportHook[Seen]):
-    """The report of a pretraining run.
+class PretrainingReport(ReportHook[Arrays]):
+    """Hook that writes the report of a pretraining run.
 
     Args:
         config, workdir, total_steps, every_steps: see :class:`ReportHook`.
@@ -71,73 +72,73 @@ class PretrainingReport(ReportHook[Seen]):
 
     @property
     def title(self) -> str:
-        """The method's name."""
+        """Name of the method, in capitals."""
         return self.config.method.upper()
 
-    def content(self, state: TrainState, step: int) -> Seen:
-        """Returns what the method shows of a few images, under the same masks each time."""
+    def content(self, state: TrainState, step: int) -> Arrays:
+        """Returns the method's arrays for the figures: a few images, always with the same masks."""
         key = jax.random.key(self.config.seed)
         images = self._normalize(self._images)
         return jax.device_get(self._visualize(state.params, state.teacher, images, key))
 
     def log_results(self) -> None:
-        """Logs k-NN accuracy, if it was measured."""
+        """Logs k-NN accuracy if it was measured."""
         knn = _knn_results(read_metrics(self.workdir.metrics))
         if knn:
-            shown = ", ".join(f"{name} {value:.1%}" for name, value in knn.items())
-            _log.info("k-NN accuracy: %s", shown)
+            accuracies = ", ".join(f"{name} {value:.1%}" for name, value in knn.items())
+            _log.info("k-NN accuracy: %s", accuracies)
 
-    def summary(self, seen: Seen, records: Sequence[Record]) -> list[Summary]:
-        """Returns k-NN accuracy, loss, speed, and unreadable images, where there are such."""
+    def summary(self, content: Arrays, records: Sequence[Record]) -> list[Summary]:
+        """Returns cards of k-NN accuracy, loss, speed and unreadable images, where recorded."""
         return _summary(records, _knn_results(records))
 
-    def results(self, seen: Seen, records: Sequence[Record]) -> Mapping[str, Mapping]:
-        """Returns the table of k-NN accuracy, if it was measured."""
+    def results(self, content: Arrays, records: Sequence[Record]) -> Mapping[str, Mapping]:
+        """Returns the table of k-NN accuracy; {} if it was not measured."""
         knn = _knn_results(records)
         return {"k-NN accuracy": knn} if knn else {}
 
-    def draw(self, seen: Seen, records: Sequence[Record]) -> None:
-        """Draws what is predicted, what is paid attention to, and how training went."""
+    def draw(self, content: Arrays, records: Sequence[Record]) -> None:
+        """Draws predictions, supervision weights and metrics."""
         images = {"images": self._images.astype(np.float32) / 255, "grid": self._grid}
         depths = self._method.depths
-        if "reconstructions" in seen:
+        if "reconstructions" in content:
             mean, std = np.asarray(self.config.data.mean), np.asarray(self.config.data.std)
             prediction_figures.reconstruction_figure(
                 self.figure("reconstruction"),
                 **images,
-                mask=seen["mask"],
-                reconstructions=np.clip(seen["reconstructions"] * std + mean, 0, 1),
+                mask=content["mask"],
+                reconstructions=np.clip(content["reconstructions"] * std + mean, 0, 1),
                 depths=depths,
             )
-        if "histograms" in seen:
+        if "histograms" in content:
             prediction_figures.histograms_figure(
                 self.figure("histograms"),
                 **images,
-                mask=seen["mask"],
-                histograms=seen["histograms"],
-                predicted=seen["predicted_histograms"],
-                directions=seen["directions"],
+                mask=content["mask"],
+                histograms=content["histograms"],
+                predicted=content["predicted_histograms"],
+                directions=content["directions"],
                 depths=depths,
             )
-        if "tokens" in seen:
+        if "tokens" in content:
             prediction_figures.tokens_figure(
                 self.figure("tokens"),
                 **images,
-                tokens=seen["tokens"],
-                codes=seen["codes"],
-                mask=seen.get("mask"),
-                predicted=seen.get("predicted_tokens", ()),
+                tokens=content["tokens"],
+                codes=content["codes"],
+                mask=content.get("mask"),
+                predicted=content.get("predicted_tokens", ()),
                 depths=depths,
             )
-        if "weights" in seen:
+        if "weights" in content:
             prediction_figures.supervision_figure(
                 self.figure("supervision"),
-                images=images["images"][:_NUM_WEIGHED],
-                mask=seen["mask"][:_NUM_WEIGHED],
+                images=images["images"][:_NUM_WITH_WEIGHTS],
+                mask=content["mask"][:_NUM_WITH_WEIGHTS],
                 grid=self._grid,
-                distance=seen["distance"][:_NUM_WEIGHED],
-                weights=seen["weights"][:, :, :_NUM_WEIGHED],
-                beta=seen["beta"],
+                distance=content["distance"][:_NUM_WITH_WEIGHTS],
+                weights=content["weights"][:, :, :_NUM_WITH_WEIGHTS],
+                beta=content["beta"],
                 objectives=list(self._method.objectives),
                 depths=depths,
             )
@@ -146,13 +147,17 @@ class PretrainingReport(ReportHook[Seen]):
 
 
 def _knn_results(records: list[dict]) -> dict[str, float]:
-    found = {
+    """Returns the latest k-NN accuracies, by their names in the report; {} without any."""
+    accuracies = {
         name: latest(records, f"knn/{name}") for name in ("trained", "untrained", "raw_pixels")
     }
-    return {name.replace("_", " "): value for name, value in found.items() if value is not None}
+    return {
+        name.replace("_", " "): value for name, value in accuracies.items() if value is not None
+    }
 
 
 def _summary(records: list[dict], knn: Mapping[str, float]) -> list[Summary]:
+    """Returns the cards at the head of the report."""
     cards = []
     if "trained" in knn:
         others = {name: value for name, value in knn.items() if name != "trained"}

@@ -1,4 +1,4 @@
-"""The report: figures and scores of a run, on one page, now and then and at its end."""
+"""Base class of the hooks that write a run's report: figures and scores on one page."""
 
 import abc
 import importlib.metadata
@@ -24,16 +24,16 @@ Content = TypeVar("Content")
 
 
 class ReportHook(Hook, abc.ABC, Generic[Content]):
-    """A base class of the hooks that draw a run's figures and write its report.
+    """Base class of the hooks that draw a run's figures and write its report.
 
     Args:
         config: of the run.
-        workdir: where figures and report go.
+        workdir: of the run; figures and report are written to it.
         total_steps: of the run.
-        every_steps: steps between reports; None for one at the end alone.
+        every_steps: steps between reports; None for only one, at the end.
     """
 
-    at_end = False  # there is on_end, for a run that is stopped too
+    at_end = False  # on_end writes the last report, also of a stopped run
 
     captions: ClassVar[Mapping[str, tuple[str, str]]]
     """Caption and section of each figure, by its name, in the order of the report."""
@@ -53,15 +53,15 @@ class ReportHook(Hook, abc.ABC, Generic[Content]):
     @property
     @abc.abstractmethod
     def title(self) -> str:
-        """The kind of the run, as the report's title has it."""
+        """The kind of run, with which the report's title begins."""
 
     @abc.abstractmethod
     def content(self, state: TrainState, step: int) -> Content:
-        """Computes what the figures show; all processes take part."""
+        """Computes what the figures show; all processes must call it."""
 
     @abc.abstractmethod
     def draw(self, content: Content, records: Sequence[Record]) -> None:
-        """Draws the figures, those that there is something to draw of; the first process does."""
+        """Draws the figures for which there is data; only the first process calls it."""
 
     @abc.abstractmethod
     def summary(self, content: Content, records: Sequence[Record]) -> Sequence[Summary]:
@@ -69,22 +69,22 @@ class ReportHook(Hook, abc.ABC, Generic[Content]):
 
     @abc.abstractmethod
     def results(self, content: Content, records: Sequence[Record]) -> Mapping[str, Mapping]:
-        """Returns the tables of the report: values by name, by the table's title."""
+        """Returns the tables of the report: by title, the values by name."""
 
     def headline(self, content: Content) -> str:
-        """Returns the result that the last line of the log begins with; empty for none."""
+        """Returns the result shown in the last log line; an empty string for none."""
         return ""
 
     def log_results(self) -> None:
-        """Logs results that have lines of their own."""
+        """Logs further results before the last log line."""
 
     def on_steps(self, state: TrainState, step: int) -> Metrics:
-        """Draws and writes everything, from the state and the records so far."""
+        """Writes figures and report from the state and the records so far; returns no metrics."""
         self._write(self.content(state, step), step)
         return {}
 
     def on_end(self, state: TrainState, step: int) -> None:
-        """Draws and writes everything for the last time, and logs how the run stands."""
+        """Writes figures and report for the last time, and logs whether the run is complete."""
         is_complete = step >= self.total_steps
         content = self.content(state, step)
         self._write(content, step, None if is_complete else "stopped")
@@ -102,7 +102,7 @@ class ReportHook(Hook, abc.ABC, Generic[Content]):
         return self.workdir.figures / f"{name}.png"
 
     def _write(self, content: Content, step: int, status: str | None = None) -> None:
-        """Draws and writes; the log tells what goes wrong, as no run ends for its figures."""
+        """Writes figures and report; errors are only logged, as they must not end the run."""
         if jax.process_index() != 0:
             return
         try:
@@ -128,7 +128,7 @@ class ReportHook(Hook, abc.ABC, Generic[Content]):
 
 
 def environment() -> dict[str, Any]:
-    """Returns what a run depends on besides its config: versions and devices."""
+    """Returns the versions and devices that a run uses."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     device = jax.devices()[0]
     return {

@@ -1,4 +1,4 @@
-"""Scores on the test split of a run that learns from labels, while it trains and at its end."""
+"""Base classes of the hooks that score runs with labels on the test split, and report it."""
 
 import abc
 import logging
@@ -24,14 +24,14 @@ Scores = TypeVar("Scores")
 TRAINING_CAPTIONS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {name: (CAPTIONS[name], "How training went") for name in ("loss", "schedule")}
 )
-"""Caption and section of the figures that every such report has."""
+"""Caption and section of the figures that are in every report on runs with labels."""
 
 
 class ScoresHook(Hook, abc.ABC, Generic[Scores]):
-    """A base class of the hooks that score a network on the test split.
+    """Base class of the hooks that score a network on the test split.
 
     Args:
-        every_steps: steps between scores; None for the end alone.
+        every_steps: steps between scores; None to score only at the end.
     """
 
     def __init__(self, every_steps: int | None):
@@ -40,14 +40,14 @@ class ScoresHook(Hook, abc.ABC, Generic[Scores]):
 
     @abc.abstractmethod
     def score(self, state: TrainState) -> Scores:
-        """Scores every test image once; all processes take part.
+        """Scores every test image once; all processes must call it.
 
-        Raises ``NothingReadable`` if there is nothing to score on.
+        Raises ``NothingReadable`` if no test image can be scored.
         """
 
     @abc.abstractmethod
     def metrics(self, scores: Scores) -> dict[str, float]:
-        """Returns the scores for the records."""
+        """Returns the scores as metrics, by their names in the records."""
 
     @abc.abstractmethod
     def format(self, scores: Scores) -> str:
@@ -55,10 +55,10 @@ class ScoresHook(Hook, abc.ABC, Generic[Scores]):
 
     @abc.abstractmethod
     def to_json(self, scores: Scores) -> dict[str, Any]:
-        """Returns the scores as ``scores.json`` has them."""
+        """Returns the scores in the form of ``scores.json``."""
 
     def on_steps(self, state: TrainState, step: int) -> Metrics:
-        """Returns the metrics of the test split; none, with an error in the log, if unreadable."""
+        """Returns the metrics of the test split; {}, and logs an error, if it cannot be read."""
         try:
             return self.metrics(self.scores_at(state, step))
         except NothingReadable as error:
@@ -66,9 +66,9 @@ class ScoresHook(Hook, abc.ABC, Generic[Scores]):
             return {}
 
     def scores_at(self, state: TrainState, step: int) -> Scores:
-        """Returns the scores of a state, which are computed once.
+        """Returns the scores of a state; they are computed once per step.
 
-        Raises ``NothingReadable`` if there is nothing to score on.
+        Raises ``NothingReadable`` if no test image can be scored.
         """
         if self._latest is None or self._latest[0] != step:
             scores = self.score(state)
@@ -78,11 +78,11 @@ class ScoresHook(Hook, abc.ABC, Generic[Scores]):
 
 
 class ScoresReport(ReportHook[tuple[Scores, Any]]):
-    """A base class of the reports on such runs; it also writes ``scores.json``.
+    """Base class of the hooks that report on runs with labels, and write ``scores.json``.
 
     Args:
         config, workdir, total_steps: see :class:`ReportHook`.
-        scores: computes the scores.
+        scores: the hook that computes the scores.
     """
 
     captions: ClassVar[Mapping[str, tuple[str, str]]] = TRAINING_CAPTIONS
@@ -95,16 +95,16 @@ class ScoresReport(ReportHook[tuple[Scores, Any]]):
 
     @abc.abstractmethod
     def draw_scores(self, scores: Scores, variables: Any, records: Sequence[Record]) -> None:
-        """Draws the figures that are not of every such run."""
+        """Draws the figures that are specific to the job."""
 
     def variables(self, state: TrainState) -> Any:
-        """Returns what :meth:`draw_scores` needs of the state; all processes take part."""
+        """Returns the arrays that :meth:`draw_scores` needs; all processes must call it."""
         return None
 
     def content(self, state: TrainState, step: int) -> tuple[Scores, Any]:
-        """Computes the scores, if they are not those of the step already, and writes them.
+        """Computes the scores, unless the step is scored already, and writes ``scores.json``.
 
-        Raises ``NothingReadable`` if there is nothing to score on; the state is saved then.
+        Raises ``NothingReadable`` if no test image can be scored; the state is saved by then.
         """
         try:
             scores = self._scores.scores_at(state, step)
@@ -119,11 +119,11 @@ class ScoresReport(ReportHook[tuple[Scores, Any]]):
         return scores, variables
 
     def draw(self, content: tuple[Scores, Any], records: Sequence[Record]) -> None:
-        """Draws loss, schedule, and :meth:`draw_scores`."""
+        """Draws loss and schedule, and calls :meth:`draw_scores`."""
         loss_figure(self.figure("loss"), records)
         schedule_figure(self.figure("schedule"), records)
         self.draw_scores(*content, records)
 
     def headline(self, content: tuple[Scores, Any]) -> str:
-        """Returns the scores."""
+        """Returns the scores, formatted for the log."""
         return self._scores.format(content[0])

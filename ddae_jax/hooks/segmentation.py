@@ -28,17 +28,17 @@ from ddae_jax.training.sharding import local_replica
 _NUM_SHOWN = 4  # images in the overlays
 
 Segment = Callable[[PyTree], Callable]
-"""From parameters and teacher to ``image -> class of each pixel``."""
+"""Function from ``(params, teacher)`` to a function from an image to the class of each pixel."""
 
 
 class SegmentationScores(ScoresHook[Confusion]):
-    """Mean IoU and pixel accuracy on the test split.
+    """Hook that measures mean IoU and pixel accuracy on the test split.
 
     Args:
         every_steps: see :class:`ScoresHook`.
         config: of the run.
         segment: from :func:`ddae_jax.builders.segmentation.build_segment`.
-        test: pairs that are never trained on.
+        test: pairs of test images and annotations.
         names: of the classes.
     """
 
@@ -59,7 +59,7 @@ class SegmentationScores(ScoresHook[Confusion]):
         self._names = names
 
     def score(self, state: TrainState) -> Confusion:
-        """Counts the confusion of all pixels of every test image once."""
+        """Counts the confusion matrix of all pixels of the test images."""
         return count_pixels(self._config, self._segment, on_one_device(state), self._test)
 
     def metrics(self, scores: Confusion) -> dict[str, float]:
@@ -71,18 +71,18 @@ class SegmentationScores(ScoresHook[Confusion]):
         return format_scores(scores)
 
     def to_json(self, scores: Confusion) -> dict[str, Any]:
-        """Returns all scores, and the confusion."""
+        """Returns all scores, and the confusion matrix."""
         return scores_to_json(scores, self._names)
 
 
 class SegmentationReport(ScoresReport[Confusion]):
-    """The report of a segmentation run.
+    """Hook that writes the report of a segmentation run.
 
     Args:
         segment: from :func:`ddae_jax.builders.segmentation.build_segment`.
-        test: pairs that are never trained on.
+        test: pairs of test images and annotations.
         names: of the classes.
-        arguments: see :class:`ScoresReport`.
+        arguments: those of :class:`ScoresReport`.
     """
 
     title = "Segmentation"
@@ -99,11 +99,11 @@ class SegmentationReport(ScoresReport[Confusion]):
         self._names = names
 
     def variables(self, state: TrainState) -> PyTree:
-        """Returns parameters and teacher, on one device."""
+        """Returns ``(params, teacher)``, on one device."""
         return on_one_device(state)
 
     def summary(self, content: tuple[Confusion, PyTree], records: Sequence[Record]) -> list:
-        """Returns three means."""
+        """Returns mean IoU, pixel accuracy and mean class accuracy."""
         scores, _ = content
         return [
             Summary("Mean IoU", f"{mean_iou(scores):.1%}", f"{len(self._test):,} images"),
@@ -114,11 +114,11 @@ class SegmentationReport(ScoresReport[Confusion]):
     def results(
         self, content: tuple[Confusion, PyTree], records: Sequence[Record]
     ) -> Mapping[str, Mapping]:
-        """Returns the table of each class's IoU."""
+        """Returns the table of IoU by class."""
         return {"IoU": scores_to_json(content[0], self._names)["iou"]}
 
     def draw_scores(self, scores: Confusion, variables: PyTree, records: Sequence[Record]) -> None:
-        """Draws scores over epochs, and a few images with their classes in colour."""
+        """Draws scores over epochs, and a few images overlaid with their classes."""
         iou_figure(self.figure("iou"), records)
         pairs = list(eval_pairs(self._test, limit=_NUM_SHOWN))
         segment = self._segment(variables)
@@ -132,5 +132,5 @@ class SegmentationReport(ScoresReport[Confusion]):
 
 
 def on_one_device(state: TrainState) -> PyTree:
-    """Returns parameters and teacher, whole, on one device of this process."""
+    """Returns ``(params, teacher)``, unsharded, on one device of this process."""
     return local_replica((state.params, state.teacher))

@@ -1,1 +1,1 @@
-"""Jobs: the way from a command line to the end of a run, the same for all of them."""
+"""Jobs: what the training commands share, from the command line to the end of a run."""

@@ -1,4 +1,4 @@
-"""The code in a card: how an exported encoder is loaded, and shown what evaluation shows it."""
+"""The code in a model card, which loads an exported encoder and preprocesses images for it."""
 
 import dataclasses
 import textwrap
@@ -76,8 +76,8 @@ photo.draft("L", photo.size)  # the brightness, as a JPEG has it
 photo = ImageOps.exif_transpose(photo)""",
     }
 )
-"""How a photograph is opened upright, by the number of channels that are made of it."""
-_BY_ITSELF = """white = max(255, 2 ** int(values.max()).bit_length() - 1)
+"""Code that opens a photograph upright, by the number of channels that the encoder takes."""
+_WHITE_OF_IMAGE = """white = max(255, 2 ** int(values.max()).bit_length() - 1)
 if values.dtype.kind == "f":
     white = 1 if values.max() <= 2 else max(255, float(values.max()))"""
 _SCALED = """{white}
@@ -89,19 +89,19 @@ _OPTIONS = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a card is about.
+    """The subject of a model card: an exported encoder.
 
     Attributes:
         library: ``timm`` or ``transformers``.
-        network: its class.
-        folder: name of the folder.
+        network: name of its class in the library.
+        folder: name of the exported folder.
         encoder: ``student`` or ``teacher``.
         step: of the checkpoint.
         use_class_token: whether the first token is a class token.
-        is_imported: whether the weights are those of others, as they were.
-        trained_size: height and width of the images of imported weights; None if they are those of
-            the config, or not known.
-        sha256: of the file of weights.
+        is_imported: whether the weights were imported, and not trained further.
+        trained_size: height and width of the images that imported weights were trained on; None if
+            they are those of the config, or unknown.
+        sha256: of the weights file.
     """
 
     library: str
@@ -116,7 +116,7 @@ class Subject:
 
 
 def how_to_load(subject: Subject, folder: str) -> str:
-    """The line of code that loads it."""
+    """Returns the line of code that loads the exported encoder."""
     if subject.library == "timm":
         return f'timm.create_model("local-dir:{folder}", pretrained=True)'
     if subject.network == "ViTMAEForPreTraining":
@@ -126,25 +126,25 @@ def how_to_load(subject: Subject, folder: str) -> str:
 
 
 def is_pooled_by_beit(subject: Subject, pool: str) -> bool:
-    """Tells whether transformers' own pooler computes the features of an image."""
+    """Returns whether transformers' own pooler computes the features of an image."""
     return subject.network == "BeitModel" and pool == "normed_mean"
 
 
 def resized(config: ConfigDict) -> tuple[int, int]:
-    """Computes what images are resized to before they are cropped, height and width."""
-    shown = config.evaluation
-    share = shown.crop_share or USUAL_SHARE
-    return Preprocessing(share, shown.crop_mode, shown.interpolation).resized(
+    """Returns the height and width that images are resized to before they are cropped."""
+    options = config.evaluation
+    share = options.crop_share or USUAL_SHARE
+    return Preprocessing(share, options.crop_mode, options.interpolation).resized(
         tuple(config.model.image_size)
     )
 
 
 def _cutting(config: ConfigDict) -> str:
-    """Writes the code that cuts an image as evaluation does."""
+    """Returns the code that resizes and crops an image as evaluation does."""
     (height, width), (resized_height, resized_width) = config.model.image_size, resized(config)
-    shown = config.evaluation
-    kernel = f"Image.Resampling.{shown.interpolation.upper()}"
-    if shown.crop_mode == "squash":
+    options = config.evaluation
+    kernel = f"Image.Resampling.{options.interpolation.upper()}"
+    if options.crop_mode == "squash":
         lines = [f"width, height = {resized_width}, {resized_height}"]
     elif resized_height == resized_width:
         lines = [
@@ -156,7 +156,7 @@ def _cutting(config: ConfigDict) -> str:
             "width, height = round(image.width / scale), round(image.height / scale)",
         ]
     lines.append(f"image = image.resize((width, height), {kernel})")
-    if shown.crop_mode == "center" or (resized_height, resized_width) != (height, width):
+    if options.crop_mode == "center" or (resized_height, resized_width) != (height, width):
         lines += [
             f"left, top = round((width - {width}) / 2), round((height - {height}) / 2)",
             f"image = image.crop((left, top, left + {width}, top + {height}))",
@@ -165,15 +165,15 @@ def _cutting(config: ConfigDict) -> str:
 
 
 def plain_number(number: float) -> str:
-    """Writes a number in full, and a whole one without a point."""
+    """Formats a number with all its digits, whole numbers without a decimal point."""
     return str(int(number)) if float(number).is_integer() else repr(number)
 
 
 def code_to_load(subject: Subject, config: ConfigDict) -> str:
-    """Writes the code of a card: from a file of an image to its features."""
+    """Returns the code of a card, which reads an image file and computes its features."""
     channels, max_value = config.data.channels, config.data.max_value
     has_photographs = channels in (1, 3)
-    white = f"white = {plain_number(max_value)}" if max_value else _BY_ITSELF
+    white = f"white = {plain_number(max_value)}" if max_value else _WHITE_OF_IMAGE
     scaled = textwrap.indent(_SCALED.format(white=white), "    ").lstrip()
     inputs = "**images" if has_photographs else "pixel_values=images"
     tokens, features = _tokens_and_features(subject, config.evaluation.pool, inputs)
@@ -205,7 +205,7 @@ def code_to_load(subject: Subject, config: ConfigDict) -> str:
 
 
 def _tokens_and_features(subject: Subject, pool: str, inputs: str) -> tuple[str, str]:
-    """Writes the code that gives a network of transformers its inputs, and that which pools."""
+    """Returns the code that computes tokens with transformers, and the code that pools them."""
     tokens = f"tokens = model({inputs}).last_hidden_state"
     features = "tokens[:, 0]" if pool == "class_token" else "tokens[:, 1:].mean(dim=1)"
     if is_pooled_by_beit(subject, pool):

@@ -1,4 +1,4 @@
-"""Command lines: flags, and the config that ``--config`` and ``--config.KEY`` make.
+"""Command lines: flags, and the config set by ``--config=FILE`` and ``--config.KEY=VALUE``.
 
 Nothing here imports JAX, so that ``--help`` is shown at once.
 """
@@ -21,18 +21,18 @@ _WHERE_KEYS_ARE = "--config.KEY=VALUE sets a key of the config. docs/config.md l
 
 
 class CommandEnded(SystemExit):
-    """The command ends here, with a message already shown. ``code`` is its exit status."""
+    """The exception that ends a command whose message is already shown; ``code`` is its status."""
 
 
 def require(name: str, value: str, flags: absl_flags.FlagValues) -> None:
-    """Lets :func:`parse_flags` ask for a flag that is missing, whose value looks like ``value``."""
+    """Makes :func:`parse_flags` raise if a flag is missing; ``value`` is the message's example."""
     absl_flags.register_validator(
         name, lambda given: given is not None, f"--{name}={value} is missing", flag_values=flags
     )
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Tells whether a command line asks for help."""
+    """Returns whether a command line asks for help."""
     return not {"--help", "-h", "-help"}.isdisjoint(argv)
 
 
@@ -42,7 +42,7 @@ def parse_flags(
     define: Callable[[absl_flags.FlagValues], None],
     describe_more: Callable[[], str] | None = None,
 ) -> absl_flags.FlagValues:
-    """The command line's flags; ``--help`` shows the usage and ends.
+    """Parses the command line's flags; ``--help`` prints the usage and raises ``CommandEnded``.
 
     Args:
         argv: arguments after the program's name; the command line's by default.
@@ -51,7 +51,8 @@ def parse_flags(
         describe_more: returns what ``--help`` shows after the flags.
 
     Raises:
-        absl.flags.Error: for unknown flags or arguments that are no flags.
+        CommandEnded: after ``--help``.
+        absl.flags.Error: for unknown flags, and arguments that are no flags.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = absl_flags.FlagValues()
@@ -63,7 +64,7 @@ def parse_flags(
     rest = flags([usage.split(None, 1)[0], *argv])
     if len(rest) > 1:
         raise absl_flags.Error(f"{rest[1]!r} is no flag; flags look like --workdir=FOLDER")
-    absl_flags.FLAGS.mark_as_parsed()  # libraries may look at the global ones
+    absl_flags.FLAGS.mark_as_parsed()  # libraries may read the global flags
     return flags
 
 
@@ -73,19 +74,19 @@ def parse_config_flags(
     define: Callable[[absl_flags.FlagValues], None],
     job: str | None = "pretrain",
 ) -> absl_flags.FlagValues:
-    """:func:`parse_flags` with ``--config=FILE`` and ``--config.KEY=VALUE``; the config is checked.
+    """Parses flags with ``--config=FILE`` and ``--config.KEY=VALUE``, and checks the config.
 
-    Tuples are written with commas, ``--config.model.image_size=224,224``; keys that are True or
-    False also as ``--config.data.flip`` and ``--noconfig.data.flip``. The last of several values
-    counts. ``flags.config`` is the config.
+    Tuples are written with commas: ``--config.model.image_size=224,224``. Boolean keys can also be
+    written ``--config.data.flip`` and ``--noconfig.data.flip``. The last of several values counts.
+    ``flags.config`` of the returned flags is the config.
 
     Args:
         argv, usage, define: see :func:`parse_flags`.
-        job: that the config must be for; None for whatever job the config names.
+        job: that the config must be for; None for any job.
 
     Raises:
-        ValueError: naming the nearest known key, or what its value may be; for another job's
-            config.
+        ValueError: for an unknown key (the nearest known one is named), an invalid value (the
+            allowed ones are named), or another job's config.
         FileNotFoundError: if there is no such config file.
         absl.flags.Error: as :func:`parse_flags`.
     """
@@ -102,10 +103,10 @@ def read_config_flags(
     define: Callable[[absl_flags.FlagValues], None],
     job: str | None = "pretrain",
 ) -> tuple[absl_flags.FlagValues, frozenset[str]]:
-    """:func:`parse_config_flags` without the check, which whoever changes the config has to do.
+    """Does what :func:`parse_config_flags` does, but leaves checking the config to the caller.
 
     Returns:
-        The flags; and which keys ``--config.KEY=VALUE`` sets.
+        The flags; and the keys that ``--config.KEY=VALUE`` sets.
     """
 
     def define_all(flags):
@@ -139,7 +140,7 @@ def read_config_flags(
 
 
 class _Change(NamedTuple):
-    """A key that the command line changes, as it was written there."""
+    """A change of a config key, as written on the command line."""
 
     key: str
     text: str | None
@@ -147,7 +148,7 @@ class _Change(NamedTuple):
     job: str
 
     def value(self) -> bool | int | float | str | tuple:
-        """Raises ``ValueError`` for what is no key or no value of it."""
+        """Returns the new value; raises ``ValueError`` for an unknown key or an invalid value."""
         is_boolean = _is_boolean(self.key, self.job)
         if self.is_negated and (self.text is not None or is_boolean is False):
             raise ValueError(
@@ -165,39 +166,40 @@ class _Change(NamedTuple):
 
 
 def _job_of_config(argv: Sequence[str]) -> str:
-    """The job of the config that a command line names; pretraining if it names none."""
+    """Returns the job of the config file on a command line; ``pretrain`` if there is none."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if found := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
-            return job_of(load_config(found[1] or following, None))
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            return job_of(load_config(match[1] or following, None))
     return "pretrain"
 
 
 def _split_changes(argv: Sequence[str], job: str) -> tuple[list[_Change], list[str]]:
-    """What a command line changes in the config, and its other arguments."""
+    """Splits a command line into changes of the config and its other arguments."""
     changes, rest = [], []
-    given = list(argv)
-    while given:
-        argument = given.pop(0)
-        found = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+    queue = list(argv)
+    while queue:
+        argument = queue.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
         if argument == "--":
-            return changes, [*rest, argument, *given]
-        if not found:
+            return changes, [*rest, argument, *queue]
+        if not match:
             rest.append(argument)
             continue
-        is_negated, key, text = bool(found[1]), found[2], found[3]
+        is_negated, key, text = bool(match[1]), match[2], match[3]
         takes_value = text is None and not is_negated and _is_boolean(key, job) is False
-        if takes_value and given and not re.match("--?[A-Za-z]", given[0]):
-            text = given.pop(0)
+        if takes_value and queue and not re.match("--?[A-Za-z]", queue[0]):
+            text = queue.pop(0)
         changes.append(_Change(key, text, is_negated, job))
     return changes, rest
 
 
 def _is_boolean(key: str, job: str) -> bool | None:
-    """Whether a key is True or False; None for what is no key."""
+    """Returns whether a key is boolean; None if there is no such key."""
     return KEYS[job][key].kind is bool if key in KEYS[job] else None
 
 
 def _describe(flags: absl_flags.FlagValues) -> str:
+    """Returns the help of all flags, in alphabetical order, wrapped."""
     lines = []
     for name in sorted(flags):
         flag = flags[name]
@@ -208,7 +210,7 @@ def _describe(flags: absl_flags.FlagValues) -> str:
 
 
 def _to_width(usage: str) -> str:
-    """Wraps the paragraphs of a usage text; indented ones are commands, and stay as they are."""
+    """Wraps the paragraphs of a usage text, except indented ones, which are commands."""
     paragraphs = usage.replace("``", "").strip().split("\n\n")
     return "\n\n".join(
         text if text.startswith(" ") else textwrap.fill(text, WIDTH) for text in paragraphs

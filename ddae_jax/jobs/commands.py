@@ -35,11 +35,11 @@ TASK_OPTIONS: Mapping[str, frozenset[str]] = MappingProxyType(
         }.items()
     }
 )
-"""Tasks of ``ddae_jax.evaluate``, and the options of the command that each uses."""
+"""The options of ``ddae_jax.evaluate`` that each of its tasks uses."""
 
 
 def usage(name: str, text: str) -> str:
-    """Returns what ``--help`` says of a command before its flags.
+    """Returns the text that ``--help`` shows before a command's flags.
 
     Args:
         name: of the command.
@@ -197,4 +197,7 @@ COMMANDS: Mapping[str, tuple[Callable[[absl_flags.FlagValues], None], str | None
         }
     )
 )
-"""What adds a command's flags, and the job of its config: None for any, empty for no config."""
+"""For each command, the function that adds its flags, and the job of its config.
+
+The job is None if the command takes any config, and empty if it takes none.
+"""

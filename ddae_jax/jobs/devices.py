@@ -1,4 +1,4 @@
-"""The devices of a command: joining other processes, and the programs that were compiled before."""
+"""Start of a command's devices: joins other processes, and sets up memory and compilation cache."""
 
 import contextlib
 import ctypes
@@ -19,24 +19,25 @@ from ddae_jax.training.display import set_up_logging
 from ddae_jax.training.peers import watch_each_other
 
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
-"""Files of GPUs and TPUs, as their drivers make them."""
+"""Patterns of the device files that drivers of GPUs and TPUs create."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 """Numbers of glibc's ``mallopt``."""
 _HEARTBEAT_TIMEOUT_S = 60
-"""After so many seconds without a sign of a process JAX ends the others, if nothing else has."""
+"""Seconds without a heartbeat of a process after which JAX ends the others."""
 _JOIN_TIMEOUT_S = 300.0
-_TELL_AFTER_S = 10.0
-"""So long processes wait for others that start later, and until they say so."""
+"""Seconds that a process waits for others that start later."""
+_WAIT_MESSAGE_AFTER_S = 10.0
+"""Seconds of waiting after which a process says that it waits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where the other processes are, for those that no scheduler's environment tells it.
+    """The location of the other processes, where no scheduler's environment says it.
 
     Attributes:
         coordinator: ``HOST:PORT`` of the first process.
-        num_processes: of the run.
-        process_id: of this one, from 0.
+        num_processes: number of processes of the run.
+        process_id: number of this one, from 0.
     """
 
     coordinator: str
@@ -45,14 +46,18 @@ class Cluster:
 
 
 def cluster_of(flags: absl_flags.FlagValues) -> Cluster | None:
-    """What the flags say of other processes. Raises ``ValueError`` where only a part is said."""
-    told = (flags.coordinator, flags.num_processes, flags.process_id)
-    if told == (None, None, None):
+    """Returns the cluster that the flags describe; None if they describe none.
+
+    Raises ``ValueError`` if only some of the flags are given, or if a value is invalid.
+    """
+    values = (flags.coordinator, flags.num_processes, flags.process_id)
+    if values == (None, None, None):
         return None
-    if None in told:
+    if None in values:
         raise ValueError(
-            f"--coordinator={told[0]}, --num_processes={told[1]}, --process_id={told[2]}: give all "
-            "three, or --distributed alone where SLURM, GKE or a TPU pod tells them"
+            f"--coordinator={values[0]}, --num_processes={values[1]}, "
+            f"--process_id={values[2]}: give all three, or --distributed alone where SLURM, GKE or "
+            "a TPU pod tells them"
         )
     if not 0 <= flags.process_id < flags.num_processes:
         raise ValueError(
@@ -61,22 +66,26 @@ def cluster_of(flags: absl_flags.FlagValues) -> Cluster | None:
         )
     if not re.fullmatch(r".+:\d+", flags.coordinator):
         raise ValueError(f"--coordinator={flags.coordinator}; it is HOST:PORT, the same for all")
-    return Cluster(*told)
+    return Cluster(*values)
 
 
 def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
-    """Joins the other processes, if any, and sets up the log. True in the first process.
+    """Joins the other processes, if any, and sets up the log.
 
     Args:
-        is_distributed: whether the environment tells where they are.
-        cluster: else: where they are.
+        is_distributed: whether there are other processes that the environment locates.
+        cluster: the location of other processes that the environment does not locate.
 
-    Raises ``ValueError`` if they cannot be found.
+    Returns:
+        Whether this is the first process.
+
+    Raises:
+        ValueError: if the other processes cannot be found.
     """
     if computes_on_cpu(jax.config.jax_platforms):
         keep_freed_memory()
     if is_distributed or cluster:
-        # JAX's own answer to SIGTERM would take the place of StopRequest's, and end nothing.
+        # JAX's own SIGTERM handler would replace that of StopRequest, and not end the run.
         jax.config.update("jax_enable_preemption_service", False)
         join(cluster)
         watch_each_other(cluster and cluster.coordinator.rpartition(":")[0].strip("[]"))
@@ -86,13 +95,14 @@ def start_devices(is_distributed: bool, cluster: Cluster | None = None) -> bool:
 
 
 def join(cluster: Cluster | None, patience_s: float = _JOIN_TIMEOUT_S) -> None:
-    """Joins the other processes, for which it waits; ends this one if they do not come.
+    """Waits for the other processes and joins them; exits this one if they do not come.
 
     Args:
-        cluster: where they are; None where the environment tells.
-        patience_s: how long to wait, seconds.
+        cluster: their location; None if the environment says it.
+        patience_s: time to wait, seconds.
 
-    Raises ``ValueError`` if the environment does not tell where they are.
+    Raises:
+        ValueError: if the environment does not say where the other processes are.
     """
     options, where = {}, ""
     if cluster:
@@ -100,7 +110,7 @@ def join(cluster: Cluster | None, patience_s: float = _JOIN_TIMEOUT_S) -> None:
         where = f" at {options.pop('coordinator')}"
         options["coordinator_address"] = cluster.coordinator
     options["heartbeat_timeout_seconds"] = _HEARTBEAT_TIMEOUT_S
-    # Longer than the patience here: at the end of its own JAX aborts amid its code.
+    # Longer than patience_s, because JAX aborts the process at its own timeout.
     options["initialization_timeout"] = int(patience_s) + 60
     with telling_of_a_long_wait(where, patience_s):
         try:
@@ -115,21 +125,21 @@ def join(cluster: Cluster | None, patience_s: float = _JOIN_TIMEOUT_S) -> None:
 
 @contextlib.contextmanager
 def telling_of_a_long_wait(where: str, patience_s: float) -> Iterator[None]:
-    """Says that the body waits for other processes, and ends this one if it does so for too long.
+    """Prints that the body waits for other processes; exits this one after ``patience_s`` seconds.
 
-    A thread does, as JAX would not return from its wait.
+    A thread does both, because JAX does not return from its wait.
     """
     is_over = threading.Event()
 
-    def tell() -> None:
-        if is_over.wait(min(_TELL_AFTER_S, patience_s)):
+    def print_and_exit() -> None:
+        if is_over.wait(min(_WAIT_MESSAGE_AFTER_S, patience_s)):
             return
         print(
             f"waiting for the other processes of this run{where}, for up to {patience_s:g} s",
             file=sys.stderr,
             flush=True,
         )
-        if is_over.wait(max(patience_s - _TELL_AFTER_S, 0)):
+        if is_over.wait(max(patience_s - _WAIT_MESSAGE_AFTER_S, 0)):
             return
         print(
             f"error: not all processes of this run have come together{where} within "
@@ -140,7 +150,7 @@ def telling_of_a_long_wait(where: str, patience_s: float) -> Iterator[None]:
         )
         os._exit(1)
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=print_and_exit, daemon=True).start()
     try:
         yield
     finally:
@@ -150,13 +160,13 @@ def telling_of_a_long_wait(where: str, patience_s: float) -> Iterator[None]:
 def computes_on_cpu(
     platforms: str | None, accelerator_files: Sequence[str] = _ACCELERATORS
 ) -> bool:
-    """Whether JAX will compute on the CPU: it was told to, or there is no accelerator.
+    """Returns whether JAX will compute on the CPU: by its settings, or for lack of accelerators.
 
-    Starts nothing, unlike ``jax.default_backend()``.
+    Unlike ``jax.default_backend()``, it does not start a backend.
 
     Args:
         platforms: JAX's setting ``jax_platforms``.
-        accelerator_files: patterns of files that are there where a GPU or TPU is.
+        accelerator_files: patterns of files that exist only where there is a GPU or TPU.
     """
     if platforms:
         return platforms.split(",")[0] == "cpu"
@@ -164,12 +174,14 @@ def computes_on_cpu(
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc keep what this process frees, for what it needs next; False without glibc.
+    """Makes glibc keep freed memory for reuse; returns whether it does, False without glibc.
 
-    On a CPU, XLA allocates the intermediate values of each step anew, and blocks of that size are
-    new pages, which the system clears one by one (benchmarks/results/train_step_cpu_memory.json).
-    The process stays as large as it once was. To be called before JAX starts its threads, as each
-    takes an arena, of small blocks only, for good.
+    On a CPU, XLA allocates the intermediate values of each step anew. By default, blocks of that
+    size are new pages, which the system clears one by one
+    (benchmarks/results/train_step_cpu_memory.json). In exchange, the process never shrinks.
+
+    Call it before JAX starts its threads: each thread takes an arena for good, and arenas other
+    than the main one hold only small blocks.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -179,13 +191,13 @@ def keep_freed_memory() -> bool:
 
 
 def use_compilation_cache(folder: pathlib.Path) -> None:
-    """Keeps compiled programs in a folder, so that a restart need not compile them again.
+    """Sets the folder of compiled programs, so that a restart need not compile them again.
 
-    Halves of them, left by a kill or a full disk, are removed first: JAX would neither read nor
-    replace them.
+    Truncated programs, left by a kill or a full disk, are removed first: JAX would neither read
+    nor replace them.
 
-    Where JAX's own variable ``JAX_COMPILATION_CACHE_DIR`` names another folder, that one is used,
-    with JAX's own settings. Others may be writing there, so nothing in it is removed.
+    If the variable ``JAX_COMPILATION_CACHE_DIR`` names another folder, that one is used with JAX's
+    own settings. Nothing in it is removed, because other processes may be writing there.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -198,7 +210,7 @@ def use_compilation_cache(folder: pathlib.Path) -> None:
 
 
 def _is_whole(compressed: bytes) -> bool:
-    """Whether all of a compressed program is there, as far as zlib, JAX's default, can tell."""
+    """Returns whether a compressed program is complete, as far as zlib, JAX's default, can tell."""
     if compressed.startswith(b"\x28\xb5\x2f\xfd"):  # Zstandard, where that is installed
         return True
     decompressor = zlib.decompressobj()

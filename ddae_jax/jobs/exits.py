@@ -1,4 +1,4 @@
-"""Exits of the commands: how they end, with which message and which status."""
+"""Exits of the commands: their messages and their exit statuses."""
 
 import contextlib
 import logging
@@ -35,12 +35,12 @@ _RUN_ENDERS += (OtherProcessFailed, BadAnnotation, BadLabel, NothingReadable)
 _RUN_ENDERS += (NoMemoryLeft, OddSize, ReadFailed, ReadingHangs, WorkerLost)
 
 STOPPED_STATUS = "DDAE_JAX_STOPPED_STATUS"
-"""Names the environment variable of the exit status of a run that was stopped before its end."""
+"""The environment variable with the exit status of a run that was stopped before its end."""
 
 
 @contextlib.contextmanager
 def explain_bad_input() -> Iterator[None]:
-    """Shows what is wrong with the input in a line or two, and ends with status 2."""
+    """Turns errors of the input in the body into a short message and exit status 2."""
     try:
         yield
     except _BAD_INPUT as error:
@@ -49,7 +49,10 @@ def explain_bad_input() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_run_ends() -> Iterator[None]:
-    """Shows why a run could not go on, and ends with status 1; bugs keep their traceback."""
+    """Turns errors that end a run into a short message and their exit status, 1 by default.
+
+    Other exceptions are bugs and keep their traceback.
+    """
     try:
         yield
     except _RUN_ENDERS as error:
@@ -74,10 +77,10 @@ def explain_run_ends() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fail_fast_multihost() -> Iterator[None]:
-    """Ends this process at once if the body fails and there are others, with a message.
+    """Exits at once, with a message, if the body fails in one of several processes.
 
-    The others wait for this one in their next collective operation. So would this one, if it left
-    in good order: closing checkpoints takes all processes. JAX ends them when it misses this one.
+    A clean shutdown would block, because closing checkpoints takes all processes and the others
+    wait in their next collective operation. JAX ends those when this one's heartbeat is missing.
     """
     try:
         yield
@@ -86,7 +89,7 @@ def fail_fast_multihost() -> Iterator[None]:
             raise
         if isinstance(error, _RUN_ENDERS):
             print(f"error: {error}", file=sys.stderr)
-        elif isinstance(error, jax.errors.JaxRuntimeError) and _is_of_others(error):
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _is_communication_error(error):
             print(
                 f"error: another process of this run is gone, or cannot be reached: "
                 f"{str(error).splitlines()[0]}\nThe same command, started on all of them again, "
@@ -100,10 +103,10 @@ def fail_fast_multihost() -> Iterator[None]:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Ends the process with a job's status, at once.
+    """Runs a command and exits at once with the status it returns.
 
-    Threads that still compile, download or compute what nobody waits for any more would keep it,
-    or crash an interpreter that is being taken down under them.
+    A normal exit would wait for threads that still compile, download or compute, or they would
+    crash while the interpreter shuts down.
     """
     try:
         status = main()
@@ -116,7 +119,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         traceback.print_exc()
         status = 1
     if jax.process_count() > 1:
-        sys.exit(status)  # the others are told
+        sys.exit(status)  # a normal exit, which notifies the other processes
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -124,30 +127,31 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def check_stopped_status() -> None:
-    """Raises ``ValueError`` if the environment's :data:`STOPPED_STATUS` is no exit status."""
+    """Raises ``ValueError`` if the variable :data:`STOPPED_STATUS` is set to no exit status."""
     text = os.environ.get(STOPPED_STATUS, "0")
     if not (text.isascii() and text.isdigit() and int(text) < 256):
         raise ValueError(f"{STOPPED_STATUS}={text}; an exit status is a whole number in [0, 255]")
 
 
 def stopped_status(stop: StopRequest) -> int:
-    """The exit status of a run that a signal stops before its end.
+    """Returns the exit status of a run that a signal stopped before its end.
 
-    That is what the environment says: a scheduler that starts stopped runs again must tell them
-    from complete ones, and all processes of a run end with it, whichever of them got the signal.
-    By default it is 130 for Ctrl-C, as of any command, and else 0.
+    The variable :data:`STOPPED_STATUS` sets it, so that a scheduler that restarts stopped runs can
+    distinguish them from complete ones. All processes of a run end with it, whichever of them got
+    the signal. By default it is 130 for Ctrl-C, as usual for commands, and else 0.
     """
     if STOPPED_STATUS in os.environ:
         return int(os.environ[STOPPED_STATUS])
     return 128 + signal.SIGINT if stop.received == signal.SIGINT else 0
 
 
-def _is_of_others(error: Exception) -> bool:
-    """Whether an error is about what the processes of a run send each other."""
+def _is_communication_error(error: Exception) -> bool:
+    """Returns whether an error is one of the communication between processes."""
     words = ("gloo", "collective", "connection", "heartbeat", "unavailable", "peer", "coordination")
     return any(word in str(error).lower() for word in words)
 
 
-def _end(error: Exception, status: int) -> None:
+def _end(error: Exception, status: int) -> NoReturn:
+    """Prints an error and ends the command with a status."""
     print(f"error: {error}", file=sys.stderr)
     raise CommandEnded(status) from error

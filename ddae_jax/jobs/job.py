@@ -1,4 +1,4 @@
-"""The job: what a command that trains is made of, from its config."""
+"""The base class of jobs: the parts of a training command, built from its config."""
 
 import abc
 import logging
@@ -23,19 +23,19 @@ _log = logging.getLogger(__name__)
 
 
 class Sources(NamedTuple):
-    """The images of a run: those to train on, and those to test on, if it needs them."""
+    """The images of a run: to train on, and to test on if the run needs them."""
 
     train: Source
     test: Source | None = None
 
 
 class DataSpec(NamedTuple):
-    """What a program has to know of the data, which need not be there.
+    """The facts about the data that a program is built from, without the data itself.
 
     Attributes:
-        num_classes: classes of the labels, where they are learned.
-        image_size: ``(height, width)`` of the images as they are stored, where they are augmented
-            on the device.
+        num_classes: number of classes; None if there are no labels.
+        image_size: ``(height, width)`` of the stored images, which a program needs that augments
+            them on the device; else None is enough.
     """
 
     num_classes: int | None = None
@@ -43,26 +43,26 @@ class DataSpec(NamedTuple):
 
     @classmethod
     def of(cls, sources: Sources) -> "DataSpec":
-        """Returns what the sources tell."""
+        """Returns the spec of the training source."""
         return cls(sources.train.num_classes, sources.train.image_size)
 
 
 class Job(abc.ABC):
-    """A base class of the commands that train; one object is one run.
+    """Base class of the training commands; each object is one run.
 
-    Everything that is the same for all of them stands in :mod:`ddae_jax.jobs.runner`.
+    What all training commands have in common is in :mod:`ddae_jax.jobs.runner`.
 
     Args:
         config: of the run, resolved by :meth:`resolve_config`.
-        workdir: of the run; None where there is none, as the step is compiled alone.
-        initial: what :meth:`resolve_config` loaded.
+        workdir: of the run; None if the step is only compiled.
+        initial: the pretrained network that :meth:`resolve_config` returned, or None.
     """
 
     name: ClassVar[str]
-    """``python -m ddae_jax.NAME``, and the ``job`` of its configs."""
+    """Name of the command, ``python -m ddae_jax.NAME``, and the ``job`` of its configs."""
 
     usage: ClassVar[str]
-    """What the command does, for ``--help``."""
+    """Description of the command, for ``--help``."""
 
     def __init__(self, config: ConfigDict, workdir: Workdir | None = None, initial: Any = None):
         self.config = config
@@ -74,70 +74,70 @@ class Job(abc.ABC):
     def resolve_config(
         cls, config: ConfigDict, stored: Mapping[str, Any] | None, given: Container[str]
     ) -> Any:
-        """Fills in what a config leaves to what it names, such as a pretrained encoder.
+        """Fills in keys whose values come from another run, such as a pretrained encoder's.
 
         Args:
             config: of the run; is changed in place.
-            stored: the config of a run that is continued, else None.
+            stored: the stored config of a continued run; None for a new one.
             given: keys that the command line sets.
 
         Returns:
-            The pretrained network, if one was loaded, to begin with.
+            The pretrained network to begin with, if one was loaded; else None.
         """
 
     @abc.abstractmethod
     def sources(self) -> Sources:
-        """Opens the images. Raises ``ValueError`` or ``OSError`` for those that do not do."""
+        """Opens the images; raises ``ValueError`` or ``OSError`` if they cannot be used."""
 
     @abc.abstractmethod
     def program(
         self, schedule: Schedule, data: DataSpec, *, stand_in_missing: bool = False
     ) -> TrainProgram:
-        """Builds the step, alone.
+        """Builds the training step and its state, without reading any data.
 
         Args:
             schedule: of the run.
-            data: what the step has to know of the images.
-            stand_in_missing: whether the shapes of a trained network that is not there are enough,
-                as they are to compile with.
+            data: facts about the images.
+            stand_in_missing: whether a missing trained network may be replaced by its shapes, which
+                are enough to compile.
         """
 
     @abc.abstractmethod
     def batch_spec(self, data: DataSpec) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Returns the arrays of a batch, of all processes together."""
+        """Returns shapes and dtypes of a global batch, of all processes together."""
 
     @abc.abstractmethod
     def loader(self, sources: Sources) -> TrainLoader:
-        """Opens this process's share of the batches."""
+        """Opens the loader of this process's share of the batches."""
 
     @abc.abstractmethod
     def hooks(
         self, program: TrainProgram, sources: Sources, schedule: Schedule, mesh: Mesh
     ) -> Sequence[Hook]:
-        """Builds what happens beside training, in this order."""
+        """Builds the hooks, in the order in which they are called."""
 
     @abc.abstractmethod
     def initial_params(self, program: TrainProgram) -> PyTree | None:
-        """Returns the parameters that a new run begins with; None for fresh ones.
+        """Returns pretrained parameters that a new run begins with; None to train from scratch.
 
         Raises ``ValueError`` if they do not fit.
         """
 
     def take_initial_params(self, program: TrainProgram) -> PyTree | None:
-        """Returns :meth:`initial_params`, and lets go of what was loaded."""
+        """Returns :meth:`initial_params`, and frees the pretrained network."""
         params, self.initial = self.initial_params(program), None
         return params
 
     def schedule(self, num_images: int) -> Schedule:
-        """Returns the schedule of a run on so many images; ``ValueError`` if it is too long."""
+        """Returns the schedule of a run on ``num_images``; see :func:`make_schedule`."""
         return make_schedule(self.config, num_images)
 
     @abc.abstractmethod
     def description(self, program: TrainProgram, data: DataSpec) -> str:
-        """Returns one line on what is trained."""
+        """Returns one line that describes what is trained, for the log."""
 
     def warnings(self, program: TrainProgram) -> Sequence[str]:
-        """Returns a line each on what may not be meant."""
+        """Returns warnings of settings that may be unintended, one line each."""
         return ()
 
     def check_continues(self, program: TrainProgram, state: TrainState) -> None:
@@ -145,12 +145,12 @@ class Job(abc.ABC):
         return None
 
     def class_names(self, sources: Sources) -> tuple[str, ...] | None:
-        """Returns the names of the classes that are learned; None if they have none."""
+        """Returns the names of the learned classes; None if there are none."""
         return None
 
 
 def image_batch(config: ConfigDict, size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the arrays of a batch of labelled images of a size, pixels."""
+    """Returns shapes and dtypes of a batch of labelled images of ``(height, width)`` pixels."""
     shape = (config.batch_size, *size, config.data.channels)
     return {
         "image": jax.ShapeDtypeStruct(shape, jnp.uint8),
@@ -159,7 +159,7 @@ def image_batch(config: ConfigDict, size: tuple[int, int]) -> dict[str, jax.Shap
 
 
 def make_schedule(config: ConfigDict, num_images: int) -> Schedule:
-    """Makes the schedule of a run on so many images; warns if a batch is larger.
+    """Makes the schedule of a run on ``num_images``; warns if a batch has more images than that.
 
     Raises ``ValueError`` for more than :data:`ddae_jax.training.schedules.MAX_STEPS` steps.
     """

@@ -1,4 +1,4 @@
-"""The card of an exported encoder: how it was trained, how its features are read, whom to cite."""
+"""The model card of an exported encoder: its training, its preprocessing, papers to cite."""
 
 import pathlib
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ _VIT = (
     "Dosovitskiy et al. 2021. *An Image is Worth 16x16 Words: Transformers for Image Recognition "
     "at Scale*. ICLR. arXiv:2010.11929"
 )
-_SHOWN = ("model.", "decoder.", "mask.", "targets.", "tokenizer.", "supervision.", "teacher.")
-_SHOWN += ("optimizer.", "data.crop", "data.flip", "seed")
-_OF_THE_COMPUTATION = ("model.attention_form", "model.rematerialization")
+_CARD_KEYS = ("model.", "decoder.", "mask.", "targets.", "tokenizer.", "supervision.", "teacher.")
+_CARD_KEYS += ("optimizer.", "data.crop", "data.flip", "seed")
+_COMPUTATION_KEYS = ("model.attention_form", "model.rematerialization")
 
 
 def model_card(subject: Subject, config: ConfigDict) -> str:
-    """The text of ``README.md``: Markdown, after what model hubs read of it.
+    """Returns the text of ``README.md``: front matter for model hubs, then Markdown.
 
-    It names no folder of the machine that trained, and no number that nobody measured.
+    It contains no path of the machine that trained, and only numbers that were measured.
 
     Args:
-        subject: what was exported.
+        subject: the exported encoder.
         config: of the run.
     """
     data = config.data
@@ -50,7 +50,7 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
     }
     if subject.sha256:
         reading["SHA-256 of `model.safetensors`"] = f"`{subject.sha256}`"
-    papers = dict.fromkeys((*METHODS[config.method].papers, *_of_supervision(config), _VIT))
+    papers = dict.fromkeys((*METHODS[config.method].papers, *_supervision_papers(config), _VIT))
     if subject.is_imported:
         papers = {_VIT: None}
         training = (_how_it_was_imported(subject, config),)
@@ -58,14 +58,14 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
         if config.init_from:
             rows["began with"] = pathlib.PurePath(config.init_from).name
         training = (_table("", rows), _table("key", _settings(config)))
-    told = "imported by" if subject.is_imported else "pretrained without labels by"
+    origin = "imported by" if subject.is_imported else "pretrained without labels by"
     return (
         "\n\n".join(
             (
                 _front_matter(subject, config),
                 f"# {subject.folder}",
-                f"A vision transformer that was {told} `ddae_jax`; here as `{subject.network}` of "
-                f"{subject.library}.",
+                f"A vision transformer that was {origin} `ddae_jax`; here as `{subject.network}` "
+                f"of {subject.library}.",
                 "## How it was trained",
                 *training,
                 "## How features are read",
@@ -83,6 +83,7 @@ def model_card(subject: Subject, config: ConfigDict) -> str:
 
 
 def _front_matter(subject: Subject, config: ConfigDict) -> str:
+    """Returns the YAML that model hubs read: library and tags."""
     tags = ["image-feature-extraction"]
     if not subject.is_imported:
         tags += ["self-supervised-learning", "masked-image-modeling", config.method]
@@ -91,12 +92,13 @@ def _front_matter(subject: Subject, config: ConfigDict) -> str:
 
 
 def _table(name: str, rows: Mapping[str, Any]) -> str:
+    """Returns a Markdown table of two columns; ``name`` heads the first one."""
     lines = (f"| {key} | {value} |" for key, value in rows.items())
     return "\n".join((f"| {name} | |", "|---|---|", *lines))
 
 
 def _settings(config: ConfigDict) -> dict[str, str]:
-    """The keys that had an effect on what was trained, but for folders."""
+    """Returns the keys that affected training, and their values, without folders."""
     ignored = tuple(
         prefix
         for holds, prefixes, _ in ignored_in_pretraining(config)
@@ -106,15 +108,16 @@ def _settings(config: ConfigDict) -> dict[str, str]:
     return {
         f"`{key}`": f"`{value!r}`"
         for key, value in flatten(config).items()
-        if key.startswith(_SHOWN)
+        if key.startswith(_CARD_KEYS)
         and not key.startswith(ignored)
         and key not in FOLDERS
-        and key not in _OF_THE_COMPUTATION
+        and key not in _COMPUTATION_KEYS
     }
 
 
 def _how_it_was_imported(subject: Subject, config: ConfigDict) -> str:
-    told = (
+    """Describes the origin of imported weights."""
+    text = (
         f"The weights were imported from `{pathlib.PurePath(config.init_from).name}` and not "
         "trained further; who made them says how, and under which license they are."
     )
@@ -123,83 +126,86 @@ def _how_it_was_imported(subject: Subject, config: ConfigDict) -> str:
             f"{height} x {width}"
             for height, width in (subject.trained_size, config.model.image_size)
         )
-        told += (
+        text += (
             f" They were trained on images of {before} pixels; their positions were resized for "
             f"{now} pixels, without any training."
         )
-    return told
+    return text
 
 
-def _of_supervision(config: ConfigDict) -> tuple[str, ...]:
+def _supervision_papers(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the paper on deep supervision, if the run uses it."""
     return () if _supervision_mode(config) == "last" else (PAPER,)
 
 
 def _supervision_mode(config: ConfigDict) -> str:
+    """Returns the mode of supervision; tokenizers are supervised at the last depth."""
     is_masked = METHODS[config.method].kind == "masked"
     return config.supervision.mode if is_masked else "last"
 
 
 def _how_images_are_cut(subject: Subject, config: ConfigDict) -> str:
+    """Describes how evaluation resizes and crops images."""
     height, width = config.model.image_size
     resized_height, resized_width = resized(config)
-    shown = config.evaluation
-    if shown.crop_mode == "squash":
-        told = f"An image is stretched to {resized_height} x {resized_width} pixels"
+    options = config.evaluation
+    if options.crop_mode == "squash":
+        text = f"An image is stretched to {resized_height} x {resized_width} pixels"
     elif resized_height == resized_width:
-        told = f"An image is resized in proportion, its shorter side to {resized_height} pixels"
+        text = f"An image is resized in proportion, its shorter side to {resized_height} pixels"
     else:
-        told = (
+        text = (
             "An image is resized in proportion, so that it just covers "
             f"{resized_height} x {resized_width} pixels"
         )
-    told += f", with a {shown.interpolation} kernel"
-    if (resized_height, resized_width) != (height, width) or shown.crop_mode == "center":
-        told += f"; shown are the {height} x {width} pixels in the middle"
-    told += ". `ddae_jax.evaluate` shows the same pixels"
-    if not shown.crop_share:
-        told += (
+    text += f", with a {options.interpolation} kernel"
+    if (resized_height, resized_width) != (height, width) or options.crop_mode == "center":
+        text += f"; shown are the {height} x {width} pixels in the middle"
+    text += ". `ddae_jax.evaluate` shows the same pixels"
+    if not options.crop_share:
+        text += (
             ", but for images that have the input's size already: of them it shows all, and they "
             "need no more than the normalisation"
         )
-    told += ". What is transparent counts as white there. "
+    text += ". What is transparent counts as white there. "
     if config.data.channels not in (1, 3):
-        return told + "The code below is for an array of the input's size."
+        return text + "The code below is for an array of the input's size."
     if subject.library == "timm":
-        return told + "timm's transform here does it all, once the image has 8 bits."
-    if shown.crop_mode == "center" and height != width:
-        return told + "The processor here cannot cut images, and is given what is cut."
-    told += "The code below cuts images itself. "
-    if shown.crop_mode == "center":
-        told += (
+        return text + "timm's transform here does it all, once the image has 8 bits."
+    if options.crop_mode == "center" and height != width:
+        return text + "The processor here cannot cut images, and is given what is cut."
+    text += "The code below cuts images itself. "
+    if options.crop_mode == "center":
+        text += (
             "The processor alone begins a pixel earlier in images of some shapes, as it rounds "
             "half a pixel otherwise. "
         )
-    return told + "With torchvision, the processor resizes by other code, which rounds otherwise."
+    return text + "With torchvision, the processor resizes by other code, which rounds otherwise."
 
 
 def _how_values_are_scaled(config: ConfigDict) -> str:
-    """How an image of more than 8 bits becomes one of 8, of which all else speaks."""
+    """Describes how pixel values of more than 8 bits are scaled to 8 bits."""
     max_value = config.data.max_value
-    told = (
+    text = (
         "Values of 8 bits are divided by 255. Images of more bits are scaled to 8 before all else, "
     )
     if max_value:
-        told += (
+        text += (
             f"so that {plain_number(max_value)} becomes 255, and with it what is larger "
             "(`data.max_value` of the run)"
         )
     else:
-        told += (
+        text += (
             "each by its own range: white is what its largest value's number of bits can hold, "
             "such as 4095 for 12 bits; of floats 1 if none is above 2, else 255 or, if it is "
             "larger, their largest (`data.max_value=0`)"
         )
     if config.data.channels not in (1, 3):
-        return told + (
+        return text + (
             ". The code below does so where no value is below 0 or missing; `ddae_jax` reads those "
             "too."
         )
-    return told + (
+    return text + (
         ". The code below does so for PNG and TIFF files of one channel, where no value is below 0 "
         "or missing. Pillow opens other files of more bits as `ddae_jax` does not: of colours it "
         "keeps the upper 8 bits, and it spreads PGM and JPEG 2000 over 16. Of these, values have "
@@ -208,30 +214,31 @@ def _how_values_are_scaled(config: ConfigDict) -> str:
 
 
 def _how_features_are_read(subject: Subject, config: ConfigDict) -> str:
+    """Describes from which tokens features are read, and how they are pooled."""
     pool = config.evaluation.pool
     if pool == "normed_mean":
-        told = (
+        text = (
             "Features of the tokens are those of the last block before the final norm; features "
             "of the image are that norm of their mean over the patches"
         )
     else:
-        told = (
+        text = (
             "Features of the tokens are those of the last block after the final norm; features of "
             "the image are "
         )
-        told += "the class token's" if pool == "class_token" else "their mean over the patches"
+        text += "the class token's" if pool == "class_token" else "their mean over the patches"
     if pool != "class_token" and subject.use_class_token:
-        told += ", without the class token"
+        text += ", without the class token"
     if subject.network == "ViTMAEForPreTraining":
-        told += (
+        text += (
             ". `mask_ratio=0.0` shows the encoder all patches, in random order; with "
             "`AutoModelForPreTraining` decoder and head are there too"
         )
     elif subject.library == "transformers" and not is_pooled_by_beit(subject, pool):
-        told += ". The pooler's output was not trained"
+        text += ". The pooler's output was not trained"
     if subject.network == "Beit":
-        told += ". Needs timm 1.0.31 or newer"
-    told += ". `ddae_jax.evaluate --task=embed` gives the same features of the same images"
+        text += ". Needs timm 1.0.31 or newer"
+    text += ". `ddae_jax.evaluate --task=embed` gives the same features of the same images"
     if config.model.dtype != "float32":
-        told += f", in {config.model.dtype} unless `--dtype=float32` is given"
-    return f"{told}."
+        text += f", in {config.model.dtype} unless `--dtype=float32` is given"
+    return f"{text}."

@@ -1,4 +1,4 @@
-"""The runner: a job from its command line to the last checkpoint, the same for all jobs."""
+"""The runner: runs any job from its command line to the last checkpoint."""
 
 import contextlib
 import dataclasses
@@ -50,14 +50,14 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The place of a run, and the request that may stop it.
+    """A run: its config, workdir and devices, and the request that may stop it.
 
     Attributes:
         config: of the run.
         workdir: of the run.
         mesh: of devices.
         stop: becomes true when the run is to end early.
-        allows_changes: whether a run may be continued although config or data differ.
+        allows_changes: whether a run may be continued with another config or other data.
     """
 
     config: ConfigDict
@@ -68,14 +68,14 @@ class Run:
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """Lets another run have the workdir after the body."""
+        """Releases the workdir after the body, so that another run can claim it."""
         try:
             yield
         finally:
             self.workdir.release()
 
     def may_stop_at_once(self) -> contextlib.AbstractContextManager:
-        """Leaves the body at a stop, if there is one process; several stop together, at a step."""
+        """Lets a stop interrupt the body; see :func:`may_stop_at_once`."""
         return may_stop_at_once(self.stop)
 
 
@@ -96,22 +96,23 @@ def main(job_class: type[Job], argv: Sequence[str] | None = None) -> int:
 def open_run(
     job_class: type[Job], argv: Sequence[str] | None, stop: StopRequest
 ) -> tuple[Job, Run]:
-    """Reads the command line, starts the devices, and checks what can be checked before data.
+    """Reads the command line, starts the devices, and makes all checks that need no data.
 
-    Raises ``ValueError`` or ``OSError`` for bad input, and ``OtherProcessFailed`` if another
-    process of the run does.
+    Raises:
+        ValueError, OSError: for bad input.
+        OtherProcessFailed: if another process of the run has raised one of these.
     """
     with stop.at_once():
         text = usage(job_class.name, job_class.usage)
         flags, given = cli.read_config_flags(argv, text, define_job, job_class.name)
         config, workdir = flags.config, Workdir(flags.workdir)
-        kept = keep_as_stored(config, workdir, given, flags.allow_config_changes)
+        message = keep_as_stored(config, workdir, given, flags.allow_config_changes)
         check_config(config)
         for key in FOLDERS & flatten(config).keys():
             config.update_from_flattened_dict({key: absolute(flatten(config)[key])})
         devices.start_devices(flags.distributed, devices.cluster_of(flags))
-    if kept:
-        _log.warning(kept)
+    if message:
+        _log.warning(message)
     with may_stop_at_once(stop), all_or_none():
         check_started_alike(config)
         mesh = make_mesh(**config.mesh)
@@ -151,7 +152,7 @@ def train(job: Job, run: Run) -> bool:
                 state, beside = resume(job, run, program, schedule, loader, checkpoints)
             else:
                 state, beside = program.init_state(run.mesh, initial), {}
-            initial = None  # the state has a copy
+            initial = None  # frees memory: the state has a copy
             store_config(run, job.class_names(sources))
             start_step = int(state.step)
             description = job.description(program, data)
@@ -210,13 +211,13 @@ def resume(
     loader: TrainLoader,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """Restores the latest checkpoint, with the loader put where it was then.
+    """Restores the latest checkpoint, and sets the loader to its position in the data.
 
     Returns:
-        The state; and what the checkpoint keeps beside it.
+        The state; and the JSON that the checkpoint stores beside it.
 
     Raises:
-        CheckpointError: if the run cannot be continued like this.
+        CheckpointError: if the run cannot be continued from this checkpoint.
     """
     state, beside = checkpoints.restore(program.state_shapes(run.mesh))
     step, before = int(state.step), beside.get("schedule")
@@ -230,7 +231,7 @@ def resume(
 
 
 def store_config(run: Run, class_names: Sequence[str] | None) -> None:
-    """Stores the config, once it is known that the run goes on with it, and names of classes."""
+    """Stores the config and the names of classes; call it once the run is sure to go on."""
     with all_or_none():
         if jax.process_index() == 0:
             run.workdir.write_config(to_plain(run.config))
@@ -239,7 +240,7 @@ def store_config(run: Run, class_names: Sequence[str] | None) -> None:
 
 
 def measure_beginning(hooks: Sequence[Hook], state: TrainState) -> tuple[dict, dict]:
-    """Returns the hooks' baselines, and what they measure of the state of a new run."""
+    """Returns the hooks' baselines, and for a new run their metrics of the first state."""
     baselines, fresh = {}, {}
     for hook in hooks:
         baselines |= hook.baselines()
@@ -256,14 +257,14 @@ def record_beginning(
     baselines: Mapping[str, float],
     fresh: Mapping[str, float],
 ) -> None:
-    """Records what comes before the first step, unless the baselines are recorded already."""
+    """Records baselines and metrics from before the first step, unless already recorded."""
     recorded = read_metrics(run.workdir.metrics) if baselines else []
     if fresh or baselines != {name: latest(recorded, name) for name in baselines}:
         records.write(step, schedule.progress(step) | baselines | fresh)
 
 
 def recorded_at(step: int, workdir: Workdir) -> list[str]:
-    """Returns names of the metrics that are recorded of a step, as the first process sees it."""
+    """Returns the names of the metrics recorded at a step, as read by the first process."""
     records = read_metrics(workdir.metrics)
     names = {name for record in records if record["step"] == step for name in record}
     return gather_json({"names": sorted(names)})[0]["names"]
@@ -271,9 +272,9 @@ def recorded_at(step: int, workdir: Workdir) -> list[str]:
 
 @contextlib.contextmanager
 def noticing_repetition(run: Run, sources: Sources) -> Iterator[None]:
-    """Raises ``RecurringNonFiniteLoss`` if a loss is no number at the same step as the last time.
+    """Raises ``RecurringNonFiniteLoss`` if the body fails at the same step as the last time.
 
-    That is, with the same config, data and code: then it will be so again.
+    The failure is a non-finite loss with the same config, data and code, which will recur.
     """
     before = run.workdir.read_failure()
     try:
@@ -296,5 +297,5 @@ def noticing_repetition(run: Run, sources: Sources) -> Iterator[None]:
 
 
 def may_stop_at_once(stop: StopRequest) -> contextlib.AbstractContextManager:
-    """Leaves the body at a stop, if there is one process; several stop together, at a step."""
+    """Lets a stop interrupt the body if there is one process; several stop together at a step."""
     return stop.at_once() if jax.process_count() == 1 else stop.together()

@@ -1,4 +1,4 @@
-"""Checks before a run starts: of the config, the workdir, and the other processes."""
+"""Checks of config, workdir and other processes before a run starts."""
 
 import hashlib
 import importlib.metadata
@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ddae_jax.config import from_plain, to_plain
-from ddae_jax.config.downstream import TOLD_BY_INIT_FROM
+from ddae_jax.config.downstream import INHERITED_KEYS
 from ddae_jax.config.keys import FOLDERS
 from ddae_jax.config.schema import flatten
 from ddae_jax.config.values import contradictions, job_of, take_stored
@@ -25,19 +25,20 @@ from ddae_jax.training.workdir import Workdir
 def keep_as_stored(
     config: ConfigDict, workdir: Workdir, given: Container[str], allow_config_changes: bool = False
 ) -> str | None:
-    """Lets a run that began with earlier defaults go on with what it has stored.
+    """Replaces defaults that have changed since a run began by the values that it has stored.
 
     Args:
         config: of the command; is changed in place.
         workdir: of the run.
         given: keys that the command line sets.
-        allow_config_changes: whether keys whose defaults are what they were are as the command has
-            them.
+        allow_config_changes: whether keys whose defaults have not changed keep the command's
+            values.
 
     Returns:
-        A line that names the keys which the command has otherwise; None if there are none.
+        A message that names the replaced keys; None if there are none.
 
-    Raises ``ValueError`` for a stored config that cannot be read.
+    Raises:
+        ValueError: for a stored config that cannot be read.
     """
     stored = stored_config(workdir)
     if stored is None:
@@ -45,23 +46,27 @@ def keep_as_stored(
     replaced = take_stored(
         config, stored, given, workdir.config, only_defaults=allow_config_changes
     )
-    # What init_from tells is never as the command has it.
-    told = {k: v for k, v in replaced.items() if not (config.init_from and k in TOLD_BY_INIT_FROM)}
-    if not told:
+    # Keys inherited from init_from never have the command's values: the message omits them.
+    defaults = {k: v for k, v in replaced.items() if not (config.init_from and k in INHERITED_KEYS)}
+    if not defaults:
         return None
-    kept = flatten(config)
+    values = flatten(config)
     return (
         "continuing with the stored config, as defaults have changed since (--config.KEY=VALUE "
         "--allow_config_changes changes a key): "
-        + ", ".join(f"{key}={kept[key]!r} (now {value!r})" for key, value in told.items())
+        + ", ".join(f"{key}={values[key]!r} (now {value!r})" for key, value in defaults.items())
     )
 
 
 def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> None:
-    """Lets this run, and no other, write to the workdir; all its processes see the same one.
+    """Claims the workdir for this run alone, and checks that all its processes share it.
 
-    Raises ``WorkdirInUse``, or ``ValueError`` as :func:`check_workdir` does: another run may have
-    come and gone since that was asked, and ``ValueError`` if the folder is not shared.
+    The config is checked again, because another run may have used the workdir since the first
+    check.
+
+    Raises:
+        WorkdirInUse: if another run has claimed the workdir.
+        ValueError: as :func:`check_workdir` does, or if the processes do not share the folder.
     """
     token = broadcast(secrets.randbelow(2**31))
     with all_or_none():
@@ -73,7 +78,7 @@ def claim(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> N
 
 
 def check_belongs_to(workdir: Workdir, job: str) -> None:
-    """Raises ``ValueError`` if the folder holds another job's run, or files that are no run's."""
+    """Raises ``ValueError`` if the folder holds another job's run, or other files."""
     workdir.check_is_a_run_or_empty()
     stored = workdir.read_config()
     if stored is not None and job_of(stored) != job:
@@ -85,10 +90,10 @@ def check_belongs_to(workdir: Workdir, job: str) -> None:
 def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bool) -> None:
     """Checks the config against the one stored in the run's folder.
 
-    A run that has no checkpoint yet has nothing to be continued: it may start over with any config.
+    A run without a checkpoint may start over with any config.
 
-    Raises ``ValueError`` if the folder holds a run with another config (its differing keys are
-    named), or files that are no run's.
+    Raises ``ValueError`` if the folder holds a run with another config (the differing keys are
+    named), or files that do not belong to a run.
     """
     workdir.check_is_a_run_or_empty()
     stored = stored_config(workdir)
@@ -97,7 +102,7 @@ def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bo
     differences = contradictions(stored, to_plain(config), workdir.config)
     keeps_batch_size = not any(line.startswith("batch_size:") for line in differences)
     if differences and not (allow_config_changes and keeps_batch_size):
-        shown = "\n  ".join(differences)
+        lines = "\n  ".join(differences)
         advice = "Give the config it was started with or another --workdir"
         if not keeps_batch_size:
             advice += (
@@ -107,24 +112,24 @@ def check_workdir(workdir: Workdir, config: ConfigDict, allow_config_changes: bo
             )
         elif not any(line.startswith(("method:", "model.size:")) for line in differences):
             advice += ", or --allow_config_changes to continue it with these"
-        raise ValueError(f"{workdir.path} holds a run with another config:\n  {shown}\n{advice}")
+        raise ValueError(f"{workdir.path} holds a run with another config:\n  {lines}\n{advice}")
 
 
 def stored_config(workdir: Workdir) -> dict[str, Any] | None:
-    """The config of the run that is there to be continued, by today's keys; None without one."""
+    """Returns the stored config of a run to be continued, with today's keys; None without one."""
     stored = workdir.read_config() if workdir.has_checkpoint() else None
     return None if stored is None else to_plain(from_plain(stored, workdir.config))
 
 
 def check_started_alike(config: ConfigDict) -> None:
-    """Raises ``ValueError`` unless all processes have this config, but for folders, and code."""
+    """Raises ``ValueError`` unless all processes have the same code and config, except folders."""
     if jax.process_count() > 1:
-        told = {k: v for k, v in flatten(to_plain(config)).items() if k not in FOLDERS}
-        check_same_everywhere(told | code_version())
+        facts = {k: v for k, v in flatten(to_plain(config)).items() if k not in FOLDERS}
+        check_same_everywhere(facts | code_version())
 
 
 def code_version() -> dict[str, str]:
-    """What must be the same in all processes of a run beside its config."""
+    """Returns library versions and a digest of this package's code, equal in all processes."""
     digest = hashlib.sha256()
     for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -133,7 +138,7 @@ def code_version() -> dict[str, str]:
 
 
 def absolute(folder: str) -> str:
-    """A folder as it can be found from elsewhere later; addresses and nothing stay as they are."""
+    """Returns the absolute path of a folder; URLs and the empty string stay as they are."""
     is_path = folder and "://" not in folder
     return os.path.abspath(os.path.expanduser(folder)) if is_path else folder
 
@@ -141,13 +146,14 @@ def absolute(folder: str) -> str:
 def check_not_over(
     epochs: float, now: Schedule, step: int, before: Mapping[str, int] | None
 ) -> None:
-    """Raises ``CheckpointError`` if a run that was to go on is over by today's epochs or images.
+    """Raises ``CheckpointError`` if the run is already over with today's epochs or images.
 
     Args:
         epochs: of the config.
-        now: the schedule of the run that is continued.
+        now: today's schedule of the continued run.
         step: of the checkpoint.
-        before: its ``total_steps`` and ``steps_per_epoch``; None if an earlier version saved it.
+        before: ``total_steps`` and ``steps_per_epoch`` stored in the checkpoint; None if an earlier
+            version saved it.
     """
     if before and now.total_steps < before["total_steps"] and now.total_steps <= step:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The first lines in the log of a run: what is trained, from where, and what it holds."""
+"""The first log lines of a run: what is trained, from which step, and its memory layout."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ def log_continuation(
     before: Mapping[str, int] | None,
     learning_rate: float,
 ) -> None:
-    """Logs from where a run goes on, and warns if that is no longer what it was.
+    """Logs where a run continues, and warns if its length has changed since the checkpoint.
 
     Args:
         epochs, now, step, before: see :func:`ddae_jax.jobs.start_checks.check_not_over`.
-        learning_rate: of the step.
+        learning_rate: at that step.
     """
     _log.info(
         "continuing from the checkpoint of step %d: epoch %.4g of %g, learning rate %.3g",
@@ -73,7 +73,7 @@ def log_start(
 
 
 def log_warnings(config: ConfigDict, notes: Sequence[str]) -> None:
-    """Warns of keys that have no effect, of what the job has to note, and of a long warm-up."""
+    """Warns of keys without effect and of a long warm-up, and logs the job's own warnings."""
     for line in [*ignored_keys(config), *notes]:
         _log.warning(line)
     if config.optimizer.warmup_epochs >= config.epochs:
@@ -85,7 +85,7 @@ def log_warnings(config: ConfigDict, notes: Sequence[str]) -> None:
 
 
 def log_layout(mesh: Mesh, state: TrainState) -> None:
-    """Logs what of the state lies on each device; with several devices, array by array."""
+    """Logs the size of the state on each device; with several devices, the layout of each array."""
     shares = [f"{kind} {size / 2**20:,.1f}" for kind, size in state_bytes(state).items()]
     _log.info(
         "MiB on each device: %s; mesh data=%d x fsdp=%d; optimizer and teacher are split as the "

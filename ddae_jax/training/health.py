@@ -1,4 +1,4 @@
-"""The health of a run: losses and gradients that are no longer numbers end it, or are skipped."""
+"""The health of a run: steps whose loss or gradient is not finite are skipped, or end the run."""
 
 import logging
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ _log = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is no longer a number; the run stopped before saving it.
+    """Exception for a loss or gradient that is not finite; the step is not saved.
 
-    ``step`` is the first one that went wrong; ``exit_status`` that of the command.
+    ``step`` is the first such step; ``exit_status`` is that of the command.
     """
 
     exit_status = 1
@@ -26,19 +26,19 @@ class NonFiniteLoss(RuntimeError):
 
 
 class RecurringNonFiniteLoss(NonFiniteLoss):
-    """It went wrong at the same step as the time before, and nothing has changed since."""
+    """Exception for the same failure at the same step as last time, with nothing changed."""
 
-    exit_status = 70  # what the scripts in launch/ do not start again
+    exit_status = 70  # the scripts in launch/ do not restart this one
 
 
 class Health:
-    """The health of a run: each step's norms, kept on the device until they are looked at.
+    """Checks of losses and norms, which stay on the device until they are checked.
 
     Args:
-        checkpoints: of the run, of which messages name the last good one.
-        max_skipped: steps in a row that may be left out because they went wrong, as their metric
-            ``skipped`` says.
-        skipped: how many were left out before, in all and last in a row.
+        checkpoints: of the run; messages name the last good one.
+        max_skipped: how many steps in a row may be skipped because they are not finite (see
+            :class:`ddae_jax.training.program.TrainProgram`).
+        skipped: how many steps were skipped before: in all, and in a row at the end.
     """
 
     _WATCHED = ("loss", "gradient_norm", "parameter_norm")
@@ -53,19 +53,20 @@ class Health:
         self._latest: tuple[int, Mapping[str, Any]] = (0, {})
 
     def note(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Keeps the metrics of a step, which stay on the device."""
+        """Stores the metrics of a step, on the device, for the next check."""
         self._unchecked.append((step, tuple(metrics[name] for name in self._WATCHED)))
         self._latest = (step, metrics)
 
     def to_resume(self) -> dict[str, tuple[int, int]]:
-        """What a checkpoint keeps: how many steps were left out, in all and last in a row."""
+        """Returns counts for the checkpoint: steps skipped, in all and in a row at the end."""
         counts = (self._num_skipped, self._num_in_a_row)
         return {"skipped": counts} if self._max_skipped else {}
 
     def check(self) -> dict[str, float]:
-        """The latest metrics. Raises :class:`NonFiniteLoss` at the first step that went wrong.
+        """Checks all steps since the last check, and returns the latest metrics.
 
-        Steps that were left out may go wrong, so many in a row; they are counted.
+        Skipped steps are counted and logged. Raises :class:`NonFiniteLoss` for the first step that
+        is not finite and was not skipped, or that exceeds ``max_skipped`` in a row.
         """
         fetched, (last_step, latest) = jax.device_get((self._unchecked, self._latest))
         self._unchecked = []
@@ -73,7 +74,7 @@ class Health:
             if np.all(np.isfinite(values)):
                 self._num_in_a_row = 0
                 continue
-            shown = _shown(dict(zip(self._WATCHED, values, strict=True)))
+            text = _format(dict(zip(self._WATCHED, values, strict=True)))
             self._num_in_a_row += 1
             if self._num_in_a_row <= self._max_skipped and np.isfinite(values[-1]):
                 self._num_skipped += 1
@@ -81,23 +82,24 @@ class Health:
                     "step %d: %s. It is left out, as number %d in a row, of at most %d "
                     "(optimizer.skip_nonfinite)",
                     step,
-                    shown,
+                    text,
                     self._num_in_a_row,
                     self._max_skipped,
                 )
                 continue
             raise NonFiniteLoss(
-                f"step {step}: {shown}. {self._why_not_skipped(values[-1])}Nothing of it was "
+                f"step {step}: {text}. {self._why_not_skipped(values[-1])}Nothing of it was "
                 f"saved; {self._last_good()}; the same command continues from there. A lower "
                 "optimizer.learning_rate, a longer optimizer.warmup_epochs or "
                 f"optimizer.clip_norm usually helps{self._other_help(values[-1])} (with "
-                f"--allow_config_changes). Metrics of step {last_step}: {_shown(latest)}",
+                f"--allow_config_changes). Metrics of step {last_step}: {_format(latest)}",
                 step,
             )
         values = {name: float(value) for name, value in latest.items() if name != "skipped"}
         return values | ({"skipped_steps": float(self._num_skipped)} if self._max_skipped else {})
 
     def _why_not_skipped(self, parameter_norm: float) -> str:
+        """Returns the sentence that says why a step was not skipped; empty if none may be."""
         if self._num_in_a_row > self._max_skipped > 0:
             return (
                 f"It is number {self._num_in_a_row} in a row, and optimizer.skip_nonfinite leaves "
@@ -108,11 +110,13 @@ class Health:
         return ""
 
     def _other_help(self, parameter_norm: float) -> str:
+        """Returns the advice to skip steps, where that would help."""
         if self._max_skipped or not np.isfinite(parameter_norm):
             return ""
         return ", and optimizer.skip_nonfinite=5 leaves out up to five such steps in a row"
 
     def _last_good(self) -> str:
+        """Describes the last good checkpoint."""
         try:
             self._checkpoints.wait()
         except CheckpointError as error:
@@ -123,5 +127,6 @@ class Health:
         return f"the last good checkpoint is that of step {good}"
 
 
-def _shown(metrics: Mapping[str, Any]) -> str:
+def _format(metrics: Mapping[str, Any]) -> str:
+    """Formats metrics for a message."""
     return ", ".join(f"{name}={value:.4g}" for name, value in metrics.items())

@@ -1,4 +1,4 @@
-"""The training loop: steps, records, checkpoints, and whatever hooks do beside them."""
+"""The training loop: takes steps, records metrics, saves checkpoints and calls hooks."""
 
 import collections
 import logging
@@ -21,7 +21,7 @@ from ddae_jax.training.signals import Interrupted, StopRequest
 
 _log = logging.getLogger(__name__)
 
-# Steps handed to the device before the loop waits for one: enough to hide the host's work.
+# Steps queued on the device before the loop waits for the oldest: enough to hide the host's work.
 _MAX_STEPS_IN_FLIGHT = 2
 
 
@@ -36,24 +36,28 @@ def fit(
     stop: StopRequest,
     health: Health | None = None,
 ) -> TrainState:
-    """Takes steps until the schedule's end or until a stop is asked for; the last state is saved.
+    """Takes steps until the schedule ends or a stop is requested, and saves the last state.
 
     Args:
-        state: to start from; the last one is returned, whose step tells how far it is.
+        state: to start from.
         train_step: compiled for the mesh; donates the state.
         batches: positioned at the state's step.
         put: moves this process's share of a batch onto the devices.
         checkpoints: of the run.
         schedule: of the run.
-        hooks: what happens beside training, in this order.
+        hooks: called beside training, in this order.
         stop: becomes true when the run is to end early.
-        health: watches over losses and gradients; by default none may go wrong.
+        health: checks losses and gradients; by default all must be finite.
+
+    Returns:
+        The last state; its step is below the schedule's end if the run was stopped.
 
     Raises:
-        NonFiniteLoss: naming the step, the metrics and the last good checkpoint.
+        NonFiniteLoss: if a loss or gradient is not finite; the message names the step, the metrics
+            and the last good checkpoint.
         CheckpointError: if a checkpoint cannot be written.
-        Exception: what reading a batch raises, after the last finished step was saved. Of several
-            processes the others raise ``OtherProcessFailed``.
+        Exception: what reading a batch raises, after saving the last finished step. The other
+            processes of the run then raise ``OtherProcessFailed``.
     """
     run = _Progress(batches, checkpoints, schedule, hooks, health or Health(checkpoints), state)
     any_process = AnyProcess(put, delay=_MAX_STEPS_IN_FLIGHT)
@@ -93,15 +97,15 @@ def catch_up(
     recorded: Collection[str],
     stop: StopRequest,
 ) -> None:
-    """Records what a run that ended just after a checkpoint has not recorded of its step.
+    """Records metrics that are missing because a run ended right after a checkpoint.
 
     Args:
-        state: that the checkpoint has.
+        state: restored from the checkpoint.
         schedule: of the run.
         hooks: of the run.
-        stored: the record that the checkpoint keeps; empty if its step was due for none.
-        recorded: names of the metrics that are recorded of this step.
-        stop: cuts the hooks short.
+        stored: the record in the checkpoint; empty if none was due at its step.
+        recorded: names of the metrics that are already recorded for this step.
+        stop: interrupts the hooks.
     """
     step = int(state.step)
     missing = [
@@ -118,7 +122,7 @@ def catch_up(
 
 
 class _Progress:
-    """The progress of a run: its step, what was recorded and saved of it, and what is to be.
+    """The progress of a run: counts steps, and records and saves what is due.
 
     All processes call the same methods at the same steps.
     """
@@ -141,7 +145,7 @@ class _Progress:
         self.step = self._saved_step = self._recorded_step = int(state.step)
 
     def count_step(self, metrics: Mapping[str, Any]) -> None:
-        """Counts a step that was taken, with its metrics on the device."""
+        """Counts a step, and notes its metrics, which stay on the device."""
         self.step += 1
         self.meter.count_step()
         self._health.note(self.step, metrics)
@@ -149,14 +153,14 @@ class _Progress:
             hook.after_step(self.step)
 
     def record_and_save(self, state: TrainState, is_stopping: bool, stop: StopRequest) -> bool:
-        """Does what is due after a step; returns whether the run is to stop."""
+        """Records, saves and calls hooks if they are due; returns whether the run is to stop."""
         step, schedule = self.step, self._schedule
         is_last = step == schedule.total_steps
         due = [hook for hook in self._hooks if hook.is_due(step, schedule.total_steps)]
         is_recorded = due or step % schedule.log_every_steps == 0 or is_last or is_stopping
         values = self._measure() if is_recorded else None
         with self.meter.paused():
-            # Saving comes first: what is saved is not lost while something else takes its time.
+            # Saving comes first, so that nothing is lost if the process is killed during a hook.
             if step % schedule.save_every_steps == 0 or is_last or is_stopping:
                 self._save(state, values)
             if due and not is_stopping:
@@ -167,11 +171,11 @@ class _Progress:
         return is_stopping
 
     def save_what_is_left(self, state: TrainState, can_read: bool) -> None:
-        """Saves the last state, if it is not saved yet, and waits until all is written.
+        """Saves the last state if it is not saved yet, and waits until everything is written.
 
         Args:
             state: the last one.
-            can_read: whether batches can still be read, by which the data's position is known.
+            can_read: whether batches can still be read; if not, no last record is written.
         """
         if self._saved_step != self.step:
             is_recorded = self._recorded_step != self.step and can_read
@@ -182,9 +186,9 @@ class _Progress:
         self._checkpoints.wait()
 
     def _measure(self) -> dict[str, float]:
-        """Returns what is recorded of the step.
+        """Returns the metrics of the step.
 
-        Raises what ``batches.synchronize()`` raises, and :class:`NonFiniteLoss`.
+        Raises :class:`NonFiniteLoss`, and what ``batches.synchronize()`` raises.
         """
         self._batches.synchronize()
         values = self._health.check() | self.meter.read()
@@ -197,8 +201,8 @@ class _Progress:
     def _save(self, state: TrainState, record: Mapping[str, float] | None) -> None:
         """Saves the state, and beside it data position, schedule and record, as JSON.
 
-        The record is that of the checkpoint's step, if it has one: it is written after the
-        checkpoint, so that a run that is killed in between would lose it (see :func:`catch_up`).
+        The record of the step, if there is one, is appended to the run's records only after the
+        checkpoint. A run killed in between restores it from the checkpoint (see :func:`catch_up`).
         """
         self._health.check()
         beside = self._batches.get_state(self.step) | {"schedule": self._schedule.length}
@@ -208,6 +212,7 @@ class _Progress:
         self._saved_step = self.step
 
     def _record(self, values: Mapping[str, float]) -> None:
+        """Passes the metrics of the step to all hooks."""
         for hook in self._hooks:
             hook.on_record(self.step, values)
         self._recorded_step = self.step
@@ -216,10 +221,10 @@ class _Progress:
 def _call(
     hooks: Sequence[Hook], state: TrainState, step: int, stop: StopRequest
 ) -> tuple[dict[str, float], bool]:
-    """Returns what the hooks return of a step, and whether a stop cut them short."""
+    """Calls hooks; returns their metrics, and whether a stop interrupted them."""
     values = {}
     for hook in hooks:
-        if jax.process_count() > 1:  # one that leaves it alone would let the others wait
+        if jax.process_count() > 1:  # one that left alone would block the others
             with stop.together():
                 values |= hook.on_steps(state, step)
             continue
@@ -234,7 +239,7 @@ def _call(
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory held so far, GiB: by this process, and on a device where it tells."""
+    """Returns the peak memory so far, GiB: of this process, and of a device if it reports one."""
     peak = {"peak_host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     on_device = max((s.get("peak_bytes_in_use", 0) for s in statistics), default=0)
@@ -242,22 +247,29 @@ def peak_memory() -> dict[str, float]:
 
 
 class _Meter:
-    """Rate of images, and the share of time spent waiting for data, since the last reading."""
+    """A meter of images per second, and of the share of time spent waiting for data.
+
+    Both are measured since the last call of :meth:`read`.
+    """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._reset()
 
     def count_step(self) -> None:
+        """Counts a step."""
         self._steps += 1
 
     def waiting(self) -> "_Stopwatch":
+        """Counts the time of the body as waiting for data."""
         return _Stopwatch(self._add_waiting)
 
     def paused(self) -> "_Stopwatch":
+        """Leaves the time of the body out of all measurements."""
         return _Stopwatch(self._add_pause)
 
     def read(self) -> dict[str, float]:
+        """Returns the measurements since the last reading, and begins new ones."""
         elapsed = max(time.perf_counter() - self._began - self._pause_s, 1e-9)
         reading = {
             "images_per_s": self._steps * self._batch_size / elapsed,
@@ -278,6 +290,8 @@ class _Meter:
 
 
 class _Stopwatch:
+    """A context manager that passes the duration of its body, in seconds, to ``add``."""
+
     def __init__(self, add: Callable[[float], None]):
         self._add = add
 

@@ -1,6 +1,6 @@
-"""The train program: a training step and its state, before either is compiled or made.
+"""The train program: a training step as a pure function, and the state that it changes.
 
-The same program trains a run and is compiled for devices that are not there.
+The same program trains a run, and is compiled for devices that are not present.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from ddae_jax.training.micro_batches import in_micro_batches
 from ddae_jax.training.sharding import abstract, batch_sharding, replicated, state_sharding
 
 Preprocess = Callable[[PRNGKeyArray, PyTree], PyTree]
-"""From a batch as it is loaded to what a :class:`TrainTask` sees: augmented, normalised."""
+"""Function from ``(key, loaded batch)`` to the inputs of a :class:`TrainTask`, such as images."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """The state between two steps: all that a step changes, and that a checkpoint holds.
+    """The state between two steps: all that a step changes and a checkpoint holds.
 
-    Randomness is no part of it: step k draws from ``fold_in(seed, k)``.
+    It contains no random key: step k uses ``fold_in(seed, k)``.
 
     Attributes:
-        step: steps taken so far.
+        step: number of steps taken so far, int32.
         params: the student's parameters, float32, beta among them.
-        teacher: what targets are made with and no gradient moves, a tree of its own: a momentum
-            encoder, a tokenizer, a codebook and its teacher; empty if there is nothing.
-        opt_state: the optimizer's.
+        teacher: arrays that targets are made with and no gradient changes: a momentum encoder, a
+            tokenizer, or a codebook and its teacher; an empty tree if there are none.
+        opt_state: state of the optimizer.
     """
 
     step: Int[Array, ""]
@@ -50,22 +50,22 @@ TrainStep = Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
-    """A training step, as a pure function, and the state that it changes.
+    """The training step of a run, and the parts that it is built from.
 
     Attributes:
-        task: what is trained: targets, loss and teacher.
-        preprocess: what the step does to a batch first.
+        task: defines targets, loss and teacher.
+        preprocess: applied to each batch at the beginning of a step.
         optimizer: of the student's parameters.
-        learning_rate: by step, for the metrics; the optimizer has it already.
-        momentum: the teacher's, by step.
-        channels: of the images.
+        learning_rate: by step, only for the metrics; the optimizer contains it too.
+        momentum: of the teacher, by step.
+        channels: number of channels of the images.
         seed: of the run.
-        micro_batches: parts of the batch that gradients are computed for one after the other,
-            which takes less memory; loss and gradient are their means.
-        total_steps: of the run; a task whose loss changes on its way needs it.
-        max_skipped: how many steps in a row may go wrong. If any may, a step whose loss or gradient
-            is no number leaves parameters, optimizer and teacher as they were, and its metric
-            ``skipped`` is 1.
+        micro_batches: number of parts of the batch whose gradients are computed one after the
+            other, which takes less memory; loss and gradient are the means over the parts.
+        total_steps: of the run; needed by tasks whose loss depends on the run's progress.
+        max_skipped: how many steps in a row may have a loss or gradient that is not finite. If it
+            is above 0, such a step leaves parameters, optimizer and teacher unchanged, and its
+            metric ``skipped`` is 1.
     """
 
     task: TrainTask
@@ -80,10 +80,12 @@ class TrainProgram:
     max_skipped: int = 0
 
     def train_step(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        """Takes a step: student and teacher see the batch, gradients move the student, and the
-        teacher follows.
+        """Takes one step: updates the student by gradient descent, and then the teacher.
 
-        The randomness of step k is ``fold_in(seed, k)``, whoever computes it.
+        The random key of step k is ``fold_in(seed, k)``, in whichever process it is computed.
+
+        Returns:
+            The next state; and float32 metrics by name.
         """
         task = self.task
         preprocess_key, loss_key = jax.random.split(step_key(self.seed, state.step))
@@ -121,11 +123,14 @@ class TrainProgram:
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     def jit(self, mesh: Mesh, options: Mapping[str, str | bool] | None = None) -> TrainStep:
-        """Compiles the step for a mesh: state over ``fsdp`` and donated, batch over all devices.
+        """Compiles the step for a mesh; it donates the state.
+
+        The state is sharded over the axis ``fsdp``, the batch over all devices.
 
         Args:
             mesh: of devices.
-            options: of the compiler; those of :func:`compiler_options` by default.
+            options: of the compiler; by default those of
+                :func:`ddae_jax.training.compiler_options.compiler_options`.
         """
         of_state = state_sharding(mesh, self.state_shapes())
         return jax.jit(
@@ -141,11 +146,12 @@ class TrainProgram:
 
         Args:
             mesh: of devices.
-            initial: parameters to begin with, such as ``{"encoder": ...}``, which the teacher then
-                begins with too; what they lack, such as a mask token, is fresh. None for all fresh.
+            initial: pretrained parameters, such as ``{"encoder": ...}``, from which the teacher is
+                initialised too; parameters missing in it, such as a mask token, are initialised at
+                random. None to initialise all at random.
         """
         sharding = state_sharding(mesh, self.state_shapes())
-        # The seed's key and frozen parameters are inputs, so that they become no constants.
+        # Key and frozen parameters are inputs, so that they are not compiled in as constants.
         state = jax.jit(self._init, out_shardings=sharding)(self._inputs())
         if initial is None:
             return state
@@ -154,14 +160,14 @@ class TrainProgram:
             encoder = state.params["encoder"] | initial["encoder"]
             params = state.params | initial | {"encoder": encoder}
             teacher = self.task.init_teacher(params, self.task.frozen_part(state.teacher))
-            # A copy of each: steps give both back to the device, and what was loaded stays.
+            # Copies, because the step donates its state, and the loaded parameters must survive.
             copies = jax.tree.map(jnp.array, {"params": params, "teacher": teacher})
             return state.replace(**copies)
 
         return jax.jit(put, out_shardings=sharding)(state, initial)
 
     def state_shapes(self, mesh: Mesh | None = None) -> PyTree:
-        """Returns shapes and dtypes of the state; with a mesh, how its arrays are laid out too."""
+        """Returns shapes and dtypes of the state, and with a mesh also its shardings."""
         shapes = jax.eval_shape(self._init, self._inputs())
         if mesh is None:
             return shapes
@@ -169,6 +175,7 @@ class TrainProgram:
 
     @functools.cached_property
     def _value_and_grad(self) -> Callable[..., Any]:
+        """The function that computes ``((loss, output), gradient)``, in micro-batches if asked."""
         differentiate = jax.value_and_grad(self.task.loss, has_aux=True)
         if self.micro_batches == 1:
             return differentiate
@@ -176,7 +183,7 @@ class TrainProgram:
 
     @functools.cached_property
     def _init(self) -> Callable[[dict[str, PyTree]], TrainState]:
-        """One object, so that JAX traces it once for the shapes and the arrays."""
+        """The function that makes the first state; one object, so that JAX traces it only once."""
 
         def init(inputs: dict[str, PyTree]) -> TrainState:
             params = self.task.init(inputs["key"], self.channels)
@@ -191,6 +198,7 @@ class TrainProgram:
         return init
 
     def _inputs(self) -> dict[str, PyTree]:
+        """Returns the inputs of the initialiser: random key and frozen parameters."""
         return {"key": jax.random.key(self.seed), "frozen": self.task.frozen}
 
 

@@ -1,4 +1,4 @@
-"""Schedules: a run's length in steps, and what changes with the step."""
+"""Schedules: the length of a run in steps, its learning rate and its teacher's momentum."""
 
 import dataclasses
 from typing import Literal
@@ -10,17 +10,17 @@ from jaxtyping import Array, Float, Num
 Decay = Literal["cosine", "linear"]
 
 MAX_STEPS = 2**31 - 1
-"""The longest run: its steps are counted in an int32."""
+"""Number of steps of the longest possible run: steps are counted in an int32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A run's length in steps, and how often it records and saves.
+    """The length of a run in steps, and how often it records and saves.
 
     Attributes:
         steps_per_epoch: steps of an epoch.
         total_steps: steps of the run.
-        batch_size: images a step, over all devices.
+        batch_size: images per step, over all devices.
         log_every_steps: steps between records.
         save_every_steps: steps between checkpoints.
     """
@@ -32,21 +32,21 @@ class Schedule:
     save_every_steps: int = MAX_STEPS
 
     def steps(self, epochs: float) -> int:
-        """Returns the steps of so many epochs, from 1 to :data:`MAX_STEPS`, which is never."""
+        """Returns the number of steps of some epochs, between 1 and :data:`MAX_STEPS`."""
         return steps_of(epochs, self.steps_per_epoch)
 
     def progress(self, step: int) -> dict[str, float]:
-        """Returns how far a step is: ``epoch``, and ``progress`` from 0 to 1."""
+        """Returns the ``epoch`` of a step, and its ``progress`` from 0 to 1."""
         return {"epoch": step / self.steps_per_epoch, "progress": step / self.total_steps}
 
     @property
     def length(self) -> dict[str, int]:
-        """What a checkpoint keeps of it."""
+        """The part of the schedule that a checkpoint stores."""
         return {"steps_per_epoch": self.steps_per_epoch, "total_steps": self.total_steps}
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:
-    """Returns the steps of so many epochs, from 1 to :data:`MAX_STEPS`, which is never."""
+    """Returns the number of steps of some epochs, between 1 and :data:`MAX_STEPS`."""
     return max(1, round(min(epochs * steps_per_epoch, MAX_STEPS)))
 
 
@@ -58,18 +58,18 @@ def learning_rate_schedule(
     end: float = 0.0,
     decay: Decay = "cosine",
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then a cosine, or a line, to the end.
+    """Returns the learning rate by step: linear warm-up from 0, then cosine or linear decay.
 
-    Both ends scale with the batch: the peak is ``base * batch_size / 256``, the end ``end *
-    batch_size / 256``.
+    Peak and end scale with the batch size: the peak is ``base * batch_size / 256``, the end
+    ``end * batch_size / 256``.
 
     Args:
-        base: peak of a batch of 256 images.
-        batch_size: images a step, over all devices.
-        warmup_steps: steps to the peak; a warm-up that is longer than the run is cut to it.
+        base: peak for a batch of 256 images.
+        batch_size: images per step, over all devices.
+        warmup_steps: steps to the peak, limited to the length of the run.
         total_steps: of the run.
-        end: learning rate after the last step of a batch of 256 images.
-        decay: ``cosine`` or ``linear``.
+        end: learning rate after the last step, for a batch of 256 images.
+        decay: shape of the fall after warm-up, ``cosine`` or ``linear``.
 
     Raises:
         ValueError: if ``end`` exceeds ``base``.
@@ -102,11 +102,11 @@ def learning_rate_schedule(
 def half_life_schedule(
     start_steps: float, end_steps: float, hold_steps: float, warmup_steps: float
 ) -> optax.Schedule:
-    """The momentum of a teacher that keeps half of what it holds for so many steps.
+    """Returns the teacher's momentum by step, from the half-life of its parameters in steps.
 
-    ``2 ** (-1 / half-life)``, where the half-life is ``start_steps`` for ``hold_steps`` and then
-    grows geometrically to ``end_steps`` within ``warmup_steps``: a teacher that follows closely
-    until it is to teach.
+    The momentum is ``2 ** (-1 / half_life)``. The half-life is ``start_steps`` for the first
+    ``hold_steps``, and then grows geometrically to ``end_steps`` within ``warmup_steps``: the
+    teacher follows the student closely until its features become targets.
     """
 
     def momentum(step: Num[Array, ""]) -> Float[Array, ""]:
@@ -118,12 +118,12 @@ def half_life_schedule(
 
 
 def copy_schedule(every_steps: int) -> optax.Schedule:
-    """The momentum of a teacher that becomes a copy of the student now and then: 0 then, else 1."""
+    """Returns the momentum of a teacher that copies the student every ``every_steps``: 0 or 1."""
     return lambda step: jnp.where((step + 1) % every_steps == 0, 0.0, 1.0)
 
 
 def momentum_schedule(start: float, end: float, total_steps: int) -> optax.Schedule:
-    """Cosine from ``start`` at step 0 to ``end`` at ``total_steps``.
+    """Returns the momentum by step: a cosine from ``start`` at 0 to ``end`` at ``total_steps``.
 
     Source: Grill et al. 2020, "Bootstrap Your Own Latent", section 3.2.
     """

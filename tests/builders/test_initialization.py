@@ -165,7 +165,7 @@ def test_images_of_other_channels_are_named_for_what_they_are(monkeypatch):
 def test_a_part_of_a_file_is_what_is_read(monkeypatch):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     found = [
-        load_pretrained(str(PUBLISHED / "moco.pth.tar"), told=WeightHints(2, "gelu", part))
+        load_pretrained(str(PUBLISHED / "moco.pth.tar"), hints=WeightHints(2, "gelu", part))
         for part in ("", "base_encoder", "momentum_encoder")
     ]
     tokens = [one.params["class_token"] for one in found]
@@ -181,7 +181,7 @@ def test_twelve_heads_at_the_width_of_s_are_a_size():
 
 def test_of_a_run_nothing_is_to_be_told(tmp_path):
     with pytest.raises(ValueError, match="init_heads, init_activation and init_part are for some"):
-        load_pretrained(str(tmp_path), told=WeightHints(heads=12))
+        load_pretrained(str(tmp_path), hints=WeightHints(heads=12))
 
 
 def test_the_teacher_in_a_file_is_a_part_of_it():
