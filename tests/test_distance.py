@@ -82,6 +82,7 @@ def test_distance_is_infinite_exactly_in_rows_without_a_visible_patch():
     assert np.isfinite(distance[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(3, 4), (1, 12)])
 def test_batched_compiled_vmapped_and_single_masks_agree(grid):
     mask = np.random.default_rng(1).uniform(size=(2, 3, 12)) < 0.6

@@ -129,6 +129,7 @@ def test_evaluated_again_it_reaches_the_same(runs, capsys):
     assert "is a run of ddae_jax.finetune; --task=knn is for" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_average_of_the_weights(runs, tmp_path, capsys):
     """By scikit-learn, of the logits of the average's parameters, and not of the others."""
     stored = json.loads((runs / "finetuned" / "config.json").read_text())

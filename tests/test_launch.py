@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (tiny.ROOT / ".venv" / "installed").exists(),
     reason="launch/test.sh makes the environment that quickstart.sh shares; run the suite with it",
@@ -56,6 +57,7 @@ def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(tiny.ROOT / "launch" / script)]).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_environment_without_pip_or_without_its_python_is_made_anew(tmp_path):
     clone = tmp_path / "clone"
     shutil.copytree(tiny.ROOT / "launch", clone / "launch")

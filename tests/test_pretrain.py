@@ -258,6 +258,7 @@ def test_a_stop_before_training_ends_at_once_and_writes_nothing(config, tmp_path
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_untrained_network_is_measured_ends_at_once(config, tmp_path, monkeypatch):
     def asked_to_stop(*_):
         signal.raise_signal(signal.SIGTERM)

@@ -55,6 +55,7 @@ def test_a_word_that_is_none_of_the_known_is_refused_naming_them(job, key):
         assert f"did you mean {CHOICES[key][-1]!r}?" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "key", "word"),
     [

@@ -178,6 +178,7 @@ class TestSameBatchesWhoeverReads:
         batches_of(source, 1, start=10**9, num_threads=1, prefetch_batches=1)
         assert source.opened <= 3 * 8
 
+    @pytest.mark.slow
     def test_workers_from_a_module_run_as_a_script(self, expected, tmp_path):
         program = """
 import pickle, sys

@@ -166,6 +166,7 @@ def test_the_state_keeps_its_layout(make_trainer):
     assert jax.tree.map(lambda leaf: leaf.sharding, after) == layout
 
 
+@pytest.mark.slow
 def test_teacher_follows_the_student(one_device_run):
     states, metrics = one_device_run
     for number, (before, after) in enumerate(zip(states, states[1:], strict=False)):
