@@ -182,7 +182,7 @@ class Method:
             masks = self.sample_masks(key, len(images))
             mask, sampled = masks["mask"], masks.get("sampled")
         if (sampled is None) == self._samples_hidden:
-            raise ValueError("mask and sampled go together, as draw gives them")
+            raise ValueError("mask and sampled go together, as sample_masks gives them")
         _, drop_path_key = jax.random.split(key)
         hidden = hidden_indices(mask, self.num_masked)
         chosen = hidden if sampled is None else hidden_indices(sampled, self.num_sampled)
