@@ -90,6 +90,7 @@ def test_knn_of_the_command_agrees_with_scikit_learn_on_the_cached_features(work
     pytest.fail("the features were not cached")
 
 
+@pytest.mark.slow
 def test_the_type_of_the_computation_can_be_chosen(workdir, tmp_path):
     found = {}
     for dtype in ("float32", "bfloat16"):
@@ -170,6 +171,7 @@ def a_like_run(workdir, folder, checkpoints=True, **changes):
     return folder
 
 
+@pytest.mark.slow
 def test_locality_of_a_run_is_measured_drawn_and_told(workdir, capsys):
     assert evaluate.main([f"--workdir={workdir}", "--task=attention_distance"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
@@ -207,6 +209,7 @@ def test_runs_are_compared_on_the_images_of_the_first(workdir, tmp_path, capsys)
     assert last_line(capsys)["runs"]["digits"]["distance"] == third["distance"]
 
 
+@pytest.mark.slow
 def test_two_checkpoints_of_one_run_are_compared(workdir, capsys):
     first, *_, last = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
     arguments = [f"--workdir={workdir}", "--task=attention_distance", "--limit=8"]
@@ -232,6 +235,7 @@ def test_locality_needs_no_labels_and_no_writable_folder(workdir, tmp_path, caps
     assert result["figure"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -355,6 +359,7 @@ def test_all_images_of_a_folder_are_embedded_though_its_parts_look_like_splits(
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
+@pytest.mark.slow
 def test_features_of_the_run_s_data_are_those_that_knn_sees(workdir, tmp_path, capsys):
     out = tmp_path / "features.npz"
     arguments = [f"--workdir={workdir}", "--task=embed", f"--out={out}", "--split=train"]

@@ -213,6 +213,7 @@ def start_params(config):
     return params and params["encoder"]
 
 
+@pytest.mark.slow
 def test_from_scratch_it_is_the_same_network_without_what_was_learned(runs):
     learned, scratch = (config_of(runs, from_scratch=is_scratch) for is_scratch in (False, True))
     assert networks.build_encoder(learned) == networks.build_encoder(scratch)
@@ -222,6 +223,7 @@ def test_from_scratch_it_is_the_same_network_without_what_was_learned(runs):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -110,6 +110,7 @@ def test_pretraining_goes_on_from_it(size, tmp_path):
             )
 
 
+@pytest.mark.slow
 def test_a_file_is_imported_with_what_is_told_of_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(vit.SIZES, "micro", vit.Size(16, 2, 2))
     config = tiny.write_config(tmp_path, depth=2)
@@ -152,6 +153,7 @@ def with_settings(folder, **changes):
     return copy
 
 
+@pytest.mark.slow
 def test_what_the_weights_tell_is_taken_over_and_said(size, tmp_path, capsys):
     settings = {"crop_pct": 1.0, "interpolation": "bilinear", "crop_mode": "squash"}
     weights = with_settings(tmp_path, **settings)
@@ -172,6 +174,7 @@ def test_what_the_weights_tell_is_taken_over_and_said(size, tmp_path, capsys):
     assert "positions were resized" not in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_given_counts_more_than_the_weights_and_the_card_says_it(size, tmp_path, capsys):
     workdir, patch = tmp_path / "run", size.options["patch_size"]
     height, width = size.options["image_size"]
@@ -210,6 +213,7 @@ def test_other_jobs_say_what_they_have_otherwise_than_the_encoder(caplog):
     assert not caplog.text
 
 
+@pytest.mark.slow
 def test_of_weights_that_do_not_tell_how_images_are_cut_the_usual_is_taken(tmp_path, monkeypatch):
     found = load_pretrained(str(WEIGHTS))._replace(evaluation={})
     monkeypatch.setattr(initialization, "load_pretrained", lambda *_: found)

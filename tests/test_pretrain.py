@@ -115,6 +115,7 @@ def assert_bit_identical(one, other):
         np.testing.assert_array_equal(leaf, other[path], err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("undisturbed run")
 def test_a_run_leaves_what_the_readme_promises(finished):
     records = tiny.records(finished)
@@ -381,6 +382,7 @@ def test_a_stop_while_it_starts_ends_well_at_any_moment(config, tmp_path):
     assert process.wait(timeout=60) == wanted, (number, moment, log())
 
 
+@pytest.mark.slow  # the run that it needs is compiled as for users
 @pytest.mark.xdist_group("undisturbed run")
 def test_a_contradicting_config_is_refused_by_key_unless_asked_for(config, finished, capsys):
     arguments = [f"--config={config}", f"--workdir={finished}", "--config.mask.ratio=0.75"]
@@ -448,6 +450,7 @@ def test_a_run_keeps_its_batch_size_and_is_told_how_it_goes_on(tmp_path, capsys)
     assert [record["step"] for record in tiny.records(workdir)] == [0, 2, 4, 6, 8, 10, 11]
 
 
+@pytest.mark.slow  # the run that it needs is compiled as for users
 @pytest.mark.xdist_group("undisturbed run")
 def test_another_model_is_refused_and_leaves_the_workdir_as_it_was(config, finished, capsys):
     before = (finished / "config.json").read_text()
@@ -569,6 +572,7 @@ def test_what_init_from_tells_is_no_default_that_has_changed(tmp_path):
     assert (now.model.size, now.init_from) == ("S", "runs/moved")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(config, tmp_path, capsys):
     workdir = tmp_path / "diverging"
     arguments = (
@@ -702,6 +706,7 @@ FROM_FOLDER = [
 ]
 
 
+@pytest.mark.slow
 def test_too_many_corrupt_images_stop_the_run(config, photos, tmp_path, capsys):
     arguments = [
         f"--config={config}",

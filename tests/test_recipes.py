@@ -128,7 +128,15 @@ def test_a_step_of_every_cell_supervises_its_depths(cell, small):
     assert depths == aggregated | ({"2"} if config.supervision.mode == "last" else {"1", "2"})
 
 
-@pytest.mark.parametrize("cell", TRAINED)
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(
+            cell, marks=[] if cell in ("ddae,deep_dynamic", "mae,last") else pytest.mark.slow
+        )
+        for cell in TRAINED
+    ],
+)
 def test_every_method_and_every_supervision_trains(cell, small):
     config = small(config_of(cell))
     _, records = train(config, 5, make_mesh(1, 1, jax.devices()[:1]))

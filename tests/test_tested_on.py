@@ -180,6 +180,7 @@ class TestTrainedOn:
         build_labelled_images(config, make_mesh())
         assert message in caplog.text
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("job", "task", "split"),
         [("finetune", "classification", "train"), ("segment", "segmentation", "training")],

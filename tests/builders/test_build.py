@@ -85,6 +85,7 @@ def is_brighter_on_the_left(images):
     return left > right + 1  # of 3.5 between dark and bright; the cubic kernel overshoots less
 
 
+@pytest.mark.slow
 def test_images_augmented_on_the_device_get_the_models_size_and_the_configs_range():
     images = np.full((64, 20, 30, 3), 51, np.uint8)
     images[:, :, 15:] = 204  # left dark, right bright
@@ -122,6 +123,7 @@ def test_the_encoder_is_the_configs():
     assert build_encoder(tiny(model__dtype="bfloat16")).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "depths", "expected"),
     [
@@ -310,6 +312,7 @@ def test_a_clipping_norm_of_0_is_none(clip_norm, first_moment):
 # ---- evaluation
 
 
+@pytest.mark.slow
 def test_features_are_read_at_the_last_block_by_default_on_normalised_images(pixels):
     config = tiny()
     mesh = make_mesh(1, 1, jax.devices()[:1])

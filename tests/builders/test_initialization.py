@@ -80,6 +80,7 @@ def test_an_mae_goes_on_with_its_decoder_as_it_was(mae):
     np.testing.assert_allclose(found["pixels"][0], arrays["predictions"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

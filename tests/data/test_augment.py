@@ -156,6 +156,7 @@ class TestDecodingReduction:
 
 
 class TestOnDevice:
+    @pytest.mark.slow
     def test_whole_image_at_its_own_size_is_the_identity(self):
         image = noise(2, 32 * 32).reshape(2, 32, 32, 3)
         crops = augment_on_device(jax.random.key(0), image, (32, 32), (1, 1), (1, 1), flip=False)

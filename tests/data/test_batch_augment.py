@@ -43,6 +43,7 @@ def test_labels_sum_to_one_and_pixels_have_the_shares_of_labels(mixup, cutmix):
     np.testing.assert_allclose(targets[:, 0], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cutmix_puts_a_box_of_the_partner_into_the_image_and_mixup_blends_all_of_it():
     pasted, _ = mixed(mixup_alpha=0.0, cutmix_alpha=1.0)
     assert set(np.unique(pasted[:, 0])) <= {1.0, 6.0}
@@ -84,6 +85,7 @@ def test_without_mixup_and_cutmix_nothing_changes():
     assert targets is TARGETS
 
 
+@pytest.mark.slow
 def test_the_middle_of_an_odd_batch_is_its_own_partner():
     images, targets = mixup_or_cutmix(
         KEYS[0], IMAGES[:5], TARGETS[:5], mixup_alpha=0.8, cutmix_alpha=0.0

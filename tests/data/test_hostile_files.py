@@ -101,6 +101,7 @@ class TestMemory:
         assert refusal(content, 5)[0] == "damaged"
         assert peak() - before < NEEDS_LITTLE
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pack", "compression"),
         [(zlib.compress, "zlib"), (lambda data: lzma.compress(data, preset=0), "lzma")],

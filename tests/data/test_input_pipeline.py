@@ -50,6 +50,7 @@ def test_compares_every_side_with_every_other(stored):
             assert 1 < rates["min"] <= rates["median"] <= rates["max"] < 1e5
 
 
+@pytest.mark.slow
 def test_shares_are_of_the_rates_of_one_round(stored):
     """So the shares of two sides are the inverse of each other."""
     mine, its = (stored["one_core"][name]["share_of"] for name in ("pipeline", "decode"))

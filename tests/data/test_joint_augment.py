@@ -298,6 +298,7 @@ class TestBatches:
         assert batch["annotation"].dtype == batch["image"].dtype == np.uint8
         assert set(np.unique(batch["annotation"])) <= {0, 1, 2, 3, 4, IGNORED}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("reading", [{"num_threads": 1}, {"num_workers": 1}])
     def test_are_the_same_whoever_reads_and_after_a_restart(self, source, reading):
         expected = self.batches(source)
@@ -321,6 +322,7 @@ class TestBatches:
             assert next(loader)["annotation"].shape == (6, 16, 16)
             assert loader.get_state()["corrupt"] == [2]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("num_workers", [0, 1])
     def test_label_of_no_class_ends_the_run(self, source, tmp_path, num_workers):
         write_pair(tmp_path, "002", np.zeros((20, 24, 3)), np.full((20, 24), 9))

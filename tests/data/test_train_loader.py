@@ -114,6 +114,7 @@ class TestSameBatchesWhoeverReads:
     def test_threads(self, expected):
         assert_same(batches_of(numbered_source(20), 6, num_threads=4), expected)
 
+    @pytest.mark.slow
     def test_workers(self, expected):
         source = numbered_source(20)
         assert_same(batches_of(source, 4, start=2, num_workers=2), expected[2:])
@@ -232,6 +233,7 @@ class TestCorruptImages:
         labels = labels_of(batches_of(source, 1, batch_size=4, max_corrupt_share=1.0))
         assert sorted(labels) == [0, 0, 1, 2]
 
+    @pytest.mark.slow
     def test_workers_replace_and_report_them_too(self):
         source = numbered_source(20, corrupt=(7, 8))
         options = {"batch_size": 8, "seed": 3, "max_corrupt_share": 0.1}
@@ -260,6 +262,7 @@ class TestCorruptImages:
             with pytest.raises(TooManyCorruptImages, match="2 of 40"):
                 take(loader, 5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("num_workers", [0, 1])
     def test_nothing_readable_is_an_error_whatever_is_allowed(self, num_workers):
         source = numbered_source(4, corrupt=(0, 1, 2, 3))

@@ -173,6 +173,7 @@ def batches(images, batch_size, corrupt=None):
     return eval_batches(ArraySource(images, labels, corrupt=errors), (8, 12), batch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "batch_size", "corrupt"),
     [((8, 1), 8, {}), ((4, 2), 16, {3: "torn", 36: "torn"}), ((1, 1), 64, {})],

@@ -155,6 +155,7 @@ def test_features_are_looked_at_as_predictions_are_compared_with_them_but_by_pla
     np.testing.assert_allclose(errors, ((predictions - found) ** 2).mean(axis=-1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_metrics_are_those_of_student_and_teacher_on_any_devices(
     num_devices, student, teacher, images

@@ -124,6 +124,7 @@ def test_a_cache_that_cannot_be_read_or_kept_is_done_without(images, tmp_path, c
     assert "could not be kept" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size"), [((8, 1), 8), ((4, 2), 16), ((1, 1), 64)])
 def test_every_example_is_encoded_once_in_order_whatever_the_devices(
     images, params, expected, devices, batch_size
@@ -137,6 +138,7 @@ def test_every_example_is_encoded_once_in_order_whatever_the_devices(
     assert features.dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_class_token_is_read_at_the_depth_that_is_asked_for(images, params, expected, depth):
     mesh = make_mesh()

@@ -16,6 +16,7 @@ def a_locality(depth=3, heads=2, grid=(3, 3), patch_size=4, radii=(1.0, 2.0)):
     return Locality(rng.uniform(0.5, 1.5, (depth, heads)), mass, 355, grid, patch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(4, 4), (4, 8)], ids=["pixels too", "patches only"])
 def test_every_encoder_is_drawn_in_its_colour(tmp_path, sizes):
     localities = {

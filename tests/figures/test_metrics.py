@@ -126,6 +126,7 @@ def test_the_plain_loss_is_drawn_beside_the_weighted_one_where_they_differ(tmp_p
     assert muted[0] > muted[1] + 300  # one more line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "key"), RECORD_FIGURES.items())
 @pytest.mark.filterwarnings("error")
 def test_one_number_among_nan_is_drawn(draw, key, tmp_path):

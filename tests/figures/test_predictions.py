@@ -17,6 +17,7 @@ from drawn import has_colour, picture
 GREY = np.array(HIDDEN_COLOUR, np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "height", "width", "channels", "grid", "depths"),
     [(1, 8, 8, 1, (4, 4), (1,)), (2, 16, 32, 3, (2, 4), (6, 8, 10, 12))],

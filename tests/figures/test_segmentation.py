@@ -55,6 +55,7 @@ class TestOverlay:
 
 
 class TestFigure:
+    @pytest.mark.slow
     @pytest.mark.parametrize("names", [None, [f"thing {i}" for i in range(150)]])
     def test_shows_images_of_many_sizes_and_classes(self, tmp_path, names):
         rng = np.random.default_rng(0)

@@ -49,6 +49,7 @@ def test_features_are_those_of_the_library_that_saved_it(name):
     np.testing.assert_allclose(features.tokens[0], expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_sees_the_pixels_that_it_was_trained_on(name):
     teacher = load_teacher(

@@ -80,6 +80,7 @@ def test_the_image_encoder_of_a_model_of_images_and_texts_is_read(kind, tmp_path
     compare(read_backbone(folder), f"transformers_{kind}_vision_model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["num_attention_heads", "hidden_act", "layer_norm_eps"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_key_that_transformers_leaves_out_is_the_default(kind, key, tmp_path):

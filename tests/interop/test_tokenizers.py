@@ -70,6 +70,7 @@ def test_a_student_s_rounding_changes_none_of_its_tokens():
     np.testing.assert_array_equal(as_before, rounded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "given", "dtype", "form"),
     [("float32", "cudnn", "float32", "auto"), ("as_trained", "einsum", "bfloat16", "einsum")],

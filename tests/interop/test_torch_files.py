@@ -291,6 +291,7 @@ def test_settings_paths_and_devices_beside_weights_are_plain(body, expected, tmp
     assert read_torch_file(path) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [b"(", b"N", b"]", b"K\x01"])
 def test_a_pickle_of_endless_steps_is_refused_before_they_are_taken(step, tmp_path, monkeypatch):
     taken = 0

@@ -36,6 +36,7 @@ def test_all_of_the_parameters_are_there_and_no_others(name):
     golden_arrays.assert_same_shapes(params, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["batched_matmul", "dot_product", "einsum"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_features_are_those_of_timm(name, form):
@@ -46,6 +47,7 @@ def test_features_are_those_of_timm(name, form):
     np.testing.assert_allclose(tokens, arrays["features"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_loss_and_gradients_of_a_classifier_are_those_of_timm(name):
     encoder, params, arrays, weights = timm_model(name)

@@ -650,6 +650,7 @@ def main():
 """
 
 
+@pytest.mark.slow
 def test_a_job_ends_with_its_status_whatever_still_runs(tmp_path):
     ends = {
         "return 0": 0,

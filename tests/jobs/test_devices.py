@@ -27,6 +27,7 @@ for _ in range(60):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_a_step_on_a_cpu_takes_no_memory_anew_from_the_system():
     run = subprocess.run(
@@ -60,6 +61,7 @@ def test_a_cpu_computes_where_it_is_told_or_alone(platforms, files, expected, tm
     assert computes_on_cpu(platforms, [str(tmp_path / "nvidia[0-9]*")]) == expected
 
 
+@pytest.mark.slow
 def test_a_process_whose_others_do_not_come_says_so_and_ends():
     program = (
         "from ddae_jax.jobs import devices; "

@@ -136,6 +136,7 @@ def images_and_mask():
     return images, rng.random((3, 16)).argsort(axis=1) < 7
 
 
+@pytest.mark.slow
 def test_targets_are_the_tokenizer_s_and_no_gradient_moves_it():
     images, mask = images_and_mask()
     tokenizer = tokenizer_of()
@@ -201,6 +202,7 @@ def test_beit2_reads_out_the_last_class_token_beside_earlier_patches(relative):
     np.testing.assert_allclose(found, by_hand(params), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_its_aggregation_beit2_is_beit():
     images, mask = images_and_mask()
     plain = method(mask=jnp.asarray(mask))
@@ -214,6 +216,7 @@ def test_without_its_aggregation_beit2_is_beit():
     assert outcome.losses.shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_the_aggregation_s_readout_moves_the_class_token_of_the_last_block():
     images, mask = images_and_mask()
     ours = method("beit2", mask=jnp.asarray(mask), encoder=ENCODER.clone(depth=3))

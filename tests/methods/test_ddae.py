@@ -129,6 +129,7 @@ def test_the_loss_is_the_one_written_out_by_hand(inputs):
     assert loss.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @both_inputs
 def test_the_teacher_receives_no_gradient_but_is_listened_to(inputs):
     example, images = example_of(inputs), images_of()

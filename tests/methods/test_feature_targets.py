@@ -160,6 +160,7 @@ def test_features_set_in_and_take_the_place_of_pixels(progress, pixels, features
     np.testing.assert_allclose(metrics["weight/features"], features, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_before_features_set_in_no_gradient_comes_from_them():
     method = method_of(feature_start=0.2, feature_warmup=0.2, mode="deep_dynamic")
     params, teacher = variables_of(method)
@@ -339,6 +340,7 @@ def test_a_share_outside_its_range_or_that_leaves_nothing_is_an_error(share):
         method_of(intermediate_share=share)
 
 
+@pytest.mark.slow
 def test_each_depth_may_have_a_decoder_of_its_own():
     shared, own = method_of(), method_of(has_decoder_per_depth=True)
     params, teacher = variables_of(own)
@@ -392,6 +394,7 @@ def test_pixels_are_those_of_the_image_whatever_features_are():
     np.testing.assert_allclose(outcome_of(method).losses[0], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_options_without_an_effect_do_no_harm():
     """The start of a run names them as ignored; here, the methods that ignore them still train."""
     options = {"sample_mask": always_the_same_mask, "num_masked": NUM_MASKED}

@@ -67,6 +67,7 @@ def by_numpy(image, cell, orientations, block):
     return votes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [4, 8])
 @pytest.mark.parametrize("orientations", [9, 6])
 def test_each_channel_is_scikit_image_s(cell, orientations):
@@ -156,6 +157,7 @@ def test_rounding_tears_no_lying_edges_apart_and_makes_no_flat_cell_an_edge():
     np.testing.assert_allclose(found[~is_flat], expected[~is_flat], atol=1e-4)
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("parts", [4, 9])
 def test_each_part_is_where_its_direction_points(form, parts):
@@ -166,6 +168,7 @@ def test_each_part_is_where_its_direction_points(form, parts):
         np.testing.assert_allclose(inner, np.arange(parts) == part, atol=1e-5)
 
 
+@pytest.mark.slow
 @every_form
 def test_a_flat_image_has_no_edges(form):
     assert not np.any(hog(np.full((1, 16, 16, 3), 0.3, np.float32), form=form))
@@ -179,6 +182,7 @@ def test_it_is_computed_inside_jit_in_float32(form):
     np.testing.assert_allclose(compute(images_of()), hog(images_of(), 4, form=form), atol=1e-5)
 
 
+@pytest.mark.slow
 @every_form
 def test_targets_are_the_cells_of_each_patch_row_by_row(form):
     images = images_of((2, 16, 32, 3))

@@ -40,6 +40,7 @@ def test_all_of_the_reference_s_parameters_have_a_place(golden):
     golden_arrays.assert_same_shapes(params, wanted)
 
 
+@pytest.mark.slow
 def test_the_encoder_s_output_is_the_reference_s(golden):
     arrays, params = golden
     visible = visible_indices(arrays["mask"], 4)

@@ -70,6 +70,7 @@ def test_predictions_are_those_of_the_average(averaged):
     assert np.abs(found - logits(after.params)).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_without_an_average_predictions_are_those_of_the_parameters(averaged):
     params = averaged[1].params
     teacher = task(False).init_teacher(params)

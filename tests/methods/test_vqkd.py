@@ -60,6 +60,7 @@ def unit(values):
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_the_loss_by_hand():
     method, params, loss = example(commitment=0.7)
     teacher, images = started(method, params), images_of()
@@ -115,6 +116,7 @@ def test_the_gradient_passes_the_codes_as_if_they_were_the_vectors():
         )
 
 
+@pytest.mark.slow
 def test_the_codebook_starts_at_the_first_batch_and_follows_from_there():
     method, params, loss = example()
     teacher, images = method.init_teacher(params), images_of()
@@ -141,6 +143,7 @@ def test_no_gradient_reaches_teacher_or_codes():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_over_four_devices_it_learns_what_it_learns_on_one():
     method, params, loss = example()
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -49,6 +49,7 @@ def numpy_weights_and_output(params, tokens, bias):
     return weights, mixed @ params["projection"]["kernel"] + params["projection"]["bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("has_key_bias", [True, False])
 @pytest.mark.parametrize("bias", [None, normal(3, HEADS, TOKENS, TOKENS)], ids=["plain", "biased"])
@@ -70,6 +71,7 @@ def test_weights_are_those_that_mix_the_values_whatever_the_form(form, has_key_b
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_positions", ["none", "shared", "per_block"])
 def test_the_weights_of_all_blocks_are_read_first_to_last(relative_positions):
     encoder = ViT(**SMALL, relative_positions=relative_positions, positions="none")
@@ -83,6 +85,7 @@ def test_the_weights_of_all_blocks_are_read_first_to_last(relative_positions):
     assert not np.allclose(found[0], found[1], atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("word", ["dots", "full"])
 def test_rematerialization_and_form_do_not_change_what_is_read(word, form):
@@ -112,6 +115,7 @@ def test_nothing_is_sown_unless_it_is_asked_for(form):
     assert not jax.tree.leaves(state)
 
 
+@pytest.mark.slow
 def test_reading_all_blocks_takes_no_more_memory_than_reading_some():
     def peak(depth):
         encoder = ViT((64, 64), patch_size=4, width=16, depth=depth, num_heads=2)
@@ -166,6 +170,7 @@ def test_a_token_more_for_cudnn_changes_nothing():
     )
 
 
+@pytest.mark.slow
 def test_the_form_of_tpus_loses_no_more_in_bfloat16_than_others():
     tokens = normal(2, 3, TOKENS, WIDTH)
     params = params_of(SelfAttention(HEADS), *tokens.shape)
@@ -199,6 +204,7 @@ def test_auto_takes_what_suits_the_platform(
         assert best_form(length, head_width, has_bias, dtype) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_attends_from_some_tokens_to_others(form):
     tokens, memory = normal(4, 3, 5, WIDTH), normal(5, 3, 8, WIDTH + 4)
@@ -218,6 +224,7 @@ def test_every_form_attends_from_some_tokens_to_others(form):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(5, 8), (6, 7), (5, 7)])
 def test_an_odd_number_of_queries_or_keys_is_padded_for_cudnn(num_queries, num_keys):
     q = normal(0, 2, num_queries, HEADS, 8)

@@ -34,6 +34,7 @@ def layer_normed(values, scale, bias):
     return (values - mean) / np.sqrt(variance + 1e-6) * scale + bias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["mean", "class_token"])
 @pytest.mark.parametrize("normalization", ["layer", "batch"])
 def test_scores_by_hand(pool, normalization):

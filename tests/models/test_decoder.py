@@ -56,6 +56,7 @@ def test_visible_tokens_stand_at_their_own_places_and_mask_tokens_elsewhere(has_
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_class_token", [True, False])
 def test_every_depth_goes_through_the_same_parameters(has_class_token):
     decoder = decoder_of(depth=2)
@@ -209,6 +210,7 @@ def test_cross_attention_may_decode_earlier_depths_by_fewer_blocks():
     np.testing.assert_allclose(alone, one[:-1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_class_token", [True, False])
 def test_self_attention_decodes_some_hidden_places_as_if_there_were_no_others(has_class_token):
     """The same as a decoder of a smaller image, whose places have the positions of these."""

@@ -24,6 +24,7 @@ def test_product_and_gradients_are_the_formulas(rows, width, features):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_layer_is_the_same_for_every_platform(dtype):
     layer, x = Dense(7, dtype=dtype), jnp.asarray(drawn(2, 5, 4), jnp.float32)

@@ -114,6 +114,7 @@ def numpy_encode(model, params, images, mask=None, visible=None):
     return np.stack(encoded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "channels", "inputs"),
     [
@@ -156,6 +157,7 @@ def test_sincos_positions_need_a_multiple_of_four():
         sincos_positions((2, 2), 10)
 
 
+@pytest.mark.slow
 def test_any_depths_read_out_are_the_full_runs_at_those_depths():
     model = ViT(**SMALL)
     params, images = params_of(model), images_of()
@@ -215,6 +217,7 @@ def test_all_patches_visible_is_no_mask_at_all():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [{"mask": MASK}, {"visible": VISIBLE}], ids=["full", "visible"])
 def test_nothing_depends_on_the_pixels_of_hidden_patches(inputs):
     model = ViT(**SMALL)
@@ -371,6 +374,7 @@ def test_a_dropped_branch_is_left_out_for_whole_images_and_kept_ones_make_up_for
     assert abs(is_kept.mean() - (1 - rate)) < 4 * (rate * (1 - rate) / batch) ** 0.5
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
     model = ViT(**SMALL, dtype=jnp.bfloat16)
     images = images_of()

@@ -36,6 +36,7 @@ def on_mesh(state, data, fsdp):
 # ---- what is saved is what is restored
 
 
+@pytest.mark.slow
 def test_state_and_data_position_come_back_bit_for_bit(tmp_path):
     state = make_state(7)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -93,6 +94,7 @@ def test_devices_share_the_writing_of_large_arrays_alone(tmp_path, monkeypatch):
     assert sliced == [large.shape] * 8
 
 
+@pytest.mark.slow
 def test_part_of_a_state_is_the_same_as_in_the_whole(saved):
     whole = make_state(20)
     part = {"params": {"encoder": whole.params["encoder"]}}
@@ -104,6 +106,7 @@ def test_part_of_a_state_is_the_same_as_in_the_whole(saved):
     assert_same_bits(teacher, {"teacher": make_state(10).teacher})
 
 
+@pytest.mark.slow
 def test_a_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     state = on_mesh(make_state(1, width=64 * 1024), 1, 2)  # 11 MB take a while to write
     expected = jax.device_get(state)

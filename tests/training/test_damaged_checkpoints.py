@@ -63,6 +63,7 @@ def test_no_random_fault_is_continued_in_silence(saved, tmp_path, caplog):
     assert outcomes.count(10) > 30
 
 
+@pytest.mark.slow
 def test_a_bit_flipped_in_the_arrays_is_noticed(tmp_path, caplog):
     """It is noticed in any file of a larger state: TensorStore has no checksums of arrays."""
     kept = tmp_path / "kept"

@@ -35,6 +35,7 @@ def numpy_digest(array: np.ndarray) -> str:
     return f"{array.dtype}{list(array.shape)} {first % 2**32:08x}{second % 2**32:08x}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
 def test_digests_agree_with_sums_by_hand(shape, dtype):

@@ -104,6 +104,7 @@ def test_parts_on_several_devices_have_the_statistics_of_the_whole_batch(normali
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-5), found, whole)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_parameters(whole):
     state, _ = whole
     start = jax.jit(lambda key: TASK.init(key, 3))(jax.random.key(0))

@@ -194,6 +194,7 @@ def test_teacher_starts_as_a_copy_of_the_students_encoder():
     assert len(set(buffers)) == len(buffers)
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_teacher(one_device_run, loss_and_gradients):
     # A teacher unlike the student: else its gradient could vanish by chance.
     state = one_device_run[0][-1]
@@ -257,6 +258,7 @@ def test_betas_of_all_objectives_and_depths_keep_step(one_device_run):
     assert 0.1 * 4 / TOTAL_STEPS < rises.min() < np.log(3) * 4 / TOTAL_STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["last", "deep"])
 def test_without_dynamics_there_is_no_beta_and_the_loss_is_plain(one_device, mode):
     method = tiny_method(mode)
@@ -298,6 +300,7 @@ def test_steps_are_counted(one_device_run):
     assert [int(state.step) for state in one_device_run[0]] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 2)])
 def test_the_state_is_donated(make_trainer, data, fsdp):
     trainer = make_trainer(data, fsdp)
