@@ -37,7 +37,7 @@ _READERS = ((0, 1), (0, 4), (2, 1), (4, 1))
 
 
 def sources(data_dir: str, name: str) -> Iterator[tuple[str, Source]]:
-    """What is read, by the name it has in the table."""
+    """Yields each source that is read, with its name in the table."""
     noise = np.random.default_rng(0).integers(0, 256, (10_000, 32, 32, 3), np.uint8)
     yield "noise in memory", ArraySource(noise, np.zeros(len(noise), np.int32))
     if data_dir:

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def costs_of(topology: str, dtype: jnp.dtype, form: str) -> dict[str, float]:
-    """What a forward and a backward pass cost, for an image."""
+    """Returns the cost of a forward and a backward pass for one image."""
     mesh = Mesh(topology_devices(topology), ("data",))
     lowered = lower(form, dtype, mesh)
     compiled = lowered.compile(aot_options(mesh))

@@ -11,7 +11,7 @@ from ddae_jax.training.workdir import Workdir, read_json
 
 
 def scores_of(job: str, config: str, workdir: pathlib.Path, options: Mapping) -> dict:
-    """What a run of ``ddae_jax.JOB`` reaches; it is made, or continued."""
+    """Starts or continues a run of ``ddae_jax.JOB``, and returns its scores."""
     command = [sys.executable, "-m", f"ddae_jax.{job}", f"--workdir={workdir}"]
     command += [f"--config={config}"]
     command += [f"--config.{key}={value}" for key, value in options.items()]
@@ -20,7 +20,7 @@ def scores_of(job: str, config: str, workdir: pathlib.Path, options: Mapping) ->
 
 
 def backbone(workdir: str) -> dict:
-    """What the encoder was pretrained by."""
+    """Returns the method, length and data of an encoder's pretraining."""
     config = Workdir(workdir).read_config()
     told = {key: config[key] for key in ("method", "epochs", "batch_size", "seed")}
     data = pathlib.PurePath(config["data"]["data_dir"])

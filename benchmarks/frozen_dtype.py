@@ -56,7 +56,7 @@ def main(repeats: str = "5") -> None:
 
 
 def share_of_changed_tokens() -> float:
-    """Of patches that bfloat16 gives another token than float32 does."""
+    """Returns the share of patches whose token in bfloat16 differs from that in float32."""
     tokens = []
     for dtype in DTYPES:
         tokenizer, frozen = tokenizer_of(dtype)
@@ -83,7 +83,7 @@ def photographs() -> jax.Array:
 
 
 def share_of_operations(name: str) -> float:
-    """Of a step's operations, the tokenizer's or the teacher's."""
+    """Returns the tokenizer's or the teacher's share of a step's operations."""
     method = method_of(name)
     params = jax.eval_shape(lambda key: method.init(key, 3), jax.random.key(0))
     teacher = jax.eval_shape(method.init_teacher, params, method.frozen)

@@ -96,7 +96,7 @@ class Side:
 
 
 def sides() -> dict[str, Callable[[], Side]]:
-    """What is compared, by the name it has in the table, and what starts it."""
+    """Returns a function that starts each side, by the side's name in the table."""
     here = ("decode", "decode_to_array", "decode_reduced", "crop", "pipeline")
     found = {what: functools.partial(Side, what) for what in here}
     if _BEFORE.value:

@@ -23,7 +23,7 @@ CROP_SCALE = (0.2, 1.0)  # of all sides; MAE's
 
 
 def pipeline(folder: str, batch_size: int, threads: int, config: str) -> Iterator[int]:
-    """What pretraining reads, as a config builds it, in threads of this process."""
+    """Yields the sizes of batches of the pipeline that pretraining reads from, in this process."""
     from ddae_jax.builders.data import build_loader, build_source
 
     config = configured(config, folder, batch_size, threads)

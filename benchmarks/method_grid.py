@@ -79,7 +79,7 @@ def needs_tokenizer(cell: str) -> bool:
 
 
 def read_results() -> dict:
-    """What is stored, by cell."""
+    """Reads the stored results, by cell."""
     path = RESULTS / f"{NAME}.json"
     return json.loads(path.read_text())["cells"] if path.is_file() else {}
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is trained, and how.
+    """Network to train, and the options of its training.
 
     Attributes:
         kind: ``timm`` or ``transformers``.
@@ -61,7 +61,7 @@ class Spec:
 
     @property
     def num_patches(self) -> int:
-        """Of an image."""
+        """Returns the number of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -88,7 +88,7 @@ def main(spec_as_json: str) -> None:
 
 
 def missing(spec: Spec) -> str:
-    """What is not installed, and how to install it; empty if all is there."""
+    """Returns what is not installed and how to install it; empty if all is there."""
     names = [name for name in ("torch", spec.kind) if not _is_installed(name)]
     if not names:
         return ""
@@ -122,7 +122,7 @@ class Worker:
         self.compile_s = time.perf_counter() - began
 
     def describe(self) -> dict:
-        """What was built."""
+        """Returns a description of the network that was built."""
         names = ("torch", self.spec.kind)
         trained = (p for p in self.network.parameters() if p.requires_grad)
         return {
@@ -144,7 +144,7 @@ class Worker:
         return self._timed(lambda: self.factors[0] @ self.factors[1], count)
 
     def peak_bytes(self) -> int:
-        """Of the GPU's memory, or of the whole process."""
+        """Returns the peak of the GPU's memory, or that of the whole process on a CPU."""
         if self.is_on_gpu:
             return self.torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10

@@ -345,7 +345,7 @@ def effects(runs: dict[str, dict]) -> dict[str, dict[str, tuple[float, float]]]:
 
 
 def tables(runs: dict[str, dict]) -> str:
-    """What the runs have come to, in Markdown: main effects, then means over seeds.
+    """Returns the results in Markdown: main effects, then means over seeds.
 
     Where fine-tuning had several learning rates, it is at that of the best mean.
     """

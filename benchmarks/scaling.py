@@ -111,12 +111,12 @@ def main() -> None:
 
 
 def stored() -> dict[str, dict]:
-    """What was found before."""
+    """Reads the cases that were stored before."""
     return json.loads(PATH.read_text())["cases"] if PATH.exists() else {}
 
 
 def compiled(config: str, topology: str, changes: tuple[str, ...]) -> dict:
-    """What compile_check finds, without the config."""
+    """Returns the result of compile_check, without the config."""
     flags = [f"--config=configs/{config}.py", f"--topology={topology}"]
     request, _ = compile_check.parse_request(
         [*flags, *(f"--config.{change}" for change in changes)]

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def compiled(topology: str, kib: str) -> dict[str, float]:
-    """What the compiler counts with a limit."""
+    """Returns the compiler's counts under a limit, in KiB."""
     config = imagenet_ddae_vit_b16.get_config()
     vit.SIZES["B"] = vit.SIZES["B"]._replace(depth=DEPTH)
     config.supervision.depths = (1, 2)

@@ -56,13 +56,13 @@ PEER_SCRIPT = pathlib.Path(__file__).with_name("peer_mae.py")
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """What some runs took: seconds that passed, and seconds of processor time."""
+    """Durations of some runs: seconds that passed, and seconds of processor time."""
 
     seconds: float
     processor_seconds: float
 
     def of_each(self, count: int) -> "Times":
-        """Of one of so many runs."""
+        """Returns the time of one of ``count`` runs."""
         return Times(self.seconds / count, self.processor_seconds / count)
 
 
@@ -97,7 +97,7 @@ def prepare_process(cores: int, has_peers: bool) -> None:
 
 
 def request_of(config: ConfigDict) -> compile_check.CompileRequest:
-    """What the compile check asks of a config, for the devices at hand."""
+    """Builds the request of a compile check for a config on the devices at hand."""
     mesh = make_mesh(**config.mesh)
     check_divisible(config.batch_size, mesh, config.optimizer.micro_batches)
     job = compile_check.JOBS[config.job]
@@ -228,7 +228,7 @@ def peer(name: str, spec: Mapping[str, Any], python: str) -> Iterator[Peer]:
 
 
 def peer_spec(config: ConfigDict, name: str) -> dict[str, Any]:
-    """What a peer is told to build; the fields of ``peer_mae.Spec``.
+    """Returns the fields of ``peer_mae.Spec`` from which a peer is built.
 
     Raises ``ValueError`` for a name that is no peer, and for what is not MAE as published.
     """

@@ -54,7 +54,7 @@ def check_pretraining(config: ConfigDict) -> None:
 
 
 def ignored_in_pretraining(config: ConfigDict) -> list[Ignored]:
-    """Which keys have no effect under which condition, and why."""
+    """Returns the keys that have no effect, each under its condition and with the reason."""
     flat = flatten(config)
     mode, method = flat["supervision.mode"], flat["method"]
     spec = METHODS[method]
